@@ -1,0 +1,64 @@
+# The environment of the work place: build/venv, with what constraints.txt pins and the package itself.
+#
+# Sets OPTPLUG_PYTHON, its interpreter, and makes optplug::optplug, the library as pip installed it there.
+
+find_package(Python 3.10 QUIET COMPONENTS Interpreter)
+if(NOT Python_FOUND)
+  message(FATAL_ERROR "No Python 3.10 or newer was found: install one, or name it with -DPython_EXECUTABLE=...")
+endif()
+find_package(Python ${Python_VERSION} EXACT QUIET COMPONENTS Interpreter Development.Module)
+if(NOT Python_FOUND)
+  message(FATAL_ERROR "${Python_EXECUTABLE} (${Python_VERSION}) has no C headers.\n"
+    "Debian, Ubuntu: apt-get install python${Python_VERSION_MAJOR}.${Python_VERSION_MINOR}-dev\n"
+    "Fedora: dnf install python3-devel\n"
+    "Or name another Python with -DPython_EXECUTABLE=...")
+endif()
+
+set(venv ${CMAKE_BINARY_DIR}/venv)
+set(OPTPLUG_PYTHON ${venv}/bin/python)
+# Whatever Python environment is active, or set wrong, stays out.
+set(clean ${CMAKE_COMMAND} -E env --unset=PYTHONHOME --unset=PYTHONPATH --unset=VIRTUAL_ENV)
+if(NOT EXISTS ${venv}/bin/pip)
+  message(STATUS "Making ${venv} with Python ${Python_VERSION} (${Python_EXECUTABLE})")
+  execute_process(COMMAND ${clean} ${Python_EXECUTABLE} -m venv ${venv} RESULT_VARIABLE failed)
+  if(failed)
+    message(FATAL_ERROR "${Python_EXECUTABLE} cannot make a virtual environment.\n"
+      "Debian, Ubuntu: apt-get install python${Python_VERSION_MAJOR}.${Python_VERSION_MINOR}-venv")
+  endif()
+endif()
+execute_process(
+  COMMAND ${clean} ${OPTPLUG_PYTHON} -c "import sysconfig; print(sysconfig.get_path('platlib'))"
+  OUTPUT_VARIABLE site OUTPUT_STRIP_TRAILING_WHITESPACE RESULT_VARIABLE failed)
+if(failed)
+  message(FATAL_ERROR "${OPTPLUG_PYTHON} does not run: delete ${venv} and configure again")
+endif()
+
+set(pip ${clean} ${OPTPLUG_PYTHON} -m pip --disable-pip-version-check)
+add_custom_command(OUTPUT ${venv}/pinned.stamp
+  COMMAND ${pip} install -r ${PROJECT_SOURCE_DIR}/constraints.txt
+  COMMAND ${CMAKE_COMMAND} -E touch ${venv}/pinned.stamp
+  DEPENDS ${PROJECT_SOURCE_DIR}/constraints.txt
+  COMMENT "Installing PyTorch and what else constraints.txt pins (the first time: minutes)"
+  USES_TERMINAL VERBATIM)
+
+file(GLOB sources CONFIGURE_DEPENDS
+  ${PROJECT_SOURCE_DIR}/csrc/* ${PROJECT_SOURCE_DIR}/include/* ${PROJECT_SOURCE_DIR}/python/optplug/*.py)
+set(library ${site}/optplug/lib/${CMAKE_SHARED_LIBRARY_PREFIX}optplug${CMAKE_SHARED_LIBRARY_SUFFIX})
+add_custom_command(OUTPUT ${venv}/package.stamp
+  BYPRODUCTS ${library}
+  COMMAND ${pip} install --quiet --no-build-isolation --no-deps --force-reinstall
+          --config-settings=cmake.define.CMAKE_C_COMPILER=${CMAKE_C_COMPILER} ${PROJECT_SOURCE_DIR}
+  COMMAND ${pip} check
+  COMMAND ${CMAKE_COMMAND} -E touch ${venv}/package.stamp
+  DEPENDS ${venv}/pinned.stamp ${sources}
+          ${PROJECT_SOURCE_DIR}/CMakeLists.txt ${PROJECT_SOURCE_DIR}/pyproject.toml
+  COMMENT "Installing optplug into ${venv}"
+  VERBATIM)
+add_custom_target(package DEPENDS ${venv}/package.stamp)
+
+file(MAKE_DIRECTORY ${site}/optplug/include) # CMake wants it there now, before pip has run
+add_library(optplug::optplug SHARED IMPORTED GLOBAL)
+set_target_properties(optplug::optplug PROPERTIES
+  IMPORTED_LOCATION ${library}
+  INTERFACE_INCLUDE_DIRECTORIES ${site}/optplug/include)
+add_dependencies(optplug::optplug package)

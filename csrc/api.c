@@ -1,0 +1,217 @@
+/* The opt_ functions: check, cross the bridge, translate. */
+#include "optplug.h"
+
+#include <limits.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "error.h"
+#include "handle.h"
+#include "host.h"
+
+#define API __attribute__((visibility("default")))
+
+/* ---- what the calls have in common ---- */
+
+struct call {
+    struct host_state saved;
+    struct slot *slot;
+};
+
+/* Turn what a callback returned into a status. */
+static int translate(int result)
+{
+    if (result == 0)
+        return fail(OPT_ERUNTIME, "optplug's Python could not run the call, and left no message");
+    return result > 0 ? OPT_OK : result;
+}
+
+/* Begin a call on an optimizer: shield the host, lock the handle, see that Python is there. */
+static int begin(struct call *call, int opt)
+{
+    host_enter(&call->saved);
+    int status = handle_lock(opt, &call->slot);
+    if (status == OPT_OK) {
+        status = host_running();
+        if (status < 0)
+            handle_unlock(call->slot);
+    }
+    if (status < 0)
+        host_leave(&call->saved);
+    return status;
+}
+
+static int end(struct call *call, int result)
+{
+    int status = translate(result);
+    handle_unlock(call->slot);
+    host_leave(&call->saved);
+    return status;
+}
+
+/* ---- one optimizer, from creation to the end ---- */
+
+API int opt_create(const char *spec)
+{
+    if (!spec)
+        return fail(OPT_EINVAL, "spec must not be NULL");
+    int status = host_start(NULL);
+    if (status < 0)
+        return status;
+    int opt = handle_new();
+    struct call call;
+    status = opt < 0 ? opt : begin(&call, opt);
+    if (status < 0)
+        return status;
+    status = translate(host_python()->create(opt, spec));
+    if (status < 0)
+        handle_retire(call.slot);
+    else
+        handle_unlock(call.slot);
+    host_leave(&call.saved);
+    return status < 0 ? status : opt;
+}
+
+API int opt_bind(int opt, const char *name, const char *dtype, int64_t n, void *data, void *grad)
+{
+    if (n <= 0)
+        return fail(OPT_EINVAL, "n must be positive, got %lld", (long long)n);
+    return opt_bind_nd(opt, name, dtype, "cpu", 1, &n, data, NULL, grad, NULL);
+}
+
+API int opt_step(int opt)
+{
+    struct call call;
+    int status = begin(&call, opt);
+    return status < 0 ? status : end(&call, host_python()->step(opt));
+}
+
+API int opt_free(int opt)
+{
+    struct call call;
+    int status = begin(&call, opt);
+    if (status < 0)
+        return status;
+    status = translate(host_python()->free(opt));
+    handle_retire(call.slot);
+    host_leave(&call.saved);
+    return status;
+}
+
+/* ---- when something goes wrong ---- */
+
+API const char *opt_error(void) { return error_message(); }
+
+API const char *opt_traceback(void) { return error_traceback(); }
+
+/* ---- arrays of any shape and layout ---- */
+
+static int has_elements(int ndim, const int64_t *shape)
+{
+    for (int i = 0; i < ndim; i++)
+        if (shape[i] == 0)
+            return 0;
+    return 1;
+}
+
+API int opt_bind_nd(int opt, const char *name, const char *dtype, const char *device, int ndim,
+                    const int64_t *shape, void *data, const int64_t *strides, void *grad,
+                    const int64_t *grad_strides)
+{
+    enum { MAX_DIMENSIONS = 64 }; /* torch's */
+    if (!name)
+        return fail(OPT_EINVAL, "name must not be NULL");
+    if (!dtype)
+        return fail(OPT_EINVAL, "dtype must not be NULL");
+    if (!device)
+        return fail(OPT_EINVAL, "device must not be NULL");
+    if (ndim < 0 || ndim > MAX_DIMENSIONS)
+        return fail(OPT_EINVAL, "ndim must be 0 to %d, got %d", MAX_DIMENSIONS, ndim);
+    if (!shape && ndim > 0)
+        return fail(OPT_EINVAL, "shape must not be NULL where ndim is %d", ndim);
+    if (!data && has_elements(ndim, shape))
+        return fail(OPT_EINVAL, "data must not be NULL");
+    if (!grad && has_elements(ndim, shape))
+        return fail(OPT_EINVAL, "grad must not be NULL");
+
+    struct call call;
+    int status = begin(&call, opt);
+    return status < 0 ? status
+                      : end(&call, host_python()->bind(opt, name, dtype, device, ndim, shape, data, strides,
+                                                       grad, grad_strides));
+}
+
+/* ---- the library itself ---- */
+
+/* Find `python='path'` among "name=value, name=value": copy the path, and blank the item out of the
+ * options, since Python, which reads the rest, is not there yet. */
+static int take_python(char *options, char *path, size_t size)
+{
+    path[0] = '\0';
+    for (char *item = options; *item;) {
+        char *end = item + strcspn(item, ",'\"");
+        char quote = *end == ',' ? '\0' : *end;
+        char *value = end + (quote != '\0');
+        if (quote && !(end = strchr(value, quote)))
+            return fail(OPT_EINVAL, "options '%s': a quote is not closed", options);
+        char name[8];
+        if (sscanf(item, " %7[a-z] =", name) == 1 && strcmp(name, "python") == 0) {
+            if (!quote || (size_t)(end - value) >= size)
+                return fail(OPT_EINVAL,
+                            "options '%s': python must be a quoted path, as in "
+                            "python='/opt/env/bin/python3'",
+                            options);
+            memcpy(path, value, (size_t)(end - value));
+            path[end - value] = '\0';
+            end += 1 + strspn(end + 1, " ,");
+            memset(item, ' ', (size_t)(end - item));
+        } else
+            end += *end != '\0';
+        item = end;
+    }
+    return OPT_OK;
+}
+
+API int opt_init(const char *options)
+{
+    char *rest = strdup(options ? options : "");
+    if (!rest)
+        return fail(OPT_ENOMEM, "out of memory");
+    char python[PATH_MAX];
+    int status = take_python(rest, python, sizeof python);
+    if (status == OPT_OK)
+        status = host_start(python);
+    if (status == OPT_OK) {
+        struct host_state saved;
+        host_enter(&saved);
+        status = translate(host_python()->configure(rest));
+        host_leave(&saved);
+    }
+    free(rest);
+    return status;
+}
+
+static const char *describe_library(void)
+{
+    struct host_state saved;
+    host_enter(&saved);
+    char lines[3 * PATH_MAX];
+    int status = OPT_OK;
+    if (host_describe(lines, sizeof lines))
+        status = translate(host_python()->describe_library(lines));
+    else
+        text_set(lines);
+    host_leave(&saved);
+    return status < 0 ? NULL : text_get();
+}
+
+API const char *opt_describe(int opt)
+{
+    if (opt == 0)
+        return describe_library();
+    struct call call;
+    return begin(&call, opt) < 0 || end(&call, host_python()->describe(opt)) < 0 ? NULL : text_get();
+}
+
+API const char *opt_version(void) { return OPTPLUG_VERSION; }

@@ -1,0 +1,18 @@
+/* What this thread is told: its last error, the traceback behind it, and its last description. */
+#ifndef OPTPLUG_ERROR_H
+#define OPTPLUG_ERROR_H
+
+/* Record a message, forget the traceback, and return `status`. */
+__attribute__((format(printf, 2, 3))) int fail(int status, const char *format, ...);
+
+/* Record an error of Python's. */
+void error_record(const char *message, const char *traceback);
+
+const char *error_message(void);
+const char *error_traceback(void);
+
+/* Keep a copy of `text` for this thread; text_get returns it, or NULL if memory ran out. */
+void text_set(const char *text);
+const char *text_get(void);
+
+#endif

@@ -1,0 +1,208 @@
+#define _GNU_SOURCE
+#include "find.h"
+
+#include <ctype.h>
+#include <dlfcn.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <unistd.h>
+
+#ifdef __APPLE__
+#include <mach-o/dyld.h>
+#else
+#include <link.h>
+#endif
+
+#include "error.h"
+#include "optplug.h"
+
+#ifdef __APPLE__
+#define SONAME "libpython" PYTHON_VERSION ".dylib"
+#else
+#define SONAME "libpython" PYTHON_VERSION ".so.1.0"
+#endif
+
+/* The environment of the build: only where the build knows that it is also that of the run. */
+#ifndef RECORDED_PYTHON
+#define RECORDED_PYTHON ""
+#endif
+
+/* Join three strings into a path; 0 if it is too long to be one. */
+static int join(char *path, const char *a, const char *b, const char *c)
+{
+    return snprintf(path, PATH_MAX, "%s%s%s", a, b, c) < PATH_MAX;
+}
+
+static int exists(const char *a, const char *b, const char *c)
+{
+    char path[PATH_MAX];
+    return join(path, a, b, c) && access(path, F_OK) == 0;
+}
+
+/* Cut the last name off a path, in place; 0 if nothing is left. */
+static int parent(char *path)
+{
+    char *slash = strrchr(path, '/');
+    if (!slash)
+        return 0;
+    *slash = '\0';
+    return slash != path;
+}
+
+int find_library(struct environment *found)
+{
+    Dl_info info;
+    if (!dladdr((void *)(intptr_t)find_library, &info) || !realpath(info.dli_fname, found->library))
+        return fail(OPT_ESTART, "liboptplug cannot find its own file");
+    /* site/optplug/lib/liboptplug.so */
+    strcpy(found->site, found->library);
+    for (int i = 0; i < 3; i++)
+        parent(found->site);
+    if (!exists(found->site, "/optplug/_bridge.py", ""))
+        found->site[0] = '\0';
+    return OPT_OK;
+}
+
+/* Climb from the library to the first folder with an interpreter of our version in its bin. */
+static int find_around(struct environment *found)
+{
+    char folder[PATH_MAX];
+    strcpy(folder, found->library);
+    while (parent(folder))
+        if (exists(folder, "/bin/python" PYTHON_VERSION, ""))
+            return join(found->python, folder, "/bin/python" PYTHON_VERSION, "");
+    return 0;
+}
+
+/* Read one value, "home" say, of an environment's pyvenv.cfg; 0 if it is not there. */
+static int read_pyvenv(const char *folder, const char *key, char *value)
+{
+    char path[PATH_MAX], line[PATH_MAX + 64];
+    FILE *file = join(path, folder, "/pyvenv.cfg", "") ? fopen(path, "re") : NULL;
+    int known = 0;
+    size_t n = strlen(key);
+    while (file && !known && fgets(line, sizeof line, file)) {
+        char *c = line + n;
+        if (strncmp(line, key, n) != 0)
+            continue;
+        c += strspn(c, " \t");
+        if (*c++ != '=')
+            continue;
+        c += strspn(c, " \t");
+        for (size_t end = strlen(c); end > 0 && isspace((unsigned char)c[end - 1]); end--)
+            c[end - 1] = '\0';
+        known = join(value, c, "", "");
+    }
+    if (file)
+        fclose(file);
+    return known;
+}
+
+/* Fill in `base` from `python`, and make sure that a standard library of our version is there: without
+ * it Python would print a page to stderr before it gave up. */
+static int find_base(struct environment *found, const char *source)
+{
+    char folder[PATH_MAX], version[PATH_MAX];
+    strcpy(folder, found->python);
+    if (!parent(folder) || !parent(folder) || !read_pyvenv(folder, "home", found->base)) {
+        if (!realpath(found->python, found->base) || !parent(found->base))
+            return fail(OPT_ESTART, "%s: '%s' cannot be followed to a file", source, found->python);
+    } else if (read_pyvenv(folder, "version", version) &&
+               strncmp(version, PYTHON_VERSION ".", strlen(PYTHON_VERSION) + 1) != 0)
+        return fail(OPT_ESTART,
+                    "%s: '%s' is Python %s, and this liboptplug was built for Python " PYTHON_VERSION
+                    ": install optplug in that environment and link to the one there",
+                    source, found->python, version);
+    if (!parent(found->base))
+        found->base[0] = '\0';
+    if (exists(found->base, "/lib/python" PYTHON_VERSION "/os.py", "") ||
+        exists(found->base, "/lib64/python" PYTHON_VERSION "/os.py", ""))
+        return OPT_OK;
+    return fail(OPT_ESTART,
+                "%s: '%s' is no Python " PYTHON_VERSION ", for which this liboptplug was built: there is no "
+                "'%s/lib/python" PYTHON_VERSION "/os.py'; name the interpreter itself, not a script that "
+                "starts it",
+                source, found->python, found->base);
+}
+
+int find_python(struct environment *found, const char *wanted)
+{
+    const char *source = "python";
+    const char *chosen = wanted;
+    if (!chosen || !*chosen) {
+        source = "OPTPLUG_PYTHON";
+        chosen = getenv("OPTPLUG_PYTHON");
+    }
+    if (chosen && *chosen) {
+        if (access(chosen, X_OK) != 0 || !join(found->python, chosen, "", ""))
+            return fail(OPT_ESTART,
+                        "%s: '%.500s' is no program; give the path of an environment's bin/python3", source,
+                        chosen);
+        return find_base(found, source);
+    }
+    if (find_around(found))
+        return find_base(found, "the environment of liboptplug");
+    if (join(found->python, RECORDED_PYTHON, "", "") && access(found->python, X_OK) == 0)
+        return find_base(found, "the Python of the build");
+    return fail(OPT_ESTART,
+                "'%s' lies in no environment of Python " PYTHON_VERSION ": set OPTPLUG_PYTHON to the "
+                "bin/python3 of the one where optplug is installed",
+                found->library);
+}
+
+void *find_libpython(const struct environment *found)
+{
+    const char *wanted = getenv("OPTPLUG_LIBPYTHON");
+    void *library = NULL;
+    if (wanted && *wanted) {
+        library = dlopen(wanted, RTLD_NOW | RTLD_GLOBAL);
+        if (!library)
+            fail(OPT_ESTART, "OPTPLUG_LIBPYTHON: %s", dlerror());
+        return library;
+    }
+    /* By its full path first, which no LD_LIBRARY_PATH can change; then where the system has it. */
+    const char *folders[] = {"/lib/", "/lib64/"};
+    char path[PATH_MAX];
+    for (int i = 0; i < 2 && !library; i++)
+        if (exists(found->base, folders[i], SONAME) && join(path, found->base, folders[i], SONAME))
+            library = dlopen(path, RTLD_NOW | RTLD_GLOBAL);
+    if (!library)
+        library = dlopen(SONAME, RTLD_NOW | RTLD_GLOBAL);
+    if (!library)
+        fail(OPT_ESTART,
+             "no " SONAME " for '%s', neither in '%s/lib' nor where the system looks: install it (Debian and "
+             "Ubuntu: apt-get install libpython" PYTHON_VERSION
+             "; pyenv: build with --enable-shared), or set "
+             "OPTPLUG_LIBPYTHON to its path",
+             found->python, found->base);
+    return library;
+}
+
+#ifdef __APPLE__
+void *find_loaded_libpython(void)
+{
+    for (uint32_t i = 0; i < _dyld_image_count(); i++) {
+        const char *name = _dyld_get_image_name(i);
+        if (name && strstr(name, "libpython3"))
+            return dlopen(name, RTLD_NOW | RTLD_GLOBAL | RTLD_NOLOAD);
+    }
+    return NULL;
+}
+#else
+static int copy_libpython_name(struct dl_phdr_info *info, size_t size, void *path)
+{
+    (void)size;
+    if (!info->dlpi_name || !strstr(info->dlpi_name, "libpython3"))
+        return 0;
+    /* libpython3.so is the stable ABI's forwarder, and has no interpreter in it. */
+    return !strstr(info->dlpi_name, "libpython3.so") && join(path, info->dlpi_name, "", "");
+}
+
+void *find_loaded_libpython(void)
+{
+    char path[PATH_MAX];
+    return dl_iterate_phdr(copy_libpython_name, path) ? dlopen(path, RTLD_NOW | RTLD_GLOBAL | RTLD_NOLOAD)
+                                                      : NULL;
+}
+#endif

@@ -1,0 +1,27 @@
+/* Which Python a host that is no Python itself should start. */
+#ifndef OPTPLUG_FIND_H
+#define OPTPLUG_FIND_H
+
+#include <limits.h>
+
+struct environment {
+    char library[PATH_MAX]; /* this liboptplug, links resolved */
+    char site[PATH_MAX];    /* the folder that the package optplug lies in; "" if there is none */
+    char python[PATH_MAX];  /* the interpreter of the environment to use */
+    char base[PATH_MAX];    /* the installation that it stands on: base/lib/python3.X */
+};
+
+/* Fill in `library` and `site`. */
+int find_library(struct environment *found);
+
+/* Fill in `python` and `base`: `wanted` if it is given, else $OPTPLUG_PYTHON, else the environment
+ * that liboptplug lies in, else the one recorded when it was built. */
+int find_python(struct environment *found, const char *wanted);
+
+/* Open the libpython of that environment, for all to see; NULL with an error recorded. */
+void *find_libpython(const struct environment *found);
+
+/* Open again, for all to see, a libpython that the process has already; NULL if it has none. */
+void *find_loaded_libpython(void);
+
+#endif

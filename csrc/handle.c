@@ -1,0 +1,95 @@
+/* A handle is (generation << 16 | index).  A slot's generation grows each time it is given out again,
+ * so a stale handle never names a newer optimizer; a slot whose generations are used up stays out of
+ * use.  Slots are never freed: whoever holds a stale handle may still lock its slot and see. */
+#include "handle.h"
+
+#include <errno.h>
+#include <pthread.h>
+#include <stdatomic.h>
+#include <stdlib.h>
+
+#include "error.h"
+#include "optplug.h"
+
+enum { INDEX_BITS = 16, MAX_SLOTS = 1 << INDEX_BITS, MAX_GENERATION = INT16_MAX };
+
+struct slot {
+    pthread_mutex_t lock;
+    int index;
+    int generation;
+    int live;
+    struct slot *next_free;
+};
+
+static struct slot *_Atomic slots[MAX_SLOTS];
+static int slot_count;
+static struct slot *free_slots;
+static pthread_mutex_t table_lock = PTHREAD_MUTEX_INITIALIZER;
+
+/* Make a slot with an unused index.  Call with the table locked. */
+static struct slot *add_slot(void)
+{
+    struct slot *slot = slot_count < MAX_SLOTS ? calloc(1, sizeof *slot) : NULL;
+    if (!slot)
+        return NULL;
+    pthread_mutexattr_t attributes;
+    pthread_mutexattr_init(&attributes);
+    /* A thread that comes back for a lock it holds (from a callback) is told, and does not hang. */
+    pthread_mutexattr_settype(&attributes, PTHREAD_MUTEX_ERRORCHECK);
+    pthread_mutex_init(&slot->lock, &attributes);
+    pthread_mutexattr_destroy(&attributes);
+    slot->index = slot_count;
+    atomic_store(&slots[slot_count++], slot);
+    return slot;
+}
+
+int handle_new(void)
+{
+    pthread_mutex_lock(&table_lock);
+    struct slot *slot = free_slots;
+    if (slot)
+        free_slots = slot->next_free;
+    else
+        slot = add_slot();
+    pthread_mutex_unlock(&table_lock);
+    if (!slot)
+        return fail(OPT_ENOMEM, "no handle is left: opt_free optimizers that are done (%d may live at once)",
+                    MAX_SLOTS);
+
+    pthread_mutex_lock(&slot->lock);
+    slot->generation++;
+    slot->live = 1;
+    int handle = slot->generation << INDEX_BITS | slot->index;
+    pthread_mutex_unlock(&slot->lock);
+    return handle;
+}
+
+int handle_lock(int handle, struct slot **locked)
+{
+    struct slot *slot = handle > 0 ? atomic_load(&slots[handle & (MAX_SLOTS - 1)]) : NULL;
+    if (slot && pthread_mutex_lock(&slot->lock) == EDEADLK)
+        return fail(OPT_ESTATE, "opt=%d is in the middle of a call on this very thread", handle);
+    if (slot && slot->live && slot->generation == handle >> INDEX_BITS) {
+        *locked = slot;
+        return OPT_OK;
+    }
+    if (slot)
+        pthread_mutex_unlock(&slot->lock);
+    return fail(OPT_EHANDLE, "opt=%d is no optimizer: opt_create never returned it, or opt_free has ended it",
+                handle);
+}
+
+void handle_unlock(struct slot *slot) { pthread_mutex_unlock(&slot->lock); }
+
+void handle_retire(struct slot *slot)
+{
+    slot->live = 0;
+    int reusable = slot->generation < MAX_GENERATION;
+    pthread_mutex_unlock(&slot->lock);
+    if (!reusable)
+        return;
+    pthread_mutex_lock(&table_lock);
+    slot->next_free = free_slots;
+    free_slots = slot;
+    pthread_mutex_unlock(&table_lock);
+}

@@ -1,0 +1,18 @@
+/* Handles: the ints that name optimizers, each with the lock that puts its calls in a row. */
+#ifndef OPTPLUG_HANDLE_H
+#define OPTPLUG_HANDLE_H
+
+struct slot;
+
+/* Reserve a handle; negative, with an error recorded, if there is none left. */
+int handle_new(void);
+
+/* Find a live handle and lock its slot, waiting for a call of another thread to end. */
+int handle_lock(int handle, struct slot **locked);
+
+void handle_unlock(struct slot *slot);
+
+/* End the handle of a locked slot and unlock it. */
+void handle_retire(struct slot *slot);
+
+#endif

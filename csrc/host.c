@@ -1,0 +1,359 @@
+/* Python's functions are found with dlsym and its headers give only types, so that liboptplug links no
+ * libpython: a host that is a Python has one already, maybe inside its own executable. */
+#define _GNU_SOURCE
+#include "host.h"
+
+#include <Python.h>
+
+#include <dlfcn.h>
+#include <errno.h>
+#include <pthread.h>
+#include <stdatomic.h>
+#include <stdio.h>
+#include <string.h>
+
+#include "error.h"
+#include "find.h"
+#include "optplug.h"
+
+#define PYTHON_FUNCTIONS(F)                                                                                  \
+    F(Py_IsInitialized)                                                                                      \
+    F(PyPreConfig_InitIsolatedConfig)                                                                        \
+    F(Py_PreInitialize)                                                                                      \
+    F(PyConfig_InitIsolatedConfig)                                                                           \
+    F(PyConfig_SetBytesString)                                                                               \
+    F(PyConfig_Clear)                                                                                        \
+    F(Py_InitializeFromConfig)                                                                               \
+    F(PyStatus_Exception)                                                                                    \
+    F(PyGILState_Check)                                                                                      \
+    F(PyGILState_Ensure)                                                                                     \
+    F(PyGILState_Release)                                                                                    \
+    F(PyEval_SaveThread)                                                                                     \
+    F(PyEval_RestoreThread)                                                                                  \
+    F(PyEval_GetBuiltins)                                                                                    \
+    F(PyDict_New)                                                                                            \
+    F(PyDict_SetItemString)                                                                                  \
+    F(PyDict_GetItemString)                                                                                  \
+    F(PyUnicode_DecodeFSDefault)                                                                             \
+    F(PyUnicode_AsUTF8)                                                                                      \
+    F(PyRun_String)                                                                                          \
+    F(PyErr_Clear)                                                                                           \
+    F(Py_DecRef)
+
+#define DECLARE(name) __typeof__(name) *name##_;
+static struct {
+    PYTHON_FUNCTIONS(DECLARE)
+} py;
+
+static struct environment environment;
+static _Atomic int loaded; /* `py` is filled in */
+static int ours;           /* we started Python, rather than borrowed it */
+static int init_failed;    /* Python cannot be initialised twice: the first failure is for good */
+static char init_error[512];
+static const optplug_python *_Atomic bridge; /* attached; a Python host may do that before any start */
+static _Atomic int started;
+
+/* Two locks, because the first one's owner never wants the GIL: a thread that comes with the GIL can
+ * take it, then let go of the GIL and queue for the second. */
+static pthread_mutex_t load_lock = PTHREAD_MUTEX_INITIALIZER;
+static pthread_mutex_t start_lock = PTHREAD_MUTEX_INITIALIZER;
+
+static int (*_Atomic get_openmp_threads)(void);
+static void (*_Atomic set_openmp_threads)(int);
+static _Atomic int torch_threads;
+static _Thread_local int thread_is_known;
+
+/* ---- the shield ---- */
+
+/* The thread count belongs to whoever's OpenMP the process finds first, which is the one torch uses. */
+static void find_openmp(void)
+{
+    void *get = dlsym(RTLD_DEFAULT, "omp_get_max_threads");
+    void *set = dlsym(RTLD_DEFAULT, "omp_set_num_threads");
+    set_openmp_threads = (void (*)(int))set;
+    get_openmp_threads = set ? (int (*)(void))get : NULL;
+}
+
+/* Floating-point traps live in the host's OpenMP workers too, and torch shares those: with traps on,
+ * torch keeps to this thread, whose traps host_enter has turned off. */
+static void enter_openmp(int traps)
+{
+    if (!thread_is_known && started && py.Py_IsInitialized_()) {
+        host_python()->enter_thread(); /* torch sets the count itself, once a thread: let it, then overrule */
+        thread_is_known = 1;
+    }
+    int wanted = traps ? 1 : torch_threads;
+    if (wanted > 0)
+        set_openmp_threads(wanted);
+}
+
+static int traps_are_on(void)
+{
+#ifdef __GLIBC__
+    return fegetexcept() != 0;
+#else
+    return 0;
+#endif
+}
+
+void host_enter(struct host_state *saved)
+{
+    saved->error_number = errno;
+    int traps = traps_are_on();
+    fegetenv(&saved->floating_point);
+    /* Not feholdexcept: rounding mode and flush-to-zero must go as well, or Python misreads numbers. */
+    fesetenv(FE_DFL_ENV);
+
+    saved->openmp_threads = get_openmp_threads ? get_openmp_threads() : 0;
+    if (saved->openmp_threads)
+        enter_openmp(traps);
+
+    /* A caller that holds the GIL (ctypes.PyDLL) must not wait for our locks with it. */
+    saved->interpreter_lock = NULL;
+    if (loaded && py.Py_IsInitialized_() && py.PyGILState_Check_())
+        saved->interpreter_lock = py.PyEval_SaveThread_();
+}
+
+void host_leave(const struct host_state *saved)
+{
+    if (saved->interpreter_lock)
+        py.PyEval_RestoreThread_(saved->interpreter_lock);
+    if (saved->openmp_threads)
+        set_openmp_threads(saved->openmp_threads);
+    fesetenv(&saved->floating_point);
+    errno = saved->error_number;
+}
+
+static void set_threads(int count) { torch_threads = count; }
+
+/* ---- the start ---- */
+
+static int check_version(void *library)
+{
+    const char *(*get_version)(void) = (const char *(*)(void))dlsym(library, "Py_GetVersion");
+    const char *version = get_version ? get_version() : "of unknown version";
+    if (strncmp(version, PYTHON_VERSION ".", strlen(PYTHON_VERSION) + 1) == 0)
+        return OPT_OK;
+    return fail(
+        OPT_ESTART,
+        "this process runs Python %.*s, and the liboptplug in '%s' was built for Python " PYTHON_VERSION
+        ": use the one that is installed for its Python",
+        (int)strcspn(version, " "), version, environment.library);
+}
+
+/* Fill in `py` from a library. */
+static int look_up_functions(void *library)
+{
+    int status = check_version(library);
+    if (status < 0)
+        return status;
+#define LOOK_UP(name)                                                                                        \
+    py.name##_ = (__typeof__(name) *)dlsym(library, #name);                                                  \
+    if (!py.name##_)                                                                                         \
+        return fail(OPT_ESTART, "the Python of this process has no %s, so it is no CPython " PYTHON_VERSION, \
+                    #name);
+    PYTHON_FUNCTIONS(LOOK_UP)
+#undef LOOK_UP
+    return OPT_OK;
+}
+
+/* Find the process's Python, or else load one, and fill in `py`. */
+static int load_python(const char *python)
+{
+    environment.python[0] = '\0';
+    int status = find_library(&environment);
+    if (status < 0)
+        return status;
+    void *opened = NULL;
+    if (!dlsym(RTLD_DEFAULT, "Py_IsInitialized") && !(opened = find_loaded_libpython())) {
+        status = find_python(&environment, python);
+        if (status == OPT_OK && !(opened = find_libpython(&environment)))
+            status = OPT_ESTART;
+        if (status < 0)
+            return status;
+    }
+    status = look_up_functions(opened ? opened : RTLD_DEFAULT);
+    /* A libpython that lies in the host and does not run needs an environment as well. */
+    if (status == OPT_OK && !environment.python[0] && !py.Py_IsInitialized_())
+        status = find_python(&environment, python);
+    if (status < 0 && opened)
+        dlclose(opened);
+    return status;
+}
+
+static int keep_init_error(PyStatus status)
+{
+    init_failed = 1;
+    snprintf(init_error, sizeof init_error, "Python '%s' did not start: %s", environment.python,
+             status.err_msg ? status.err_msg : "it gave no reason");
+    return fail(OPT_ESTART, "%s", init_error);
+}
+
+/* Start Python so that nothing of the host changes and nothing of the host's environment (PYTHONHOME,
+ * PYTHONPATH, the locale) reaches it. */
+static int initialize_python(void)
+{
+    if (init_failed)
+        return fail(OPT_ESTART, "%s", init_error);
+
+    PyPreConfig before;
+    py.PyPreConfig_InitIsolatedConfig_(&before);
+    before.configure_locale = 0;
+    before.coerce_c_locale = 0;
+    before.utf8_mode = 1;
+    PyStatus status = py.Py_PreInitialize_(&before);
+    if (py.PyStatus_Exception_(status))
+        return keep_init_error(status);
+
+    PyConfig config;
+    py.PyConfig_InitIsolatedConfig_(&config);
+    config.install_signal_handlers = 0;
+    config.configure_c_stdio = 0;
+    config.parse_argv = 0;
+    config.pathconfig_warnings = 0;
+    /* The interpreter's path, and never `home`: from it Python finds pyvenv.cfg, and so the environment. */
+    status = py.PyConfig_SetBytesString_(&config, &config.executable, environment.python);
+    if (!py.PyStatus_Exception_(status))
+        status = py.PyConfig_SetBytesString_(&config, &config.program_name, environment.python);
+    if (!py.PyStatus_Exception_(status))
+        status = py.Py_InitializeFromConfig_(&config);
+    py.PyConfig_Clear_(&config);
+    if (py.PyStatus_Exception_(status))
+        return keep_init_error(status);
+    ours = 1;
+    return OPT_OK;
+}
+
+static const char import_bridge_code[] = "import sys\n"
+                                         "python = sys.executable or ''\n"
+                                         "added = bool(site) and site not in sys.path\n"
+                                         "if added:\n"
+                                         "    sys.path.append(site)\n"
+                                         "error = trace = ''\n"
+                                         "try:\n"
+                                         "    import optplug._bridge\n"
+                                         "except BaseException as e:\n"
+                                         "    import traceback\n"
+                                         "    error = str(e) or type(e).__name__\n"
+                                         "    trace = traceback.format_exc()\n"
+                                         "    if added and site in sys.path:\n"
+                                         "        sys.path.remove(site)\n";
+
+static const char *get_text(PyObject *names, const char *name)
+{
+    PyObject *text = py.PyDict_GetItemString_(names, name);
+    const char *utf8 = text ? py.PyUnicode_AsUTF8_(text) : NULL;
+    return utf8 ? utf8 : "";
+}
+
+/* Import optplug._bridge, which attaches itself.  Call with the GIL. */
+static int import_bridge(void)
+{
+    int status = OPT_ENOMEM;
+    PyObject *names = py.PyDict_New_();
+    PyObject *site = py.PyUnicode_DecodeFSDefault_(environment.site);
+    if (names && site && py.PyDict_SetItemString_(names, "site", site) == 0 &&
+        py.PyDict_SetItemString_(names, "__builtins__", py.PyEval_GetBuiltins_()) == 0) {
+        PyObject *done = py.PyRun_String_(import_bridge_code, Py_file_input, names, names);
+        status = done && bridge ? OPT_OK : OPT_ESTART;
+        py.Py_DecRef_(done);
+    }
+    if (names && !ours)
+        snprintf(environment.python, sizeof environment.python, "%s", get_text(names, "python"));
+    if (status != OPT_OK) {
+        char message[1024];
+        snprintf(message, sizeof message, "Python '%s' cannot import optplug: %s", environment.python,
+                 names ? get_text(names, "error") : "out of memory");
+        error_record(message, names ? get_text(names, "trace") : "");
+    }
+    py.PyErr_Clear_();
+    py.Py_DecRef_(site);
+    py.Py_DecRef_(names);
+    return status;
+}
+
+/* Call with start_lock held and the GIL not. */
+static int start_python(void)
+{
+    if (started)
+        return OPT_OK;
+    int fresh = !py.Py_IsInitialized_();
+    if (fresh) {
+        int status = initialize_python();
+        if (status < 0)
+            return status;
+    }
+    PyGILState_STATE state = fresh ? PyGILState_UNLOCKED : py.PyGILState_Ensure_();
+    int status = import_bridge();
+    started = status == OPT_OK;
+    if (fresh)
+        py.PyEval_SaveThread_();
+    else
+        py.PyGILState_Release_(state);
+    return status;
+}
+
+int host_start(const char *python)
+{
+    if (started && python && *python && strcmp(python, environment.python) != 0)
+        return fail(OPT_ESTATE, "python='%.400s' comes too late: Python '%.400s' runs already", python,
+                    environment.python);
+    if (started)
+        return host_running();
+
+    find_openmp(); /* the host's, whose count the import of torch would change */
+    pthread_mutex_lock(&load_lock);
+    int status = loaded ? OPT_OK : load_python(python);
+    if (status == OPT_OK)
+        loaded = 1;
+    pthread_mutex_unlock(&load_lock);
+    if (status < 0)
+        return status;
+
+    struct host_state saved;
+    host_enter(&saved);
+    pthread_mutex_lock(&start_lock);
+    status = start_python();
+    pthread_mutex_unlock(&start_lock);
+    host_leave(&saved);
+    find_openmp(); /* torch's own, where the host had none */
+    return status;
+}
+
+int host_running(void)
+{
+    if (started && py.Py_IsInitialized_())
+        return OPT_OK;
+    return started ? fail(OPT_ESTATE, "Python has ended in this process, and its optimizers with it")
+                   : fail(OPT_ESTATE, "Python is not started: opt_init or opt_create does that");
+}
+
+const optplug_python *host_python(void) { return bridge; }
+
+int host_describe(char *text, size_t size)
+{
+    char libpython[PATH_MAX] = "not loaded yet";
+    Dl_info info;
+    if (loaded && dladdr((void *)(intptr_t)py.Py_IsInitialized_, &info))
+        snprintf(libpython, sizeof libpython, "%s", info.dli_fname);
+    struct environment library;
+    find_library(&library);
+    snprintf(text, size, "optplug: %s\nlibrary: %s\nlibpython: %s\npython started by: %s\n", OPTPLUG_VERSION,
+             library.library, libpython,
+             ours      ? "optplug"
+             : started ? "the host"
+                       : "nobody yet");
+    return started && py.Py_IsInitialized_();
+}
+
+/* ---- the bridge ---- */
+
+__attribute__((visibility("default"))) const optplug_host *optplug_attach(const optplug_python *python,
+                                                                          const char *version)
+{
+    static const optplug_host host = {error_record, text_set, set_threads};
+    if (strcmp(version, OPTPLUG_VERSION) != 0)
+        return NULL;
+    bridge = python;
+    return &host;
+}

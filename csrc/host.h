@@ -1,0 +1,36 @@
+/* The process that we are guests in: its Python, started or borrowed, and its state, left as found. */
+#ifndef OPTPLUG_HOST_H
+#define OPTPLUG_HOST_H
+
+#include <fenv.h>
+#include <stddef.h>
+
+#include "bridge.h"
+
+/* What a call must put back. */
+struct host_state {
+    int error_number;
+    fenv_t floating_point;
+    int openmp_threads;
+    void *interpreter_lock;
+};
+
+/* Shield the host from Python and torch; host_leave puts everything back.  Cheap, cannot fail, and
+ * the pair stands around all that a call does. */
+void host_enter(struct host_state *saved);
+void host_leave(const struct host_state *saved);
+
+/* Start Python, or borrow the one that runs, and import the bridge.  `python` is the interpreter to
+ * use, or NULL.  Does nothing when that is done already. */
+int host_start(const char *python);
+
+/* Check that Python is there: fails before the start and after Python has ended. */
+int host_running(void);
+
+/* Return the bridge's functions.  Only after host_running() or host_start() said OPT_OK. */
+const optplug_python *host_python(void);
+
+/* Describe the library and its start, a "name: value" a line; nonzero if Python has more to say. */
+int host_describe(char *text, size_t size);
+
+#endif

@@ -1,0 +1,34 @@
+"""optplug: PyTorch's optimizers for programs that are not PyTorch programs.
+
+The library itself is ``liboptplug``, with a C API; this package carries it and tells where it lies::
+
+    import ctypes, optplug
+    lib = ctypes.CDLL(optplug.library())
+
+``python -m optplug --help`` does the same for build systems, and finds out what is wrong.
+"""
+
+from __future__ import annotations
+
+import importlib.metadata
+import pathlib
+import sys
+
+_HERE = pathlib.Path(__file__).resolve().parent
+
+__version__ = importlib.metadata.version("optplug")
+
+
+def library() -> str:
+    """Return the path of the shared library, for ``ctypes.CDLL`` or a linker."""
+    return str(_HERE / "lib" / f"liboptplug.{'dylib' if sys.platform == 'darwin' else 'so'}")
+
+
+def libdir() -> str:
+    """Return the folder that holds the shared library."""
+    return str(_HERE / "lib")
+
+
+def includedir() -> str:
+    """Return the folder that holds ``optplug.h``."""
+    return str(_HERE / "include")

@@ -1,0 +1,163 @@
+"""Wrap raw memory as tensors, without copying.
+
+DLPack is the door that torch opens for memory of any device: a capsule around a ``DLManagedTensor``
+(https://dmlc.github.io/dlpack/latest/c_api.html).
+"""
+
+from __future__ import annotations
+
+import ctypes
+import math
+import sys
+from collections.abc import Sequence
+
+import torch
+
+from optplug.spec import choose, shown
+
+# DLDataTypeCode, bits
+_DTYPES = {
+    "float16": (2, 16),
+    "float32": (2, 32),
+    "float64": (2, 64),
+    "bfloat16": (4, 16),
+    "complex64": (5, 64),
+    "complex128": (5, 128),
+}
+_CPU = 1  # kDLCPU
+
+
+class _DLTensor(ctypes.Structure):
+    _fields_ = (
+        ("data", ctypes.c_void_p),
+        ("device_type", ctypes.c_int32),
+        ("device_id", ctypes.c_int32),
+        ("ndim", ctypes.c_int32),
+        ("code", ctypes.c_uint8),
+        ("bits", ctypes.c_uint8),
+        ("lanes", ctypes.c_uint16),
+        ("shape", ctypes.POINTER(ctypes.c_int64)),
+        ("strides", ctypes.POINTER(ctypes.c_int64)),
+        ("byte_offset", ctypes.c_uint64),
+    )
+
+
+class _DLManagedTensor(ctypes.Structure):
+    _fields_ = (("tensor", _DLTensor), ("manager_ctx", ctypes.c_void_p), ("deleter", ctypes.c_void_p))
+
+
+_libc = ctypes.CDLL(None)
+_libc.malloc.restype = ctypes.c_void_p
+_libc.malloc.argtypes = [ctypes.c_size_t]
+_libc.free.argtypes = [ctypes.c_void_p]
+_FREE = ctypes.cast(_libc.free, ctypes.c_void_p).value
+_new_capsule = ctypes.pythonapi.PyCapsule_New
+_new_capsule.restype = ctypes.py_object
+_new_capsule.argtypes = [ctypes.c_void_p, ctypes.c_char_p, ctypes.c_void_p]
+
+
+def wrap(
+    name: str,
+    address: int,
+    dtype: str,
+    device: str,
+    shape: Sequence[int],
+    strides: Sequence[int] | None = None,
+    strides_name: str = "strides",
+) -> torch.Tensor:
+    """Return a tensor over the memory at ``address``, which stays its owner's.
+
+    Args:
+        name: what the memory is called in errors, "data" or "grad"; ``strides_name`` likewise.
+        strides: in elements; row-major if None.
+
+    Raises:
+        ValueError: no such memory can be: unknown dtype or device, negative sizes or strides, elements
+            that share memory, more bytes than an address space has, an address not aligned for the dtype.
+    """
+    choose(dtype, _DTYPES, "dtype")
+    if device != "cpu":
+        raise ValueError(f"no device {shown(device)}: 'cpu' is the one that this optplug knows")
+    for i, n in enumerate(shape):
+        if n < 0:
+            raise ValueError(f"shape[{i}] must not be negative, got {n}")
+    strides = _row_major(shape) if strides is None else list(strides)
+    _check_strides(strides_name, shape, strides)
+    code, bits = _DTYPES[dtype]
+    extent = max(1 + sum((n - 1) * s for n, s in zip(shape, strides, strict=True)), math.prod(shape))
+    if extent * bits // 8 > sys.maxsize - address:
+        raise ValueError(
+            f"{name}: {' x '.join(map(str, shape))} values of {dtype} reach beyond the end of memory"
+        )
+    alignment = min(bits // 8, 8)
+    if address % alignment:
+        raise ValueError(
+            f"{name} is at address {address:#x}, which is not aligned to {alignment} bytes for {dtype}"
+        )
+    return torch.from_dlpack(_capsule(address, code, bits, shape, strides))
+
+
+def is_dense(shape: Sequence[int], strides: Sequence[int]) -> bool:
+    """Tell whether elements lie without gaps, in whatever order of dimensions."""
+    expected = 1
+    for s, n in sorted((s, n) for n, s in zip(shape, strides, strict=True) if n != 1):
+        if s != expected:
+            return False
+        expected *= n
+    return True
+
+
+def same_order(shape: Sequence[int], strides: Sequence[int], others: Sequence[int]) -> bool:
+    """Tell whether two arrays of one shape have their elements in the same order and places."""
+    return all(n <= 1 or a == b for n, a, b in zip(shape, strides, others, strict=True))
+
+
+def _row_major(shape: Sequence[int]) -> list[int]:
+    strides, step = [], 1
+    for n in reversed(shape):
+        strides.append(step)
+        step *= max(n, 1)
+    return strides[::-1]
+
+
+def _check_strides(name: str, shape: Sequence[int], strides: Sequence[int]) -> None:
+    for i, s in enumerate(strides):
+        if s < 0:
+            raise ValueError(f"{name}[{i}] must not be negative, got {s}")
+    # From the innermost dimension out, each step must clear all that lies inside of it.
+    inside = 0
+    for s, n, i in sorted((s, n, i) for i, (n, s) in enumerate(zip(shape, strides, strict=True)) if n > 1):
+        if s <= inside and 0 not in shape:
+            raise ValueError(f"{name}[{i}] is {s}, so that elements share memory: it must be over {inside}")
+        inside += s * (n - 1)
+
+
+def _capsule(address: int, code: int, bits: int, shape: Sequence[int], strides: Sequence[int]) -> object:
+    """Make a DLPack capsule in one block of C memory, which torch frees with C's own free().
+
+    So nothing of Python is called when torch lets go of it, at whatever time and on whatever thread.
+    """
+    n = len(shape)
+    sizes = (ctypes.c_int64 * (2 * n))(*shape, *strides)
+    block = _libc.malloc(ctypes.sizeof(_DLManagedTensor) + ctypes.sizeof(sizes))
+    if not block:
+        raise MemoryError
+    sizes_at = block + ctypes.sizeof(_DLManagedTensor)
+    ctypes.memmove(sizes_at, sizes, ctypes.sizeof(sizes))
+    managed = _DLManagedTensor.from_address(block)
+    int64s = ctypes.POINTER(ctypes.c_int64)
+    managed.tensor = _DLTensor(
+        data=address or None,
+        device_type=_CPU,
+        device_id=0,
+        ndim=n,
+        code=code,
+        bits=bits,
+        lanes=1,
+        shape=ctypes.cast(sizes_at, int64s),
+        strides=ctypes.cast(sizes_at + 8 * n, int64s),
+        byte_offset=0,
+    )
+    managed.manager_ctx = None
+    managed.deleter = _FREE
+    return _new_capsule(block, b"dltensor", None)

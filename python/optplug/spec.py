@@ -1,0 +1,145 @@
+"""Read specs: constructor calls as text, parsed and never evaluated.
+
+A spec is what a user of PyTorch writes without the arguments that optplug supplies itself:
+``"Adam(lr=1e-3, betas=(0.9, 0.99))"``.  It may hold literals, containers of them, and further calls.
+"""
+
+from __future__ import annotations
+
+import ast
+import difflib
+import inspect
+import re
+import threading
+import warnings
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+_MODULE = re.compile(r"\s*[A-Za-z_][\w.]*\s*:")
+_MAX_LENGTH = 65536  # far beyond any constructor call, and short of what makes the parser slow
+# warnings.catch_warnings changes what the whole process shares: one thread at a time, or the filters
+# that it restores may be another's.
+_parsing = threading.Lock()
+
+
+class SpecError(ValueError):
+    """A spec that cannot be read, or that names what does not exist."""
+
+
+@dataclass(frozen=True)
+class Call:
+    """A call as it was written: ``module:name(*args, **kwargs)``, with ``module`` often ``""``."""
+
+    name: str
+    args: tuple[Any, ...] = ()
+    kwargs: dict[str, Any] = field(default_factory=dict)
+    module: str = ""
+
+
+def shown(value: object, limit: int = 120) -> str:
+    """Return a value as an error message shows it: quoted, on one line, of bounded length."""
+    text = repr(value)
+    return text if len(text) <= limit else text[: limit - 4] + "..." + text[-1]
+
+
+def parse(text: str) -> Call:
+    """Parse a spec into a Call.
+
+    Raises:
+        SpecError: the text is no single call of literals and further calls.
+    """
+    module, _, call = text.rpartition(":") if _MODULE.match(text) else ("", "", text)
+    tree = _expression(call)
+    if not isinstance(tree, ast.Call):
+        name = call.strip()
+        hint = f"{name}()" if name.isidentifier() else "Adam(lr=1e-3)"
+        raise SpecError(f"it must be a call, such as {shown(hint)}")
+    return replace(_value(tree), module=module.strip())
+
+
+def arguments(text: str) -> dict[str, Any]:
+    """Parse ``"name=value, name=value"``.
+
+    Raises:
+        SpecError: the text is no list of keyword arguments with literal values.
+    """
+    # The outer commas may have stood beside an item that C took out; the newline keeps a comment in
+    # the text from swallowing the parenthesis.
+    tree = _expression(f"_({text.strip(' ,')}\n)")
+    if not isinstance(tree, ast.Call) or not isinstance(tree.func, ast.Name) or tree.args:
+        raise SpecError("it must be 'name=value, name=value'")
+    return _value(tree).kwargs
+
+
+def choose(name: str, known: Iterable[str], kind: str) -> None:
+    """Check that ``name`` is one of ``known``, or raise SpecError with the nearest ones and all of them."""
+    known = sorted(known)
+    if name not in known:
+        alike = [k for k in known if k.lower() == name.lower()]
+        near = alike or difflib.get_close_matches(name, known, n=3)
+        hint = f"did you mean {', '.join(near)}? " if near else ""
+        raise SpecError(f"no {kind} {shown(name)}: {hint}there are {', '.join(known)}")
+
+
+def check_arguments(function: Callable[..., Any], call: Call, implied: int) -> dict[str, Any]:
+    """Check a call's arguments against a signature whose first ``implied`` ones are supplied by us.
+
+    Returns:
+        The arguments by name, without the implied ones and without defaults.
+    """
+    signature = inspect.signature(function)
+    names = list(signature.parameters)[implied:]
+    if not any(p.kind is p.VAR_KEYWORD for p in signature.parameters.values()):
+        for name in call.kwargs:
+            choose(name, names, f"argument of {call.name}")
+    try:
+        bound = signature.bind(*[None] * implied, *call.args, **call.kwargs)
+    except TypeError as error:
+        raise SpecError(f"{call.name}: {error}") from None
+    return {name: bound.arguments[name] for name in names if name in bound.arguments}
+
+
+def _expression(text: str) -> ast.expr:
+    if len(text) > _MAX_LENGTH:
+        raise SpecError(f"it is longer than {_MAX_LENGTH} characters")
+    try:
+        with _parsing, warnings.catch_warnings():  # an odd escape in a string would warn on stderr
+            warnings.simplefilter("ignore")
+            return ast.parse(text.strip(), mode="eval").body
+    except (SyntaxError, ValueError, MemoryError, RecursionError) as error:
+        reason = error.msg if isinstance(error, SyntaxError) else str(error) or "too deeply nested"
+        raise SpecError(f"it cannot be read: {reason}") from None
+
+
+def _value(node: ast.expr) -> Any:
+    """Turn a syntax tree into values, Calls for calls; refuse everything else."""
+    try:
+        match node:
+            case ast.Constant(value=value):
+                return value
+            case ast.UnaryOp(
+                op=ast.USub() | ast.UAdd() as sign, operand=ast.Constant(value=int() | float() as value)
+            ):
+                return -value if isinstance(sign, ast.USub) else value
+            case ast.Tuple(elts=elements):
+                return tuple(_value(e) for e in elements)
+            case ast.List(elts=elements):
+                return [_value(e) for e in elements]
+            case ast.Dict(keys=keys, values=values) if None not in keys:
+                return {_value(k): _value(v) for k, v in zip(keys, values, strict=True)}
+            case ast.Call(func=ast.Name(id=name), args=args, keywords=keywords) if all(
+                k.arg for k in keywords
+            ):
+                return Call(name, tuple(_value(a) for a in args), {k.arg: _value(k.value) for k in keywords})
+        raise SpecError(
+            f"{shown(_source(node))} is neither a literal (a number, True, a tuple, ...) nor a plain call"
+        )
+    except RecursionError:
+        raise SpecError("it is too deeply nested") from None
+    except TypeError as error:  # a dict with a list for a key
+        raise SpecError(str(error)) from None
+
+
+def _source(node: ast.expr) -> str:
+    return "*" + ast.unparse(node.value) if isinstance(node, ast.Starred) else ast.unparse(node)

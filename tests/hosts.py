@@ -1,0 +1,52 @@
+"""What the Python tests share: the programs that ctest built, and the library as ctypes has it."""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import pathlib
+import subprocess
+
+import optplug
+
+PROJECT = pathlib.Path(__file__).resolve().parent.parent
+PROGRAMS = pathlib.Path(os.environ["OPTPLUG_TEST_PROGRAMS"])
+CC = os.environ["OPTPLUG_TEST_CC"]
+
+INT64S = ctypes.POINTER(ctypes.c_int64)
+
+
+def load(loader: type[ctypes.CDLL] = ctypes.CDLL) -> ctypes.CDLL:
+    """Return the library with the types of its functions declared."""
+    library = loader(optplug.library())
+    pointer, text, integer = ctypes.c_void_p, ctypes.c_char_p, ctypes.c_int
+    for name, arguments in {
+        "opt_create": [text],
+        "opt_bind": [integer, text, text, ctypes.c_int64, pointer, pointer],
+        "opt_bind_nd": [integer, text, text, text, integer, INT64S, pointer, INT64S, pointer, INT64S],
+        "opt_step": [integer],
+        "opt_free": [integer],
+        "opt_init": [text],
+    }.items():
+        getattr(library, name).argtypes = arguments
+    for name in ("opt_error", "opt_traceback", "opt_version", "opt_describe"):
+        getattr(library, name).restype = text
+    library.opt_describe.argtypes = [integer]
+    return library
+
+
+def run(
+    program: str | pathlib.Path, *arguments: str, env: dict[str, str] | None = None
+) -> subprocess.CompletedProcess[str]:
+    """Run a program, its environment changed so, and check that it lived and kept stderr quiet."""
+    done = subprocess.run(
+        [program, *arguments],
+        env={**os.environ, "OPTPLUG_TEST_LIBRARY": optplug.library(), **(env or {})},
+        capture_output=True,
+        text=True,
+        timeout=300,
+        check=False,
+    )
+    assert done.returncode == 0, (done.returncode, done.stdout, done.stderr)
+    assert done.stderr == ""
+    return done

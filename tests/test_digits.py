@@ -1,0 +1,53 @@
+"""The demo, examples/digits.c."""
+
+from __future__ import annotations
+
+import csv
+import os
+import pty
+import re
+import subprocess
+
+import pytest
+
+import hosts
+
+DIGITS = os.environ["OPTPLUG_TEST_DIGITS"]
+DATA = str(hosts.PROJECT / "examples/data/digits.csv")
+
+
+@pytest.mark.parametrize("spec", ["AdamW(lr=2e-3)", "SGD(lr=0.1, momentum=0.9)", "RMSprop(lr=1e-3)"])
+def test_it_reads_over_95_percent_of_the_images_right(spec, tmp_path):
+    lines = hosts.run(DIGITS, spec, DATA, str(tmp_path / "losses.csv")).stdout.splitlines()
+    assert len(lines) == 32
+    assert lines[29].startswith("epoch 30 of 30   loss 0.0")
+    assert lines[30].startswith(f"{spec}: ")
+    assert float(re.search(r"([\d.]+) % of 359 test images", lines[30])[1]) > 95
+    assert re.match(r"a step took [\d.]+ us, [\d.]+ us of it in opt_step \(1320 steps\)", lines[31])
+    with (tmp_path / "losses.csv").open() as file:
+        rows = list(csv.reader(file))
+    assert len(rows) == 31
+    assert float(rows[30][1]) < float(rows[1][1]) / 10
+
+
+def test_on_a_terminal_the_progress_line_stays_in_place():
+    terminal, inside = pty.openpty()
+    done = subprocess.Popen([DIGITS, "Adam()", DATA], stdout=inside)
+    os.close(inside)
+    said = b""
+    try:
+        while part := os.read(terminal, 4096):
+            said += part
+    except OSError:  # how Linux says that the other end is closed
+        pass
+    assert done.wait() == 0
+    first_line = said.split(b"\n")[0]
+    assert first_line.count(b"\repoch") == 30
+
+
+def test_errors_are_optplugs():
+    done = subprocess.run([DIGITS, "Adm()", DATA], capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stdout) == (1, "")
+    assert done.stderr.startswith("digits: spec 'Adm()': no optimizer 'Adm': did you mean Adam")
+    done = subprocess.run([DIGITS, "Adam()", "/nowhere"], capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stderr) == (1, "digits: '/nowhere' is not examples/data/digits.csv\n")

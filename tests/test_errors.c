@@ -1,0 +1,174 @@
+/* Bad input: each a status and one line that names the argument and its value, nothing printed, and
+ * everything as it was. */
+#include <errno.h>
+#include <limits.h>
+
+#include "check.h"
+
+static const int64_t two[] = {2};
+static double w[4], dw[4];
+
+static void bad_specs(void)
+{
+    CHECK_FAILS(OPT_EINVAL, "spec must not be NULL", opt_create(NULL));
+    CHECK_FAILS(OPT_EINVAL, "spec 'Adm(lr=0.1)': no optimizer 'Adm': did you mean Adam",
+                opt_create("Adm(lr=0.1)"));
+    CHECK_FAILS(OPT_EINVAL, "did you mean SGD", opt_create("sgd(lr=0.1)"));
+    CHECK_FAILS(OPT_EINVAL, "spec 'Adam': it must be a call, such as 'Adam()'", opt_create("Adam"));
+    CHECK_FAILS(OPT_EINVAL, "spec '': ", opt_create(""));
+    CHECK_FAILS(OPT_EINVAL, "spec '0.1': it must be a call", opt_create("0.1"));
+    CHECK_FAILS(OPT_EINVAL, "spec 'Adam(lr=': it cannot be read", opt_create("Adam(lr="));
+    CHECK_FAILS(OPT_EINVAL, "'Adam(lr=-1)': Invalid learning rate: -1", opt_create("Adam(lr=-1)"));
+    CHECK(strstr(opt_traceback(), "Traceback") && strstr(opt_traceback(), "adam.py"));
+    CHECK_FAILS(OPT_EINVAL, "did you mean lr", opt_create("Adam(lrr=0.1)"));
+    CHECK_FAILS(OPT_EINVAL, "no argument of Adam 'speed': did you mean fused? there are amsgrad, betas",
+                opt_create("Adam(speed=1)"));
+    CHECK_FAILS(OPT_EINVAL, "'params'", opt_create("Adam(params=1)"));
+    CHECK_FAILS(OPT_EINVAL, "\"os.system('false')\" is neither a literal", opt_create("os.system('false')"));
+    CHECK_FAILS(OPT_EINVAL, "'2 ** 9'", opt_create("Adam(lr=2**9)"));
+    CHECK_FAILS(OPT_EINVAL, "third_party=True", opt_create("os:Adam()"));
+    CHECK_FAILS(OPT_EINVAL, "not UTF-8", opt_create("Adam(lr=\xff)"));
+    CHECK_FAILS(OPT_EINVAL, "`fused` and `foreach` cannot be `True` together",
+                opt_create("Adam(fused=True, foreach=True)"));
+    static char big[1 << 20];
+    memset(big, '(', sizeof big - 1);
+    CHECK_FAILS(OPT_EINVAL, "longer than", opt_create(big));
+    big[5000] = '\0';
+    CHECK_FAILS(OPT_EINVAL, "spec '((((", opt_create(big));
+}
+
+static void bad_options(void)
+{
+    CHECK_FAILS(OPT_EINVAL, "options 'threads=4': no option 'threads': did you mean num_threads",
+                opt_init("threads=4"));
+    CHECK_FAILS(OPT_EINVAL, "num_threads must be a positive whole number, got 0", opt_init("num_threads=0"));
+    CHECK_FAILS(OPT_EINVAL, "third_party must be True or False, got 1", opt_init("third_party=1"));
+    CHECK_FAILS(OPT_EINVAL, "a quoted path", opt_init("python=/usr/bin/python3"));
+    CHECK_FAILS(OPT_EINVAL, "a quote is not closed", opt_init("python='/usr/bin/python3"));
+    CHECK_FAILS(OPT_EINVAL, "'name=value, name=value'", opt_init("num_threads=1)(2"));
+    CHECK_FAILS(OPT_ESTATE, "python='/nowhere' comes too late", opt_init("num_threads=1, python='/nowhere'"));
+    CHECK(opt_init("num_threads=1, third_party=False") == OPT_OK);
+    CHECK(opt_init(NULL) == OPT_OK && opt_init("") == OPT_OK);
+}
+
+static void bad_parameters(int opt)
+{
+    CHECK_FAILS(OPT_EINVAL, "name must not be NULL", opt_bind(opt, NULL, "float64", 2, w, dw));
+    CHECK_FAILS(OPT_EINVAL, "dtype must not be NULL", opt_bind(opt, "v", NULL, 2, w, dw));
+    CHECK_FAILS(OPT_EINVAL, "data must not be NULL", opt_bind(opt, "v", "float64", 2, NULL, dw));
+    CHECK_FAILS(OPT_EINVAL, "grad must not be NULL", opt_bind(opt, "v", "float64", 2, w, NULL));
+    CHECK_FAILS(OPT_EINVAL, "device must not be NULL",
+                opt_bind_nd(opt, "v", "float64", NULL, 1, two, w, NULL, dw, NULL));
+    CHECK_FAILS(OPT_EINVAL, "n must be positive, got 0", opt_bind(opt, "v", "float64", 0, w, dw));
+    CHECK_FAILS(OPT_EINVAL, "n must be positive, got -3", opt_bind(opt, "v", "float64", -3, w, dw));
+    CHECK_FAILS(OPT_EINVAL, "9223372036854775807 values of float64 reach beyond the end of memory",
+                opt_bind(opt, "v", "float64", INT64_MAX, w, dw));
+    CHECK_FAILS(OPT_EINVAL, "reach beyond", opt_bind(opt, "v", "float64", INT64_MAX / 8, w, dw));
+    CHECK_FAILS(OPT_EINVAL, "no dtype 'float46': did you mean float64",
+                opt_bind(opt, "v", "float46", 2, w, dw));
+    CHECK_FAILS(OPT_EINVAL, "no dtype 'int'", opt_bind(opt, "v", "int", 2, w, dw));
+    CHECK_FAILS(OPT_EINVAL, "no device 'gpu'",
+                opt_bind_nd(opt, "v", "float64", "gpu", 1, two, w, NULL, dw, NULL));
+    CHECK_FAILS(OPT_EINVAL, "not aligned to 8 bytes", opt_bind(opt, "v", "float64", 1, (char *)w + 1, dw));
+    CHECK_FAILS(OPT_EINVAL, "name is not UTF-8", opt_bind(opt, "\xff", "float64", 2, w, dw));
+
+    const int64_t negative[] = {-1}, matrix[] = {2, 2}, huge[] = {INT64_MAX, INT64_MAX};
+    const int64_t back[] = {-2, 1}, overlap[] = {1, 1}, broadcast[] = {0, 1}, far[] = {INT64_MAX, 1};
+    CHECK_FAILS(OPT_EINVAL, "ndim must be 0 to 64, got -1",
+                opt_bind_nd(opt, "v", "float64", "cpu", -1, two, w, NULL, dw, NULL));
+    CHECK_FAILS(OPT_EINVAL, "ndim must be 0 to 64, got 65",
+                opt_bind_nd(opt, "v", "float64", "cpu", 65, two, w, NULL, dw, NULL));
+    CHECK_FAILS(OPT_EINVAL, "shape must not be NULL",
+                opt_bind_nd(opt, "v", "float64", "cpu", 1, NULL, w, NULL, dw, NULL));
+    CHECK_FAILS(OPT_EINVAL, "shape[0] must not be negative, got -1",
+                opt_bind_nd(opt, "v", "float64", "cpu", 1, negative, w, NULL, dw, NULL));
+    CHECK_FAILS(OPT_EINVAL, "beyond the end of memory",
+                opt_bind_nd(opt, "v", "float64", "cpu", 2, huge, w, NULL, dw, NULL));
+    CHECK_FAILS(OPT_EINVAL, "strides[0] must not be negative, got -2",
+                opt_bind_nd(opt, "v", "float64", "cpu", 2, matrix, w, back, dw, NULL));
+    CHECK_FAILS(OPT_EINVAL, "is 1, so that elements share memory",
+                opt_bind_nd(opt, "v", "float64", "cpu", 2, matrix, w, overlap, dw, NULL));
+    CHECK_FAILS(OPT_EINVAL, "grad_strides[0] is 0, so that elements share memory",
+                opt_bind_nd(opt, "v", "float64", "cpu", 2, matrix, w, NULL, dw, broadcast));
+    CHECK_FAILS(OPT_EINVAL, "data: 2 x 2 values of float64 reach beyond",
+                opt_bind_nd(opt, "v", "float64", "cpu", 2, matrix, w, far, dw, NULL));
+}
+
+static void bad_moments(int opt)
+{
+    CHECK_FAILS(OPT_ESTATE, "nothing is bound: call opt_bind before opt_step", opt_step(opt));
+    bad_parameters(opt); /* of all these nothing stays */
+    CHECK_FAILS(OPT_ESTATE, "nothing is bound", opt_step(opt));
+
+    w[0] = w[1] = 1, dw[0] = 2, dw[1] = 4;
+    CHECK(opt_bind(opt, "w", "float64", 2, w, dw) == OPT_OK);
+    CHECK(opt_step(opt) == OPT_OK);
+    CHECK(w[0] == 0 && w[1] == -1);
+    CHECK_FAILS(OPT_ESTATE, "name 'v' is new after the first step",
+                opt_bind(opt, "v", "float64", 2, w + 2, dw + 2));
+    CHECK_FAILS(OPT_EINVAL, "name 'w' is bound with shape (2,), got (1,)",
+                opt_bind(opt, "w", "float64", 1, w + 2, dw + 2));
+    CHECK_FAILS(OPT_EINVAL, "name 'w' is bound with dtype torch.float64, got torch.float32",
+                opt_bind(opt, "w", "float32", 2, w + 2, dw + 2));
+    bad_parameters(opt);
+    CHECK(opt_step(opt) == OPT_OK); /* with 'w' where it was, and its momentum */
+    CHECK(w[0] == -1.5 && w[1] == -4 && w[2] == 0 && w[3] == 0);
+}
+
+static void fused_on_arrays_that_its_kernels_would_corrupt(void)
+{
+    const int64_t matrix[] = {2, 2}, columns[] = {1, 2};
+    int opt = opt_create("SGD(lr=1, fused=True)");
+    CHECK(opt > 0);
+    CHECK_FAILS(OPT_EINVAL, "parameter 'w': with fused=True",
+                opt_bind_nd(opt, "w", "float64", "cpu", 2, matrix, w, columns, dw, NULL));
+    CHECK(opt_bind_nd(opt, "w", "float64", "cpu", 2, matrix, w, columns, dw, columns) == OPT_OK);
+    CHECK(opt_free(opt) == OPT_OK);
+}
+
+static void an_optimizer_that_refuses_a_parameter(void)
+{
+    int opt = opt_create("Muon()");
+    CHECK(opt > 0);
+    CHECK_FAILS(OPT_EINVAL, "parameter 'w': Muon only supports 2D", opt_bind(opt, "w", "float64", 2, w, dw));
+    CHECK_FAILS(OPT_ESTATE, "nothing is bound", opt_step(opt));
+    CHECK(opt_free(opt) == OPT_OK);
+}
+
+static void bad_handles(int opt)
+{
+    const int made_up[] = {0, 1, -1, INT_MIN, INT_MAX, opt + 1, opt + (1 << 16), opt ^ (1 << 30)};
+    for (size_t i = 0; i < sizeof made_up / sizeof *made_up; i++) {
+        char words[40];
+        snprintf(words, sizeof words, "opt=%d is no optimizer", made_up[i]);
+        CHECK_FAILS(OPT_EHANDLE, words, opt_step(made_up[i]));
+        CHECK_FAILS(OPT_EHANDLE, words, opt_free(made_up[i]));
+        CHECK_FAILS(OPT_EHANDLE, words, opt_bind(made_up[i], "w", "float64", 2, w, dw));
+        if (made_up[i] != 0)
+            CHECK(opt_describe(made_up[i]) == NULL && strstr(opt_error(), words));
+    }
+    CHECK(opt_free(opt) == OPT_OK);
+    CHECK_FAILS(OPT_EHANDLE, "is no optimizer", opt_step(opt));
+    CHECK_FAILS(OPT_EHANDLE, "is no optimizer", opt_free(opt));
+    int next = opt_create("SGD(lr=0.1)"); /* takes the freed one's place */
+    CHECK(next > 0 && next != opt);
+    CHECK_FAILS(OPT_EHANDLE, "is no optimizer", opt_free(opt));
+    CHECK(opt_free(next) == OPT_OK);
+}
+
+int main(void)
+{
+    int quiet = check_quiet();
+    CHECK_FAILS(OPT_EHANDLE, "opt=65536 is no optimizer", opt_step(65536)); /* before anything */
+    bad_specs();
+    bad_options();
+    errno = 42;
+    int opt = opt_create("SGD(lr=0.5, momentum=0.5)");
+    CHECK(opt > 0 && errno == 42);
+    bad_moments(opt);
+    fused_on_arrays_that_its_kernels_would_corrupt();
+    an_optimizer_that_refuses_a_parameter();
+    bad_handles(opt);
+    check_was_quiet(quiet);
+    return 0;
+}

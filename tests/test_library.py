@@ -1,0 +1,53 @@
+"""The shared library as a linker sees it."""
+
+from __future__ import annotations
+
+import re
+import subprocess
+import sys
+
+import pytest
+
+import hosts
+import optplug
+
+
+def tool(*command: str) -> str:
+    return subprocess.run(command, check=True, capture_output=True, text=True).stdout
+
+
+HEADER = (hosts.PROJECT / "include" / "optplug.h").read_text()
+
+
+def test_it_exports_what_the_header_declares_and_the_bridges_door():
+    declared = set(re.findall(r"^(?:int|const char \*) ?\*?(opt_\w+)\(", HEADER, re.M))
+    assert len(declared) > 8
+    listed = tool("nm", "-gU" if sys.platform == "darwin" else "-D", optplug.library())
+    exported = set(re.findall(r" T _?(\w+)$", listed, re.M))
+    assert exported == declared | {"optplug_attach"}
+
+
+@pytest.mark.skipif(sys.platform == "darwin", reason="reads ELF")
+def test_it_needs_nothing_but_libc():
+    listed = tool("readelf", "-d", optplug.library())
+    needed = set(re.findall(r"NEEDED.*\[(.*)\]", listed))
+    assert {re.sub(r"\.so.*", "", name) for name in needed} <= {
+        "libc",
+        "libm",
+        "libdl",
+        "libpthread",
+        "ld-linux-x86-64",
+        "ld-linux-aarch64",
+    }
+
+
+def test_the_version_is_the_headers_everywhere():
+    version = re.search(r'define OPTPLUG_VERSION "(.*)"', HEADER)[1]
+    assert hosts.load().opt_version().decode() == version == optplug.__version__
+
+
+def test_every_function_is_called_from_c():
+    """No function of the header goes without a C test."""
+    declared = re.findall(r"(opt_\w+)\(", HEADER.partition("OPT_OK = 0")[2])
+    tests = "".join(path.read_text() for path in (hosts.PROJECT / "tests").glob("test_*.c"))
+    assert [name for name in declared if f"{name}(" not in tests] == []

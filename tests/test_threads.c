@@ -1,0 +1,54 @@
+/* Eight threads that make the first call at once, and then share optimizers. */
+#include <pthread.h>
+
+#include "check.h"
+
+enum { THREADS = 8, STEPS = 200 };
+
+static pthread_barrier_t all_here;
+static int shared;
+
+static void *race(void *unused)
+{
+    pthread_barrier_wait(&all_here);
+    double w[] = {1, 2}, dw[] = {2, 4};
+    int opt = opt_create("SGD(lr=0.5)");
+    CHECK(opt > 0);
+    CHECK(opt_bind(opt, "w", "float64", 2, w, dw) == OPT_OK);
+    CHECK(opt_step(opt) == OPT_OK);
+    CHECK(w[0] == 0 && w[1] == 0);
+    CHECK(opt_free(opt) == OPT_OK);
+    CHECK_FAILS(OPT_EINVAL, "'Adm'", opt_create("Adm()")); /* each thread has its own error */
+    return unused;
+}
+
+static void *share(void *unused)
+{
+    pthread_barrier_wait(&all_here);
+    for (int i = 0; i < STEPS; i++)
+        CHECK(opt_step(shared) == OPT_OK);
+    CHECK(strcmp(opt_error(), "") == 0);
+    return unused;
+}
+
+static void run(void *(*work)(void *))
+{
+    pthread_t threads[THREADS];
+    CHECK(pthread_barrier_init(&all_here, NULL, THREADS) == 0);
+    for (int i = 0; i < THREADS; i++)
+        CHECK(pthread_create(&threads[i], NULL, work, NULL) == 0);
+    for (int i = 0; i < THREADS; i++)
+        CHECK(pthread_join(threads[i], NULL) == 0);
+}
+
+int main(void)
+{
+    run(race);
+    double w[] = {0}, dw[] = {-1};
+    shared = opt_create("SGD(lr=1)");
+    CHECK(opt_bind(shared, "w", "float64", 1, w, dw) == OPT_OK);
+    run(share);
+    CHECK(w[0] == THREADS * STEPS); /* no step is lost */
+    CHECK(opt_free(shared) == OPT_OK);
+    return 0;
+}
