@@ -8,6 +8,7 @@
 #include <dlfcn.h>
 #include <errno.h>
 #include <pthread.h>
+#include <signal.h>
 #include <stdatomic.h>
 #include <stdio.h>
 #include <string.h>
@@ -272,11 +273,29 @@ static int import_bridge(void)
     return status;
 }
 
+/* Python takes SIGINT when its signal module is imported, as torch does, whatever its configuration. */
+static void save_signals(struct sigaction actions[NSIG])
+{
+    for (int i = 1; i < NSIG; i++)
+        sigaction(i, NULL, &actions[i]);
+}
+
+static void restore_signals(const struct sigaction actions[NSIG])
+{
+    for (int i = 1; i < NSIG; i++) {
+        struct sigaction now;
+        if (sigaction(i, NULL, &now) == 0 && now.sa_handler != actions[i].sa_handler)
+            sigaction(i, &actions[i], NULL);
+    }
+}
+
 /* Call with start_lock held and the GIL not. */
 static int start_python(void)
 {
     if (started)
         return OPT_OK;
+    struct sigaction actions[NSIG];
+    save_signals(actions);
     int fresh = !py.Py_IsInitialized_();
     if (fresh) {
         int status = initialize_python();
@@ -290,6 +309,8 @@ static int start_python(void)
         py.PyEval_SaveThread_();
     else
         py.PyGILState_Release_(state);
+    if (fresh)
+        restore_signals(actions);
     return status;
 }
 
@@ -301,22 +322,23 @@ int host_start(const char *python)
     if (started)
         return host_running();
 
-    find_openmp(); /* the host's, whose count the import of torch would change */
+    /* Twice, since the shield is whole only when OpenMP and Python's functions are found. */
+    struct host_state outer, inner;
+    host_enter(&outer);
+    find_openmp(); /* the host's, whose thread count the import of torch would change */
     pthread_mutex_lock(&load_lock);
     int status = loaded ? OPT_OK : load_python(python);
-    if (status == OPT_OK)
-        loaded = 1;
+    loaded = loaded || status == OPT_OK;
     pthread_mutex_unlock(&load_lock);
-    if (status < 0)
-        return status;
-
-    struct host_state saved;
-    host_enter(&saved);
-    pthread_mutex_lock(&start_lock);
-    status = start_python();
-    pthread_mutex_unlock(&start_lock);
-    host_leave(&saved);
-    find_openmp(); /* torch's own, where the host had none */
+    if (status == OPT_OK) {
+        host_enter(&inner);
+        pthread_mutex_lock(&start_lock);
+        status = start_python();
+        pthread_mutex_unlock(&start_lock);
+        host_leave(&inner);
+        find_openmp(); /* torch's own, where the host had none */
+    }
+    host_leave(&outer);
     return status;
 }
 
