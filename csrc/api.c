@@ -27,11 +27,12 @@ static int translate(int result)
     return result > 0 ? OPT_OK : result;
 }
 
-/* Begin a call on an optimizer: shield the host, lock the handle, see that Python is there. */
-static int begin(struct call *call, int opt)
+/* Begin a call on an optimizer: shield the host, lock the handle, see that Python is there.  With
+ * `anywhere`, also in a function of the host's that this very optimizer has called. */
+static int begin_call(struct call *call, int opt, int anywhere)
 {
     host_enter(&call->saved);
-    int status = handle_lock(opt, &call->slot);
+    int status = handle_lock(opt, anywhere, &call->slot);
     if (status == OPT_OK) {
         status = host_running();
         if (status < 0)
@@ -41,6 +42,9 @@ static int begin(struct call *call, int opt)
         host_leave(&call->saved);
     return status;
 }
+
+static int begin(struct call *call, int opt) { return begin_call(call, opt, 0); }
+static int begin_anywhere(struct call *call, int opt) { return begin_call(call, opt, 1); }
 
 static int end(struct call *call, int result)
 {
@@ -99,9 +103,85 @@ API int opt_free(int opt)
     return status;
 }
 
+/* ---- gradients ---- */
+
+API int opt_zero_grad(int opt)
+{
+    struct call call;
+    int status = begin_anywhere(&call, opt);
+    return status < 0 ? status : end(&call, host_python()->zero_grad(opt));
+}
+
+API int opt_clip_grad_norm(int opt, double max_norm, double norm_type, int error_if_nonfinite,
+                           double *total_norm)
+{
+    struct call call;
+    int status = begin_anywhere(&call, opt);
+    double norm;
+    if (status == OPT_OK)
+        status =
+            end(&call, host_python()->clip_grad_norm(opt, max_norm, norm_type, error_if_nonfinite, &norm));
+    if (status == OPT_OK && total_norm)
+        *total_norm = norm;
+    return status;
+}
+
+API int opt_clip_grad_value(int opt, double clip_value)
+{
+    struct call call;
+    int status = begin_anywhere(&call, opt);
+    return status < 0 ? status : end(&call, host_python()->clip_grad_value(opt, clip_value));
+}
+
+/* ---- hyperparameters and schedules ---- */
+
+API int opt_get(int opt, int group, const char *name, double *value)
+{
+    if (!name)
+        return fail(OPT_EINVAL, "name must not be NULL");
+    if (!value)
+        return fail(OPT_EINVAL, "value must not be NULL");
+    struct call call;
+    int status = begin_anywhere(&call, opt);
+    return status < 0 ? status : end(&call, host_python()->get(opt, group, name, value));
+}
+
+API int opt_set(int opt, int group, const char *options)
+{
+    if (!options)
+        return fail(OPT_EINVAL, "options must not be NULL");
+    struct call call;
+    int status = begin(&call, opt);
+    return status < 0 ? status : end(&call, host_python()->set(opt, group, options));
+}
+
+static int schedule(int opt, const char *spec, opt_callback function, void *user)
+{
+    if (!spec)
+        return fail(OPT_EINVAL, "spec must not be NULL");
+    struct call call;
+    int status = begin(&call, opt);
+    return status < 0 ? status : end(&call, host_python()->schedule(opt, spec, function, user));
+}
+
+API int opt_schedule(int opt, const char *spec) { return schedule(opt, spec, NULL, NULL); }
+
+static int schedule_step(int opt, const double *metric)
+{
+    struct call call;
+    int status = begin(&call, opt);
+    return status < 0 ? status : end(&call, host_python()->schedule_step(opt, metric));
+}
+
+API int opt_schedule_step(int opt) { return schedule_step(opt, NULL); }
+
+API int opt_schedule_step_metric(int opt, double value) { return schedule_step(opt, &value); }
+
 /* ---- when something goes wrong ---- */
 
 API const char *opt_error(void) { return error_message(); }
+
+API const char *opt_warning(void) { return warning_take(); }
 
 API const char *opt_traceback(void) { return error_traceback(); }
 
@@ -140,6 +220,106 @@ API int opt_bind_nd(int opt, const char *name, const char *dtype, const char *de
     return status < 0 ? status
                       : end(&call, host_python()->bind(opt, name, dtype, device, ndim, shape, data, strides,
                                                        grad, grad_strides));
+}
+
+API int opt_bind_sparse(int opt, const char *name, const char *dtype, int64_t rows, int64_t columns,
+                        void *data, int64_t capacity, const int64_t *count, const int64_t *indices,
+                        void *grad_rows)
+{
+    if (!name)
+        return fail(OPT_EINVAL, "name must not be NULL");
+    if (!dtype)
+        return fail(OPT_EINVAL, "dtype must not be NULL");
+    if (rows <= 0)
+        return fail(OPT_EINVAL, "rows must be positive, got %lld", (long long)rows);
+    if (columns <= 0)
+        return fail(OPT_EINVAL, "columns must be positive, got %lld", (long long)columns);
+    if (!data)
+        return fail(OPT_EINVAL, "data must not be NULL");
+    if (capacity <= 0)
+        return fail(OPT_EINVAL, "capacity must be positive, got %lld", (long long)capacity);
+    if (!count)
+        return fail(OPT_EINVAL, "count must not be NULL");
+    if (!indices)
+        return fail(OPT_EINVAL, "indices must not be NULL");
+    if (!grad_rows)
+        return fail(OPT_EINVAL, "grad_rows must not be NULL");
+    struct call call;
+    int status = begin(&call, opt);
+    return status < 0 ? status
+                      : end(&call, host_python()->bind_sparse(opt, name, dtype, rows, columns, data, capacity,
+                                                              count, indices, grad_rows));
+}
+
+API int opt_group(int opt, const char *options)
+{
+    if (!options)
+        return fail(OPT_EINVAL, "options must not be NULL");
+    struct call call;
+    int status = begin(&call, opt);
+    return status < 0 ? status : end(&call, host_python()->group(opt, options));
+}
+
+/* ---- functions of the host's ---- */
+
+API int opt_step_closure(int opt, opt_callback closure, void *user, double *loss)
+{
+    if (!closure)
+        return fail(OPT_EINVAL, "closure must not be NULL");
+    struct call call;
+    int status = begin(&call, opt);
+    double first;
+    if (status == OPT_OK)
+        status = end(&call, host_python()->step_closure(opt, closure, user, &first));
+    if (status == OPT_OK && loss)
+        *loss = first;
+    return status;
+}
+
+API int opt_iterate(int opt, double loss)
+{
+    struct call call;
+    int status = begin(&call, opt);
+    int wanted = 0;
+    if (status == OPT_OK)
+        status = end(&call, host_python()->iterate(opt, loss, &wanted));
+    return status < 0 ? status : wanted ? OPT_EVALUATE : OPT_DONE;
+}
+
+API int opt_schedule_callback(int opt, const char *spec, opt_callback function, void *user)
+{
+    if (!function)
+        return fail(OPT_EINVAL, "function must not be NULL");
+    return schedule(opt, spec, function, user);
+}
+
+/* ---- averages ---- */
+
+API int opt_average(int opt, const char *spec)
+{
+    if (!spec)
+        return fail(OPT_EINVAL, "spec must not be NULL");
+    struct call call;
+    int status = begin(&call, opt);
+    return status < 0 ? status : end(&call, host_python()->average(opt, spec));
+}
+
+API int opt_average_get(int opt, const char *name, void *data)
+{
+    if (!name)
+        return fail(OPT_EINVAL, "name must not be NULL");
+    if (!data)
+        return fail(OPT_EINVAL, "data must not be NULL");
+    struct call call;
+    int status = begin_anywhere(&call, opt);
+    return status < 0 ? status : end(&call, host_python()->average_get(opt, name, data));
+}
+
+API int opt_average_swap(int opt)
+{
+    struct call call;
+    int status = begin(&call, opt);
+    return status < 0 ? status : end(&call, host_python()->average_swap(opt));
 }
 
 /* ---- the library itself ---- */
@@ -211,7 +391,20 @@ API const char *opt_describe(int opt)
     if (opt == 0)
         return describe_library();
     struct call call;
-    return begin(&call, opt) < 0 || end(&call, host_python()->describe(opt)) < 0 ? NULL : text_get();
+    return begin_anywhere(&call, opt) < 0 || end(&call, host_python()->describe(opt)) < 0 ? NULL : text_get();
+}
+
+API const char *opt_list(const char *kind)
+{
+    if (!kind)
+        return fail(OPT_EINVAL, "kind must not be NULL"), NULL;
+    if (host_start(NULL) < 0)
+        return NULL;
+    struct host_state saved;
+    host_enter(&saved);
+    int status = translate(host_python()->list(kind));
+    host_leave(&saved);
+    return status < 0 ? NULL : text_get();
 }
 
 API const char *opt_version(void) { return OPTPLUG_VERSION; }

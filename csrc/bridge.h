@@ -11,6 +11,9 @@
 
 #include <stdint.h>
 
+/* A function of the host's: opt_callback. */
+typedef int (*optplug_callback)(void *user, double *value);
+
 /* What Python does for C. */
 typedef struct optplug_python {
     int (*configure)(const char *options);
@@ -19,16 +22,37 @@ typedef struct optplug_python {
     int (*bind)(int opt, const char *name, const char *dtype, const char *device, int ndim,
                 const int64_t *shape, void *data, const int64_t *strides, void *grad,
                 const int64_t *grad_strides);
+    int (*bind_sparse)(int opt, const char *name, const char *dtype, int64_t rows, int64_t columns,
+                       void *data, int64_t capacity, const int64_t *count, const int64_t *indices,
+                       void *grad_rows);
+    int (*group)(int opt, const char *options);
     int (*step)(int opt);
+    int (*step_closure)(int opt, optplug_callback closure, void *user, double *loss);
+    int (*iterate)(int opt, double loss, int *wanted);
+    int (*zero_grad)(int opt);
+    int (*clip_grad_norm)(int opt, double max_norm, double norm_type, int error_if_nonfinite,
+                          double *total_norm);
+    int (*clip_grad_value)(int opt, double clip_value);
+    int (*get)(int opt, int group, const char *name, double *value);
+    int (*set)(int opt, int group, const char *options);
+    int (*schedule)(int opt, const char *spec, optplug_callback function, void *user);
+    int (*schedule_step)(int opt, const double *metric);
+    int (*average)(int opt, const char *spec);
+    int (*average_get)(int opt, const char *name, void *data);
+    int (*average_swap)(int opt);
     int (*free)(int opt);
     int (*describe)(int opt);
     int (*describe_library)(const char *lines);
+    int (*list)(const char *kind);
 } optplug_python;
 
-/* What C does for Python: keep this thread's error or text, and the number of threads for all. */
+/* What C does for Python: keep this thread's error, warnings and text; call a function of the host's as
+ * if Python were not there; set the number of threads for all. */
 typedef struct optplug_host {
     void (*record)(const char *message, const char *traceback);
+    void (*warn)(const char *line);
     void (*text)(const char *text);
+    int (*call)(optplug_callback function, void *user, double *value);
     void (*threads)(int count);
 } optplug_host;
 

@@ -8,6 +8,8 @@
 
 static _Thread_local char message[1024];
 static _Thread_local char traceback[8192];
+static _Thread_local char warnings[4096];
+static _Thread_local char taken_warnings[sizeof warnings];
 
 /* A thread-local array of unknown length has no place to be freed in but a key's destructor. */
 static pthread_key_t text_key;
@@ -54,6 +56,20 @@ void error_record(const char *text, const char *trace)
 
 const char *error_message(void) { return message; }
 const char *error_traceback(void) { return traceback; }
+
+void warning_add(const char *line)
+{
+    size_t used = strlen(warnings);
+    if (used + strlen(line) + 2 <= sizeof warnings) /* else too many to be of use: those before tell */
+        snprintf(warnings + used, sizeof warnings - used, "%s\n", line);
+}
+
+const char *warning_take(void)
+{
+    strcpy(taken_warnings, warnings);
+    warnings[0] = '\0';
+    return taken_warnings;
+}
 
 void text_set(const char *text)
 {

@@ -1,4 +1,4 @@
-/* What this thread is told: its last error, the traceback behind it, and its last description. */
+/* What this thread is told: its last error and the traceback behind it, warnings, its last description. */
 #ifndef OPTPLUG_ERROR_H
 #define OPTPLUG_ERROR_H
 
@@ -10,6 +10,10 @@ void error_record(const char *message, const char *traceback);
 
 const char *error_message(void);
 const char *error_traceback(void);
+
+/* Keep a warning until warning_take returns it with the others, a line each. */
+void warning_add(const char *line);
+const char *warning_take(void);
 
 /* Keep a copy of `text` for this thread; text_get returns it, or NULL if memory ran out. */
 void text_set(const char *text);

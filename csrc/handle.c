@@ -3,7 +3,6 @@
  * use.  Slots are never freed: whoever holds a stale handle may still lock its slot and see. */
 #include "handle.h"
 
-#include <errno.h>
 #include <pthread.h>
 #include <stdatomic.h>
 #include <stdlib.h>
@@ -18,6 +17,7 @@ struct slot {
     int index;
     int generation;
     int live;
+    int depth; /* how often its owner has it locked */
     struct slot *next_free;
 };
 
@@ -34,8 +34,8 @@ static struct slot *add_slot(void)
         return NULL;
     pthread_mutexattr_t attributes;
     pthread_mutexattr_init(&attributes);
-    /* A thread that comes back for a lock it holds (from a callback) is told, and does not hang. */
-    pthread_mutexattr_settype(&attributes, PTHREAD_MUTEX_ERRORCHECK);
+    /* A thread that comes back for a lock it holds, from a callback, must not hang. */
+    pthread_mutexattr_settype(&attributes, PTHREAD_MUTEX_RECURSIVE);
     pthread_mutex_init(&slot->lock, &attributes);
     pthread_mutexattr_destroy(&attributes);
     slot->index = slot_count;
@@ -64,28 +64,36 @@ int handle_new(void)
     return handle;
 }
 
-int handle_lock(int handle, struct slot **locked)
+int handle_lock(int handle, int again, struct slot **locked)
 {
     struct slot *slot = handle > 0 ? atomic_load(&slots[handle & (MAX_SLOTS - 1)]) : NULL;
-    if (slot && pthread_mutex_lock(&slot->lock) == EDEADLK)
-        return fail(OPT_ESTATE, "opt=%d is in the middle of a call on this very thread", handle);
-    if (slot && slot->live && slot->generation == handle >> INDEX_BITS) {
+    if (slot)
+        pthread_mutex_lock(&slot->lock);
+    int live = slot && slot->live && slot->generation == handle >> INDEX_BITS;
+    if (live && (again || slot->depth == 0)) {
+        slot->depth++;
         *locked = slot;
         return OPT_OK;
     }
     if (slot)
         pthread_mutex_unlock(&slot->lock);
+    if (live)
+        return fail(OPT_ESTATE, "opt=%d is in the middle of a step that has called this function", handle);
     return fail(OPT_EHANDLE, "opt=%d is no optimizer: opt_create never returned it, or opt_free has ended it",
                 handle);
 }
 
-void handle_unlock(struct slot *slot) { pthread_mutex_unlock(&slot->lock); }
+void handle_unlock(struct slot *slot)
+{
+    slot->depth--;
+    pthread_mutex_unlock(&slot->lock);
+}
 
 void handle_retire(struct slot *slot)
 {
     slot->live = 0;
     int reusable = slot->generation < MAX_GENERATION;
-    pthread_mutex_unlock(&slot->lock);
+    handle_unlock(slot);
     if (!reusable)
         return;
     pthread_mutex_lock(&table_lock);

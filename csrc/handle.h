@@ -7,8 +7,9 @@ struct slot;
 /* Reserve a handle; negative, with an error recorded, if there is none left. */
 int handle_new(void);
 
-/* Find a live handle and lock its slot, waiting for a call of another thread to end. */
-int handle_lock(int handle, struct slot **locked);
+/* Find a live handle and lock its slot, waiting for a call of another thread to end.  With `again` a
+ * thread that has it locked, and is in a function of the host's now, may lock it once more. */
+int handle_lock(int handle, int again, struct slot **locked);
 
 void handle_unlock(struct slot *slot);
 

@@ -63,6 +63,7 @@ static int (*_Atomic get_openmp_threads)(void);
 static void (*_Atomic set_openmp_threads)(int);
 static _Atomic int torch_threads;
 static _Thread_local int thread_is_known;
+static _Thread_local const struct host_state *host_state; /* what the innermost call has put aside */
 
 /* ---- the shield ---- */
 
@@ -77,15 +78,13 @@ static void find_openmp(void)
 
 /* Floating-point traps live in the host's OpenMP workers too, and torch shares those: with traps on,
  * torch keeps to this thread, whose traps host_enter has turned off. */
-static void enter_openmp(int traps)
+static void enter_openmp(int traps, int hosts_threads)
 {
     if (!thread_is_known && started && py.Py_IsInitialized_()) {
         host_python()->enter_thread(); /* torch sets the count itself, once a thread: let it, then overrule */
         thread_is_known = 1;
     }
-    int wanted = traps ? 1 : torch_threads;
-    if (wanted > 0)
-        set_openmp_threads(wanted);
+    set_openmp_threads(traps ? 1 : torch_threads ? torch_threads : hosts_threads);
 }
 
 static int traps_are_on(void)
@@ -107,12 +106,14 @@ void host_enter(struct host_state *saved)
 
     saved->openmp_threads = get_openmp_threads ? get_openmp_threads() : 0;
     if (saved->openmp_threads)
-        enter_openmp(traps);
+        enter_openmp(traps, saved->openmp_threads);
 
     /* A caller that holds the GIL (ctypes.PyDLL) must not wait for our locks with it. */
     saved->interpreter_lock = NULL;
     if (loaded && py.Py_IsInitialized_() && py.PyGILState_Check_())
         saved->interpreter_lock = py.PyEval_SaveThread_();
+    saved->outer = host_state;
+    host_state = saved;
 }
 
 void host_leave(const struct host_state *saved)
@@ -123,6 +124,21 @@ void host_leave(const struct host_state *saved)
         set_openmp_threads(saved->openmp_threads);
     fesetenv(&saved->floating_point);
     errno = saved->error_number;
+    host_state = saved->outer;
+}
+
+/* Call a function of the host's with the host's own state around it.  Python, which calls this, has let
+ * go of the GIL; one that the host came with is given back when its call ends, not here. */
+static int call_host(optplug_callback function, void *user, double *value)
+{
+    const struct host_state *call = host_state;
+    struct host_state as_found = *call;
+    as_found.interpreter_lock = NULL;
+    host_leave(&as_found);
+    int status = function(user, value);
+    host_enter(&as_found);
+    host_state = call;
+    return status;
 }
 
 static void set_threads(int count) { torch_threads = count; }
@@ -373,7 +389,13 @@ int host_describe(char *text, size_t size)
 __attribute__((visibility("default"))) const optplug_host *optplug_attach(const optplug_python *python,
                                                                           const char *version)
 {
-    static const optplug_host host = {error_record, text_set, set_threads};
+    static const optplug_host host = {
+        .record = error_record,
+        .warn = warning_add,
+        .text = text_set,
+        .call = call_host,
+        .threads = set_threads,
+    };
     if (strcmp(version, OPTPLUG_VERSION) != 0)
         return NULL;
     bridge = python;

@@ -13,6 +13,7 @@ struct host_state {
     fenv_t floating_point;
     int openmp_threads;
     void *interpreter_lock;
+    const struct host_state *outer; /* of the call around, where a function of the host's calls us */
 };
 
 /* Shield the host from Python and torch; host_leave puts everything back.  Cheap, cannot fail, and

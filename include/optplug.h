@@ -44,12 +44,15 @@ extern "C" {
 /* What a call returns.  These numbers never change; new ones may be added. */
 enum {
     OPT_OK = 0,
-    OPT_EINVAL = -1,   /* an argument is wrong */
-    OPT_EHANDLE = -2,  /* no such optimizer: freed already, or never created */
-    OPT_ESTATE = -3,   /* right arguments, wrong moment: a step with nothing bound, for example */
-    OPT_ESTART = -4,   /* Python or PyTorch could not be found or started */
-    OPT_ERUNTIME = -5, /* PyTorch raised an error while it worked: opt_traceback() says where */
-    OPT_ENOMEM = -6    /* out of memory, or out of handles */
+    OPT_DONE = 0,       /* opt_iterate: the step is made */
+    OPT_EVALUATE = 1,   /* opt_iterate: compute the loss and the gradients, and call again */
+    OPT_EINVAL = -1,    /* an argument is wrong */
+    OPT_EHANDLE = -2,   /* no such optimizer: freed already, or never created */
+    OPT_ESTATE = -3,    /* right arguments, wrong moment: a step with nothing bound, for example */
+    OPT_ESTART = -4,    /* Python or PyTorch could not be found or started */
+    OPT_ERUNTIME = -5,  /* PyTorch raised an error while it worked: opt_traceback() says where */
+    OPT_ENOMEM = -6,    /* out of memory, or out of handles */
+    OPT_ENONFINITE = -7 /* a gradient has an inf or a nan in it, and you asked to be told */
 };
 
 /* ---- one optimizer, from creation to the end ---- */
@@ -75,12 +78,56 @@ int opt_step(int opt);
 /* End an optimizer and release its state.  The bound arrays are left as they are. */
 int opt_free(int opt);
 
+/* ---- gradients, between computing them and the step ---- */
+
+/* Set every gradient to zero, in your arrays. */
+int opt_zero_grad(int opt);
+
+/* Scale all gradients together so that their norm is max_norm at the most, as
+ * torch.nn.utils.clip_grad_norm_ does.
+ *
+ * norm_type is the p of the p-norm, 2 or INFINITY say.  *total_norm, if it is not NULL, gets the norm
+ * there was before.  With error_if_nonfinite other than 0, a norm that is inf or nan is OPT_ENONFINITE
+ * and nothing is scaled. */
+int opt_clip_grad_norm(int opt, double max_norm, double norm_type, int error_if_nonfinite,
+                       double *total_norm);
+
+/* Clamp each value of each gradient to -clip_value ... clip_value. */
+int opt_clip_grad_value(int opt, double clip_value);
+
+/* ---- hyperparameters and learning-rate schedules ---- */
+
+/* Get one hyperparameter of a parameter group, 0 for the first, as a number: "lr", "betas[0]";
+ * True is 1.  Group -1 is all of them, where they agree. */
+int opt_get(int opt, int group, const char *name, double *value);
+
+/* Set hyperparameters of a group, or with -1 of all: "lr=1e-4, betas=(0.9, 0.99)". */
+int opt_set(int opt, int group, const char *options);
+
+/* Attach a scheduler of torch.optim.lr_scheduler, once every parameter is bound:
+ * "StepLR(step_size=30)", or nested, "SequentialLR([LinearLR(total_iters=5),
+ * CosineAnnealingLR(T_max=100)], milestones=[5])".
+ *
+ * It sets the learning rate at once.  Attaching another one chains them. */
+int opt_schedule(int opt, const char *spec);
+
+/* Step the schedulers, all in the order in which they were attached: after opt_step, once a step or
+ * once an epoch, as their numbers are meant. */
+int opt_schedule_step(int opt);
+
+/* The same where there is a ReduceLROnPlateau, which watches value: a validation loss, for example. */
+int opt_schedule_step_metric(int opt, double value);
+
 /* ---- when something goes wrong ---- */
 
 /* Return this thread's last error, one line; "" if there was none.
  *
  * It stays until this thread's next failing call. */
 const char *opt_error(void);
+
+/* Return what PyTorch has warned of in this thread's calls since it was last asked, a line each; ""
+ * for nothing.  The text is this thread's, until its next opt_warning. */
+const char *opt_warning(void);
 
 /* Return the Python traceback of this thread's last error, many lines; "" if Python was not in it. */
 const char *opt_traceback(void);
@@ -96,6 +143,61 @@ int opt_bind_nd(int opt, const char *name, const char *dtype, const char *device
                 const int64_t *shape, void *data, const int64_t *strides, void *grad,
                 const int64_t *grad_strides);
 
+/* Lend the optimizer a table of parameters, rows * columns in C order, whose gradient is zero but for
+ * some rows: an embedding.
+ *
+ * At each step *count, of at most capacity, says how many rows have a gradient; row indices[i] has
+ * grad_rows[i * columns ...].  A row that comes twice gets the sum.  SparseAdam steps nothing else, SGD
+ * and Adagrad step this too.  Clipping takes grad_rows as they are, a row that comes twice counts twice. */
+int opt_bind_sparse(int opt, const char *name, const char *dtype, int64_t rows, int64_t columns, void *data,
+                    int64_t capacity, const int64_t *count, const int64_t *indices, void *grad_rows);
+
+/* Let the parameters bound from now on be a group of their own, with options of its own:
+ * "lr=1e-4, weight_decay=0".  Before any bind it gives group 0 its options. */
+int opt_group(int opt, const char *options);
+
+/* ---- functions of yours that a step or a schedule calls ---- */
+
+/* Do what is asked with *value, and return 0, or a negative number to fail.
+ *
+ * For a step it is a closure: compute the loss into *value, and the gradients into their arrays.  For a
+ * schedule *value is the epoch, to be replaced by the factor.  It runs on the calling thread, with your
+ * floating-point environment.  In it you may ask and clip the same optimizer, but not step, bind or free
+ * it.  It must return: neither a C++ exception nor longjmp may leave it. */
+typedef int (*opt_callback)(void *user, double *value);
+
+/* Make one step with a closure, which LBFGS calls several times and the others once.
+ *
+ * *loss, if it is not NULL, gets the first loss.  A closure that fails ends the step: its number is
+ * the result, and parameters and state are as before. */
+int opt_step_closure(int opt, opt_callback closure, void *user, double *loss);
+
+/* Make the same step by reverse communication, where a function cannot be passed.
+ *
+ *     while ((status = opt_iterate(opt, loss)) == OPT_EVALUATE)
+ *         loss = loss_and_gradient(w, dw);
+ *
+ * The first call of a step ignores loss.  OPT_DONE says that the step is made.  In between, the
+ * optimizer can only be asked, clipped, or freed, which undoes the step. */
+int opt_iterate(int opt, double loss);
+
+/* Attach a scheduler with a function of yours for LambdaLR's or MultiplicativeLR's lr_lambda:
+ * "LambdaLR()".  It and user must outlive the optimizer. */
+int opt_schedule_callback(int opt, const char *spec, opt_callback function, void *user);
+
+/* ---- averages of the weights ---- */
+
+/* Average the parameters after each step from now on, as torch.optim.swa_utils does: "AveragedModel()"
+ * with equal weights, "AveragedModel(multi_avg_fn=get_ema_multi_avg_fn(0.999))" exponentially. */
+int opt_average(int opt, const char *spec);
+
+/* Copy the average of one parameter into data, of the same dtype and shape as the parameter, in C order. */
+int opt_average_get(int opt, const char *name, void *data);
+
+/* Exchange the values of all parameters with their averages, in your arrays; the next call takes them
+ * back.  No step can be made in between. */
+int opt_average_swap(int opt);
+
 /* ---- the library itself ---- */
 
 /* Start Python and PyTorch now rather than at the first opt_create, with options; NULL for none.
@@ -103,6 +205,8 @@ int opt_bind_nd(int opt, const char *name, const char *dtype, const char *device
  * Options are written "name=value, name=value":
  *   python='/opt/env/bin/python3'   the environment that has PyTorch; must come before the start
  *   num_threads=1                   threads that PyTorch may use in a call (1 for one an MPI rank)
+ *   error_if_nonfinite=True         refuse a step (OPT_ENONFINITE) where a gradient has an inf or a nan;
+ *                                   of the optimizers created after that
  *   third_party=True                let a spec name a class outside torch.optim, with its module:
  *                                   "pytorch_optimizer:Lion(lr=1e-4)"; the module is imported
  * Without python=, the environment is the one that the environment variable OPTPLUG_PYTHON names, or
@@ -112,8 +216,14 @@ int opt_init(const char *options);
 /* Describe an optimizer in a few lines of "name: value"; with opt = 0 the library itself: which
  * Python, libpython, torch and devices are used.  Starts nothing.
  *
- * NULL on failure.  The text is this thread's, until its next opt_describe. */
+ * NULL on failure.  The text is this thread's, until its next opt_describe or opt_list. */
 const char *opt_describe(int opt);
+
+/* List what PyTorch has here, a line each: "optimizers", "schedulers", "dtypes", "devices"; or, for the
+ * name of an optimizer or a scheduler, its arguments with their defaults.
+ *
+ * Starts Python if need be.  NULL on failure.  The text is this thread's, as opt_describe's. */
+const char *opt_list(const char *kind);
 
 /* Return the version of the library that is loaded: OPTPLUG_VERSION, as it was when that was built. */
 const char *opt_version(void);

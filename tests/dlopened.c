@@ -36,3 +36,28 @@ FORWARD(int, opt_bind_nd,
 FORWARD(int, opt_init, (const char *options), (options))
 FORWARD(const char *, opt_describe, (int opt), (opt))
 FORWARD(const char *, opt_version, (void), ())
+FORWARD(int, opt_zero_grad, (int opt), (opt))
+FORWARD(int, opt_clip_grad_norm,
+        (int opt, double max_norm, double norm_type, int error_if_nonfinite, double *total_norm),
+        (opt, max_norm, norm_type, error_if_nonfinite, total_norm))
+FORWARD(int, opt_clip_grad_value, (int opt, double clip_value), (opt, clip_value))
+FORWARD(int, opt_get, (int opt, int group, const char *name, double *value), (opt, group, name, value))
+FORWARD(int, opt_set, (int opt, int group, const char *options), (opt, group, options))
+FORWARD(int, opt_schedule, (int opt, const char *spec), (opt, spec))
+FORWARD(int, opt_schedule_step, (int opt), (opt))
+FORWARD(int, opt_schedule_step_metric, (int opt, double value), (opt, value))
+FORWARD(const char *, opt_warning, (void), ())
+FORWARD(int, opt_bind_sparse,
+        (int opt, const char *name, const char *dtype, int64_t rows, int64_t columns, void *data,
+         int64_t capacity, const int64_t *count, const int64_t *indices, void *grad_rows),
+        (opt, name, dtype, rows, columns, data, capacity, count, indices, grad_rows))
+FORWARD(int, opt_group, (int opt, const char *options), (opt, options))
+FORWARD(int, opt_step_closure, (int opt, opt_callback closure, void *user, double *loss),
+        (opt, closure, user, loss))
+FORWARD(int, opt_iterate, (int opt, double loss), (opt, loss))
+FORWARD(int, opt_schedule_callback, (int opt, const char *spec, opt_callback function, void *user),
+        (opt, spec, function, user))
+FORWARD(int, opt_average, (int opt, const char *spec), (opt, spec))
+FORWARD(int, opt_average_get, (int opt, const char *name, void *data), (opt, name, data))
+FORWARD(int, opt_average_swap, (int opt), (opt))
+FORWARD(const char *, opt_list, (const char *kind), (kind))

@@ -14,17 +14,31 @@ PROGRAMS = pathlib.Path(os.environ["OPTPLUG_TEST_PROGRAMS"])
 CC = os.environ["OPTPLUG_TEST_CC"]
 
 INT64S = ctypes.POINTER(ctypes.c_int64)
+DOUBLES = ctypes.POINTER(ctypes.c_double)
+CALLBACK = ctypes.CFUNCTYPE(ctypes.c_int, ctypes.c_void_p, DOUBLES)
 
 
 def load(loader: type[ctypes.CDLL] = ctypes.CDLL) -> ctypes.CDLL:
     """Return the library with the types of its functions declared."""
     library = loader(optplug.library())
-    pointer, text, integer = ctypes.c_void_p, ctypes.c_char_p, ctypes.c_int
+    pointer, text, integer, int64 = ctypes.c_void_p, ctypes.c_char_p, ctypes.c_int, ctypes.c_int64
     for name, arguments in {
         "opt_create": [text],
-        "opt_bind": [integer, text, text, ctypes.c_int64, pointer, pointer],
+        "opt_bind": [integer, text, text, int64, pointer, pointer],
         "opt_bind_nd": [integer, text, text, text, integer, INT64S, pointer, INT64S, pointer, INT64S],
+        "opt_bind_sparse": [integer, text, text, int64, int64, pointer, int64, INT64S, INT64S, pointer],
+        "opt_group": [integer, text],
+        "opt_get": [integer, integer, text, DOUBLES],
+        "opt_clip_grad_norm": [integer, *[ctypes.c_double] * 2, integer, DOUBLES],
+        "opt_clip_grad_value": [integer, ctypes.c_double],
+        "opt_average": [integer, text],
+        "opt_average_get": [integer, text, pointer],
+        "opt_average_swap": [integer],
+        "opt_schedule_callback": [integer, text, CALLBACK, pointer],
+        "opt_schedule_step": [integer],
+        "opt_schedule_step_metric": [integer, ctypes.c_double],
         "opt_step": [integer],
+        "opt_step_closure": [integer, CALLBACK, pointer, DOUBLES],
         "opt_free": [integer],
         "opt_init": [text],
     }.items():

@@ -147,7 +147,8 @@ static void a_description_names_the_optimizer_its_options_and_its_parameters(voi
     CHECK(opt_bind(opt, "weights", "float64", 2, w, dw) == OPT_OK);
     const char *text = opt_describe(opt);
     CHECK(text && strstr(text, "SGD") && strstr(text, "momentum=0.25"));
-    CHECK(strstr(text, "'weights': float64, cpu, shape (2,)"));
+    CHECK(strstr(text, "parameter 'weights': group 0, cpu, float64 of shape (2,) with strides (1,)"));
+    CHECK(strstr(text, "step: torch.optim.SGD with fused kernels"));
     text = opt_describe(0);
     CHECK(text && strstr(text, "torch: ") && strstr(text, "python: ") && strstr(text, "library: /"));
     CHECK(opt_free(opt) == OPT_OK);

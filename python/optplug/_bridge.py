@@ -8,7 +8,9 @@ from __future__ import annotations
 import functools
 import pathlib
 import sys
+import threading
 import traceback
+import warnings
 from collections.abc import Callable
 
 try:
@@ -25,19 +27,26 @@ if tuple(int(n) for n in torch.__version__.split(".")[:2]) < (2, 11):
         f"run {sys.executable} -m pip install --upgrade torch"
     )
 
-from optplug import buffers, spec
+from optplug import buffers, optimizer, schedules, spec
 from optplug._optplug import ffi, lib
-from optplug.optimizer import Optimizer, StateError
+from optplug.errors import HostError, NonFiniteError, StateError
+from optplug.optimizer import Optimizer, SparseGrad
 
 _optimizers: dict[int, Optimizer] = {}
-_settings = {"third_party": False}
+_settings = {"third_party": False, "error_if_nonfinite": False}
+_in_call = threading.local()
+_DEVICES = ("cpu",)
 
 
 def _status(error: BaseException) -> int:
     """Return the status that stands for an exception."""
     match error:
+        case HostError():
+            return error.status
         case StateError():
             return lib.OPT_ESTATE
+        case NonFiniteError():
+            return lib.OPT_ENONFINITE
         case ValueError() | TypeError() | KeyError():
             return lib.OPT_EINVAL
         case MemoryError():
@@ -47,7 +56,8 @@ def _status(error: BaseException) -> int:
 
 def _record(kind: type[BaseException], error: BaseException, trace: object) -> int:
     """Hand an exception to this thread's opt_error() and opt_traceback(), and return its status."""
-    message = str(error) if isinstance(error, ValueError | StateError) else f"{kind.__name__}: {error}"
+    ours = isinstance(error, ValueError | StateError | NonFiniteError | HostError)
+    message = str(error) if ours else f"{kind.__name__}: {error}"
     lines = "".join(traceback.format_exception(kind, error, trace))
     _host.record(message.encode(errors="replace"), lines.encode(errors="replace"))
     return _status(error)
@@ -62,10 +72,28 @@ def _callback(function: Callable[..., None]) -> Callable[..., None]:
     @ffi.def_extern(name=function.__name__, error=lib.OPT_ERUNTIME, onerror=_record)
     @functools.wraps(function)
     def call(*args: object) -> int:
-        function(*args)
+        _in_call.depth = getattr(_in_call, "depth", 0) + 1
+        try:
+            function(*args)
+        finally:
+            _in_call.depth -= 1
         return 1
 
     return call
+
+
+def _catch_warnings() -> None:
+    """Send what is warned of during our calls to opt_warning(), and all else where it went before."""
+    others = warnings.showwarning
+
+    @functools.wraps(others)
+    def show(message, category, *where, **more):
+        if getattr(_in_call, "depth", 0):
+            _host.warn(f"{category.__name__}: {' '.join(str(message).split())}".encode(errors="replace"))
+        else:
+            others(message, category, *where, **more)
+
+    warnings.showwarning = show
 
 
 def _text(name: str, value: object) -> str:
@@ -79,6 +107,15 @@ def _int64s(values: object, count: int) -> list[int] | None:
     return None if values == ffi.NULL else ffi.unpack(values, count)
 
 
+def _call(what: str, function: object, user: object, value: float) -> float:
+    """Call a function of the host's with ``value``, and return what it makes of it."""
+    place = ffi.new("double *", value)
+    status = _host.call(function, user, place)
+    if status < 0:
+        raise HostError(what, status)
+    return place[0]
+
+
 def _address(pointer: object) -> int:
     return int(ffi.cast("uintptr_t", pointer))
 
@@ -89,19 +126,20 @@ def py_configure(options):
     try:
         given = spec.arguments(text)
         for name in given:
-            spec.choose(name, ("python", "num_threads", "third_party"), "option")
+            spec.choose(name, ("python", "num_threads", *_settings), "option")
     except spec.SpecError as error:
         raise ValueError(f"options {spec.shown(text.strip(' ,'))}: {error}") from error
     threads = given.get("num_threads", 1)
     if type(threads) is not int or threads < 1:
         raise ValueError(f"num_threads must be a positive whole number, got {spec.shown(threads)}")
-    third_party = given.get("third_party", _settings["third_party"])
-    if type(third_party) is not bool:
-        raise ValueError(f"third_party must be True or False, got {spec.shown(third_party)}")
+    settings = {name: given.get(name, value) for name, value in _settings.items()}
+    for name, value in settings.items():
+        if type(value) is not bool:
+            raise ValueError(f"{name} must be True or False, got {spec.shown(value)}")
     if "num_threads" in given:
         torch.set_num_threads(threads)
         _host.threads(threads)
-    _settings["third_party"] = third_party
+    _settings.update(settings)
 
 
 @_callback
@@ -111,7 +149,7 @@ def py_enter_thread():
 
 @_callback
 def py_create(opt, text):
-    _optimizers[opt] = Optimizer(_text("spec", text), _settings["third_party"])
+    _optimizers[opt] = Optimizer(_text("spec", text), **_settings)
 
 
 @_callback
@@ -128,13 +166,93 @@ def py_bind(opt, name, dtype, device, ndim, shape, data, strides, grad, grad_str
 
 
 @_callback
+def py_bind_sparse(opt, name, dtype, rows, columns, data, capacity, count, indices, grad_rows):
+    dtype = _text("dtype", dtype)
+    grad = SparseGrad(
+        buffers.wrap("count", _address(count), "int64", "cpu", []),
+        buffers.wrap("indices", _address(indices), "int64", "cpu", [capacity]),
+        buffers.wrap("grad_rows", _address(grad_rows), dtype, "cpu", [capacity, columns]),
+    )
+    table = buffers.wrap("data", _address(data), dtype, "cpu", [rows, columns])
+    _optimizers[opt].bind(_text("name", name), table, grad)
+
+
+@_callback
+def py_group(opt, options):
+    _optimizers[opt].group(_text("options", options))
+
+
+@_callback
 def py_step(opt):
     _optimizers[opt].step()
 
 
 @_callback
+def py_step_closure(opt, closure, user, loss):
+    loss[0] = _optimizers[opt].step_closure(lambda: _call("closure", closure, user, 0.0))
+
+
+@_callback
+def py_iterate(opt, loss, wanted):
+    wanted[0] = _optimizers[opt].iterate(loss)
+
+
+@_callback
+def py_zero_grad(opt):
+    _optimizers[opt].zero_grad()
+
+
+@_callback
+def py_clip_grad_norm(opt, max_norm, norm_type, error_if_nonfinite, total_norm):
+    total_norm[0] = _optimizers[opt].clip_grad_norm(max_norm, norm_type, bool(error_if_nonfinite))
+
+
+@_callback
+def py_clip_grad_value(opt, clip_value):
+    _optimizers[opt].clip_grad_value(clip_value)
+
+
+@_callback
+def py_get(opt, group, name, value):
+    value[0] = _optimizers[opt].get(group, _text("name", name))
+
+
+@_callback
+def py_set(opt, group, options):
+    _optimizers[opt].set(group, _text("options", options))
+
+
+@_callback
+def py_schedule(opt, text, function, user):
+    factor = None if function == ffi.NULL else lambda epoch: _call("function", function, user, float(epoch))
+    _optimizers[opt].schedule(_text("spec", text), factor)
+
+
+@_callback
+def py_schedule_step(opt, metric):
+    _optimizers[opt].schedule_step(None if metric == ffi.NULL else metric[0])
+
+
+@_callback
+def py_average(opt, text):
+    _optimizers[opt].average(_text("spec", text))
+
+
+@_callback
+def py_average_get(opt, name, data):
+    average = _optimizers[opt].read_average(_text("name", name))
+    dtype = str(average.dtype).removeprefix("torch.")
+    buffers.wrap("data", _address(data), dtype, "cpu", average.shape).copy_(average)
+
+
+@_callback
+def py_average_swap(opt):
+    _optimizers[opt].swap_average()
+
+
+@_callback
 def py_free(opt):
-    del _optimizers[opt]
+    _optimizers.pop(opt).close()
 
 
 @_callback
@@ -144,14 +262,28 @@ def py_describe(opt):
 
 @_callback
 def py_describe_library(lines):
-    devices = ["cpu"] + [f"cuda:{i}" for i in range(torch.cuda.device_count())]
     text = _text("lines", lines) + (
         f"python: {sys.version.split()[0]} ({sys.executable})\n"
         f"torch: {torch.__version__} ({pathlib.Path(torch.__file__).parent})\n"
-        f"devices: {', '.join(devices)}\n"
+        f"devices: {', '.join(_DEVICES)}\n"
         f"threads: {torch.get_num_threads()}\n"
     )
     _host.text(text.encode(errors="replace"))
+
+
+@_callback
+def py_list(kind):
+    name = _text("kind", kind)
+    classes = {**optimizer.classes(), **schedules.classes()}
+    lists = {
+        "optimizers": optimizer.classes(),
+        "schedulers": schedules.classes(),
+        "dtypes": buffers.DTYPES,
+        "devices": _DEVICES,
+    }
+    spec.choose(name, [*lists, *classes], "list")
+    lines = lists[name] if name in lists else spec.signature(classes[name])
+    _host.text("".join(f"{line}\n" for line in lines).encode())
 
 
 _host = lib.attach()
@@ -160,3 +292,4 @@ if _host == ffi.NULL:
         "the liboptplug of this process is of another version than the package optplug in "
         f"{pathlib.Path(__file__).parent}: link to the one that `python -m optplug config --library` names"
     )
+_catch_warnings()

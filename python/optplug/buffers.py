@@ -16,7 +16,7 @@ import torch
 from optplug.spec import choose, shown
 
 # DLDataTypeCode, bits
-_DTYPES = {
+DTYPES = {
     "float16": (2, 16),
     "float32": (2, 32),
     "float64": (2, 64),
@@ -24,6 +24,7 @@ _DTYPES = {
     "complex64": (5, 64),
     "complex128": (5, 128),
 }
+_INDICES = {"int64": (0, 64)}
 _CPU = 1  # kDLCPU
 
 
@@ -75,7 +76,8 @@ def wrap(
         ValueError: no such memory can be: unknown dtype or device, negative sizes or strides, elements
             that share memory, more bytes than an address space has, an address not aligned for the dtype.
     """
-    choose(dtype, _DTYPES, "dtype")
+    if dtype not in _INDICES:
+        choose(dtype, DTYPES, "dtype")
     if device != "cpu":
         raise ValueError(f"no device {shown(device)}: 'cpu' is the one that this optplug knows")
     for i, n in enumerate(shape):
@@ -83,7 +85,7 @@ def wrap(
             raise ValueError(f"shape[{i}] must not be negative, got {n}")
     strides = _row_major(shape) if strides is None else list(strides)
     _check_strides(strides_name, shape, strides)
-    code, bits = _DTYPES[dtype]
+    code, bits = {**DTYPES, **_INDICES}[dtype]
     extent = max(1 + sum((n - 1) * s for n, s in zip(shape, strides, strict=True)), math.prod(shape))
     if extent * bits // 8 > sys.maxsize - address:
         raise ValueError(

@@ -4,24 +4,60 @@ from __future__ import annotations
 
 import importlib
 import inspect
-from collections.abc import Iterable
+import re
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from optplug import spec
+from optplug import schedules, spec
+from optplug.averages import Average
 from optplug.buffers import is_dense, same_order
+from optplug.errors import NonFiniteError, StateError
+from optplug.iterate import Iteration
 from optplug.spec import Call, SpecError, shown
 
 # A spec that names one of these has chosen an implementation; otherwise fused is taken where it is safe.
 _IMPLEMENTATIONS = ("fused", "foreach", "capturable", "differentiable")
 
-# What an optimizer is built on before anything is bound; of two dimensions, since Muon takes no others.
-_NOTHING_YET = [("", nn.Parameter(torch.empty(0, 0)))]
+
+def _nothing_yet() -> list[tuple[str, nn.Parameter]]:
+    """Return what a class is tried out on: of two dimensions, since Muon takes no others."""
+    return [("", nn.Parameter(torch.empty(0, 0)))]
 
 
-class StateError(RuntimeError):
-    """A call at the wrong moment, such as a step with nothing bound."""
+@dataclass
+class SparseGrad:
+    """A gradient that is zero but for some rows: ``values[i]`` belongs to row ``indices[i]``.
+
+    The first ``count`` of them are there; rows that come twice are added up, as torch's ``coalesce`` does.
+    """
+
+    count: Tensor
+    indices: Tensor
+    values: Tensor
+
+    def rows(self, name: str, limit: int) -> tuple[Tensor, Tensor]:
+        """Return the indices and values that are there now, checked: ``name`` is for errors."""
+        count, capacity = int(self.count), len(self.indices)
+        if not 0 <= count <= capacity:
+            raise ValueError(f"count of parameter {shown(name)} must be 0 to {capacity}, got {count}")
+        indices = self.indices[:count]
+        for i in (int(indices.min()), int(indices.max())) if count else ():
+            if not 0 <= i < limit:
+                raise ValueError(f"indices of parameter {shown(name)} must be 0 to {limit - 1}, got {i}")
+        return indices, self.values[:count]
+
+
+@dataclass
+class _Group:
+    """A parameter group that is not built yet: its options, and its parameters' names."""
+
+    options: dict[str, Any] = field(default_factory=dict)
+    names: list[str] = field(default_factory=list)
 
 
 class Optimizer:
@@ -30,18 +66,25 @@ class Optimizer:
     Args:
         text: the spec, ``"Adam(lr=1e-3)"``: see `optplug.spec`.
         third_party: whether the spec may name a class outside ``torch.optim``, with its module.
+        error_if_nonfinite: whether a step is refused where a gradient has an inf or a nan in it.
 
     Raises:
         ValueError: the spec cannot be read, names no optimizer, or PyTorch refuses a hyperparameter.
     """
 
-    def __init__(self, text: str, third_party: bool = False) -> None:
+    def __init__(self, text: str, third_party: bool = False, error_if_nonfinite: bool = False) -> None:
         #: The dummy module.  It numbers its parameters, so that their names can be any strings.
         self.module = nn.ParameterList()
         #: The same parameters by the names that the host gave them.
         self.parameters: dict[str, nn.Parameter] = {}
-        #: The optimizer proper, built at the first step, when all its parameters are there.
+        #: The optimizer proper, built when all its parameters are there.
         self.torch: torch.optim.Optimizer | None = None
+        self._groups = [_Group()]
+        self._sparse: dict[str, SparseGrad] = {}
+        self._schedulers: list[schedules.LRScheduler] = []
+        self._average: Average | None = None
+        self._iteration: Iteration | None = None
+        self._error_if_nonfinite = error_if_nonfinite
         try:
             call = spec.parse(text)
             self._class = _find_class(call, third_party)
@@ -50,74 +93,284 @@ class Optimizer:
             self._may_fuse = "fused" in inspect.signature(self._class).parameters and not any(
                 name in self._arguments for name in _IMPLEMENTATIONS
             )
-            self._build(_NOTHING_YET)  # PyTorch checks the hyperparameters
+            closure = inspect.signature(self._class.step).parameters.get("closure")
+            self._needs_closure = closure is not None and closure.default is closure.empty
+            self._defaults = self._class(_nothing_yet(), **self._arguments).defaults
         except Exception as error:
             raise SpecError(f"spec {shown(text)}: {error}") from error
 
-    def bind(self, name: str, data: Tensor, grad: Tensor) -> None:
+    # ---- parameters and their groups ----
+
+    def bind(self, name: str, data: Tensor, grad: Tensor | SparseGrad) -> None:
         """Take ``data`` and ``grad`` as those of the parameter ``name``; move it if it is known.
 
         Raises:
             ValueError: another shape or dtype than before, or a layout that the spec's ``fused=True``
                 cannot step, or a parameter that PyTorch's optimizer refuses.
-            StateError: a new name after the first step.
+            StateError: a new name once the optimizer is built.
         """
+        self._check_idle("opt_bind")
         if self._must_fuse and not _can_fuse(data, grad):
             raise ValueError(
-                f"parameter {shown(name)}: with fused=True data and grad must be real, without gaps and "
-                f"of one layout, got {data.dtype} with strides {data.stride()} and {grad.stride()}: "
-                "leave fused out"
+                f"parameter {shown(name)}: with fused=True data and grad must be real, without gaps and of "
+                f"one layout, got {_layout(data)} and {_layout(grad)}: leave fused out"
             )
         known = self.parameters.get(name)
         if known is not None:
             self._move(name, known, data, grad)
         elif self.torch is not None:
             raise StateError(
-                f"name {shown(name)} is new after the first step: bind every parameter before it"
+                f"name {shown(name)} is new after the first step or schedule: bind all parameters before"
             )
         else:
-            parameter = nn.Parameter(data)
-            parameter.grad = grad
-            try:
-                self._build([(name, parameter)])  # to hear what PyTorch says of it
-            except Exception as error:
-                raise ValueError(f"parameter {shown(name)}: {error}") from error
-            self.parameters[name] = parameter
-            self.module.append(parameter)
+            self._add(name, data, grad)
+        if isinstance(grad, SparseGrad):
+            self._sparse[name] = grad
+        else:
+            self._sparse.pop(name, None)
+
+    def group(self, text: str) -> None:
+        """Let the parameters that are bound from now on be a group with these options of its own.
+
+        Raises:
+            ValueError: no such option, or PyTorch refuses its value, or has no groups for this class.
+            StateError: the optimizer is built, or nothing is bound to the group before this one.
+        """
+        if self.torch is not None:
+            raise StateError(f"options {shown(text)}: the first step or schedule has fixed the groups")
+        group = _Group(self._check_options(text, {}))
+        if self._groups == [_Group()]:
+            self._groups = [group]
+            return
+        if not self._groups[-1].names:
+            raise StateError(f"options {shown(text)}: nothing is bound to the group before this one")
+        try:
+            self._class([{"params": _nothing_yet()}, {"params": _nothing_yet()}], **self._arguments)
+        except Exception as error:
+            raise ValueError(f"options {shown(text)}: {error}") from error
+        self._groups.append(group)
+
+    # ---- hyperparameters ----
+
+    def get(self, group: int, name: str) -> float:
+        """Return a hyperparameter of a group, or of all groups (-1) where they agree.
+
+        ``name`` is "lr", or "betas[0]" for one of a tuple; True is 1.
+        """
+        key, bracket, index = name.partition("[")
+        groups = _select((self.torch or self._build()).param_groups, group)
+        spec.choose(key, groups[0].keys() - {"params", "param_names"}, "hyperparameter")
+        value = groups[0][key]
+        if any(g[key] != value for g in groups):
+            raise ValueError(f"group -1: {key!r} differs between the {len(groups)} groups: ask for one")
+        if isinstance(value, tuple | list):
+            position = re.fullmatch(r"(\d+)\]", index)
+            if not position or int(position[1]) >= len(value):
+                raise ValueError(f"name {shown(name)} must be '{key}[0]' to '{key}[{len(value) - 1}]'")
+            value = value[int(position[1])]
+        elif bracket:
+            raise ValueError(f"name {shown(name)} is no tuple: write {key!r}")
+        if not isinstance(value, bool | int | float | Tensor):
+            raise ValueError(f"name {shown(name)} is {value!r}, which is no number")
+        return float(value)
+
+    def set(self, group: int, text: str) -> None:
+        """Set hyperparameters of a group, or of all groups (-1): ``"lr=1e-4, betas=(0.9, 0.99)"``.
+
+        Raises:
+            ValueError: no such group or option, or PyTorch refuses the value.
+        """
+        self._check_idle("opt_set")
+        chosen = _select(self.torch.param_groups if self.torch else [g.options for g in self._groups], group)
+        for options, checked in [(g, self._check_options(text, g)) for g in chosen]:
+            options.update(checked)
+
+    # ---- steps ----
 
     def step(self) -> None:
         """Make one step.
 
         Raises:
-            StateError: nothing is bound.
+            StateError: nothing is bound, or the class wants a closure.
+            NonFiniteError: a gradient is not finite, and the host has asked to be told.
         """
-        if self.torch is None:
-            if not self.parameters:
-                raise StateError("nothing is bound: call opt_bind before opt_step")
-            self.torch = self._build(self.parameters.items())
-        self.torch.step()
+        optimizer = self._ready("opt_step")
+        if self._needs_closure:
+            raise StateError(
+                f"{self._class.__name__} evaluates the loss several times a step: "
+                "call opt_step_closure or opt_iterate"
+            )
+        self._check_gradients()
+        optimizer.step()
+        self._update_average()
+
+    def step_closure(self, closure: Callable[[], float]) -> float:
+        """Make one step with a function that computes loss and gradients, and return its first loss.
+
+        An error of the closure ends the step, and leaves parameters and state as they were.
+        """
+        return self._step_closure(self._ready("opt_step_closure"), closure)
+
+    def iterate(self, loss: float) -> bool:
+        """Make one step by reverse communication.
+
+        Returns:
+            True if it wants to be called again with the loss, and with gradients, at the parameters as
+            they are now; False if the step is made.
+        """
+        if self._iteration is None:
+            optimizer = self._ready("opt_iterate")
+            self._iteration = Iteration(lambda closure: self._step_closure(optimizer, closure))
+        wanted = False
+        try:
+            wanted = self._iteration.resume(loss)
+        finally:
+            if not wanted:
+                self._iteration = None
+        return wanted
+
+    def close(self) -> None:
+        """End a step that iterate has left in the middle."""
+        if self._iteration:
+            self._iteration.abandon()
+            self._iteration = None
+
+    # ---- gradients ----
+
+    def zero_grad(self) -> None:
+        """Set every gradient to zero, in place."""
+        for grad in self._gradients():
+            grad.zero_()
+
+    def clip_grad_norm(self, max_norm: float, norm_type: float, error_if_nonfinite: bool) -> float:
+        """Scale all gradients so that their norm is ``max_norm`` at the most, and return what it was.
+
+        ``torch.nn.utils.clip_grad_norm_``, with its arguments.
+        """
+        if not max_norm >= 0:
+            raise ValueError(f"max_norm must not be negative, got {max_norm}")
+        if not norm_type > 0:
+            raise ValueError(f"norm_type must be positive, got {norm_type}")
+        try:
+            norm = nn.utils.clip_grad_norm_(self._clippable(), max_norm, norm_type, error_if_nonfinite)
+        except RuntimeError as error:
+            if "non-finite" not in str(error):
+                raise
+            raise NonFiniteError(str(error)) from error
+        return float(norm)
+
+    def clip_grad_value(self, clip_value: float) -> None:
+        """Clamp every gradient to ``-clip_value`` to ``clip_value``: ``torch.nn.utils.clip_grad_value_``."""
+        if not clip_value >= 0:
+            raise ValueError(f"clip_value must not be negative, got {clip_value}")
+        nn.utils.clip_grad_value_(self._clippable(), clip_value)
+
+    # ---- schedules ----
+
+    def schedule(self, text: str, function: Callable[[int], float] | None = None) -> None:
+        """Attach a scheduler, after those that are there: see `schedules.attach`."""
+        self._schedulers.append(schedules.attach(self._ready("opt_schedule"), text, function))
+
+    def schedule_step(self, metric: float | None = None) -> None:
+        """Step all schedulers; ReduceLROnPlateau wants the metric."""
+        schedules.step(self._ready("opt_schedule_step"), self._schedulers, metric)
+
+    # ---- averages ----
+
+    def average(self, text: str) -> None:
+        """Average the parameters after each step from now on; a new average replaces the old one."""
+        self._ready("opt_average")
+        self._average = Average(text, self.module)
+
+    def read_average(self, name: str) -> Tensor:
+        """Return the average of one parameter."""
+        spec.choose(name, self.parameters, "parameter")
+        return self._averaged().read(list(self.parameters).index(name))
+
+    def swap_average(self) -> None:
+        """Exchange all parameters with their averages, in place; again: back."""
+        self._check_idle("opt_average_swap")
+        self._averaged().swap(self.module)
+
+    def _averaged(self) -> Average:
+        if self._average is None:
+            raise StateError("there is no average: call opt_average first")
+        return self._average
+
+    # ---- what it is ----
 
     def describe(self) -> str:
         """Return what the optimizer is and what it works on, a ``name: value`` a line."""
-        optimizer = self.torch or self._build(self.parameters.items() or _NOTHING_YET)
-        lines = [f"optimizer: {self._class.__name__}"]
+        optimizer = self.torch or self._build()
+        lines = [f"optimizer: {self._class.__name__}", f"step: {self._path(optimizer)}"]
         for i, group in enumerate(optimizer.param_groups):
             options = {k: v for k, v in group.items() if k not in ("params", "param_names")}
             lines.append(f"group {i}: {', '.join(f'{k}={v!r}' for k, v in options.items())}")
-        for name, p in self.parameters.items():
-            dtype = str(p.dtype).removeprefix("torch.")
-            lines.append(
-                f"parameter {name!r}: {dtype}, {p.device}, shape {tuple(p.shape)}, strides {p.stride()}, "
-                f"gradient's {p.grad.stride()}"
-            )
+            for name in group["param_names"] if self.parameters else ():
+                p = self.parameters[name]
+                grad = self._sparse.get(name, p.grad)
+                lines.append(
+                    f"parameter {name!r}: group {i}, {p.device}, {_layout(p)}, gradient {_layout(grad)}"
+                )
+        lines += [f"scheduler: {type(s).__name__}" for s in self._schedulers]
         return "".join(line + "\n" for line in lines)
 
-    def _build(self, named: Iterable[tuple[str, nn.Parameter]]) -> torch.optim.Optimizer:
-        named = list(named)
-        fuse = self._may_fuse and all(p.grad is None or _can_fuse(p, p.grad) for _, p in named)
-        return self._class(named, **self._arguments, **({"fused": True} if fuse else {}))
+    def _path(self, optimizer: torch.optim.Optimizer) -> str:
+        name = self._class.__name__
+        if any(group.get("fused") for group in optimizer.param_groups):
+            return f"torch.optim.{name} with fused kernels"
+        chosen = [f"{k}={self._arguments[k]}" for k in _IMPLEMENTATIONS if k in self._arguments]
+        if chosen:
+            return f"torch.optim.{name}, not fused, since the spec says {', '.join(chosen)}"
+        if not self._may_fuse:
+            return f"torch.optim.{name}, which has no fused kernels"
+        unfit = [n for n, p in self.parameters.items() if not _can_fuse(p, self._sparse.get(n, p.grad))]
+        reason = f"parameter {unfit[0]!r} is" if unfit else "a parameter was"
+        return f"torch.optim.{name}, not fused, since {reason} not real, dense and laid out as its gradient"
 
-    def _move(self, name: str, parameter: nn.Parameter, data: Tensor, grad: Tensor) -> None:
+    # ---- inside ----
+
+    def _ready(self, what: str) -> torch.optim.Optimizer:
+        """Return the optimizer proper, building it the first time."""
+        self._check_idle(what)
+        if self.torch is None:
+            if not self.parameters:
+                raise StateError(f"nothing is bound: call opt_bind before {what}")
+            if not self._groups[-1].names:
+                raise StateError(f"nothing is bound to the last group: call opt_bind before {what}")
+            self.torch = self._build()
+        return self.torch
+
+    def _check_idle(self, what: str) -> None:
+        if self._iteration:
+            raise StateError(f"{what} in the middle of a step: call opt_iterate until it returns OPT_DONE")
+        if self._average and self._average.swapped and what != "opt_average_swap":
+            raise StateError(f"{what} while the averages are swapped in: call opt_average_swap again before")
+
+    def _build(self) -> torch.optim.Optimizer:
+        """Build the optimizer on the parameters that are there, or on a stand-in for them."""
+        fuse = self._may_fuse and all(
+            _can_fuse(p, self._sparse.get(name, p.grad)) for name, p in self.parameters.items()
+        )
+        groups = [
+            {"params": [(name, self.parameters[name]) for name in g.names] or _nothing_yet(), **g.options}
+            for g in self._groups
+        ]
+        return self._class(groups, **self._arguments, **({"fused": True} if fuse else {}))
+
+    def _add(self, name: str, data: Tensor, grad: Tensor | SparseGrad) -> None:
+        parameter = nn.Parameter(data)
+        if isinstance(grad, Tensor):
+            parameter.grad = grad
+        try:
+            self._class([(name, parameter)], **self._arguments)  # to hear what PyTorch says of it
+        except Exception as error:
+            raise ValueError(f"parameter {shown(name)}: {error}") from error
+        self.parameters[name] = parameter
+        self.module.append(parameter)
+        self._groups[-1].names.append(name)
+
+    def _move(self, name: str, parameter: nn.Parameter, data: Tensor, grad: Tensor | SparseGrad) -> None:
         for what, old, new in (
             ("shape", tuple(parameter.shape), tuple(data.shape)),
             ("dtype", parameter.dtype, data.dtype),
@@ -127,7 +380,7 @@ class Optimizer:
                 raise ValueError(f"name {shown(name)} is bound with {what} {old}, got {new}")
         # The Parameter object stays: it is what the optimizer knows its state by.
         parameter.data = data
-        parameter.grad = grad
+        parameter.grad = grad if isinstance(grad, Tensor) else None
         if self.torch is None:
             return
         if self._may_fuse and not _can_fuse(data, grad):
@@ -139,31 +392,140 @@ class Optimizer:
             if isinstance(value, Tensor) and value.shape == data.shape and value.stride() != data.stride():
                 state[key] = torch.empty_like(data, dtype=value.dtype).copy_(value)
 
+    def _check_options(self, text: str, current: dict[str, Any]) -> dict[str, Any]:
+        """Parse options and let PyTorch's constructor judge them, beside those that are in force."""
+        try:
+            options = spec.arguments(text)
+            for name in options:
+                spec.choose(name, self._defaults.keys() - {*_IMPLEMENTATIONS}, "option")
+            accepted = inspect.signature(self._class).parameters
+            in_force = {**self._arguments, **current, **options}
+            trial = {
+                name: value
+                for name, value in in_force.items()
+                if name in accepted and name in self._defaults and name not in _IMPLEMENTATIONS
+            }
+            self._class(_nothing_yet(), **trial)
+        except Exception as error:
+            raise ValueError(f"options {shown(text)}: {error}") from error
+        return options
 
-def _can_fuse(data: Tensor, grad: Tensor) -> bool:
+    def _step_closure(self, optimizer: torch.optim.Optimizer, closure: Callable[[], float]) -> float:
+        def evaluate() -> float:
+            loss = closure()
+            self._check_gradients()
+            return loss
+
+        with self._undone_on_error(optimizer):
+            loss = optimizer.step(evaluate)
+        self._update_average()
+        return float(loss)
+
+    @contextmanager
+    def _undone_on_error(self, optimizer: torch.optim.Optimizer) -> Iterator[None]:
+        """Put parameters and state back as they were if a step fails.
+
+        Only LBFGS calls its closure after it has changed anything, so only there a copy is made: cheap
+        beside its own history.
+        """
+        if not isinstance(optimizer, torch.optim.LBFGS):
+            yield
+            return
+        values = [p.detach().clone() for p in self.module]
+        state = {p: {k: _copy(v) for k, v in s.items()} for p, s in optimizer.state.items()}
+        try:
+            yield
+        except BaseException:
+            with torch.no_grad():
+                for p, value in zip(self.module, values, strict=True):
+                    p.copy_(value)
+            optimizer.state.clear()
+            optimizer.state.update(state)
+            raise
+
+    def _update_average(self) -> None:
+        if self._average:
+            self._average.update(self.module)
+
+    def _gradients(self) -> Iterator[Tensor]:
+        """Yield the memory of each gradient; of a sparse one, the rows that are there."""
+        for name, p in self.parameters.items():
+            sparse = self._sparse.get(name)
+            yield sparse.rows(name, len(p))[1] if sparse else p.grad
+
+    def _clippable(self) -> list[Tensor]:
+        """Return the parameters, with a stand-in for a sparse gradient, which clipping cannot take."""
+        result: list[Tensor] = []
+        for name, grad in zip(self.parameters, list(self._gradients()), strict=True):
+            if name in self._sparse:
+                stand_in = torch.empty_like(grad)
+                stand_in.grad = grad
+                result.append(stand_in)
+            else:
+                result.append(self.parameters[name])
+        return result
+
+    def _check_gradients(self) -> None:
+        for name, sparse in self._sparse.items():
+            parameter = self.parameters[name]
+            indices, values = sparse.rows(name, len(parameter))
+            parameter.grad = torch.sparse_coo_tensor(
+                indices.unsqueeze(0), values, parameter.shape, check_invariants=False
+            )
+        if self._error_if_nonfinite:
+            for name, grad in zip(self.parameters, self._gradients(), strict=True):
+                if not torch.isfinite(grad).all():
+                    raise NonFiniteError(f"the gradient of parameter {shown(name)} has an inf or a nan in it")
+
+
+def _copy(value: object) -> object:
+    return value.clone() if isinstance(value, Tensor) else list(value) if isinstance(value, list) else value
+
+
+def _select(groups: list[dict[str, Any]], group: int) -> list[dict[str, Any]]:
+    if group == -1:
+        return groups
+    if not 0 <= group < len(groups):
+        raise ValueError(f"group must be 0 to {len(groups) - 1}, or -1 for all, got {group}")
+    return [groups[group]]
+
+
+def _layout(tensor: Tensor | SparseGrad) -> str:
+    if isinstance(tensor, SparseGrad):
+        return f"up to {len(tensor.indices)} sparse rows"
+    dtype = str(tensor.dtype).removeprefix("torch.")
+    return f"{dtype} of shape {tuple(tensor.shape)} with strides {tensor.stride()}"
+
+
+def _can_fuse(data: Tensor, grad: Tensor | SparseGrad) -> bool:
     """Tell whether the fused CPU kernels step these arrays rightly.
 
     They run over both as if flat: where the layouts differ or have gaps they give wrong numbers and
     write outside of the array (torch 2.13), without an error.
     """
     return (
-        data.is_floating_point()
+        isinstance(grad, Tensor)
+        and data.is_floating_point()
         and is_dense(data.shape, data.stride())
         and same_order(data.shape, data.stride(), grad.stride())
     )
 
 
+def classes() -> dict[str, type[torch.optim.Optimizer]]:
+    """Return the optimizers of torch by name."""
+    return {
+        name: value
+        for name, value in vars(torch.optim).items()
+        if isinstance(value, type)
+        and issubclass(value, torch.optim.Optimizer)
+        and value is not torch.optim.Optimizer
+    }
+
+
 def _find_class(call: Call, third_party: bool) -> type[torch.optim.Optimizer]:
     if call.module in ("", "torch.optim"):
-        known = {
-            name
-            for name, value in vars(torch.optim).items()
-            if isinstance(value, type)
-            and issubclass(value, torch.optim.Optimizer)
-            and value is not torch.optim.Optimizer
-        }
-        spec.choose(call.name, known, "optimizer")
-        return getattr(torch.optim, call.name)
+        spec.choose(call.name, classes(), "optimizer")
+        return classes()[call.name]
     if not third_party:
         raise SpecError(
             f"module {shown(call.module)} is outside torch.optim and would be imported: allow that with "

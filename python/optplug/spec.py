@@ -100,6 +100,16 @@ def check_arguments(function: Callable[..., Any], call: Call, implied: int) -> d
     return {name: bound.arguments[name] for name in names if name in bound.arguments}
 
 
+def signature(class_: type) -> list[str]:
+    """Return the arguments of a class, as a spec has them, each with its default: ``"lr=0.001"``."""
+    parameters = list(inspect.signature(class_).parameters.values())
+    return [
+        p.name if p.default is p.empty else f"{p.name}={p.default!r}"
+        for p in parameters
+        if p.name not in ("params", "optimizer")
+    ]
+
+
 def _expression(text: str) -> ast.expr:
     if len(text) > _MAX_LENGTH:
         raise SpecError(f"it is longer than {_MAX_LENGTH} characters")

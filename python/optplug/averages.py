@@ -1,0 +1,71 @@
+"""Averages of the weights, as torch.optim.swa_utils makes them."""
+
+from __future__ import annotations
+
+from torch import Tensor, nn
+from torch.optim import swa_utils
+
+from optplug import spec
+from optplug.errors import StateError
+from optplug.spec import Call, SpecError, shown
+
+# What AveragedModel takes for its avg_fn and multi_avg_fn.
+_FUNCTIONS = ("get_ema_avg_fn", "get_ema_multi_avg_fn", "get_swa_avg_fn", "get_swa_multi_avg_fn")
+
+
+class Average:
+    """A running average of a module's parameters.
+
+    Args:
+        text: ``"AveragedModel()"``, or with what swa_utils offers for its arguments:
+            ``"AveragedModel(multi_avg_fn=get_ema_multi_avg_fn(0.999))"``.
+        module: whose parameters are averaged.
+
+    Raises:
+        ValueError: the spec names something else, or PyTorch refuses an argument.
+    """
+
+    def __init__(self, text: str, module: nn.Module) -> None:
+        try:
+            call = spec.parse(text)
+            spec.choose(call.name, ["AveragedModel"], "average")
+            arguments = spec.check_arguments(swa_utils.AveragedModel, call, implied=1)
+            self._averaged = swa_utils.AveragedModel(
+                module, **{name: _function(value) for name, value in arguments.items()}
+            )
+        except Exception as error:
+            raise SpecError(f"spec {shown(text)}: {error}") from error
+        #: Whether the averages stand where the parameters were, and the other way round.
+        self.swapped = False
+
+    def update(self, module: nn.Module) -> None:
+        """Take the parameters as they are now into the average."""
+        self._averaged.update_parameters(module)
+
+    def read(self, index: int) -> Tensor:
+        """Return the average of the parameter of that index."""
+        self._check()
+        if self.swapped:
+            raise StateError("the averages are swapped in, and lie where the parameters did")
+        return list(self._averaged.parameters())[index].detach()
+
+    def swap(self, module: nn.Module) -> None:
+        """Exchange the parameters' values with the averages', in place; again: back."""
+        self._check()
+        for parameter, average in zip(module.parameters(), self._averaged.parameters(), strict=True):
+            value = parameter.data.clone()
+            parameter.data.copy_(average.data)
+            average.data.copy_(value)
+        self.swapped = not self.swapped
+
+    def _check(self) -> None:
+        if not self._averaged.n_averaged:
+            raise StateError("no step has been averaged yet: opt_average takes in those after it")
+
+
+def _function(value: object) -> object:
+    if not isinstance(value, Call):
+        return value
+    spec.choose(value.name, _FUNCTIONS, "averaging function")
+    function = getattr(swa_utils, value.name)
+    return function(**spec.check_arguments(function, value, implied=0))

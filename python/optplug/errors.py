@@ -1,0 +1,17 @@
+"""Errors that are more than a wrong argument, which is a ValueError."""
+
+
+class StateError(RuntimeError):
+    """A call at the wrong moment, such as a step with nothing bound."""
+
+
+class NonFiniteError(ArithmeticError):
+    """A gradient with an inf or a nan in it, where the host has asked to be told."""
+
+
+class HostError(Exception):
+    """A function of the host's that failed; ``status`` is what it returned."""
+
+    def __init__(self, what: str, status: int) -> None:
+        super().__init__(f"the host's {what} failed with status {status}")
+        self.status = status

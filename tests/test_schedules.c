@@ -1,0 +1,176 @@
+/* Learning-rate schedules whose numbers are exact in binary. */
+#include "check.h"
+
+static double w[] = {1}, dw[] = {1};
+
+static int bound(const char *spec)
+{
+    int opt = opt_create(spec);
+    CHECK(opt > 0);
+    CHECK(opt_bind(opt, "w", "float64", 1, w, dw) == OPT_OK);
+    return opt;
+}
+
+static double rate(int opt)
+{
+    double value = -1;
+    CHECK(opt_get(opt, -1, "lr", &value) == OPT_OK);
+    return value;
+}
+
+static void step(int opt)
+{
+    CHECK(opt_step(opt) == OPT_OK);
+    CHECK(opt_schedule_step(opt) == OPT_OK);
+}
+
+static void a_step_scheduler_halves_the_rate_every_second_step(void)
+{
+    int opt = bound("SGD(lr=1)");
+    w[0] = 0;
+    CHECK(opt_schedule(opt, "StepLR(step_size=2, gamma=0.5)") == OPT_OK);
+    for (int i = 0; i < 4; i++)
+        step(opt);
+    CHECK(rate(opt) == 0.25);
+    CHECK(w[0] == -3); /* 1 + 1 + 0.5 + 0.5 */
+    CHECK(opt_free(opt) == OPT_OK);
+}
+
+static void the_rate_is_set_at_once(void)
+{
+    int opt = bound("SGD(lr=1)");
+    CHECK(opt_schedule(opt, "ConstantLR(0.5, total_iters=2)") == OPT_OK);
+    CHECK(rate(opt) == 0.5);
+    step(opt);
+    step(opt);
+    CHECK(rate(opt) == 1);
+    CHECK(opt_free(opt) == OPT_OK);
+}
+
+static void schedulers_nest_and_chain(void)
+{
+    int opt = bound("SGD(lr=1)");
+    CHECK(opt_schedule(opt, "SequentialLR([ConstantLR(factor=0.25, total_iters=9), StepLR(1, gamma=0.5)], "
+                            "milestones=[2])") == OPT_OK);
+    CHECK(rate(opt) == 0.25);
+    step(opt);
+    CHECK(rate(opt) == 0.25);
+    step(opt);
+    CHECK(rate(opt) == 1); /* StepLR's first */
+    step(opt);
+    CHECK(rate(opt) == 0.5);
+    CHECK(opt_free(opt) == OPT_OK);
+
+    opt = bound("SGD(lr=1)");
+    CHECK(opt_schedule(opt, "ChainedScheduler([StepLR(1, gamma=0.5), ExponentialLR(gamma=0.5)])") == OPT_OK);
+    CHECK(opt_schedule(opt, "ExponentialLR(0.5)") == OPT_OK);
+    step(opt);
+    CHECK(rate(opt) == 0.125);
+    CHECK(opt_free(opt) == OPT_OK);
+}
+
+static void a_plateau_lowers_the_rate(void)
+{
+    int opt = bound("SGD(lr=1)");
+    CHECK(opt_schedule(opt, "ReduceLROnPlateau('min', factor=0.5, patience=1)") == OPT_OK);
+    CHECK_FAILS(OPT_ESTATE, "ReduceLROnPlateau needs a metric: call opt_schedule_step_metric",
+                opt_schedule_step(opt));
+    for (int i = 0; i < 3; i++) {
+        CHECK(rate(opt) == 1);
+        CHECK(opt_schedule_step_metric(opt, 7) == OPT_OK);
+    }
+    CHECK(rate(opt) == 0.5);
+    CHECK(opt_free(opt) == OPT_OK);
+}
+
+static int calls;
+
+static int factor(void *user, double *value)
+{
+    calls++;
+    if (*value == 3)
+        return -77;
+    *value = 1 + *(double *)user * *value;
+    return 0;
+}
+
+static void functions_of_the_host_give_factors(void)
+{
+    double slope = 0.5;
+    int opt = bound("SGD(lr=1)");
+    CHECK_FAILS(OPT_EINVAL, "LambdaLR needs a function: attach it with opt_schedule_callback",
+                opt_schedule(opt, "LambdaLR()"));
+    CHECK(opt_schedule_callback(opt, "LambdaLR()", factor, &slope) == OPT_OK);
+    CHECK(calls == 1 && rate(opt) == 1);
+    step(opt);
+    CHECK(rate(opt) == 1.5);
+    step(opt);
+    CHECK(rate(opt) == 2);
+    /* Epoch 3 fails, with its own status, and the schedule is where it was, however often. */
+    for (int i = 0; i < 2; i++)
+        CHECK_FAILS(-77, "the host's function failed with status -77", opt_schedule_step(opt));
+    CHECK(rate(opt) == 2);
+    CHECK(opt_step(opt) == OPT_OK);
+    CHECK(opt_free(opt) == OPT_OK);
+
+    opt = bound("SGD(lr=1)");
+    CHECK(opt_schedule_callback(opt, "SequentialLR([MultiplicativeLR(), StepLR(1)], milestones=[9])", factor,
+                                &slope) == OPT_OK);
+    step(opt);
+    step(opt);
+    CHECK(rate(opt) == 3); /* 1.5 * 2 */
+    CHECK(opt_free(opt) == OPT_OK);
+}
+
+static void mistakes_are_errors_that_change_nothing(void)
+{
+    int opt = opt_create("SGD(lr=1)");
+    CHECK_FAILS(OPT_ESTATE, "nothing is bound: call opt_bind before opt_schedule",
+                opt_schedule(opt, "StepLR(1)"));
+    CHECK(opt_bind(opt, "w", "float64", 1, w, dw) == OPT_OK);
+    CHECK_FAILS(OPT_EINVAL, "spec must not be NULL", opt_schedule(opt, NULL));
+    CHECK_FAILS(OPT_EINVAL, "function must not be NULL",
+                opt_schedule_callback(opt, "LambdaLR()", NULL, NULL));
+    CHECK_FAILS(OPT_EINVAL, "spec 'StepLr(1)': no scheduler 'StepLr': did you mean StepLR",
+                opt_schedule(opt, "StepLr(1)"));
+    CHECK_FAILS(OPT_EINVAL, "StepLR: missing a required argument: 'step_size'",
+                opt_schedule(opt, "StepLR()"));
+    CHECK_FAILS(OPT_EINVAL, "no argument of StepLR 'size'", opt_schedule(opt, "StepLR(size=1)"));
+    CHECK_FAILS(OPT_EINVAL, "SequentialLR does not support `ReduceLROnPlateau`",
+                opt_schedule(opt, "SequentialLR([ConstantLR(0.25), ReduceLROnPlateau()], milestones=[1])"));
+    CHECK(rate(opt) == 1); /* ConstantLR's is undone */
+    CHECK_FAILS(OPT_ESTATE, "there is no scheduler: call opt_schedule first", opt_schedule_step(opt));
+    CHECK(opt_schedule(opt, "StepLR(1)") == OPT_OK);
+    CHECK_FAILS(OPT_ESTATE, "no scheduler takes the metric 1.0", opt_schedule_step_metric(opt, 1));
+    CHECK_FAILS(OPT_ESTATE, "'v' is new after the first step or schedule",
+                opt_bind(opt, "v", "float64", 1, w, dw));
+    CHECK(opt_free(opt) == OPT_OK);
+}
+
+static void warnings_are_kept_for_who_asks(void)
+{
+    int opt = bound("SGD(lr=1)");
+    CHECK(opt_schedule(opt, "StepLR(1)") == OPT_OK);
+    CHECK(strcmp(opt_warning(), "") == 0);
+    CHECK(opt_schedule_step(opt) == OPT_OK);
+    const char *text = opt_warning();
+    CHECK(strstr(text, "UserWarning: Detected call of `lr_scheduler.step()` before `optimizer.step()`"));
+    CHECK(strchr(text, '\n') == text + strlen(text) - 1);
+    CHECK(strcmp(opt_warning(), "") == 0);
+    CHECK(opt_free(opt) == OPT_OK);
+}
+
+int main(void)
+{
+    int quiet = check_quiet();
+    a_step_scheduler_halves_the_rate_every_second_step();
+    the_rate_is_set_at_once();
+    schedulers_nest_and_chain();
+    a_plateau_lowers_the_rate();
+    functions_of_the_host_give_factors();
+    mistakes_are_errors_that_change_nothing();
+    CHECK(strcmp(opt_warning(), "") == 0);
+    warnings_are_kept_for_who_asks();
+    check_was_quiet(quiet);
+    return 0;
+}
