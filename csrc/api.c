@@ -63,18 +63,20 @@ API int opt_create(const char *spec)
     int status = host_start(NULL);
     if (status < 0)
         return status;
-    int opt = handle_new();
     struct call call;
-    status = opt < 0 ? opt : begin(&call, opt);
-    if (status < 0)
-        return status;
-    status = translate(host_python()->create(opt, spec));
-    if (status < 0)
-        handle_retire(call.slot);
-    else
-        handle_unlock(call.slot);
+    host_enter(&call.saved);
+    int opt = handle_new(&call.slot);
+    if (opt > 0) {
+        status = translate(host_python()->create(opt, spec));
+        if (status == OPT_OK) {
+            handle_unlock(call.slot);
+        } else {
+            handle_retire(call.slot);
+            opt = status;
+        }
+    }
     host_leave(&call.saved);
-    return status < 0 ? status : opt;
+    return opt;
 }
 
 API int opt_bind(int opt, const char *name, const char *dtype, int64_t n, void *data, void *grad)
@@ -330,24 +332,27 @@ static int take_python(char *options, char *path, size_t size)
 {
     path[0] = '\0';
     for (char *item = options; *item;) {
-        char *end = item + strcspn(item, ",'\"");
-        char quote = *end == ',' ? '\0' : *end;
-        char *value = end + (quote != '\0');
-        if (quote && !(end = strchr(value, quote)))
-            return fail(OPT_EINVAL, "options '%s': a quote is not closed", options);
-        char name[8];
-        if (sscanf(item, " %7[a-z] =", name) == 1 && strcmp(name, "python") == 0) {
-            if (!quote || (size_t)(end - value) >= size)
+        int before_value = 0;
+        sscanf(item, " python = %n", &before_value);
+        char *value = item + before_value;
+        size_t length = strcspn(value, ",'\"");
+        char quote = value[length] == ',' ? '\0' : value[length];
+        char *end = quote ? strchr(value + length + 1, quote) : value + length;
+        if (!end)
+            return fail(OPT_EINVAL, "options '%.400s': a quote is not closed", options);
+        if (before_value > 0) {
+            if (!quote || length > 0 || (size_t)(end - value) > size)
                 return fail(OPT_EINVAL,
-                            "options '%s': python must be a quoted path, as in "
+                            "options '%.400s': python must be a quoted path, as in "
                             "python='/opt/env/bin/python3'",
                             options);
-            memcpy(path, value, (size_t)(end - value));
-            path[end - value] = '\0';
-            end += 1 + strspn(end + 1, " ,");
+            memcpy(path, value + 1, (size_t)(end - value - 1));
+            path[end - value - 1] = '\0';
+            end++;
+            end += strspn(end, " ,");
             memset(item, ' ', (size_t)(end - item));
-        } else
-            end += *end != '\0';
+        } else if (*end)
+            end++;
         item = end;
     }
     return OPT_OK;

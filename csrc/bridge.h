@@ -47,13 +47,14 @@ typedef struct optplug_python {
 } optplug_python;
 
 /* What C does for Python: keep this thread's error, warnings and text; call a function of the host's as
- * if Python were not there; set the number of threads for all. */
+ * if Python were not there; set the number of threads for all; note that Python ends. */
 typedef struct optplug_host {
     void (*record)(const char *message, const char *traceback);
     void (*warn)(const char *line);
     void (*text)(const char *text);
     int (*call)(optplug_callback function, void *user, double *value);
     void (*threads)(int count);
+    void (*end)(void);
 } optplug_host;
 
 /* Exchange the tables; NULL if `version`, the bridge's, is not this library's. */

@@ -23,11 +23,6 @@
 #define SONAME "libpython" PYTHON_VERSION ".so.1.0"
 #endif
 
-/* The environment of the build: only where the build knows that it is also that of the run. */
-#ifndef RECORDED_PYTHON
-#define RECORDED_PYTHON ""
-#endif
-
 /* Join three strings into a path; 0 if it is too long to be one. */
 static int join(char *path, const char *a, const char *b, const char *c)
 {
@@ -99,31 +94,43 @@ static int read_pyvenv(const char *folder, const char *key, char *value)
     return known;
 }
 
+/* Tell whether a path ends in python, python3 or python3.X, with the X that is ours. */
+static int is_python_name(const char *path)
+{
+    const char *name = strrchr(path, '/');
+    name = name ? name + 1 : path;
+    return strcmp(name, "python") == 0 || strcmp(name, "python3") == 0 ||
+           strcmp(name, "python" PYTHON_VERSION) == 0;
+}
+
 /* Fill in `base` from `python`, and make sure that a standard library of our version is there: without
  * it Python would print a page to stderr before it gave up. */
 static int find_base(struct environment *found, const char *source)
 {
-    char folder[PATH_MAX], version[PATH_MAX];
+    char folder[PATH_MAX], file[PATH_MAX], version[PATH_MAX];
     strcpy(folder, found->python);
+    if (!realpath(found->python, file))
+        return fail(OPT_ESTART, "%s: '%.500s' cannot be followed to a file", source, found->python);
     if (!parent(folder) || !parent(folder) || !read_pyvenv(folder, "home", found->base)) {
-        if (!realpath(found->python, found->base) || !parent(found->base))
-            return fail(OPT_ESTART, "%s: '%s' cannot be followed to a file", source, found->python);
+        strcpy(found->base, file);
+        parent(found->base);
     } else if (read_pyvenv(folder, "version", version) &&
                strncmp(version, PYTHON_VERSION ".", strlen(PYTHON_VERSION) + 1) != 0)
         return fail(OPT_ESTART,
-                    "%s: '%s' is Python %s, and this liboptplug was built for Python " PYTHON_VERSION
+                    "%s: '%.400s' is Python %.20s, and this liboptplug was built for Python " PYTHON_VERSION
                     ": install optplug in that environment and link to the one there",
                     source, found->python, version);
     if (!parent(found->base))
         found->base[0] = '\0';
-    if (exists(found->base, "/lib/python" PYTHON_VERSION "/os.py", "") ||
-        exists(found->base, "/lib64/python" PYTHON_VERSION "/os.py", ""))
+    if (is_python_name(file) &&
+        (exists(found->base, "/lib/python" PYTHON_VERSION "/encodings/__init__.py", "") ||
+         exists(found->base, "/lib64/python" PYTHON_VERSION "/encodings/__init__.py", "")))
         return OPT_OK;
-    return fail(OPT_ESTART,
-                "%s: '%s' is no Python " PYTHON_VERSION ", for which this liboptplug was built: there is no "
-                "'%s/lib/python" PYTHON_VERSION "/os.py'; name the interpreter itself, not a script that "
-                "starts it",
-                source, found->python, found->base);
+    return fail(
+        OPT_ESTART,
+        "%s: '%.300s' is no Python " PYTHON_VERSION ", for which this liboptplug was built (looked for "
+        "'%.300s/lib/python" PYTHON_VERSION "'): name the interpreter itself, no script that starts it",
+        source, found->python, found->base);
 }
 
 int find_python(struct environment *found, const char *wanted)
@@ -143,10 +150,8 @@ int find_python(struct environment *found, const char *wanted)
     }
     if (find_around(found))
         return find_base(found, "the environment of liboptplug");
-    if (join(found->python, RECORDED_PYTHON, "", "") && access(found->python, X_OK) == 0)
-        return find_base(found, "the Python of the build");
     return fail(OPT_ESTART,
-                "'%s' lies in no environment of Python " PYTHON_VERSION ": set OPTPLUG_PYTHON to the "
+                "'%.500s' lies in no environment of Python " PYTHON_VERSION ": set OPTPLUG_PYTHON to the "
                 "bin/python3 of the one where optplug is installed",
                 found->library);
 }
@@ -171,7 +176,8 @@ void *find_libpython(const struct environment *found)
         library = dlopen(SONAME, RTLD_NOW | RTLD_GLOBAL);
     if (!library)
         fail(OPT_ESTART,
-             "no " SONAME " for '%s', neither in '%s/lib' nor where the system looks: install it (Debian and "
+             "no " SONAME
+             " for '%.300s', neither in '%.300s/lib' nor where the system looks: install it (Debian and "
              "Ubuntu: apt-get install libpython" PYTHON_VERSION
              "; pyenv: build with --enable-shared), or set "
              "OPTPLUG_LIBPYTHON to its path",

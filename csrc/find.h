@@ -15,7 +15,7 @@ struct environment {
 int find_library(struct environment *found);
 
 /* Fill in `python` and `base`: `wanted` if it is given, else $OPTPLUG_PYTHON, else the environment
- * that liboptplug lies in, else the one recorded when it was built. */
+ * that liboptplug lies in. */
 int find_python(struct environment *found, const char *wanted);
 
 /* Open the libpython of that environment, for all to see; NULL with an error recorded. */

@@ -43,7 +43,7 @@ static struct slot *add_slot(void)
     return slot;
 }
 
-int handle_new(void)
+int handle_new(struct slot **locked)
 {
     pthread_mutex_lock(&table_lock);
     struct slot *slot = free_slots;
@@ -59,9 +59,9 @@ int handle_new(void)
     pthread_mutex_lock(&slot->lock);
     slot->generation++;
     slot->live = 1;
-    int handle = slot->generation << INDEX_BITS | slot->index;
-    pthread_mutex_unlock(&slot->lock);
-    return handle;
+    slot->depth = 1;
+    *locked = slot;
+    return slot->generation << INDEX_BITS | slot->index;
 }
 
 int handle_lock(int handle, int again, struct slot **locked)
@@ -99,5 +99,13 @@ void handle_retire(struct slot *slot)
     pthread_mutex_lock(&table_lock);
     slot->next_free = free_slots;
     free_slots = slot;
+    pthread_mutex_unlock(&table_lock);
+}
+
+void handle_lock_all(void)
+{
+    pthread_mutex_lock(&table_lock);
+    for (int i = 0; i < slot_count; i++)
+        pthread_mutex_lock(&atomic_load(&slots[i])->lock);
     pthread_mutex_unlock(&table_lock);
 }

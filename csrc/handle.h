@@ -4,8 +4,9 @@
 
 struct slot;
 
-/* Reserve a handle; negative, with an error recorded, if there is none left. */
-int handle_new(void);
+/* Reserve a handle, its slot locked, so that nobody sees it before handle_unlock; negative, with an
+ * error recorded, if there is none left. */
+int handle_new(struct slot **locked);
 
 /* Find a live handle and lock its slot, waiting for a call of another thread to end.  With `again` a
  * thread that has it locked, and is in a function of the host's now, may lock it once more. */
@@ -15,5 +16,8 @@ void handle_unlock(struct slot *slot);
 
 /* End the handle of a locked slot and unlock it. */
 void handle_retire(struct slot *slot);
+
+/* Wait for the calls that are running, and let no other thread begin one ever again. */
+void handle_lock_all(void);
 
 #endif

@@ -11,10 +11,12 @@
 #include <signal.h>
 #include <stdatomic.h>
 #include <stdio.h>
+#include <stdlib.h>
 #include <string.h>
 
 #include "error.h"
 #include "find.h"
+#include "handle.h"
 #include "optplug.h"
 
 #define PYTHON_FUNCTIONS(F)                                                                                  \
@@ -26,9 +28,9 @@
     F(PyConfig_Clear)                                                                                        \
     F(Py_InitializeFromConfig)                                                                               \
     F(PyStatus_Exception)                                                                                    \
-    F(PyGILState_Check)                                                                                      \
     F(PyGILState_Ensure)                                                                                     \
     F(PyGILState_Release)                                                                                    \
+    F(PyGILState_GetThisThreadState)                                                                         \
     F(PyEval_SaveThread)                                                                                     \
     F(PyEval_RestoreThread)                                                                                  \
     F(PyEval_GetBuiltins)                                                                                    \
@@ -46,6 +48,9 @@ static struct {
     PYTHON_FUNCTIONS(DECLARE)
 } py;
 
+/* By its new name, or by the one that it had before Python 3.13. */
+static PyThreadState *(*get_current_thread_state)(void);
+
 static struct environment environment;
 static _Atomic int loaded; /* `py` is filled in */
 static int ours;           /* we started Python, rather than borrowed it */
@@ -53,6 +58,8 @@ static int init_failed;    /* Python cannot be initialised twice: the first fail
 static char init_error[512];
 static const optplug_python *_Atomic bridge; /* attached; a Python host may do that before any start */
 static _Atomic int started;
+static _Atomic int ended;  /* Python is gone, or the process about to go */
+static _Atomic int forked; /* we are the child of a process that had started */
 
 /* Two locks, because the first one's owner never wants the GIL: a thread that comes with the GIL can
  * take it, then let go of the GIL and queue for the second. */
@@ -76,42 +83,57 @@ static void find_openmp(void)
     get_openmp_threads = set ? (int (*)(void))get : NULL;
 }
 
-/* Floating-point traps live in the host's OpenMP workers too, and torch shares those: with traps on,
- * torch keeps to this thread, whose traps host_enter has turned off. */
-static void enter_openmp(int traps, int hosts_threads)
+/* A host with floating-point traps, another rounding mode or flush-to-zero has them in its OpenMP workers
+ * too, and torch shares those: there, torch keeps to this thread, which host_enter has put in order.  So
+ * it does in a forked child, which has no workers, though OpenMP waits for them. */
+static void enter_openmp(int alone, int hosts_threads)
 {
-    if (!thread_is_known && started && py.Py_IsInitialized_()) {
+    if (!thread_is_known && started && !ended && py.Py_IsInitialized_()) {
         host_python()->enter_thread(); /* torch sets the count itself, once a thread: let it, then overrule */
         thread_is_known = 1;
     }
-    set_openmp_threads(traps ? 1 : torch_threads ? torch_threads : hosts_threads);
+    set_openmp_threads(alone ? 1 : torch_threads ? torch_threads : hosts_threads);
 }
 
-static int traps_are_on(void)
+static int arithmetic_is_unusual(void)
 {
 #ifdef __GLIBC__
-    return fegetexcept() != 0;
-#else
-    return 0;
+    if (fegetexcept() != 0)
+        return 1;
 #endif
+#ifdef __SSE__
+    if ((__builtin_ia32_stmxcsr() & 0xFFC0) != 0x1F80) /* masks, rounding, flush-to-zero; not the flags */
+        return 1;
+#elif defined __aarch64__
+    uint64_t control;
+    __asm__("mrs %0, fpcr" : "=r"(control));
+    if (control != 0)
+        return 1;
+#endif
+    return fegetround() != FE_TONEAREST;
+}
+
+/* Not PyGILState_Check: that says yes to everybody once a process has made a subinterpreter. */
+static int has_gil(void)
+{
+    PyThreadState *mine = loaded && py.Py_IsInitialized_() ? py.PyGILState_GetThisThreadState_() : NULL;
+    return mine && mine == get_current_thread_state();
 }
 
 void host_enter(struct host_state *saved)
 {
     saved->error_number = errno;
-    int traps = traps_are_on();
+    int alone = forked || arithmetic_is_unusual();
     fegetenv(&saved->floating_point);
     /* Not feholdexcept: rounding mode and flush-to-zero must go as well, or Python misreads numbers. */
     fesetenv(FE_DFL_ENV);
 
     saved->openmp_threads = get_openmp_threads ? get_openmp_threads() : 0;
     if (saved->openmp_threads)
-        enter_openmp(traps, saved->openmp_threads);
+        enter_openmp(alone, saved->openmp_threads);
 
     /* A caller that holds the GIL (ctypes.PyDLL) must not wait for our locks with it. */
-    saved->interpreter_lock = NULL;
-    if (loaded && py.Py_IsInitialized_() && py.PyGILState_Check_())
-        saved->interpreter_lock = py.PyEval_SaveThread_();
+    saved->interpreter_lock = has_gil() ? py.PyEval_SaveThread_() : NULL;
     saved->outer = host_state;
     host_state = saved;
 }
@@ -171,6 +193,12 @@ static int look_up_functions(void *library)
                     #name);
     PYTHON_FUNCTIONS(LOOK_UP)
 #undef LOOK_UP
+    void *get = dlsym(library, "PyThreadState_GetUnchecked");
+    if (!get)
+        get = dlsym(library, "_PyThreadState_UncheckedGet");
+    get_current_thread_state = (PyThreadState * (*)(void)) get;
+    if (!get)
+        return fail(OPT_ESTART, "the Python of this process has no PyThreadState_GetUnchecked");
     return OPT_OK;
 }
 
@@ -201,7 +229,7 @@ static int load_python(const char *python)
 static int keep_init_error(PyStatus status)
 {
     init_failed = 1;
-    snprintf(init_error, sizeof init_error, "Python '%s' did not start: %s", environment.python,
+    snprintf(init_error, sizeof init_error, "Python '%.300s' did not start: %s", environment.python,
              status.err_msg ? status.err_msg : "it gave no reason");
     return fail(OPT_ESTART, "%s", init_error);
 }
@@ -241,20 +269,28 @@ static int initialize_python(void)
     return OPT_OK;
 }
 
-static const char import_bridge_code[] = "import sys\n"
-                                         "python = sys.executable or ''\n"
-                                         "added = bool(site) and site not in sys.path\n"
-                                         "if added:\n"
-                                         "    sys.path.append(site)\n"
-                                         "error = trace = ''\n"
-                                         "try:\n"
-                                         "    import optplug._bridge\n"
-                                         "except BaseException as e:\n"
-                                         "    import traceback\n"
-                                         "    error = str(e) or type(e).__name__\n"
-                                         "    trace = traceback.format_exc()\n"
-                                         "    if added and site in sys.path:\n"
-                                         "        sys.path.remove(site)\n";
+/* With `site`, a folder, and `ours`, whether this Python is, among its names. */
+/* clang-format off */
+static const char import_bridge_code[] =
+    "import contextlib, sys, warnings\n"
+    "python = sys.executable or ''\n"
+    "added = bool(site) and site not in sys.path\n"
+    "if added:\n"
+    "    sys.path.append(site)\n"
+    "error = trace = ''\n"
+    "try:\n"
+    "    if ours:\n"
+    "        with warnings.catch_warnings(), contextlib.suppress(ImportError):\n"
+    "            warnings.simplefilter('ignore')\n"
+    "            import torch\n"
+    "    import optplug._bridge\n"
+    "except BaseException as e:\n"
+    "    import traceback\n"
+    "    error = str(e) or type(e).__name__\n"
+    "    trace = traceback.format_exc()\n"
+    "    if added and site in sys.path:\n"
+    "        sys.path.remove(site)\n";
+/* clang-format on */
 
 static const char *get_text(PyObject *names, const char *name)
 {
@@ -269,7 +305,9 @@ static int import_bridge(void)
     int status = OPT_ENOMEM;
     PyObject *names = py.PyDict_New_();
     PyObject *site = py.PyUnicode_DecodeFSDefault_(environment.site);
-    if (names && site && py.PyDict_SetItemString_(names, "site", site) == 0 &&
+    PyObject *is_ours = py.PyUnicode_DecodeFSDefault_(ours ? "yes" : "");
+    if (names && site && is_ours && py.PyDict_SetItemString_(names, "site", site) == 0 &&
+        py.PyDict_SetItemString_(names, "ours", is_ours) == 0 &&
         py.PyDict_SetItemString_(names, "__builtins__", py.PyEval_GetBuiltins_()) == 0) {
         PyObject *done = py.PyRun_String_(import_bridge_code, Py_file_input, names, names);
         status = done && bridge ? OPT_OK : OPT_ESTART;
@@ -279,12 +317,14 @@ static int import_bridge(void)
         snprintf(environment.python, sizeof environment.python, "%s", get_text(names, "python"));
     if (status != OPT_OK) {
         char message[1024];
-        snprintf(message, sizeof message, "Python '%s' cannot import optplug: %s", environment.python,
-                 names ? get_text(names, "error") : "out of memory");
+        const char *error = names ? get_text(names, "error") : "out of memory";
+        snprintf(message, sizeof message, "Python '%.300s' cannot import optplug: %s", environment.python,
+                 *error ? error : "another liboptplug of this process has done so");
         error_record(message, names ? get_text(names, "trace") : "");
     }
     py.PyErr_Clear_();
     py.Py_DecRef_(site);
+    py.Py_DecRef_(is_ours);
     py.Py_DecRef_(names);
     return status;
 }
@@ -305,6 +345,17 @@ static void restore_signals(const struct sigaction actions[NSIG])
     }
 }
 
+static void note_fork(void) { forked = 1; }
+
+/* Runs before torch's own destructors, which no step of another thread must meet. */
+static void end_all(void)
+{
+    ended = 1;
+    handle_lock_all();
+}
+
+static void end_python(void) { ended = 1; }
+
 /* Call with start_lock held and the GIL not. */
 static int start_python(void)
 {
@@ -320,23 +371,32 @@ static int start_python(void)
     }
     PyGILState_STATE state = fresh ? PyGILState_UNLOCKED : py.PyGILState_Ensure_();
     int status = import_bridge();
-    started = status == OPT_OK;
+    if (status == OPT_OK) {
+        pthread_atfork(NULL, NULL, note_fork);
+        atexit(end_all);
+        started = 1;
+    }
     if (fresh)
         py.PyEval_SaveThread_();
     else
         py.PyGILState_Release_(state);
-    if (fresh)
+    if (ours)
         restore_signals(actions);
     return status;
 }
 
-int host_start(const char *python)
+static int check_choice(const char *python)
 {
-    if (started && python && *python && strcmp(python, environment.python) != 0)
+    if (python && *python && strcmp(python, environment.python) != 0)
         return fail(OPT_ESTATE, "python='%.400s' comes too late: Python '%.400s' runs already", python,
                     environment.python);
+    return host_running();
+}
+
+int host_start(const char *python)
+{
     if (started)
-        return host_running();
+        return check_choice(python);
 
     /* Twice, since the shield is whole only when OpenMP and Python's functions are found. */
     struct host_state outer, inner;
@@ -355,12 +415,12 @@ int host_start(const char *python)
         find_openmp(); /* torch's own, where the host had none */
     }
     host_leave(&outer);
-    return status;
+    return status < 0 ? status : check_choice(python);
 }
 
 int host_running(void)
 {
-    if (started && py.Py_IsInitialized_())
+    if (started && !ended && py.Py_IsInitialized_())
         return OPT_OK;
     return started ? fail(OPT_ESTATE, "Python has ended in this process, and its optimizers with it")
                    : fail(OPT_ESTATE, "Python is not started: opt_init or opt_create does that");
@@ -376,12 +436,15 @@ int host_describe(char *text, size_t size)
         snprintf(libpython, sizeof libpython, "%s", info.dli_fname);
     struct environment library;
     find_library(&library);
+    const char *starter = ours ? "optplug" : "the host";
     snprintf(text, size, "optplug: %s\nlibrary: %s\nlibpython: %s\npython started by: %s\n", OPTPLUG_VERSION,
-             library.library, libpython,
-             ours      ? "optplug"
-             : started ? "the host"
-                       : "nobody yet");
-    return started && py.Py_IsInitialized_();
+             library.library, libpython, started ? starter : "nobody yet");
+    if (started && !ended && py.Py_IsInitialized_())
+        return 1;
+    size_t used = strlen(text);
+    snprintf(text + used, size - used, "python: %s\n",
+             environment.python[0] ? environment.python : "not chosen yet");
+    return 0;
 }
 
 /* ---- the bridge ---- */
@@ -395,6 +458,7 @@ __attribute__((visibility("default"))) const optplug_host *optplug_attach(const 
         .text = text_set,
         .call = call_host,
         .threads = set_threads,
+        .end = end_python,
     };
     if (strcmp(version, OPTPLUG_VERSION) != 0)
         return NULL;

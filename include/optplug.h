@@ -28,7 +28,7 @@
  * result is success.  Nothing here exits, aborts, prints, or throws.
  *
  * Threads.  Any thread may call.  Calls on one optimizer are made one after the other; calls on
- * different optimizers may run side by side.  The first call that needs Python starts it (about two
+ * different optimizers may run side by side.  The first call that needs Python starts it (some
  * seconds, for PyTorch's import) and it stays until the process ends. */
 #ifndef OPTPLUG_H
 #define OPTPLUG_H
@@ -60,8 +60,9 @@ enum {
 /* Create an optimizer from a constructor call, written as PyTorch's documentation writes it but
  * without the parameters: "SGD(lr=0.1, momentum=0.9)".
  *
- * Any class of torch.optim will do.  Returns a handle, which is positive.  Hyperparameters are checked
- * here, by PyTorch.  Where the spec says nothing of fused, foreach, capturable or differentiable,
+ * Any class of torch.optim will do; LBFGS steps by opt_step_closure or opt_iterate, SparseAdam after
+ * opt_bind_sparse.  Returns a handle, which is positive.  Hyperparameters are checked here, by PyTorch.
+ * Where the spec says nothing of fused, foreach, capturable or differentiable,
  * PyTorch's fused kernels are used if the class has them and the bound arrays allow it. */
 int opt_create(const char *spec);
 

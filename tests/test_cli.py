@@ -56,6 +56,7 @@ def test_doctor_says_what_to_do():
     assert done.returncode == 1
     assert "names '/nowhere/python3', which is not there\n   DO: unset OPTPLUG_PYTHON" in done.stdout
     assert "OPTPLUG_LIBPYTHON names '/nowhere/libpython.so'" in done.stdout
+    assert f"library:            {optplug.library()}" in done.stdout
     assert "WRONG: a program that links optplug cannot start it" in done.stdout
 
 
@@ -79,6 +80,10 @@ def test_plot_draws_a_picture(tmp_path):
 def test_plot_of_no_table_is_an_error(tmp_path):
     table = tmp_path / "no.csv"
     assert "no.csv is no table of numbers" in command("plot", str(table)).stderr
+    table.write_text("epoch\n1\n")
+    assert "is no table of numbers" in command("plot", str(table)).stderr
+    table.write_text("epoch,loss\n1,1\n")
+    assert "cannot be written" in command("plot", str(table), "/nowhere/x.png").stderr
     table.write_text("epoch,loss\n1,much\n")
     done = command("plot", str(table))
     assert done.returncode == 1

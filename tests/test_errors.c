@@ -2,6 +2,7 @@
  * everything as it was. */
 #include <errno.h>
 #include <limits.h>
+#include <pthread.h>
 
 #include "check.h"
 
@@ -30,20 +31,51 @@ static void bad_specs(void)
     CHECK_FAILS(OPT_EINVAL, "not UTF-8", opt_create("Adam(lr=\xff)"));
     CHECK_FAILS(OPT_EINVAL, "`fused` and `foreach` cannot be `True` together",
                 opt_create("Adam(fused=True, foreach=True)"));
+    CHECK_FAILS(OPT_EINVAL, "argument 'lr' comes twice", opt_create("Adam(lr=0.1, lr=0.2)"));
+    CHECK_FAILS(OPT_EINVAL,
+                "spec \"ASGD(t0='s')\": ", opt_create("ASGD(t0='s')")); /* only its steps see that */
+    CHECK_FAILS(OPT_EINVAL, "in-place operation", opt_create("Adam(differentiable=True)"));
+    CHECK_FAILS(OPT_EINVAL, "only 'strong_wolfe' is supported", opt_create("LBFGS(line_search_fn='armijo')"));
     static char big[1 << 20];
     memset(big, '(', sizeof big - 1);
     CHECK_FAILS(OPT_EINVAL, "longer than", opt_create(big));
     big[5000] = '\0';
-    CHECK_FAILS(OPT_EINVAL, "spec '((((", opt_create(big));
+    CHECK_FAILS(OPT_EINVAL, "it is too deeply nested", opt_create(big));
+}
+
+/* Python's parser is written in C and calls itself: a small stack must do. */
+static void *deep_specs(void *unused)
+{
+    const char *const units[] = {"(", "[", "-", "A(", "not ", "lambda:", "1**", "{1:", "await ", "1 if "};
+    for (size_t i = 0; i < sizeof units / sizeof *units; i++) {
+        char spec[40000] = "Adam(lr=";
+        for (int n = 0; n < 5000; n++)
+            strcat(spec, units[i]);
+        CHECK_FAILS(OPT_EINVAL, "it is too deeply nested", opt_create(spec));
+    }
+    int opt = opt_create("Adam(betas=(-(-0.5), 0.75))");
+    CHECK(opt < 0 || opt_free(opt) == OPT_OK);
+    return unused;
+}
+
+static void deep_specs_on_a_small_stack(void)
+{
+    pthread_attr_t small;
+    pthread_t thread;
+    CHECK(pthread_attr_init(&small) == 0 && pthread_attr_setstacksize(&small, 256 * 1024) == 0);
+    CHECK(pthread_create(&thread, &small, deep_specs, NULL) == 0 && pthread_join(thread, NULL) == 0);
 }
 
 static void bad_options(void)
 {
     CHECK_FAILS(OPT_EINVAL, "options 'threads=4': no option 'threads': did you mean num_threads",
                 opt_init("threads=4"));
-    CHECK_FAILS(OPT_EINVAL, "num_threads must be a positive whole number, got 0", opt_init("num_threads=0"));
+    CHECK_FAILS(OPT_EINVAL, "num_threads must be a whole number from 1 to", opt_init("num_threads=0"));
     CHECK_FAILS(OPT_EINVAL, "third_party must be True or False, got 1", opt_init("third_party=1"));
     CHECK_FAILS(OPT_EINVAL, "a quoted path", opt_init("python=/usr/bin/python3"));
+    CHECK_FAILS(OPT_EINVAL, "no option 'python3'", opt_init("python3='/usr/bin/python3'"));
+    CHECK_FAILS(OPT_EINVAL, "got 10000000000000", opt_init("num_threads=10000000000000"));
+    CHECK_FAILS(OPT_EINVAL, "argument 'num_threads' comes twice", opt_init("num_threads=1, num_threads=1"));
     CHECK_FAILS(OPT_EINVAL, "a quote is not closed", opt_init("python='/usr/bin/python3"));
     CHECK_FAILS(OPT_EINVAL, "'name=value, name=value'", opt_init("num_threads=1)(2"));
     CHECK_FAILS(OPT_ESTATE, "python='/nowhere' comes too late", opt_init("num_threads=1, python='/nowhere'"));
@@ -118,12 +150,15 @@ static void bad_moments(int opt)
 static void fused_on_arrays_that_its_kernels_would_corrupt(void)
 {
     const int64_t matrix[] = {2, 2}, columns[] = {1, 2};
-    int opt = opt_create("SGD(lr=1, fused=True)");
-    CHECK(opt > 0);
-    CHECK_FAILS(OPT_EINVAL, "parameter 'w': with fused=True",
-                opt_bind_nd(opt, "w", "float64", "cpu", 2, matrix, w, columns, dw, NULL));
-    CHECK(opt_bind_nd(opt, "w", "float64", "cpu", 2, matrix, w, columns, dw, columns) == OPT_OK);
-    CHECK(opt_free(opt) == OPT_OK);
+    const char *specs[] = {"SGD(lr=1, fused=True)", "SGD(lr=1, fused=1)", "Adam(fused=1.5)"};
+    for (int i = 0; i < 3; i++) {
+        int opt = opt_create(specs[i]);
+        CHECK(opt > 0);
+        CHECK_FAILS(OPT_EINVAL, "parameter 'w': with fused=True",
+                    opt_bind_nd(opt, "w", "float64", "cpu", 2, matrix, w, columns, dw, NULL));
+        CHECK(opt_bind_nd(opt, "w", "float64", "cpu", 2, matrix, w, columns, dw, columns) == OPT_OK);
+        CHECK(opt_free(opt) == OPT_OK);
+    }
 }
 
 static void an_optimizer_that_refuses_a_parameter(void)
@@ -132,6 +167,30 @@ static void an_optimizer_that_refuses_a_parameter(void)
     CHECK(opt > 0);
     CHECK_FAILS(OPT_EINVAL, "parameter 'w': Muon only supports 2D", opt_bind(opt, "w", "float64", 2, w, dw));
     CHECK_FAILS(OPT_ESTATE, "nothing is bound", opt_step(opt));
+    CHECK(opt_free(opt) == OPT_OK);
+}
+
+/* After a first step that fails the optimizer is as it was before: more parameters may come. */
+static void a_first_step_that_fails(void)
+{
+    const int64_t shape[] = {1, 0, INT64_MAX};
+    int opt = opt_create("SparseAdam()");
+    CHECK(opt_bind(opt, "v", "float64", 2, w, dw) == OPT_OK);
+    CHECK_FAILS(OPT_ERUNTIME, "does not support dense gradients", opt_step(opt));
+    CHECK(opt_bind(opt, "u", "float64", 2, w + 2, dw + 2) == OPT_OK);
+    CHECK_FAILS(OPT_EINVAL, "beyond the end of memory",
+                opt_bind_nd(opt, "e", "float64", "cpu", 3, shape, NULL, NULL, NULL, NULL));
+    CHECK(opt_free(opt) == OPT_OK);
+}
+
+/* A parameter of 2^44 values, whose state no machine can hold; no value of it is ever touched. */
+static void no_memory_for_the_state(void)
+{
+    int opt = opt_create("Adam()");
+    CHECK(opt_bind(opt, "w", "float64", 2, w, dw) == OPT_OK);
+    CHECK(opt_bind(opt, "huge", "float64", INT64_C(1) << 44, w, dw) == OPT_OK);
+    for (int i = 0; i < 2; i++)
+        CHECK_FAILS(OPT_ENOMEM, "can't allocate memory", opt_step(opt));
     CHECK(opt_free(opt) == OPT_OK);
 }
 
@@ -161,6 +220,7 @@ int main(void)
     int quiet = check_quiet();
     CHECK_FAILS(OPT_EHANDLE, "opt=65536 is no optimizer", opt_step(65536)); /* before anything */
     bad_specs();
+    deep_specs_on_a_small_stack();
     bad_options();
     errno = 42;
     int opt = opt_create("SGD(lr=0.5, momentum=0.5)");
@@ -168,6 +228,8 @@ int main(void)
     bad_moments(opt);
     fused_on_arrays_that_its_kernels_would_corrupt();
     an_optimizer_that_refuses_a_parameter();
+    a_first_step_that_fails();
+    no_memory_for_the_state();
     bad_handles(opt);
     check_was_quiet(quiet);
     return 0;

@@ -30,7 +30,8 @@ static int threads(void)
 
 struct state {
     int traps, rounding, threads;
-    char locale[256];
+    char locale[256], folder[4096];
+    size_t variables; /* of the environment: how many, and the sum of their lengths */
     struct sigaction actions[65];
     sigset_t mask;
 };
@@ -43,6 +44,9 @@ static struct state look(void)
     now.rounding = fegetround();
     now.threads = threads();
     snprintf(now.locale, sizeof now.locale, "%s", setlocale(LC_ALL, NULL));
+    CHECK(getcwd(now.folder, sizeof now.folder) != NULL);
+    for (char **variable = environ; *variable; variable++)
+        now.variables += 1000003 + strlen(*variable);
     for (int i = 1; i < 65; i++)
         sigaction(i, NULL, &now.actions[i]);
     sigprocmask(SIG_SETMASK, NULL, &now.mask);
@@ -61,6 +65,8 @@ static int same(int result)
     CHECK(now.rounding == before.rounding);
     CHECK(now.threads == before.threads);
     CHECK(strcmp(now.locale, before.locale) == 0);
+    CHECK(strcmp(now.folder, before.folder) == 0);
+    CHECK(now.variables == before.variables);
     for (int i = 1; i < 65; i++) {
         CHECK(now.actions[i].sa_handler == before.actions[i].sa_handler);
         /* 0x04000000 is SA_RESTORER, which libc adds to what it is given. */
@@ -70,12 +76,24 @@ static int same(int result)
     return result;
 }
 
+enum { MANY = 1 << 20 }; /* enough for torch to want several threads */
+static float w[MANY], dw[MANY];
+
+/* The host's rounding mode is its OpenMP workers' too, in which torch would compute. */
+static void all_values_are_rounded_alike(void)
+{
+    for (int i = 0; i < MANY; i++)
+        w[i] = 1, dw[i] = 0.3f;
+    int opt = opt_create("SGD(lr=0.1)");
+    CHECK(opt > 0 && opt_bind(opt, "w", "float32", MANY, w, dw) == OPT_OK);
+    CHECK(opt_step(opt) == OPT_OK && opt_free(opt) == OPT_OK);
+    for (int i = 0; i < MANY; i++)
+        CHECK(w[i] == w[0]);
+}
+
 int main(void)
 {
-    enum { MANY = 1 << 20 }; /* enough for torch to want several threads */
-    static float w[MANY], dw[MANY];
     setlocale(LC_ALL, "");
-    set_traps();
     fesetround(FE_UPWARD);
 #ifdef _OPENMP
     omp_set_num_threads(3);
@@ -83,6 +101,16 @@ int main(void)
 #pragma omp parallel reduction(+ : sum)
     sum += 1;
     CHECK(sum == 3);
+#endif
+    before = look();
+    errno = 42;
+    CHECK(same(opt_init(NULL)) == OPT_OK);
+    all_values_are_rounded_alike();
+    memset(w, 0, sizeof w), memset(dw, 0, sizeof dw);
+    set_traps();
+#ifdef _OPENMP
+#pragma omp parallel
+    set_traps();
 #endif
     before = look();
     errno = 42;

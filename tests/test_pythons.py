@@ -35,9 +35,9 @@ json.dump(results, sys.stdout)
 """
 
 
-def host(python: str, loader: str, threads: int = 1) -> list:
+def host(python: str, loader: str, threads: int = 1, script: str = SCRIPT) -> list:
     done = subprocess.run(
-        [python, "-c", SCRIPT, loader, optplug.library(), str(threads)],
+        [python, "-c", script, loader, optplug.library(), str(threads)],
         capture_output=True,
         text=True,
         timeout=120,
@@ -45,6 +45,21 @@ def host(python: str, loader: str, threads: int = 1) -> list:
     )
     assert (done.returncode, done.stderr) == (0, "")
     return json.loads(done.stdout)
+
+
+@pytest.mark.parametrize("loader", ["CDLL", "PyDLL"])
+def test_a_host_may_have_subinterpreters(loader):
+    """From the first one on, PyGILState_Check says yes to every thread."""
+    modules = "interpreters, _interpreters, _xxsubinterpreters"
+    make = (
+        "import importlib\n"
+        f"for name in '{modules}'.split(', '):\n"
+        "    try:\n"
+        "        importlib.import_module(name).create(); break\n"
+        "    except ImportError:\n"
+        "        pass\n"
+    )
+    assert host(sys.executable, loader, script=make + SCRIPT) == [[0, [0.0, 0.0], ""]]
 
 
 def minor(python: str) -> str:

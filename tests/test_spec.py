@@ -31,6 +31,10 @@ def test_a_module_stands_before_a_colon():
     assert spec.parse("A(x={'a': 1}, y='b:c')").kwargs == {"x": {"a": 1}, "y": "b:c"}
 
 
+def test_a_module_may_be_followed_by_colons():
+    assert spec.parse("a.b:C(x={'a': 1}, y='d:e')") == Call("C", (), {"x": {"a": 1}, "y": "d:e"}, "a.b")
+
+
 def test_infinity_and_none_are_values():
     assert spec.parse("A(x=-1e999, y=None)").kwargs == {"x": -math.inf, "y": None}
 
@@ -60,6 +64,7 @@ def test_infinity_and_none_are_values():
         "Adam(lr=" + "9" * 20000 + ")",
         "A(" * 500 + ")" * 500,
         "Adam(lr=\x00)",
+        "Adam(lr=1, lr=2)",
     ],
 )
 def test_nothing_but_calls_and_literals_is_read(text):

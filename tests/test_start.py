@@ -61,6 +61,8 @@ def test_a_python_that_is_none_is_refused(host, tmp_path):
         "-4 OPTPLUG_PYTHON: '/nowhere/python3' is no program"
     )
     assert say(host, "python='/nowhere/python3'").startswith("-4 python: '/nowhere/python3' is no program")
+    if pathlib.Path("/usr/bin/env").exists():
+        assert "'/usr/bin/env' is no Python" in say(host, OPTPLUG_PYTHON="/usr/bin/env")
     shim = tmp_path / "bin" / "python3"
     shim.parent.mkdir()
     shim.write_text('#!/bin/sh\nexec python3 "$@"\n')

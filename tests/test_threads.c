@@ -5,12 +5,27 @@
 
 enum { THREADS = 8, STEPS = 200 };
 
-static pthread_barrier_t all_here;
 static int shared;
+
+/* A barrier: macOS has none. */
+static pthread_mutex_t lock = PTHREAD_MUTEX_INITIALIZER;
+static pthread_cond_t all_here = PTHREAD_COND_INITIALIZER;
+static int waiting;
+
+static void wait_for_all(void)
+{
+    pthread_mutex_lock(&lock);
+    if (++waiting % THREADS == 0)
+        pthread_cond_broadcast(&all_here);
+    else
+        for (int round = waiting / THREADS; waiting / THREADS == round;)
+            pthread_cond_wait(&all_here, &lock);
+    pthread_mutex_unlock(&lock);
+}
 
 static void *race(void *unused)
 {
-    pthread_barrier_wait(&all_here);
+    wait_for_all();
     double w[] = {1, 2}, dw[] = {2, 4};
     int opt = opt_create("SGD(lr=0.5)");
     CHECK(opt > 0);
@@ -24,7 +39,7 @@ static void *race(void *unused)
 
 static void *share(void *unused)
 {
-    pthread_barrier_wait(&all_here);
+    wait_for_all();
     for (int i = 0; i < STEPS; i++)
         CHECK(opt_step(shared) == OPT_OK);
     CHECK(strcmp(opt_error(), "") == 0);
@@ -34,7 +49,6 @@ static void *share(void *unused)
 static void run(void *(*work)(void *))
 {
     pthread_t threads[THREADS];
-    CHECK(pthread_barrier_init(&all_here, NULL, THREADS) == 0);
     for (int i = 0; i < THREADS; i++)
         CHECK(pthread_create(&threads[i], NULL, work, NULL) == 0);
     for (int i = 0; i < THREADS; i++)

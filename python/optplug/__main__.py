@@ -43,7 +43,7 @@ def _parser() -> argparse.ArgumentParser:
         "plot",
         help="draw a table of numbers, a loss curve for example",
         description="Draw the columns of a CSV file with a header line against its first, into a PNG.  "
-        "Needs matplotlib: pip install 'optplug[plot]'.",
+        "Needs matplotlib, which the extra optplug[plot] brings.",
     )
     draw.add_argument("table", metavar="TABLE.csv")
     draw.add_argument("picture", metavar="PICTURE.png", nargs="?", help="default: beside the table")

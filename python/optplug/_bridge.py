@@ -5,7 +5,9 @@ Importing it attaches it.  The functions are those of ``csrc/bridge.h``, a line 
 
 from __future__ import annotations
 
+import atexit
 import functools
+import os
 import pathlib
 import sys
 import threading
@@ -38,6 +40,16 @@ _in_call = threading.local()
 _DEVICES = ("cpu",)
 
 
+_NO_MEMORY = ("can't allocate memory", "not enough memory")  # how torch says it, in a RuntimeError
+
+
+def _message(error: BaseException) -> str:
+    try:
+        return str(error)
+    except Exception:
+        return "an error that cannot say what it is"
+
+
 def _status(error: BaseException) -> int:
     """Return the status that stands for an exception."""
     match error:
@@ -47,6 +59,8 @@ def _status(error: BaseException) -> int:
             return lib.OPT_ESTATE
         case NonFiniteError():
             return lib.OPT_ENONFINITE
+        case Exception() if any(words in _message(error) for words in _NO_MEMORY):
+            return lib.OPT_ENOMEM
         case ValueError() | TypeError() | KeyError():
             return lib.OPT_EINVAL
         case MemoryError():
@@ -57,7 +71,7 @@ def _status(error: BaseException) -> int:
 def _record(kind: type[BaseException], error: BaseException, trace: object) -> int:
     """Hand an exception to this thread's opt_error() and opt_traceback(), and return its status."""
     ours = isinstance(error, ValueError | StateError | NonFiniteError | HostError)
-    message = str(error) if ours else f"{kind.__name__}: {error}"
+    message = _message(error) if ours else f"{kind.__name__}: {_message(error)}"
     lines = "".join(traceback.format_exception(kind, error, trace))
     _host.record(message.encode(errors="replace"), lines.encode(errors="replace"))
     return _status(error)
@@ -96,6 +110,21 @@ def _catch_warnings() -> None:
     warnings.showwarning = show
 
 
+def _warm_up() -> None:
+    """Make torch's first steps, here rather than in the host's first calls.
+
+    They import torch._dynamo, which changes the environment, and they make objects of torch's that end
+    with the process: those must be there before liboptplug's own end, which is to come before theirs.
+    """
+    before = dict(os.environ)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        for text in ("Adam(foreach=False)", "Adam(foreach=True)", "Adam(fused=True)"):
+            Optimizer(text)
+    for name in os.environ.keys() - before.keys():
+        del os.environ[name]
+
+
 def _text(name: str, value: object) -> str:
     try:
         return ffi.string(value).decode()
@@ -129,9 +158,9 @@ def py_configure(options):
             spec.choose(name, ("python", "num_threads", *_settings), "option")
     except spec.SpecError as error:
         raise ValueError(f"options {spec.shown(text.strip(' ,'))}: {error}") from error
-    threads = given.get("num_threads", 1)
-    if type(threads) is not int or threads < 1:
-        raise ValueError(f"num_threads must be a positive whole number, got {spec.shown(threads)}")
+    threads, most = given.get("num_threads", 1), os.cpu_count() or 1
+    if type(threads) is not int or not 1 <= threads <= most:
+        raise ValueError(f"num_threads must be a whole number from 1 to {most}, got {spec.shown(threads)}")
     settings = {name: given.get(name, value) for name, value in _settings.items()}
     for name, value in settings.items():
         if type(value) is not bool:
@@ -262,13 +291,13 @@ def py_describe(opt):
 
 @_callback
 def py_describe_library(lines):
-    text = _text("lines", lines) + (
+    text = os.fsdecode(ffi.string(lines)) + (
         f"python: {sys.version.split()[0]} ({sys.executable})\n"
         f"torch: {torch.__version__} ({pathlib.Path(torch.__file__).parent})\n"
         f"devices: {', '.join(_DEVICES)}\n"
         f"threads: {torch.get_num_threads()}\n"
     )
-    _host.text(text.encode(errors="replace"))
+    _host.text(os.fsencode(text))
 
 
 @_callback
@@ -292,4 +321,6 @@ if _host == ffi.NULL:
         "the liboptplug of this process is of another version than the package optplug in "
         f"{pathlib.Path(__file__).parent}: link to the one that `python -m optplug config --library` names"
     )
+_warm_up()
 _catch_warnings()
+atexit.register(_host.end)

@@ -52,9 +52,10 @@ _libc.malloc.restype = ctypes.c_void_p
 _libc.malloc.argtypes = [ctypes.c_size_t]
 _libc.free.argtypes = [ctypes.c_void_p]
 _FREE = ctypes.cast(_libc.free, ctypes.c_void_p).value
-_new_capsule = ctypes.pythonapi.PyCapsule_New
-_new_capsule.restype = ctypes.py_object
-_new_capsule.argtypes = [ctypes.c_void_p, ctypes.c_char_p, ctypes.c_void_p]
+# A prototype of our own: the attributes of ctypes.pythonapi's functions are everybody's.
+_new_capsule = ctypes.PYFUNCTYPE(ctypes.py_object, ctypes.c_void_p, ctypes.c_char_p, ctypes.c_void_p)(
+    ("PyCapsule_New", ctypes.pythonapi)
+)
 
 
 def wrap(
@@ -86,7 +87,10 @@ def wrap(
     strides = _row_major(shape) if strides is None else list(strides)
     _check_strides(strides_name, shape, strides)
     code, bits = {**DTYPES, **_INDICES}[dtype]
-    extent = max(1 + sum((n - 1) * s for n, s in zip(shape, strides, strict=True)), math.prod(shape))
+    # Empty arrays too: torch works out strides as if a 0 were a 1.
+    extent = max(
+        1 + sum((n - 1) * s for n, s in zip(shape, strides, strict=True)), math.prod(max(n, 1) for n in shape)
+    )
     if extent * bits // 8 > sys.maxsize - address:
         raise ValueError(
             f"{name}: {' x '.join(map(str, shape))} values of {dtype} reach beyond the end of memory"

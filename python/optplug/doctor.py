@@ -11,7 +11,7 @@ import sys
 import optplug
 
 _PROBE = pathlib.Path(optplug.__file__).with_name("bin") / "optplug-probe"
-_REINSTALL = f"{sys.executable} -m pip install --force-reinstall --no-deps optplug"
+_REINSTALL = f"{sys.executable} -m pip install --force-reinstall --no-deps PATH_OF_OPTPLUGS_SOURCE"
 
 
 def _problems() -> list[tuple[str, str]]:
@@ -42,11 +42,11 @@ def main() -> int:
         # A host program in C, which starts Python by the library's own rules.
         probe = subprocess.run([_PROBE], capture_output=True, text=True, errors="replace", check=False)
         report = [line.split(": ", 1) for line in probe.stdout.splitlines()]
-        if probe.returncode == 0:
-            print("A program that links optplug gets")
-            for name, value in report:
+        print("A program that links optplug gets")
+        for name, value in report:
+            if name != "error":
                 print(f"  {name + ':':19} {value}")
-        else:
+        if probe.returncode != 0:
             said = next((value for name, value in report if name == "error"), probe.stderr.strip())
             problems.append(
                 ("a program that links optplug cannot start it", said or f"exit {probe.returncode}")

@@ -81,6 +81,7 @@ class Optimizer:
         self.torch: torch.optim.Optimizer | None = None
         self._groups = [_Group()]
         self._sparse: dict[str, SparseGrad] = {}
+        self._stepped = False
         self._schedulers: list[schedules.LRScheduler] = []
         self._average: Average | None = None
         self._iteration: Iteration | None = None
@@ -88,14 +89,14 @@ class Optimizer:
         try:
             call = spec.parse(text)
             self._class = _find_class(call, third_party)
+            closure = inspect.signature(self._class.step).parameters.get("closure")
+            self._needs_closure = closure is not None and closure.default is closure.empty
             self._arguments = spec.check_arguments(self._class, call, implied=1)
-            self._must_fuse = self._arguments.get("fused") is True
+            self._must_fuse = bool(self._arguments.get("fused"))
             self._may_fuse = "fused" in inspect.signature(self._class).parameters and not any(
                 name in self._arguments for name in _IMPLEMENTATIONS
             )
-            closure = inspect.signature(self._class.step).parameters.get("closure")
-            self._needs_closure = closure is not None and closure.default is closure.empty
-            self._defaults = self._class(_nothing_yet(), **self._arguments).defaults
+            self._defaults = self._try(self._arguments).defaults
         except Exception as error:
             raise SpecError(f"spec {shown(text)}: {error}") from error
 
@@ -201,7 +202,8 @@ class Optimizer:
                 "call opt_step_closure or opt_iterate"
             )
         self._check_gradients()
-        optimizer.step()
+        with self._undone_on_error(optimizer):
+            optimizer.step()
         self._update_average()
 
     def step_closure(self, closure: Callable[[], float]) -> float:
@@ -358,6 +360,18 @@ class Optimizer:
         ]
         return self._class(groups, **self._arguments, **({"fused": True} if fuse else {}))
 
+    def _try(self, arguments: dict[str, Any]) -> torch.optim.Optimizer:
+        """Build and step an optimizer on a parameter of no importance, to hear what PyTorch says."""
+        parameter = nn.Parameter(torch.zeros(2, 2))
+        parameter.grad = torch.ones(2, 2)
+        optimizer = self._class([("", parameter)], **arguments)
+        try:
+            optimizer.step(*[lambda: 0.0] * self._needs_closure)
+        except RuntimeError as error:
+            if "dense gradients" not in str(error):  # SparseAdam's
+                raise
+        return optimizer
+
     def _add(self, name: str, data: Tensor, grad: Tensor | SparseGrad) -> None:
         parameter = nn.Parameter(data)
         if isinstance(grad, Tensor):
@@ -400,12 +414,13 @@ class Optimizer:
                 spec.choose(name, self._defaults.keys() - {*_IMPLEMENTATIONS}, "option")
             accepted = inspect.signature(self._class).parameters
             in_force = {**self._arguments, **current, **options}
-            trial = {
-                name: value
-                for name, value in in_force.items()
-                if name in accepted and name in self._defaults and name not in _IMPLEMENTATIONS
-            }
-            self._class(_nothing_yet(), **trial)
+            self._try(
+                {
+                    name: value
+                    for name, value in in_force.items()
+                    if name in accepted and name in self._defaults and name not in _IMPLEMENTATIONS
+                }
+            )
         except Exception as error:
             raise ValueError(f"options {shown(text)}: {error}") from error
         return options
@@ -425,22 +440,30 @@ class Optimizer:
     def _undone_on_error(self, optimizer: torch.optim.Optimizer) -> Iterator[None]:
         """Put parameters and state back as they were if a step fails.
 
-        Only LBFGS calls its closure after it has changed anything, so only there a copy is made: cheap
-        beside its own history.
+        LBFGS is the one whose closure may fail after it has changed something, and only there a copy is
+        made: cheap beside its own history.  The others may fail in their first step, halfway through the
+        making of their state.
         """
-        if not isinstance(optimizer, torch.optim.LBFGS):
-            yield
-            return
-        values = [p.detach().clone() for p in self.module]
-        state = {p: {k: _copy(v) for k, v in s.items()} for p, s in optimizer.state.items()}
+        copied = isinstance(optimizer, torch.optim.LBFGS)
+        if copied:
+            values = [p.detach().clone() for p in self.module]
+            state = {p: {k: _copy(v) for k, v in s.items()} for p, s in optimizer.state.items()}
         try:
             yield
+            self._stepped = True
         except BaseException:
-            with torch.no_grad():
-                for p, value in zip(self.module, values, strict=True):
-                    p.copy_(value)
-            optimizer.state.clear()
-            optimizer.state.update(state)
+            if copied:
+                with torch.no_grad():
+                    for p, value in zip(self.module, values, strict=True):
+                        p.copy_(value)
+                optimizer.state.clear()
+                optimizer.state.update(state)
+            elif not self._stepped:
+                fresh = self._build().state
+                optimizer.state.clear()
+                optimizer.state.update(fresh)
+            if not (self._stepped or self._schedulers or self._average):
+                self.torch = None  # and more parameters may come
             raise
 
     def _update_average(self) -> None:

@@ -12,13 +12,14 @@ def main(table: str, picture: str | None = None) -> int:
     try:
         from matplotlib.figure import Figure
     except ImportError:
-        print(f"matplotlib is missing: {sys.executable} -m pip install 'optplug[plot]'", file=sys.stderr)
+        print(f"matplotlib is missing: {sys.executable} -m pip install matplotlib", file=sys.stderr)
         return 1
     source = pathlib.Path(table)
     try:
         with source.open(newline="") as file:
             header, *rows = csv.reader(file)
-        x, *columns = zip(*(map(float, row) for row in rows), strict=True)
+        x, first, *others = zip(*(map(float, row) for row in rows), strict=True)
+        columns = dict(zip(header[1:], (first, *others), strict=True))
     except (OSError, ValueError) as error:
         print(f"{table} is no table of numbers below a header line: {error}", file=sys.stderr)
         return 1
@@ -26,11 +27,15 @@ def main(table: str, picture: str | None = None) -> int:
     target = pathlib.Path(picture) if picture else source.with_suffix(".png")
     figure = Figure(figsize=(7, 2.6 * len(columns)), layout="constrained")
     panels = figure.subplots(len(columns), sharex=True, squeeze=False)[:, 0]
-    for panel, name, values in zip(panels, header[1:], columns, strict=True):
+    for panel, (name, values) in zip(panels, columns.items(), strict=True):
         panel.plot(x, values, marker="o", markersize=3)
         panel.set_ylabel(name)
         panel.grid(alpha=0.3)
     panels[-1].set_xlabel(header[0])
-    figure.savefig(target, dpi=150)
+    try:
+        figure.savefig(target, dpi=150)
+    except (OSError, ValueError) as error:
+        print(f"{target} cannot be written: {error}", file=sys.stderr)
+        return 1
     print(target.resolve())
     return 0

@@ -17,6 +17,10 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 _MODULE = re.compile(r"\s*[A-Za-z_][\w.]*\s*:")
+# What makes Python's parser, which is written in C, call itself once more.
+_DEEPER = re.compile(r"[()\[\]{},]|\*\*|[-+~]|\b(?:not|lambda|if|await|yield)\b")
+_STRING = re.compile(r"'[^'\\]*'|\"[^\"\\]*\"")
+_MAX_DEPTH = 48  # a host's thread may have a stack of 128 KB
 _MAX_LENGTH = 65536  # far beyond any constructor call, and short of what makes the parser slow
 # warnings.catch_warnings changes what the whole process shares: one thread at a time, or the filters
 # that it restores may be another's.
@@ -49,7 +53,7 @@ def parse(text: str) -> Call:
     Raises:
         SpecError: the text is no single call of literals and further calls.
     """
-    module, _, call = text.rpartition(":") if _MODULE.match(text) else ("", "", text)
+    module, _, call = text.partition(":") if _MODULE.match(text) else ("", "", text)
     tree = _expression(call)
     if not isinstance(tree, ast.Call):
         name = call.strip()
@@ -113,6 +117,8 @@ def signature(class_: type) -> list[str]:
 def _expression(text: str) -> ast.expr:
     if len(text) > _MAX_LENGTH:
         raise SpecError(f"it is longer than {_MAX_LENGTH} characters")
+    if _depth(text) > _MAX_DEPTH:
+        raise SpecError("it is too deeply nested")
     try:
         with _parsing, warnings.catch_warnings():  # an odd escape in a string would warn on stderr
             warnings.simplefilter("ignore")
@@ -120,6 +126,27 @@ def _expression(text: str) -> ast.expr:
     except (SyntaxError, ValueError, MemoryError, RecursionError) as error:
         reason = error.msg if isinstance(error, SyntaxError) else str(error) or "too deeply nested"
         raise SpecError(f"it cannot be read: {reason}") from None
+
+
+def _depth(text: str) -> int:
+    """Return how deep Python's parser could go: brackets, and operators that stand before a value."""
+    open_brackets: list[int] = []
+    operators = deepest = 0
+    for found in _DEEPER.findall(_STRING.sub("''", text)):
+        match found:
+            case "(" | "[" | "{":
+                open_brackets.append(operators + 1)
+                operators = 0
+            case ")" | "]" | "}":
+                operators = open_brackets.pop() - 1 if open_brackets else 0
+            case ",":
+                operators = 0
+            case _:
+                operators += 1
+        deepest = max(deepest, sum(open_brackets) + operators)
+        if deepest > _MAX_DEPTH:
+            break
+    return deepest
 
 
 def _value(node: ast.expr) -> Any:
@@ -141,6 +168,10 @@ def _value(node: ast.expr) -> Any:
             case ast.Call(func=ast.Name(id=name), args=args, keywords=keywords) if all(
                 k.arg for k in keywords
             ):
+                names = [k.arg for k in keywords]
+                twice = [n for n in names if names.count(n) > 1]
+                if twice:
+                    raise SpecError(f"argument {shown(twice[0])} comes twice")
                 return Call(name, tuple(_value(a) for a in args), {k.arg: _value(k.value) for k in keywords})
         raise SpecError(
             f"{shown(_source(node))} is neither a literal (a number, True, a tuple, ...) nor a plain call"
