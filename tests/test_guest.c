@@ -11,6 +11,8 @@
 #include <omp.h>
 #endif
 
+extern char **environ;
+
 #ifdef __GLIBC__
 static int traps(void) { return fegetexcept(); }
 static void set_traps(void) { feenableexcept(FE_DIVBYZERO | FE_INVALID | FE_OVERFLOW); }
