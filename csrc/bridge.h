@@ -54,6 +54,7 @@ typedef struct optplug_host {
     void (*text)(const char *text);
     int (*call)(optplug_callback function, void *user, double *value);
     void (*threads)(int count);
+    int (*thread_count)(int count);
     void (*end)(void);
 } optplug_host;
 

@@ -1,11 +1,13 @@
 /* A handle is (generation << 16 | index).  A slot's generation grows each time it is given out again,
  * so a stale handle never names a newer optimizer; a slot whose generations are used up stays out of
  * use.  Slots are never freed: whoever holds a stale handle may still lock its slot and see. */
+#define _POSIX_C_SOURCE 200809L
 #include "handle.h"
 
 #include <pthread.h>
 #include <stdatomic.h>
 #include <stdlib.h>
+#include <time.h>
 
 #include "error.h"
 #include "optplug.h"
@@ -102,10 +104,21 @@ void handle_retire(struct slot *slot)
     pthread_mutex_unlock(&table_lock);
 }
 
-void handle_lock_all(void)
+void handle_wait_for_all(double seconds)
 {
+    const struct timespec millisecond = {0, 1000000};
     pthread_mutex_lock(&table_lock);
-    for (int i = 0; i < slot_count; i++)
-        pthread_mutex_lock(&atomic_load(&slots[i])->lock);
+    int count = slot_count;
     pthread_mutex_unlock(&table_lock);
+    for (int i = 0; i < count; i++) {
+        struct slot *slot = atomic_load(&slots[i]);
+        /* With a limit: a call may wait for the very thread that asks, in a function of the host's. */
+        for (; seconds > 0; seconds -= 1e-3) {
+            if (pthread_mutex_trylock(&slot->lock) == 0) {
+                pthread_mutex_unlock(&slot->lock);
+                break;
+            }
+            nanosleep(&millisecond, NULL);
+        }
+    }
 }

@@ -17,7 +17,7 @@ void handle_unlock(struct slot *slot);
 /* End the handle of a locked slot and unlock it. */
 void handle_retire(struct slot *slot);
 
-/* Wait for the calls that are running, and let no other thread begin one ever again. */
-void handle_lock_all(void);
+/* Wait until no call is running, for so many seconds in all. */
+void handle_wait_for_all(double seconds);
 
 #endif

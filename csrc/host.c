@@ -165,6 +165,16 @@ static int call_host(optplug_callback function, void *user, double *value)
 
 static void set_threads(int count) { torch_threads = count; }
 
+/* Return this thread's OpenMP count, having set it if `count` is positive; 0 where there is no OpenMP. */
+static int thread_count(int count)
+{
+    if (!get_openmp_threads)
+        return 0;
+    if (count > 0)
+        set_openmp_threads(count);
+    return get_openmp_threads();
+}
+
 /* ---- the start ---- */
 
 static int check_version(void *library)
@@ -284,6 +294,8 @@ static const char import_bridge_code[] =
     "            warnings.simplefilter('ignore')\n"
     "            import torch\n"
     "    import optplug._bridge\n"
+    "    if ours:\n"
+    "        warnings.simplefilter('always')\n"
     "except BaseException as e:\n"
     "    import traceback\n"
     "    error = str(e) or type(e).__name__\n"
@@ -351,7 +363,7 @@ static void note_fork(void) { forked = 1; }
 static void end_all(void)
 {
     ended = 1;
-    handle_lock_all();
+    handle_wait_for_all(2);
 }
 
 static void end_python(void) { ended = 1; }
@@ -458,6 +470,7 @@ __attribute__((visibility("default"))) const optplug_host *optplug_attach(const 
         .text = text_set,
         .call = call_host,
         .threads = set_threads,
+        .thread_count = thread_count,
         .end = end_python,
     };
     if (strcmp(version, OPTPLUG_VERSION) != 0)

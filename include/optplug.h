@@ -112,11 +112,12 @@ int opt_set(int opt, int group, const char *options);
  * It sets the learning rate at once.  Attaching another one chains them. */
 int opt_schedule(int opt, const char *spec);
 
-/* Step the schedulers, all in the order in which they were attached: after opt_step, once a step or
- * once an epoch, as their numbers are meant. */
+/* Step the schedulers, all but ReduceLROnPlateau, in the order in which they were attached: after
+ * opt_step, once a step or once an epoch, as their numbers are meant. */
 int opt_schedule_step(int opt);
 
-/* The same where there is a ReduceLROnPlateau, which watches value: a validation loss, for example. */
+/* Step those schedulers alone that take a value: ReduceLROnPlateau, which watches it (a validation loss,
+ * for example), and CosineAnnealingWarmRestarts, to which it is the epoch, whole or not. */
 int opt_schedule_step_metric(int opt, double value);
 
 /* ---- when something goes wrong ---- */
@@ -162,9 +163,12 @@ int opt_group(int opt, const char *options);
 /* Do what is asked with *value, and return 0, or a negative number to fail.
  *
  * For a step it is a closure: compute the loss into *value, and the gradients into their arrays.  For a
- * schedule *value is the epoch, to be replaced by the factor.  It runs on the calling thread, with your
- * floating-point environment.  In it you may ask and clip the same optimizer, but not step, bind or free
- * it.  It must return: neither a C++ exception nor longjmp may leave it. */
+ * schedule value[0] is the epoch, to be replaced by the factor, and value[1] the parameter group.
+ *
+ * It runs on the calling thread, with your floating-point environment.  In it you may ask and clip the
+ * same optimizer, but not step, bind or free it.  Two functions that ask each other's optimizers, each
+ * on a thread of its own, wait for ever.  It must return: neither a C++ exception nor longjmp may leave
+ * it. */
 typedef int (*opt_callback)(void *user, double *value);
 
 /* Make one step with a closure, which LBFGS calls several times and the others once.
@@ -182,8 +186,8 @@ int opt_step_closure(int opt, opt_callback closure, void *user, double *loss);
  * optimizer can only be asked, clipped, or freed, which undoes the step. */
 int opt_iterate(int opt, double loss);
 
-/* Attach a scheduler with a function of yours for LambdaLR's or MultiplicativeLR's lr_lambda:
- * "LambdaLR()".  It and user must outlive the optimizer. */
+/* Attach a scheduler with a function of yours, for the lr_lambda of LambdaLR and MultiplicativeLR,
+ * "LambdaLR()", or for the scale_fn of CyclicLR.  It and user must outlive the optimizer. */
 int opt_schedule_callback(int opt, const char *spec, opt_callback function, void *user);
 
 /* ---- averages of the weights ---- */
@@ -207,7 +211,8 @@ int opt_average_swap(int opt);
  *   python='/opt/env/bin/python3'   the environment that has PyTorch; must come before the start
  *   num_threads=1                   threads that PyTorch may use in a call (1 for one an MPI rank)
  *   error_if_nonfinite=True         refuse a step (OPT_ENONFINITE) where a gradient has an inf or a nan;
- *                                   of the optimizers created after that
+ *                                   of the optimizers created after that.  It sums each gradient: some
+ *                                   microseconds a parameter, and a fifth of Adam's step on 1e6 values
  *   third_party=True                let a spec name a class outside torch.optim, with its module:
  *                                   "pytorch_optimizer:Lion(lr=1e-4)"; the module is imported
  * Without python=, the environment is the one that the environment variable OPTPLUG_PYTHON names, or

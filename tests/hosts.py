@@ -38,6 +38,8 @@ def load(loader: type[ctypes.CDLL] = ctypes.CDLL) -> ctypes.CDLL:
         "opt_schedule_step": [integer],
         "opt_schedule_step_metric": [integer, ctypes.c_double],
         "opt_step": [integer],
+        "opt_schedule": [integer, text],
+        "opt_iterate": [integer, ctypes.c_double],
         "opt_step_closure": [integer, CALLBACK, pointer, DOUBLES],
         "opt_free": [integer],
         "opt_init": [text],

@@ -61,6 +61,10 @@ static void mistakes_are_errors(void)
                 opt_average(opt, "EMA()"));
     CHECK_FAILS(OPT_EINVAL, "no averaging function 'update_bn'",
                 opt_average(opt, "AveragedModel(avg_fn=update_bn())"));
+    CHECK_FAILS(OPT_EINVAL, "avg_fn must be one of get_ema_avg_fn()",
+                opt_average(opt, "AveragedModel(avg_fn='x')"));
+    CHECK_FAILS(OPT_EINVAL, "device is the parameters' own",
+                opt_average(opt, "AveragedModel(device='meta')"));
     CHECK_FAILS(OPT_EINVAL, "Invalid decay value",
                 opt_average(opt, "AveragedModel(avg_fn=get_ema_avg_fn(2))"));
     CHECK_FAILS(OPT_EINVAL, "spec must not be NULL", opt_average(opt, NULL));

@@ -3,6 +3,7 @@
 #include <errno.h>
 #include <limits.h>
 #include <pthread.h>
+#include <sys/resource.h>
 
 #include "check.h"
 
@@ -170,13 +171,23 @@ static void an_optimizer_that_refuses_a_parameter(void)
     CHECK(opt_free(opt) == OPT_OK);
 }
 
-/* After a first step that fails the optimizer is as it was before: more parameters may come. */
+/* After a first step or schedule that fails the optimizer is as it was before: more parameters may come. */
 static void a_first_step_that_fails(void)
 {
     const int64_t shape[] = {1, 0, INT64_MAX};
-    int opt = opt_create("SparseAdam()");
-    CHECK(opt_bind(opt, "v", "float64", 2, w, dw) == OPT_OK);
-    CHECK_FAILS(OPT_ERUNTIME, "does not support dense gradients", opt_step(opt));
+    CHECK(opt_init("error_if_nonfinite=True") == OPT_OK);
+    int opt = opt_create("SGD(lr=1)");
+    CHECK(opt_init("error_if_nonfinite=False") == OPT_OK);
+    double nan[] = {0}, lr = 0;
+    nan[0] = strtod("nan", NULL);
+    CHECK(opt_bind(opt, "v", "float64", 1, w, nan) == OPT_OK);
+    CHECK_FAILS(OPT_ENONFINITE, "parameter 'v'", opt_step(opt));
+    CHECK_FAILS(OPT_EINVAL, "no scheduler 'Nope'", opt_schedule(opt, "Nope()"));
+    CHECK_FAILS(OPT_ESTATE, "there is no scheduler", opt_schedule_step(opt));
+    CHECK_FAILS(OPT_EINVAL, "no average 'Nope'", opt_average(opt, "Nope()"));
+    CHECK(opt_set(opt, 0, "lr=0.5") == OPT_OK);
+    CHECK_FAILS(OPT_ENONFINITE, "parameter 'v'", opt_step(opt));
+    CHECK(opt_get(opt, 0, "lr", &lr) == OPT_OK && lr == 0.5);
     CHECK(opt_bind(opt, "u", "float64", 2, w + 2, dw + 2) == OPT_OK);
     CHECK_FAILS(OPT_EINVAL, "beyond the end of memory",
                 opt_bind_nd(opt, "e", "float64", "cpu", 3, shape, NULL, NULL, NULL, NULL));
@@ -193,6 +204,34 @@ static void no_memory_for_the_state(void)
         CHECK_FAILS(OPT_ENOMEM, "can't allocate memory", opt_step(opt));
     CHECK(opt_free(opt) == OPT_OK);
 }
+
+#ifdef __linux__
+/* The state of a first step does not fit, halfway; when there is memory again, the next step makes it. */
+static void no_memory_for_a_while(const char *schedule)
+{
+    enum { MANY = 1 << 24, BYTES = MANY * sizeof(double) };
+    double *big = calloc(MANY, sizeof *big), *dbig = calloc(MANY, sizeof *dbig);
+    int opt = opt_create("Adam(lr=0.5)");
+    CHECK(big && dbig && opt > 0 && opt_bind(opt, "w", "float64", MANY, big, dbig) == OPT_OK);
+    CHECK(!schedule || opt_schedule(opt, schedule) == OPT_OK);
+    unsigned long pages = 0;
+    FILE *status = fopen("/proc/self/statm", "r");
+    CHECK(status && fscanf(status, "%lu", &pages) == 1 && fclose(status) == 0);
+    struct rlimit before, tight;
+    CHECK(getrlimit(RLIMIT_AS, &before) == 0);
+    tight = before;
+    tight.rlim_cur = pages * (unsigned long)getpagesize() + BYTES + BYTES / 2; /* one of the two moments */
+    dbig[0] = 1;
+    CHECK(setrlimit(RLIMIT_AS, &tight) == 0);
+    int result = opt_step(opt);
+    CHECK(setrlimit(RLIMIT_AS, &before) == 0);
+    CHECK_FAILS(OPT_ENOMEM, "can't allocate memory", result);
+    CHECK(big[0] == 0 && dbig[0] == 1);
+    CHECK(opt_step(opt) == OPT_OK && big[0] < 0 && big[1] == 0);
+    CHECK(opt_free(opt) == OPT_OK);
+    free(big), free(dbig);
+}
+#endif
 
 static void bad_handles(int opt)
 {
@@ -230,6 +269,10 @@ int main(void)
     an_optimizer_that_refuses_a_parameter();
     a_first_step_that_fails();
     no_memory_for_the_state();
+#ifdef __linux__
+    no_memory_for_a_while(NULL);
+    no_memory_for_a_while("StepLR(1)");
+#endif
     bad_handles(opt);
     check_was_quiet(quiet);
     return 0;

@@ -1,35 +1,53 @@
-/* main returns while another thread steps: no crash, and what comes after is an error. */
+/* main returns while other threads step: no crash and no hang, and what comes after is an error. */
 #include <pthread.h>
 
 #include "check.h"
 
-enum { MANY = 1 << 18 };
+enum { THREADS = 3, SIZE = 1 << 16 };
 
-static float w[MANY], dw[MANY];
-static int opt;
-static volatile int steps;
+static float w[THREADS][SIZE], dw[THREADS][SIZE];
+static int opt[THREADS];
 
-static void *step_for_ever(void *unused)
+static void *step_for_ever(void *of)
 {
-    while (opt_step(opt) == OPT_OK)
-        steps++;
+    for (;;)
+        opt_step(*(int *)of);
+    return NULL;
+}
+
+static int never_return(void *user, double *value)
+{
+    for (;;)
+        usleep(1000);
+    return user == value;
+}
+
+static void *wait_for_ever(void *unused)
+{
+    static double v[1], dv[1];
+    int stuck = opt_create("SGD()");
+    CHECK(opt_bind(stuck, "v", "float64", 1, v, dv) == OPT_OK);
+    opt_step_closure(stuck, never_return, NULL, NULL);
     return unused;
 }
 
 static void step_late(void)
 {
-    CHECK_FAILS(OPT_ESTATE, "Python has ended in this process", opt_step(opt));
+    CHECK_FAILS(OPT_ESTATE, "Python has ended in this process", opt_step(opt[0]));
     CHECK_FAILS(OPT_ESTATE, "Python has ended in this process", opt_create("SGD()"));
 }
 
 int main(void)
 {
     pthread_t thread;
+    alarm(60);
     atexit(step_late); /* registered before optplug's own, so run after it */
-    opt = opt_create("Adam(lr=0.5)");
-    CHECK(opt > 0 && opt_bind(opt, "w", "float32", MANY, w, dw) == OPT_OK);
-    CHECK(pthread_create(&thread, NULL, step_for_ever, NULL) == 0);
-    while (steps < 20)
-        usleep(1000);
+    for (int i = 0; i < THREADS; i++) {
+        opt[i] = opt_create("Adam(lr=0.5)");
+        CHECK(opt[i] > 0 && opt_bind(opt[i], "w", "float32", SIZE, w[i], dw[i]) == OPT_OK);
+        CHECK(pthread_create(&thread, NULL, step_for_ever, &opt[i]) == 0);
+    }
+    CHECK(pthread_create(&thread, NULL, wait_for_ever, NULL) == 0);
+    sleep(1);
     return 0;
 }

@@ -28,7 +28,7 @@ static void clipping_scales_all_gradients_together(void)
     CHECK(da[0] == 0.5 && db[0] == 0 && db[1] == 0.5);
     CHECK_FAILS(OPT_EINVAL, "max_norm must not be negative, got -1.0",
                 opt_clip_grad_norm(opt, -1, 2, 0, &norm));
-    CHECK_FAILS(OPT_EINVAL, "norm_type must be positive, got nan", opt_clip_grad_norm(opt, 1, NAN, 0, &norm));
+    CHECK_FAILS(OPT_EINVAL, "norm_type must be a number, got nan", opt_clip_grad_norm(opt, 1, NAN, 0, &norm));
     CHECK_FAILS(OPT_EINVAL, "clip_value must not be negative, got -0.5", opt_clip_grad_value(opt, -0.5));
     CHECK(opt_zero_grad(opt) == OPT_OK);
     CHECK(da[0] == 0 && db[0] == 0 && db[1] == 0);
@@ -54,6 +54,8 @@ static void gradients_that_are_not_finite_can_be_refused(void)
     }
     db[1] = 1;
     CHECK(opt_step(careful) == OPT_OK);
+    db[0] = db[1] = 1e308; /* whose sum is none, though they are */
+    CHECK(opt_step(careful) == OPT_OK && isfinite(b[0]) && b[0] < -1e307);
     CHECK(opt_free(plain) == OPT_OK && opt_free(careful) == OPT_OK);
 }
 
@@ -97,6 +99,33 @@ static void sparse_adam_moves_only_the_rows_that_are_there(void)
     CHECK(opt_free(opt) == OPT_OK);
 }
 
+static void a_sparse_parameter_can_be_moved(void)
+{
+    double moved[4][2] = {{0}}, more[3][2] = {{1, 1}};
+    int opt = sparse("SGD(lr=0.5, momentum=0.5)");
+    count = 1;
+    CHECK(opt_step(opt) == OPT_OK && table[2][0] == -0.5);
+    CHECK(opt_bind_sparse(opt, "table", "float64", 4, 2, moved, 3, &count, indices, more) == OPT_OK);
+    CHECK(opt_step(opt) == OPT_OK);
+    CHECK(moved[2][0] == -0.75 && moved[2][1] == -1 && table[2][0] == -0.5);
+    CHECK(opt_free(opt) == OPT_OK);
+}
+
+/* What torch would find out in the middle of a step is found out when the parameter is bound. */
+static void a_kind_of_gradient_that_torch_refuses_is_refused_at_bind(void)
+{
+    int opt = opt_create("Adam()");
+    CHECK(opt_bind(opt, "a", "float64", 1, a, da) == OPT_OK);
+    CHECK_FAILS(OPT_EINVAL, "parameter 'table': Adam does not support sparse gradients",
+                opt_bind_sparse(opt, "table", "float64", 4, 2, table, 3, &count, indices, rows));
+    CHECK(opt_step(opt) == OPT_OK);
+    CHECK(opt_free(opt) == OPT_OK);
+    opt = opt_create("SparseAdam()");
+    CHECK_FAILS(OPT_EINVAL, "parameter 'a': SparseAdam does not support dense gradients",
+                opt_bind(opt, "a", "float64", 1, a, da));
+    CHECK(opt_free(opt) == OPT_OK);
+}
+
 static void sparse_mistakes_are_errors(void)
 {
     int opt = sparse("SGD(lr=0.5)");
@@ -113,6 +142,12 @@ static void sparse_mistakes_are_errors(void)
     double norm = 0;
     CHECK(opt_clip_grad_norm(opt, 5, INFINITY, 0, &norm) == OPT_OK && norm == 20);
     CHECK(fabs(rows[2][1] - 5) < 1e-5 && fabs(rows[0][0] - 0.25) < 1e-6);
+    count = 0;
+    CHECK(opt_clip_grad_norm(opt, 5, INFINITY, 0, &norm) == OPT_OK && norm == 0);
+    count = 4;
+    CHECK_FAILS(OPT_EINVAL, "must be 0 to 3, got 4", opt_zero_grad(opt));
+    CHECK(rows[0][0] != 0);
+    count = 3;
     CHECK(opt_zero_grad(opt) == OPT_OK && rows[0][0] == 0 && rows[2][1] == 0);
     CHECK_FAILS(OPT_EINVAL, "rows must be positive, got 0",
                 opt_bind_sparse(opt, "t", "float64", 0, 2, table, 3, &count, indices, rows));
@@ -142,6 +177,8 @@ int main(void)
     gradients_that_are_not_finite_can_be_refused();
     sparse_rows_are_added_up_and_stepped();
     sparse_adam_moves_only_the_rows_that_are_there();
+    a_sparse_parameter_can_be_moved();
+    a_kind_of_gradient_that_torch_refuses_is_refused_at_bind();
     sparse_mistakes_are_errors();
     check_was_quiet(quiet);
     return 0;

@@ -39,6 +39,9 @@ static void the_first_group_can_have_options_too(void)
     double value = 0;
     CHECK(opt_get(opt, 0, "lr", &value) == OPT_OK && value == 0.25);
     CHECK(opt_set(opt, 0, "lr=1") == OPT_OK); /* before the first step as well */
+    CHECK(opt_group(opt, "lr=9") == OPT_OK);
+    CHECK(strstr(opt_describe(opt), "parameter 'a'")); /* with a group that is still empty */
+    CHECK(opt_bind(opt, "b", "float64", 1, b, grad) == OPT_OK);
     CHECK(opt_step(opt) == OPT_OK);
     CHECK(a[0] == 0);
     CHECK(opt_free(opt) == OPT_OK);
@@ -60,6 +63,36 @@ static void tuples_and_truths_are_numbers(void)
     CHECK_FAILS(OPT_EINVAL, "name 'foreach' is None, which is no number", opt_get(opt, 0, "foreach", &value));
     CHECK_FAILS(OPT_EINVAL, "no hyperparameter 'lrr': did you mean lr", opt_get(opt, 0, "lrr", &value));
     CHECK(opt_free(opt) == OPT_OK);
+}
+
+static void an_option_set_before_the_group_stays(void)
+{
+    double value = 0;
+    int opt = opt_create("SGD(lr=0.5)");
+    CHECK(opt_set(opt, -1, "weight_decay=0.25") == OPT_OK);
+    CHECK(opt_group(opt, "lr=0.25") == OPT_OK);
+    CHECK(opt_bind(opt, "a", "float64", 1, a, grad) == OPT_OK);
+    CHECK(opt_get(opt, 0, "weight_decay", &value) == OPT_OK && value == 0.25);
+    CHECK(opt_get(opt, 0, "lr", &value) == OPT_OK && value == 0.25);
+    CHECK(opt_free(opt) == OPT_OK);
+}
+
+/* Options whose state a step before would have had to make, or that the kernels cannot read. */
+static void options_that_the_next_step_could_not_take_are_refused(void)
+{
+    const char *const cases[][3] = {{"RMSprop(lr=0.5)", "momentum=0.9", "momentum_buffer"},
+                                    {"Adam(lr=0.5)", "amsgrad=True", "max_exp_avg_sq"},
+                                    {"Adam(lr=0.5)", "maximize='no'", "maximize='no'"},
+                                    {"AdamW(lr=0.5)", "decoupled_weight_decay='no'", "no option"}};
+    for (int i = 0; i < 4; i++) {
+        int opt = opt_create(cases[i][0]);
+        a[0] = 1;
+        CHECK(opt_bind(opt, "a", "float64", 1, a, grad) == OPT_OK);
+        CHECK(opt_step(opt) == OPT_OK);
+        CHECK_FAILS(OPT_EINVAL, cases[i][2], opt_set(opt, -1, cases[i][1]));
+        CHECK(opt_step(opt) == OPT_OK);
+        CHECK(opt_free(opt) == OPT_OK);
+    }
 }
 
 static void what_torch_refuses_changes_nothing(void)
@@ -107,6 +140,8 @@ int main(void)
     groups_step_by_their_own_options();
     the_first_group_can_have_options_too();
     tuples_and_truths_are_numbers();
+    an_option_set_before_the_group_stays();
+    options_that_the_next_step_could_not_take_are_refused();
     what_torch_refuses_changes_nothing();
     lists_name_what_is_there();
     check_was_quiet(quiet);

@@ -1,7 +1,9 @@
 /* Learning-rate schedules whose numbers are exact in binary. */
+#include <math.h>
+
 #include "check.h"
 
-static double w[] = {1}, dw[] = {1};
+static double w[] = {1, 1}, dw[] = {1, 1};
 
 static int bound(const char *spec)
 {
@@ -73,7 +75,7 @@ static void a_plateau_lowers_the_rate(void)
 {
     int opt = bound("SGD(lr=1)");
     CHECK(opt_schedule(opt, "ReduceLROnPlateau('min', factor=0.5, patience=1)") == OPT_OK);
-    CHECK_FAILS(OPT_ESTATE, "ReduceLROnPlateau needs a metric: call opt_schedule_step_metric",
+    CHECK_FAILS(OPT_ESTATE, "ReduceLROnPlateau needs a value: call opt_schedule_step_metric",
                 opt_schedule_step(opt));
     for (int i = 0; i < 3; i++) {
         CHECK(rate(opt) == 1);
@@ -83,7 +85,64 @@ static void a_plateau_lowers_the_rate(void)
     CHECK(opt_free(opt) == OPT_OK);
 }
 
+static void a_warm_up_goes_by_steps_and_a_plateau_by_epochs(void)
+{
+    int opt = bound("SGD(lr=1)");
+    CHECK(opt_schedule(opt, "ConstantLR(0.5, total_iters=2)") == OPT_OK);
+    CHECK(opt_schedule(opt, "ReduceLROnPlateau(factor=0.5, patience=0)") == OPT_OK);
+    step(opt);
+    step(opt);
+    CHECK(rate(opt) == 1);
+    CHECK(opt_schedule_step_metric(opt, 3) == OPT_OK && rate(opt) == 1);
+    CHECK(opt_schedule_step_metric(opt, 3) == OPT_OK && rate(opt) == 0.5);
+    CHECK(opt_free(opt) == OPT_OK);
+}
+
+static void warm_restarts_take_fractions_of_an_epoch(void)
+{
+    int opt = bound("SGD(lr=1)");
+    CHECK(opt_schedule(opt, "CosineAnnealingWarmRestarts(T_0=2)") == OPT_OK);
+    CHECK(opt_schedule_step_metric(opt, 1) == OPT_OK && fabs(rate(opt) - 0.5) < 1e-15);
+    CHECK(opt_schedule_step_metric(opt, 0.5) == OPT_OK && rate(opt) > 0.85 && rate(opt) < 0.86);
+    CHECK(opt_free(opt) == OPT_OK);
+}
+
 static int calls;
+
+static int by_group(void *user, double *value)
+{
+    (void)user;
+    value[0] = value[0] == 0 && value[1] == 1 ? 0.25 : 0.5;
+    return 0;
+}
+
+static void a_function_is_told_the_group(void)
+{
+    double first = 0, second = 0;
+    int opt = bound("SGD(lr=1)");
+    CHECK(opt_group(opt, "lr=2") == OPT_OK && opt_bind(opt, "v", "float64", 1, w + 1, dw + 1) == OPT_OK);
+    CHECK(opt_schedule_callback(opt, "LambdaLR()", by_group, NULL) == OPT_OK);
+    CHECK(opt_get(opt, 0, "lr", &first) == OPT_OK && first == 0.5);
+    CHECK(opt_get(opt, 1, "lr", &second) == OPT_OK && second == 0.5);
+    step(opt);
+    CHECK(opt_get(opt, 1, "lr", &second) == OPT_OK && second == 1);
+    CHECK(opt_free(opt) == OPT_OK);
+}
+
+static int refuse(void *user, double *value) { return user == value ? 0 : -77; }
+
+static void a_function_that_fails_or_has_no_use_is_an_error(void)
+{
+    int opt = bound("SGD(lr=1)");
+    CHECK_FAILS(-77, "the host's function failed with status -77",
+                opt_schedule_callback(opt, "LambdaLR()", refuse, NULL));
+    CHECK_FAILS(OPT_EINVAL, "nothing in it takes a function",
+                opt_schedule_callback(opt, "StepLR(1)", refuse, NULL));
+    CHECK(rate(opt) == 1);
+    CHECK(opt_schedule_callback(opt, "CyclicLR(0.5, 1.5, step_size_up=2, cycle_momentum=False)", by_group,
+                                NULL) == OPT_OK);
+    CHECK(opt_free(opt) == OPT_OK);
+}
 
 static int factor(void *user, double *value)
 {
@@ -141,7 +200,7 @@ static void mistakes_are_errors_that_change_nothing(void)
     CHECK(rate(opt) == 1); /* ConstantLR's is undone */
     CHECK_FAILS(OPT_ESTATE, "there is no scheduler: call opt_schedule first", opt_schedule_step(opt));
     CHECK(opt_schedule(opt, "StepLR(1)") == OPT_OK);
-    CHECK_FAILS(OPT_ESTATE, "no scheduler takes the metric 1.0", opt_schedule_step_metric(opt, 1));
+    CHECK_FAILS(OPT_ESTATE, "no scheduler takes the value 1.0", opt_schedule_step_metric(opt, 1));
     CHECK_FAILS(OPT_ESTATE, "'v' is new after the first step or schedule",
                 opt_bind(opt, "v", "float64", 1, w, dw));
     CHECK(opt_free(opt) == OPT_OK);
@@ -149,15 +208,17 @@ static void mistakes_are_errors_that_change_nothing(void)
 
 static void warnings_are_kept_for_who_asks(void)
 {
-    int opt = bound("SGD(lr=1)");
-    CHECK(opt_schedule(opt, "StepLR(1)") == OPT_OK);
-    CHECK(strcmp(opt_warning(), "") == 0);
-    CHECK(opt_schedule_step(opt) == OPT_OK);
-    const char *text = opt_warning();
-    CHECK(strstr(text, "UserWarning: Detected call of `lr_scheduler.step()` before `optimizer.step()`"));
-    CHECK(strchr(text, '\n') == text + strlen(text) - 1);
-    CHECK(strcmp(opt_warning(), "") == 0);
-    CHECK(opt_free(opt) == OPT_OK);
+    for (int i = 0; i < 2; i++) { /* each optimizer's, not only the first one's */
+        int opt = bound("SGD(lr=1)");
+        CHECK(opt_schedule(opt, "StepLR(1)") == OPT_OK);
+        CHECK(strcmp(opt_warning(), "") == 0);
+        CHECK(opt_schedule_step(opt) == OPT_OK);
+        const char *text = opt_warning();
+        CHECK(strstr(text, "UserWarning: Detected call of `lr_scheduler.step()` before `optimizer.step()`"));
+        CHECK(strchr(text, '\n') == text + strlen(text) - 1);
+        CHECK(strcmp(opt_warning(), "") == 0);
+        CHECK(opt_free(opt) == OPT_OK);
+    }
 }
 
 int main(void)
@@ -167,6 +228,10 @@ int main(void)
     the_rate_is_set_at_once();
     schedulers_nest_and_chain();
     a_plateau_lowers_the_rate();
+    a_warm_up_goes_by_steps_and_a_plateau_by_epochs();
+    warm_restarts_take_fractions_of_an_epoch();
+    a_function_is_told_the_group();
+    a_function_that_fails_or_has_no_use_is_an_error();
     functions_of_the_host_give_factors();
     mistakes_are_errors_that_change_nothing();
     CHECK(strcmp(opt_warning(), "") == 0);

@@ -32,11 +32,13 @@ if tuple(int(n) for n in torch.__version__.split(".")[:2]) < (2, 11):
 from optplug import buffers, optimizer, schedules, spec
 from optplug._optplug import ffi, lib
 from optplug.errors import HostError, NonFiniteError, StateError
+from optplug.iterate import Iteration
 from optplug.optimizer import Optimizer, SparseGrad
 
 _optimizers: dict[int, Optimizer] = {}
 _settings = {"third_party": False, "error_if_nonfinite": False}
 _in_call = threading.local()
+_warnings_of_iterations: list[bytes] = []  # made in their threads, for the host's to read
 _DEVICES = ("cpu",)
 
 
@@ -102,8 +104,11 @@ def _catch_warnings() -> None:
 
     @functools.wraps(others)
     def show(message, category, *where, **more):
+        line = f"{category.__name__}: {' '.join(str(message).split())}".encode(errors="replace")
         if getattr(_in_call, "depth", 0):
-            _host.warn(f"{category.__name__}: {' '.join(str(message).split())}".encode(errors="replace"))
+            _host.warn(line)
+        elif threading.current_thread().name == Iteration.THREAD:
+            _warnings_of_iterations.append(line)
         else:
             others(message, category, *where, **more)
 
@@ -136,9 +141,9 @@ def _int64s(values: object, count: int) -> list[int] | None:
     return None if values == ffi.NULL else ffi.unpack(values, count)
 
 
-def _call(what: str, function: object, user: object, value: float) -> float:
-    """Call a function of the host's with ``value``, and return what it makes of it."""
-    place = ffi.new("double *", value)
+def _call(what: str, function: object, user: object, *values: float) -> float:
+    """Call a function of the host's with ``values``, and return what it makes of the first."""
+    place = ffi.new("double[]", values)
     status = _host.call(function, user, place)
     if status < 0:
         raise HostError(what, status)
@@ -223,7 +228,16 @@ def py_step_closure(opt, closure, user, loss):
 
 @_callback
 def py_iterate(opt, loss, wanted):
-    wanted[0] = _optimizers[opt].iterate(loss)
+    count = _host.thread_count(0)
+
+    def prepare() -> None:
+        # Sums over long arrays depend on the number of threads: the step's is the caller's.
+        torch.get_num_threads()  # torch sets it once itself
+        _host.thread_count(count)
+
+    wanted[0] = _optimizers[opt].iterate(loss, prepare)
+    while _warnings_of_iterations:
+        _host.warn(_warnings_of_iterations.pop(0))
 
 
 @_callback
@@ -253,7 +267,12 @@ def py_set(opt, group, options):
 
 @_callback
 def py_schedule(opt, text, function, user):
-    factor = None if function == ffi.NULL else lambda epoch: _call("function", function, user, float(epoch))
+    factor = None
+    if function != ffi.NULL:
+
+        def factor(value: float, group: int = 0) -> float:
+            return _call("function", function, user, float(value), float(group))
+
     _optimizers[opt].schedule(_text("spec", text), factor)
 
 

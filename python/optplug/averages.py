@@ -30,11 +30,16 @@ class Average:
             call = spec.parse(text)
             spec.choose(call.name, ["AveragedModel"], "average")
             arguments = spec.check_arguments(swa_utils.AveragedModel, call, implied=1)
-            self._averaged = swa_utils.AveragedModel(
-                module, **{name: _function(value) for name, value in arguments.items()}
-            )
+            if "device" in arguments:
+                raise SpecError("device is the parameters' own")
+            arguments = {name: _argument(name, value) for name, value in arguments.items()}
+            trial = swa_utils.AveragedModel(nn.Linear(1, 1), **arguments)
+            for _ in range(2):  # the first update copies, the second averages
+                trial.update_parameters(nn.Linear(1, 1))
+            self._averaged = swa_utils.AveragedModel(module, **arguments)
         except Exception as error:
             raise SpecError(f"spec {shown(text)}: {error}") from error
+        self.text = text
         #: Whether the averages stand where the parameters were, and the other way round.
         self.swapped = False
 
@@ -63,8 +68,12 @@ class Average:
             raise StateError("no step has been averaged yet: opt_average takes in those after it")
 
 
-def _function(value: object) -> object:
+def _argument(name: str, value: object) -> object:
     if not isinstance(value, Call):
+        if name in ("avg_fn", "multi_avg_fn") and value is not None:
+            raise SpecError(
+                f"{name} must be one of {', '.join(f + '()' for f in _FUNCTIONS)}, got {shown(value)}"
+            )
         return value
     spec.choose(value.name, _FUNCTIONS, "averaging function")
     function = getattr(swa_utils, value.name)

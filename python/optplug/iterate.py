@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import os
 import threading
 from collections.abc import Callable
 from queue import SimpleQueue
 
-import torch
+from optplug.errors import StateError
 
 
 class _AbandonedError(Exception):
@@ -18,14 +19,18 @@ class Iteration:
 
     Args:
         step: makes the step with the closure that it is given.
+        prepare: is called in the thread before.
     """
 
-    def __init__(self, step: Callable[[Callable[[], float]], object]) -> None:
-        self._step = step
+    #: The name of such threads.
+    THREAD = "optplug.iterate"
+
+    def __init__(self, step: Callable[[Callable[[], float]], object], prepare: Callable[[], None]) -> None:
+        self._step, self._prepare = step, prepare
         self._to_host: SimpleQueue[bool | BaseException] = SimpleQueue()
         self._to_step: SimpleQueue[float | None] = SimpleQueue()
-        # Sums over long arrays depend on the number of threads: the step's is the caller's.
-        self._thread = threading.Thread(target=self._run, args=(torch.get_num_threads(),), daemon=True)
+        self._thread = threading.Thread(target=self._run, name=self.THREAD, daemon=True)
+        self._process = os.getpid()
         self._started = False
 
     def resume(self, loss: float) -> bool:
@@ -33,7 +38,12 @@ class Iteration:
 
         Returns:
             True if a loss is wanted, False if the step is made.
+
+        Raises:
+            StateError: the thread has stayed behind in the process that has forked this one.
         """
+        if os.getpid() != self._process:
+            raise StateError("the step that opt_iterate has begun is the parent process's: end it there")
         if self._started:
             self._to_step.put(loss)
         else:
@@ -46,13 +56,13 @@ class Iteration:
 
     def abandon(self) -> None:
         """End the step where it is."""
-        self._to_step.put(None)
-        self._thread.join()
+        if os.getpid() == self._process:
+            self._to_step.put(None)
+            self._thread.join()
 
-    def _run(self, threads: int) -> None:
-        if torch.get_num_threads() != threads:
-            torch.set_num_threads(threads)
+    def _run(self) -> None:
         try:
+            self._prepare()
             self._step(self._evaluate)
             self._to_host.put(False)
         except BaseException as error:

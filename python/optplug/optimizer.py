@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import cmath
 import importlib
 import inspect
 import re
@@ -80,9 +81,12 @@ class Optimizer:
         #: The optimizer proper, built when all its parameters are there.
         self.torch: torch.optim.Optimizer | None = None
         self._groups = [_Group()]
+        self._first_is_given = False
+        self._tried: set[tuple] = set()  # kinds of parameters that a step is known to take
         self._sparse: dict[str, SparseGrad] = {}
         self._stepped = False
         self._schedulers: list[schedules.LRScheduler] = []
+        self._schedules: list[str] = []  # their specs
         self._average: Average | None = None
         self._iteration: Iteration | None = None
         self._error_if_nonfinite = error_if_nonfinite
@@ -139,9 +143,11 @@ class Optimizer:
         """
         if self.torch is not None:
             raise StateError(f"options {shown(text)}: the first step or schedule has fixed the groups")
-        group = _Group(self._check_options(text, {}))
-        if self._groups == [_Group()]:
-            self._groups = [group]
+        first = self._groups[0]
+        group = _Group(self._check_options(text, first.options if not first.names else {}))
+        if not first.names and len(self._groups) == 1 and not self._first_is_given:
+            first.options.update(group.options)
+            self._first_is_given = True
             return
         if not self._groups[-1].names:
             raise StateError(f"options {shown(text)}: nothing is bound to the group before this one")
@@ -195,34 +201,36 @@ class Optimizer:
             StateError: nothing is bound, or the class wants a closure.
             NonFiniteError: a gradient is not finite, and the host has asked to be told.
         """
-        optimizer = self._ready("opt_step")
+        self._check_idle("opt_step")
         if self._needs_closure:
             raise StateError(
                 f"{self._class.__name__} evaluates the loss several times a step: "
                 "call opt_step_closure or opt_iterate"
             )
-        self._check_gradients()
-        with self._undone_on_error(optimizer):
-            optimizer.step()
-        self._update_average()
+        with self._ready("opt_step") as optimizer:
+            self._check_gradients()
+            with self._undone_on_error(optimizer, closure=False):
+                optimizer.step()
+            self._update_average()
 
     def step_closure(self, closure: Callable[[], float]) -> float:
         """Make one step with a function that computes loss and gradients, and return its first loss.
 
         An error of the closure ends the step, and leaves parameters and state as they were.
         """
-        return self._step_closure(self._ready("opt_step_closure"), closure)
+        with self._ready("opt_step_closure") as optimizer:
+            return self._step_closure(optimizer, closure)
 
-    def iterate(self, loss: float) -> bool:
-        """Make one step by reverse communication.
+    def iterate(self, loss: float, prepare: Callable[[], None]) -> bool:
+        """Make one step by reverse communication, in a thread that calls ``prepare`` first.
 
         Returns:
             True if it wants to be called again with the loss, and with gradients, at the parameters as
             they are now; False if the step is made.
         """
         if self._iteration is None:
-            optimizer = self._ready("opt_iterate")
-            self._iteration = Iteration(lambda closure: self._step_closure(optimizer, closure))
+            with self._ready("opt_iterate") as optimizer:
+                self._iteration = Iteration(lambda f: self._step_closure(optimizer, f), prepare)
         wanted = False
         try:
             wanted = self._iteration.resume(loss)
@@ -241,7 +249,7 @@ class Optimizer:
 
     def zero_grad(self) -> None:
         """Set every gradient to zero, in place."""
-        for grad in self._gradients():
+        for grad in list(self._gradients()):  # all are checked before any is changed
             grad.zero_()
 
     def clip_grad_norm(self, max_norm: float, norm_type: float, error_if_nonfinite: bool) -> float:
@@ -251,8 +259,8 @@ class Optimizer:
         """
         if not max_norm >= 0:
             raise ValueError(f"max_norm must not be negative, got {max_norm}")
-        if not norm_type > 0:
-            raise ValueError(f"norm_type must be positive, got {norm_type}")
+        if norm_type != norm_type:
+            raise ValueError(f"norm_type must be a number, got {norm_type}")
         try:
             norm = nn.utils.clip_grad_norm_(self._clippable(), max_norm, norm_type, error_if_nonfinite)
         except RuntimeError as error:
@@ -269,20 +277,23 @@ class Optimizer:
 
     # ---- schedules ----
 
-    def schedule(self, text: str, function: Callable[[int], float] | None = None) -> None:
+    def schedule(self, text: str, function: schedules.Function | None = None) -> None:
         """Attach a scheduler, after those that are there: see `schedules.attach`."""
-        self._schedulers.append(schedules.attach(self._ready("opt_schedule"), text, function))
+        with self._ready("opt_schedule") as optimizer:
+            self._schedulers.append(schedules.attach(optimizer, text, function))
+            self._schedules.append(text)
 
-    def schedule_step(self, metric: float | None = None) -> None:
-        """Step all schedulers; ReduceLROnPlateau wants the metric."""
-        schedules.step(self._ready("opt_schedule_step"), self._schedulers, metric)
+    def schedule_step(self, value: float | None = None) -> None:
+        """Step the schedulers: see `schedules.step`."""
+        with self._ready("opt_schedule_step") as optimizer:
+            schedules.step(optimizer, self._schedulers, value)
 
     # ---- averages ----
 
     def average(self, text: str) -> None:
         """Average the parameters after each step from now on; a new average replaces the old one."""
-        self._ready("opt_average")
-        self._average = Average(text, self.module)
+        with self._ready("opt_average"):
+            self._average = Average(text, self.module)
 
     def read_average(self, name: str) -> Tensor:
         """Return the average of one parameter."""
@@ -308,13 +319,15 @@ class Optimizer:
         for i, group in enumerate(optimizer.param_groups):
             options = {k: v for k, v in group.items() if k not in ("params", "param_names")}
             lines.append(f"group {i}: {', '.join(f'{k}={v!r}' for k, v in options.items())}")
-            for name in group["param_names"] if self.parameters else ():
+            for name in self._groups[i].names:
                 p = self.parameters[name]
                 grad = self._sparse.get(name, p.grad)
                 lines.append(
                     f"parameter {name!r}: group {i}, {p.device}, {_layout(p)}, gradient {_layout(grad)}"
                 )
-        lines += [f"scheduler: {type(s).__name__}" for s in self._schedulers]
+        lines += [f"scheduler: {text}" for text in self._schedules]
+        if self._average:
+            lines.append(f"average: {self._average.text}")
         return "".join(line + "\n" for line in lines)
 
     def _path(self, optimizer: torch.optim.Optimizer) -> str:
@@ -332,16 +345,17 @@ class Optimizer:
 
     # ---- inside ----
 
-    def _ready(self, what: str) -> torch.optim.Optimizer:
-        """Return the optimizer proper, building it the first time."""
+    @contextmanager
+    def _ready(self, what: str) -> Iterator[torch.optim.Optimizer]:
+        """Give the optimizer proper to a block; build it first, for good only if the block succeeds."""
         self._check_idle(what)
-        if self.torch is None:
-            if not self.parameters:
-                raise StateError(f"nothing is bound: call opt_bind before {what}")
-            if not self._groups[-1].names:
-                raise StateError(f"nothing is bound to the last group: call opt_bind before {what}")
-            self.torch = self._build()
-        return self.torch
+        if not self.parameters:
+            raise StateError(f"nothing is bound: call opt_bind before {what}")
+        if not self._groups[-1].names:
+            raise StateError(f"nothing is bound to the last group: call opt_bind before {what}")
+        optimizer = self.torch or self._build()
+        yield optimizer
+        self.torch = optimizer
 
     def _check_idle(self, what: str) -> None:
         if self._iteration:
@@ -360,24 +374,57 @@ class Optimizer:
         ]
         return self._class(groups, **self._arguments, **({"fused": True} if fuse else {}))
 
-    def _try(self, arguments: dict[str, Any]) -> torch.optim.Optimizer:
-        """Build and step an optimizer on a parameter of no importance, to hear what PyTorch says."""
-        parameter = nn.Parameter(torch.zeros(2, 2))
-        parameter.grad = torch.ones(2, 2)
-        optimizer = self._class([("", parameter)], **arguments)
+    def _try(
+        self,
+        arguments: dict[str, Any],
+        like: Tensor | None = None,
+        sparse: bool = False,
+        options: dict[str, Any] | None = None,
+        change: dict[str, Any] | None = None,
+    ) -> torch.optim.Optimizer:
+        """Build and step an optimizer on a parameter of no importance, to hear what PyTorch says.
+
+        Args:
+            like: a parameter that it is to resemble in dtype and number of dimensions.
+            sparse: whether its gradient is.
+            options: those of its group.
+            change: options to change after its first step, for a second one.
+        """
+        shape = (
+            [2, 2]
+            if like is None
+            else [min(n, 2) if n > 0 and i < 2 else 1 for i, n in enumerate(like.shape)]
+        )
+        parameter = nn.Parameter(torch.zeros(shape, dtype=None if like is None else like.dtype))
+        parameter.grad = torch.ones_like(parameter)
+        if sparse:
+            parameter.grad = parameter.grad.to_sparse(1)
+        optimizer = self._class([{"params": [("", parameter)], **(options or {})}], **arguments)
         try:
-            optimizer.step(*[lambda: 0.0] * self._needs_closure)
+            self._try_step(optimizer)
+            if change:
+                optimizer.param_groups[0].update(change)
+                self._try_step(optimizer)
         except RuntimeError as error:
-            if "dense gradients" not in str(error):  # SparseAdam's
+            # SparseAdam's: before anything is bound nobody knows of what kind the gradients are.
+            if like is not None or "dense gradients" not in str(error):
                 raise
         return optimizer
+
+    def _try_step(self, optimizer: torch.optim.Optimizer) -> None:
+        optimizer.step(*[lambda: 0.0] * self._needs_closure)
 
     def _add(self, name: str, data: Tensor, grad: Tensor | SparseGrad) -> None:
         parameter = nn.Parameter(data)
         if isinstance(grad, Tensor):
             parameter.grad = grad
         try:
-            self._class([(name, parameter)], **self._arguments)  # to hear what PyTorch says of it
+            options = self._groups[-1].options
+            self._class([{"params": [(name, parameter)], **options}], **self._arguments)
+            kind = (data.dtype, data.dim(), isinstance(grad, SparseGrad), len(self._groups))
+            if kind not in self._tried:
+                self._try(self._arguments, data, isinstance(grad, SparseGrad), options)
+                self._tried.add(kind)
         except Exception as error:
             raise ValueError(f"parameter {shown(name)}: {error}") from error
         self.parameters[name] = parameter
@@ -392,35 +439,40 @@ class Optimizer:
         ):
             if old != new:
                 raise ValueError(f"name {shown(name)} is bound with {what} {old}, got {new}")
+        # The fused kernels take the state to lie as the parameter does.
+        state = self.torch.state.get(parameter, {}) if self.torch else {}
+        moved = {
+            key: torch.empty_like(data, dtype=value.dtype).copy_(value)
+            for key, value in state.items()
+            if isinstance(value, Tensor)
+            and value.layout == torch.strided
+            and value.shape == data.shape
+            and value.stride() != data.stride()
+        }
         # The Parameter object stays: it is what the optimizer knows its state by.
         parameter.data = data
         parameter.grad = grad if isinstance(grad, Tensor) else None
-        if self.torch is None:
-            return
-        if self._may_fuse and not _can_fuse(data, grad):
+        state.update(moved)
+        if self.torch and self._may_fuse and not _can_fuse(data, grad):
             for group in self.torch.param_groups:
                 group["fused"] = None
-        # The fused kernels take the state to lie as the parameter does.
-        state = self.torch.state.get(parameter, {})
-        for key, value in state.items():
-            if isinstance(value, Tensor) and value.shape == data.shape and value.stride() != data.stride():
-                state[key] = torch.empty_like(data, dtype=value.dtype).copy_(value)
 
     def _check_options(self, text: str, current: dict[str, Any]) -> dict[str, Any]:
         """Parse options and let PyTorch's constructor judge them, beside those that are in force."""
         try:
             options = spec.arguments(text)
+            accepted = self._defaults.keys() & inspect.signature(self._class).parameters.keys() - {
+                *_IMPLEMENTATIONS
+            }
             for name in options:
-                spec.choose(name, self._defaults.keys() - {*_IMPLEMENTATIONS}, "option")
-            accepted = inspect.signature(self._class).parameters
-            in_force = {**self._arguments, **current, **options}
-            self._try(
-                {
-                    name: value
-                    for name, value in in_force.items()
-                    if name in accepted and name in self._defaults and name not in _IMPLEMENTATIONS
-                }
-            )
+                spec.choose(name, accepted, "option")
+            in_force = {name: value for name, value in current.items() if name in self._defaults}
+            # The constructor judges the values; of the rate it would judge a schedule's.
+            others = {name: value for name, value in in_force.items() if name in accepted - {"lr"}}
+            self._class(_nothing_yet(), **{**self._arguments, **others, **options})
+            # Two steps show whether the state of the steps before goes with them.
+            fuse = {"fused": True} if self._may_fuse and "fused" not in in_force else {}
+            self._try({**self._arguments, **fuse}, options=in_force, change=options)
         except Exception as error:
             raise ValueError(f"options {shown(text)}: {error}") from error
         return options
@@ -431,39 +483,37 @@ class Optimizer:
             self._check_gradients()
             return loss
 
-        with self._undone_on_error(optimizer):
+        with self._undone_on_error(optimizer, closure=True):
             loss = optimizer.step(evaluate)
         self._update_average()
         return float(loss)
 
     @contextmanager
-    def _undone_on_error(self, optimizer: torch.optim.Optimizer) -> Iterator[None]:
+    def _undone_on_error(self, optimizer: torch.optim.Optimizer, closure: bool) -> Iterator[None]:
         """Put parameters and state back as they were if a step fails.
 
-        LBFGS is the one whose closure may fail after it has changed something, and only there a copy is
-        made: cheap beside its own history.  The others may fail in their first step, halfway through the
-        making of their state.
+        A closure may fail after LBFGS, or a class that is not torch's, has changed something.  A first
+        step may run out of memory in the making of its state, when groups before are stepped already.
+        What no copy is made of, torch checks before it changes anything.
         """
-        copied = isinstance(optimizer, torch.optim.LBFGS)
-        if copied:
-            values = [p.detach().clone() for p in self.module]
+        first = not self._stepped
+        moved = first and len(self._groups) > 1
+        if closure:
+            moved |= self._class is torch.optim.LBFGS or self._class not in classes().values()
+        values = [p.detach().clone() for p in self.module] if moved else []
+        state = {}
+        if moved and not first:
             state = {p: {k: _copy(v) for k, v in s.items()} for p, s in optimizer.state.items()}
         try:
             yield
             self._stepped = True
         except BaseException:
-            if copied:
-                with torch.no_grad():
-                    for p, value in zip(self.module, values, strict=True):
-                        p.copy_(value)
+            with torch.no_grad():
+                for p, value in zip(self.module, values, strict=False):
+                    p.copy_(value)
+            if moved or first:
                 optimizer.state.clear()
-                optimizer.state.update(state)
-            elif not self._stepped:
-                fresh = self._build().state
-                optimizer.state.clear()
-                optimizer.state.update(fresh)
-            if not (self._stepped or self._schedulers or self._average):
-                self.torch = None  # and more parameters may come
+                optimizer.state.update(self._build().state if first else state)
             raise
 
     def _update_average(self) -> None:
@@ -480,12 +530,12 @@ class Optimizer:
         """Return the parameters, with a stand-in for a sparse gradient, which clipping cannot take."""
         result: list[Tensor] = []
         for name, grad in zip(self.parameters, list(self._gradients()), strict=True):
-            if name in self._sparse:
+            if name not in self._sparse:
+                result.append(self.parameters[name])
+            elif len(grad):  # of no rows there is no norm
                 stand_in = torch.empty_like(grad)
                 stand_in.grad = grad
                 result.append(stand_in)
-            else:
-                result.append(self.parameters[name])
         return result
 
     def _check_gradients(self) -> None:
@@ -497,8 +547,14 @@ class Optimizer:
             )
         if self._error_if_nonfinite:
             for name, grad in zip(self.parameters, self._gradients(), strict=True):
-                if not torch.isfinite(grad).all():
+                if not _is_finite(grad):
                     raise NonFiniteError(f"the gradient of parameter {shown(name)} has an inf or a nan in it")
+
+
+def _is_finite(tensor: Tensor) -> bool:
+    # An inf or a nan makes the sum one, at a fraction of the cost of asking each value; a sum may also
+    # be too large by itself.
+    return cmath.isfinite(tensor.sum().item()) or bool(torch.isfinite(tensor).all())
 
 
 def _copy(value: object) -> object:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 
@@ -10,8 +11,11 @@ from torch.optim import lr_scheduler, swa_utils
 from torch.optim.lr_scheduler import LRScheduler, ReduceLROnPlateau
 
 from optplug import spec
-from optplug.errors import StateError
+from optplug.errors import HostError, StateError
 from optplug.spec import Call, SpecError, shown
+
+# A function of the host's: of the epoch (and the group), or of whatever torch's argument is of.
+Function = Callable[..., float]
 
 
 def classes() -> dict[str, type[LRScheduler]]:
@@ -20,72 +24,86 @@ def classes() -> dict[str, type[LRScheduler]]:
     return {**found, "SWALR": swa_utils.SWALR}
 
 
-def attach(
-    optimizer: torch.optim.Optimizer, text: str, function: Callable[[int], float] | None = None
-) -> LRScheduler:
+def attach(optimizer: torch.optim.Optimizer, text: str, function: Function | None = None) -> LRScheduler:
     """Build a scheduler, which sets the optimizer's first learning rate.
 
     Args:
         text: the spec, without the optimizer: ``"StepLR(step_size=30)"``.
-        function: what a scheduler that takes a ``lr_lambda`` gets where the spec has none.
+        function: what LambdaLR and MultiplicativeLR get for ``lr_lambda``, which is then called with the
+            epoch and the group, and CyclicLR for ``scale_fn``.
 
     Raises:
         ValueError: the spec cannot be read, names no scheduler, or PyTorch refuses an argument.
     """
+    builder = _Builder(optimizer, function)
     with undone_on_error(optimizer, []):
         try:
-            return _build(optimizer, spec.parse(text), function)
+            scheduler = builder.build(spec.parse(text))
+            if function and not builder.used:
+                raise SpecError("nothing in it takes a function: attach it with opt_schedule")
+        except HostError:
+            raise
         except Exception as error:
             raise SpecError(f"spec {shown(text)}: {error}") from error
+    return scheduler
 
 
-def _build(
-    optimizer: torch.optim.Optimizer, call: Call, function: Callable[[int], float] | None
-) -> LRScheduler:
-    known = classes()
-    spec.choose(call.name, known, "scheduler")
-    built = Call(
-        call.name,
-        tuple(_argument(optimizer, value, function) for value in call.args),
-        {name: _argument(optimizer, value, function) for name, value in call.kwargs.items()},
-    )
-    if call.name in ("LambdaLR", "MultiplicativeLR") and not built.args and "lr_lambda" not in built.kwargs:
-        if function is None:
-            raise SpecError(f"{call.name} needs a function: attach it with opt_schedule_callback")
-        built.kwargs["lr_lambda"] = function
-    # ChainedScheduler has the optimizer last, and finds it in its schedulers.
-    implied = 0 if call.name == "ChainedScheduler" else 1
-    arguments = spec.check_arguments(known[call.name], built, implied)
-    return known[call.name](*[optimizer] * implied, **arguments)
+class _Builder:
+    def __init__(self, optimizer: torch.optim.Optimizer, function: Function | None) -> None:
+        self._optimizer, self._function = optimizer, function
+        self.used = False
+
+    def build(self, call: Call) -> LRScheduler:
+        known = classes()
+        spec.choose(call.name, known, "scheduler")
+        args = tuple(self._argument(value) for value in call.args)
+        kwargs = {name: self._argument(value) for name, value in call.kwargs.items()}
+        if call.name in ("LambdaLR", "MultiplicativeLR") and not args and "lr_lambda" not in kwargs:
+            if self._function is None:
+                raise SpecError(f"{call.name} needs a function: attach it with opt_schedule_callback")
+            groups = range(len(self._optimizer.param_groups))
+            kwargs["lr_lambda"] = [functools.partial(self._function, group=i) for i in groups]
+            self.used = True
+        elif call.name == "CyclicLR" and self._function and "scale_fn" not in kwargs:
+            kwargs["scale_fn"] = self._function
+            self.used = True
+        # ChainedScheduler has the optimizer last, and finds it in its schedulers.
+        implied = 0 if call.name == "ChainedScheduler" else 1
+        arguments = spec.check_arguments(known[call.name], Call(call.name, args, kwargs), implied)
+        return known[call.name](*[self._optimizer] * implied, **arguments)
+
+    def _argument(self, value: object) -> object:
+        if isinstance(value, Call):
+            return self.build(value)
+        if isinstance(value, list | tuple):
+            return type(value)(self._argument(v) for v in value)
+        return value
 
 
-def _argument(
-    optimizer: torch.optim.Optimizer, value: object, function: Callable[[int], float] | None
-) -> object:
-    if isinstance(value, Call):
-        return _build(optimizer, value, function)
-    if isinstance(value, list | tuple):
-        return type(value)(_argument(optimizer, v, function) for v in value)
-    return value
+def step(optimizer: torch.optim.Optimizer, schedulers: Iterable[LRScheduler], value: float | None) -> None:
+    """Step schedulers in the order in which they were attached, all or none.
 
-
-def step(optimizer: torch.optim.Optimizer, schedulers: Iterable[LRScheduler], metric: float | None) -> None:
-    """Step all schedulers in the order in which they were attached; all or none.
+    Without a value, those that need none; with one, those that take one: ReduceLROnPlateau for its
+    metric, CosineAnnealingWarmRestarts for the epoch.
 
     Raises:
-        StateError: there are none, or one wants a metric and there is none, or the other way round.
+        StateError: there is no such scheduler.
     """
     schedulers = list(schedulers)
     if not schedulers:
         raise StateError("there is no scheduler: call opt_schedule first")
-    want = [s for s in schedulers if isinstance(s, ReduceLROnPlateau)]
-    if want and metric is None:
-        raise StateError("ReduceLROnPlateau needs a metric: call opt_schedule_step_metric")
-    if not want and metric is not None:
-        raise StateError(f"no scheduler takes the metric {metric}: call opt_schedule_step")
-    with undone_on_error(optimizer, schedulers):
-        for s in schedulers:
-            s.step(*[metric] * (s in want))
+    if value is None:
+        chosen = [s for s in schedulers if not isinstance(s, ReduceLROnPlateau)]
+        if not chosen:
+            raise StateError("ReduceLROnPlateau needs a value: call opt_schedule_step_metric")
+    else:
+        takers = (ReduceLROnPlateau, lr_scheduler.CosineAnnealingWarmRestarts)
+        chosen = [s for s in schedulers if isinstance(s, takers)]
+        if not chosen:
+            raise StateError(f"no scheduler takes the value {value}: call opt_schedule_step")
+    with undone_on_error(optimizer, chosen):
+        for s in chosen:
+            s.step(*[value] * (value is not None))
 
 
 @contextmanager
