@@ -212,7 +212,7 @@ int opt_average_swap(int opt);
  *   num_threads=1                   threads that PyTorch may use in a call (1 for one an MPI rank)
  *   error_if_nonfinite=True         refuse a step (OPT_ENONFINITE) where a gradient has an inf or a nan;
  *                                   of the optimizers created after that.  It sums each gradient: some
- *                                   microseconds a parameter, and a fifth of Adam's step on 1e6 values
+ *                                   microseconds a parameter, and a quarter of Adam's step on 1e6 values
  *   third_party=True                let a spec name a class outside torch.optim, with its module:
  *                                   "pytorch_optimizer:Lion(lr=1e-4)"; the module is imported
  * Without python=, the environment is the one that the environment variable OPTPLUG_PYTHON names, or
