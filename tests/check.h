@@ -38,6 +38,18 @@ static inline void check_fails(const char *file, int line, const char *what, int
     }
 }
 
+/* Create an optimizer, step it once, and free it: one of SGD's, whose numbers are worked out by hand. */
+static inline void check_one_step(void)
+{
+    double w[] = {1, 2}, dw[] = {2, 4};
+    int opt = opt_create("SGD(lr=0.5)");
+    CHECK(opt > 0);
+    CHECK(opt_bind(opt, "w", "float64", 2, w, dw) == OPT_OK);
+    CHECK(opt_step(opt) == OPT_OK);
+    CHECK(w[0] == 0 && w[1] == 0);
+    CHECK(opt_free(opt) == OPT_OK);
+}
+
 /* Let stdout and stderr go into a file from now on; check_was_quiet checks that it stayed empty. */
 static inline int check_quiet(void)
 {

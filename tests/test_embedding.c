@@ -13,17 +13,6 @@ static void *function(const char *name)
     return found;
 }
 
-static void step(void)
-{
-    double w[] = {1, 2}, dw[] = {2, 4};
-    int opt = opt_create("SGD(lr=0.5)");
-    CHECK(opt > 0);
-    CHECK(opt_bind(opt, "w", "float64", 2, w, dw) == OPT_OK);
-    CHECK(opt_step(opt) == OPT_OK);
-    CHECK(w[0] == 0 && w[1] == 0);
-    CHECK(opt_free(opt) == OPT_OK);
-}
-
 int main(void)
 {
     python = dlopen(getenv("OPTPLUG_TEST_LIBPYTHON"), RTLD_NOW | RTLD_LOCAL);
@@ -34,12 +23,12 @@ int main(void)
     ((void (*)(int))function("Py_InitializeEx"))(0);
     int (*has_lock)(void) = (int (*)(void))function("PyGILState_Check");
     CHECK(has_lock());
-    step();
+    check_one_step();
     CHECK(has_lock());
     CHECK_FAILS(OPT_EINVAL, "'Adm'", opt_create("Adm()"));
     CHECK(has_lock());
     void *thread = ((void *(*)(void))function("PyEval_SaveThread"))();
-    step();
+    check_one_step();
     CHECK(!has_lock());
     ((void (*)(void *))function("PyEval_RestoreThread"))(thread);
     CHECK(strstr(opt_describe(0), "python started by: the host"));

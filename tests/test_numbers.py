@@ -418,9 +418,7 @@ def test_clipping_is_bit_for_bit_torchs(dtype, layout, norm_type):
     assert pair.build_ours() == 0
     clip = (torch.nn.utils.clip_grad_norm_, torch.nn.utils.clip_grad_value_)
     for max_norm, value in ((1e6, 0.9), (1.5, 0.4), (0.0, 0.0)):
-        for (_, a), (_, b) in zip(pair.ours, pair.theirs, strict=True):
-            a.tensor.copy_(pair.random())
-            b.tensor.copy_(a.tensor)
+        pair.draw()
         norm, norms = ctypes.c_double(), []
         with contextlib.suppress(Refused):  # an empty array has no largest value
             both(
@@ -551,7 +549,7 @@ def table() -> str:
         "|---|---|---|---|---|",
     ]
     for name in sorted({name_of(text) for text in SCHEDULERS} - {""}):
-        attach = "opt_schedule_callback" if name in ("LambdaLR", "MultiplicativeLR") else "opt_schedule"
+        attach = "opt_schedule_callback" if name in TAKE_A_FUNCTION else "opt_schedule"
         stepped = "opt_schedule_step" + ("_metric" if name == "ReduceLROnPlateau" else "")
         lines.append(f"| {name} | `{attach}` | `{stepped}` | {seen[name]['compared']} | 0 |")
     total = sum(seen[name]["compared"] for name in classes(torch.optim, torch.optim.Optimizer))

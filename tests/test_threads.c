@@ -26,13 +26,7 @@ static void wait_for_all(void)
 static void *race(void *unused)
 {
     wait_for_all();
-    double w[] = {1, 2}, dw[] = {2, 4};
-    int opt = opt_create("SGD(lr=0.5)");
-    CHECK(opt > 0);
-    CHECK(opt_bind(opt, "w", "float64", 2, w, dw) == OPT_OK);
-    CHECK(opt_step(opt) == OPT_OK);
-    CHECK(w[0] == 0 && w[1] == 0);
-    CHECK(opt_free(opt) == OPT_OK);
+    check_one_step();
     CHECK_FAILS(OPT_EINVAL, "'Adm'", opt_create("Adm()")); /* each thread has its own error */
     return unused;
 }
