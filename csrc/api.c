@@ -1,4 +1,4 @@
-/* The opt_ functions: check, cross the bridge, translate. */
+/* The opt_ functions: check, run the plan or cross the bridge, translate. */
 #include "optplug.h"
 
 #include <limits.h>
@@ -9,6 +9,7 @@
 #include "error.h"
 #include "handle.h"
 #include "host.h"
+#include "plan.h"
 
 #define API __attribute__((visibility("default")))
 
@@ -90,7 +91,11 @@ API int opt_step(int opt)
 {
     struct call call;
     int status = begin(&call, opt);
-    return status < 0 ? status : end(&call, host_python()->step(opt));
+    if (status < 0)
+        return status;
+    struct plan *plan = handle_plan(call.slot);
+    int result = plan ? plan_run(plan) : 0;
+    return end(&call, result ? result : host_python()->step(opt));
 }
 
 API int opt_free(int opt)

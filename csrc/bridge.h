@@ -14,6 +14,28 @@
 /* A function of the host's: opt_callback. */
 typedef int (*optplug_callback)(void *user, double *value);
 
+/* Values of one dtype, without gaps. */
+typedef struct optplug_tensor {
+    void *data;
+    int64_t n;
+    const char *dtype;
+} optplug_tensor;
+
+/* One operator of torch's, for a step without Python: of lists of tensors, doubles, bools, and two more
+ * tensors that are left out.  What it points to is read at once; the memory of the tensors stays. */
+typedef struct optplug_operator {
+    const char *name;              /* with its namespace */
+    int lists, doubles, bools;     /* how many it takes, in this order */
+    const int *lengths;            /* of the lists */
+    const optplug_tensor *tensors; /* of all lists, one after the other */
+    const double *scalars;         /* the doubles and then the bools */
+    int counters;                  /* the list of step counts, which rise by one before; -1: none */
+    int gradients;                 /* the list that is to be finite, ... */
+    int alone;                     /* whether to keep to the caller's thread */
+    int bytes;                     /* ... the bytes of a value in it, 0 if it need not be finite, ... */
+    uint64_t infinity;             /* ... and the bits of an infinity */
+} optplug_operator;
+
 /* What Python does for C. */
 typedef struct optplug_python {
     int (*configure)(const char *options);
@@ -47,7 +69,11 @@ typedef struct optplug_python {
 } optplug_python;
 
 /* What C does for Python: keep this thread's error, warnings and text; call a function of the host's as
- * if Python were not there; set the number of threads for all; note that Python ends. */
+ * if Python were not there; set the number of threads for all; note that Python ends.
+ *
+ * open_torch finds torch's C functions in its library, and returns whether there can be plans.  plan lets
+ * opt_step run operators instead of Python, or Python again if there are none, all through torch's stable
+ * ABI if `stable`, and returns whether it does; plan_scalars gives an operator's doubles and bools anew. */
 typedef struct optplug_host {
     void (*record)(const char *message, const char *traceback);
     void (*warn)(const char *line);
@@ -56,6 +82,9 @@ typedef struct optplug_host {
     void (*threads)(int count);
     int (*thread_count)(int count);
     void (*end)(void);
+    int (*open_torch)(const char *library);
+    int (*plan)(int opt, const optplug_operator *operators, int count, int stable);
+    void (*plan_scalars)(int opt, int which, const double *scalars);
 } optplug_host;
 
 /* Exchange the tables; NULL if `version`, the bridge's, is not this library's. */

@@ -11,6 +11,7 @@
 
 #include "error.h"
 #include "optplug.h"
+#include "plan.h"
 
 enum { INDEX_BITS = 16, MAX_SLOTS = 1 << INDEX_BITS, MAX_GENERATION = INT16_MAX };
 
@@ -20,6 +21,7 @@ struct slot {
     int generation;
     int live;
     int depth; /* how often its owner has it locked */
+    struct plan *plan;
     struct slot *next_free;
 };
 
@@ -91,8 +93,17 @@ void handle_unlock(struct slot *slot)
     pthread_mutex_unlock(&slot->lock);
 }
 
+struct plan *handle_plan(const struct slot *slot) { return slot->plan; }
+
+void handle_set_plan(struct slot *slot, struct plan *plan)
+{
+    plan_free(slot->plan);
+    slot->plan = plan;
+}
+
 void handle_retire(struct slot *slot)
 {
+    handle_set_plan(slot, NULL);
     slot->live = 0;
     int reusable = slot->generation < MAX_GENERATION;
     handle_unlock(slot);

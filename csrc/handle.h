@@ -2,6 +2,7 @@
 #ifndef OPTPLUG_HANDLE_H
 #define OPTPLUG_HANDLE_H
 
+struct plan;
 struct slot;
 
 /* Reserve a handle, its slot locked, so that nobody sees it before handle_unlock; negative, with an
@@ -13,6 +14,10 @@ int handle_new(struct slot **locked);
 int handle_lock(int handle, int again, struct slot **locked);
 
 void handle_unlock(struct slot *slot);
+
+/* The plan of a locked slot, which owns it; NULL where Python makes the steps. */
+struct plan *handle_plan(const struct slot *slot);
+void handle_set_plan(struct slot *slot, struct plan *plan);
 
 /* End the handle of a locked slot and unlock it. */
 void handle_retire(struct slot *slot);

@@ -18,6 +18,7 @@
 #include "find.h"
 #include "handle.h"
 #include "optplug.h"
+#include "plan.h"
 
 #define PYTHON_FUNCTIONS(F)                                                                                  \
     F(Py_IsInitialized)                                                                                      \
@@ -89,28 +90,78 @@ static void find_openmp(void)
 static void enter_openmp(int alone, int hosts_threads)
 {
     if (!thread_is_known && started && !ended && py.Py_IsInitialized_()) {
-        host_python()->enter_thread(); /* torch sets the count itself, once a thread: let it, then overrule */
+        /* torch sets the count itself, once a thread: let it, then overrule */
+        if (!plan_enter_thread())
+            host_python()->enter_thread();
         thread_is_known = 1;
     }
     set_openmp_threads(alone ? 1 : torch_threads ? torch_threads : hosts_threads);
 }
 
-static int arithmetic_is_unusual(void)
+#if defined __x86_64__ && defined __GLIBC__
+/* The C library's functions take a quarter of a microsecond, which is more than a small step. */
+static int save_usual_arithmetic(struct host_state *saved)
 {
+    unsigned short control, status;
+    __asm__ volatile("fnstcw %0" : "=m"(control));
+    __asm__ volatile("fnstsw %0" : "=m"(status));
+    saved->flags = __builtin_ia32_stmxcsr();
+    saved->x87_flags = status & 0x3F;
+    return (saved->flags & 0xFFC0) == 0x1F80 && (control & 0xF3F) == 0x33F;
+}
+
+static void restore_flags(const struct host_state *saved)
+{
+    unsigned short status;
+    __asm__ volatile("fnstsw %0" : "=m"(status));
+    if ((status & 0x3F) != saved->x87_flags) {
+        fenv_t now;
+        fegetenv(&now);
+        now.__status_word = (unsigned short)((now.__status_word & ~0x3F) | saved->x87_flags);
+        fesetenv(&now);
+    }
+    __builtin_ia32_ldmxcsr(saved->flags);
+}
+#else
+static int save_usual_arithmetic(struct host_state *saved)
+{
+    (void)saved;
+    return 0;
+}
+
+static void restore_flags(const struct host_state *saved) { (void)saved; }
+#endif
+
+/* Save the host's floating-point environment, set C's own, and tell whether the host's differs in more
+ * than flags. */
+static int enter_arithmetic(struct host_state *saved)
+{
+    saved->usual_arithmetic = save_usual_arithmetic(saved);
+    if (saved->usual_arithmetic)
+        return 0;
+    int unusual = fegetround() != FE_TONEAREST;
 #ifdef __GLIBC__
-    if (fegetexcept() != 0)
-        return 1;
+    unusual |= fegetexcept() != 0;
 #endif
 #ifdef __SSE__
-    if ((__builtin_ia32_stmxcsr() & 0xFFC0) != 0x1F80) /* masks, rounding, flush-to-zero; not the flags */
-        return 1;
+    unusual |= (__builtin_ia32_stmxcsr() & 0xFFC0) != 0x1F80; /* masks, rounding, flush-to-zero */
 #elif defined __aarch64__
     uint64_t control;
     __asm__("mrs %0, fpcr" : "=r"(control));
-    if (control != 0)
-        return 1;
+    unusual |= control != 0;
 #endif
-    return fegetround() != FE_TONEAREST;
+    fegetenv(&saved->floating_point);
+    /* Not feholdexcept: rounding mode and flush-to-zero must go as well, or Python misreads numbers. */
+    fesetenv(FE_DFL_ENV);
+    return unusual;
+}
+
+static void leave_arithmetic(const struct host_state *saved)
+{
+    if (saved->usual_arithmetic)
+        restore_flags(saved);
+    else
+        fesetenv(&saved->floating_point);
 }
 
 /* Not PyGILState_Check: that says yes to everybody once a process has made a subinterpreter. */
@@ -123,11 +174,7 @@ static int has_gil(void)
 void host_enter(struct host_state *saved)
 {
     saved->error_number = errno;
-    int alone = forked || arithmetic_is_unusual();
-    fegetenv(&saved->floating_point);
-    /* Not feholdexcept: rounding mode and flush-to-zero must go as well, or Python misreads numbers. */
-    fesetenv(FE_DFL_ENV);
-
+    int alone = enter_arithmetic(saved) || forked;
     saved->openmp_threads = get_openmp_threads ? get_openmp_threads() : 0;
     if (saved->openmp_threads)
         enter_openmp(alone, saved->openmp_threads);
@@ -144,7 +191,7 @@ void host_leave(const struct host_state *saved)
         py.PyEval_RestoreThread_(saved->interpreter_lock);
     if (saved->openmp_threads)
         set_openmp_threads(saved->openmp_threads);
-    fesetenv(&saved->floating_point);
+    leave_arithmetic(saved);
     errno = saved->error_number;
     host_state = saved->outer;
 }
@@ -165,8 +212,7 @@ static int call_host(optplug_callback function, void *user, double *value)
 
 static void set_threads(int count) { torch_threads = count; }
 
-/* Return this thread's OpenMP count, having set it if `count` is positive; 0 where there is no OpenMP. */
-static int thread_count(int count)
+int host_thread_count(int count)
 {
     if (!get_openmp_threads)
         return 0;
@@ -461,6 +507,26 @@ int host_describe(char *text, size_t size)
 
 /* ---- the bridge ---- */
 
+static int set_plan(int opt, const optplug_operator *operators, int count, int stable)
+{
+    struct slot *slot;
+    if (handle_lock(opt, 1, &slot) < 0)
+        return 0;
+    handle_set_plan(slot, count > 0 ? plan_new(operators, count, stable) : NULL);
+    int planned = handle_plan(slot) != NULL;
+    handle_unlock(slot);
+    return planned;
+}
+
+static void set_plan_scalars(int opt, int which, const double *scalars)
+{
+    struct slot *slot;
+    if (handle_lock(opt, 1, &slot) < 0)
+        return;
+    plan_set_scalars(handle_plan(slot), which, scalars);
+    handle_unlock(slot);
+}
+
 __attribute__((visibility("default"))) const optplug_host *optplug_attach(const optplug_python *python,
                                                                           const char *version)
 {
@@ -470,8 +536,11 @@ __attribute__((visibility("default"))) const optplug_host *optplug_attach(const 
         .text = text_set,
         .call = call_host,
         .threads = set_threads,
-        .thread_count = thread_count,
+        .thread_count = host_thread_count,
         .end = end_python,
+        .open_torch = plan_open_torch,
+        .plan = set_plan,
+        .plan_scalars = set_plan_scalars,
     };
     if (strcmp(version, OPTPLUG_VERSION) != 0)
         return NULL;

@@ -10,6 +10,8 @@
 /* What a call must put back. */
 struct host_state {
     int error_number;
+    int usual_arithmetic; /* only the flags need to be put back */
+    unsigned flags, x87_flags;
     fenv_t floating_point;
     int openmp_threads;
     void *interpreter_lock;
@@ -27,6 +29,10 @@ int host_start(const char *python);
 
 /* Check that Python is there: fails before the start and after Python has ended. */
 int host_running(void);
+
+/* Return this thread's OpenMP count, having set it if `count` is positive; 0 where there is no OpenMP.
+ * host_leave puts the host's back. */
+int host_thread_count(int count);
 
 /* Return the bridge's functions.  Only after host_running() or host_start() said OPT_OK. */
 const optplug_python *host_python(void);

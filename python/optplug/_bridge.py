@@ -14,6 +14,7 @@ import threading
 import traceback
 import warnings
 from collections.abc import Callable
+from itertools import chain
 
 try:
     import torch
@@ -34,9 +35,11 @@ from optplug._optplug import ffi, lib
 from optplug.errors import HostError, NonFiniteError, StateError
 from optplug.iterate import Iteration
 from optplug.optimizer import Optimizer, SparseGrad
+from optplug.plans import Operation, Plan
 
 _optimizers: dict[int, Optimizer] = {}
-_settings = {"third_party": False, "error_if_nonfinite": False}
+_settings = {"third_party": False, "error_if_nonfinite": False, "plans": True}
+_planned: dict[int, tuple[Plan, int]] = {}  # the plans that C has, and which version of each
 _in_call = threading.local()
 _warnings_of_iterations: list[bytes] = []  # made in their threads, for the host's to read
 _DEVICES = ("cpu",)
@@ -98,6 +101,62 @@ def _callback(function: Callable[..., None]) -> Callable[..., None]:
     return call
 
 
+def _plans(function: Callable[..., None]) -> Callable[..., None]:
+    """Let C have the optimizer's plan as it is after a function, which may make, change or drop it."""
+
+    @functools.wraps(function)
+    def call(opt: int, *args: object) -> None:
+        try:
+            function(opt, *args)
+        finally:
+            _hand_over(opt)
+
+    return call
+
+
+def _hand_over(opt: int) -> None:
+    optimizer = _optimizers[opt]
+    plan, (theirs, version) = optimizer.plan, _planned.get(opt, (None, 0))
+    if plan is theirs:
+        if plan and plan.version != version:
+            for i, operation in enumerate(plan.operations):
+                _host.plan_scalars(opt, i, operation.scalars)
+            _planned[opt] = plan, plan.version
+        return
+    _planned.pop(opt, None)
+    alive: list[object] = []  # what the operators point to
+    operators = [_operator(o, optimizer.error_if_nonfinite, alive) for o in (plan.operations if plan else ())]
+    stable = _settings["plans"] == "stable"
+    if _host.plan(opt, ffi.new("optplug_operator[]", operators), len(operators), stable):
+        _planned[opt] = plan, plan.version
+    elif plan:
+        optimizer.plan, optimizer.may_plan = None, False
+
+
+def _operator(operation: Operation, guarded: bool, alive: list[object]) -> dict[str, object]:
+    """Return an operation as C takes it."""
+    names = {t.dtype: ffi.new("char[]", buffers.name_of(t.dtype).encode()) for t in chain(*operation.lists)}
+    tensors = [(ffi.cast("void *", t.data_ptr()), t.numel(), names[t.dtype]) for t in chain(*operation.lists)]
+    dtype = operation.lists[operation.gradients][0].dtype
+    fields = {
+        "name": ffi.new("char[]", f"aten::{operation.operator}".encode()),
+        "lengths": ffi.new("int[]", [len(tensors) for tensors in operation.lists]),
+        "tensors": ffi.new("optplug_tensor[]", tensors),
+        "scalars": ffi.new("double[]", operation.scalars),
+    }
+    alive += [names, fields]
+    return fields | {
+        "lists": len(operation.form.lists),
+        "doubles": len(operation.form.doubles),
+        "bools": len(operation.form.bools),
+        "counters": operation.counters,
+        "gradients": operation.gradients,
+        "alone": operation.alone,
+        "bytes": dtype.itemsize if guarded else 0,
+        "infinity": buffers.infinity(dtype),
+    }
+
+
 def _catch_warnings() -> None:
     """Send what is warned of during our calls to opt_warning(), and all else where it went before."""
     others = warnings.showwarning
@@ -118,16 +177,11 @@ def _catch_warnings() -> None:
 def _warm_up() -> None:
     """Make torch's first steps, here rather than in the host's first calls.
 
-    They import torch._dynamo, which changes the environment, and they make objects of torch's that end
-    with the process: those must be there before liboptplug's own end, which is to come before theirs.
+    They make objects of torch's that end with the process: those must be there before liboptplug's own
+    end, which is to come before theirs.
     """
-    before = dict(os.environ)
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        for text in ("Adam(foreach=False)", "Adam(foreach=True)", "Adam(fused=True)"):
-            Optimizer(text)
-    for name in os.environ.keys() - before.keys():
-        del os.environ[name]
+    for text in ("Adam(foreach=False)", "Adam(foreach=True)", "Adam(fused=True)"):
+        Optimizer(text)
 
 
 def _text(name: str, value: object) -> str:
@@ -168,8 +222,9 @@ def py_configure(options):
         raise ValueError(f"num_threads must be a whole number from 1 to {most}, got {spec.shown(threads)}")
     settings = {name: given.get(name, value) for name, value in _settings.items()}
     for name, value in settings.items():
-        if type(value) is not bool:
-            raise ValueError(f"{name} must be True or False, got {spec.shown(value)}")
+        if type(value) is not bool and (name, value) != ("plans", "stable"):
+            stable = " or 'stable'" * (name == "plans")
+            raise ValueError(f"{name} must be True or False{stable}, got {spec.shown(value)}")
     if "num_threads" in given:
         torch.set_num_threads(threads)
         _host.threads(threads)
@@ -183,10 +238,16 @@ def py_enter_thread():
 
 @_callback
 def py_create(opt, text):
-    _optimizers[opt] = Optimizer(_text("spec", text), **_settings)
+    _optimizers[opt] = Optimizer(
+        _text("spec", text),
+        third_party=_settings["third_party"],
+        error_if_nonfinite=_settings["error_if_nonfinite"],
+        may_plan=_can_plan and bool(_settings["plans"]),
+    )
 
 
 @_callback
+@_plans
 def py_bind(opt, name, dtype, device, ndim, shape, data, strides, grad, grad_strides):
     dtype, device = _text("dtype", dtype), _text("device", device)
     sizes = _int64s(shape, ndim) or []
@@ -200,6 +261,7 @@ def py_bind(opt, name, dtype, device, ndim, shape, data, strides, grad, grad_str
 
 
 @_callback
+@_plans
 def py_bind_sparse(opt, name, dtype, rows, columns, data, capacity, count, indices, grad_rows):
     dtype = _text("dtype", dtype)
     grad = SparseGrad(
@@ -212,21 +274,25 @@ def py_bind_sparse(opt, name, dtype, rows, columns, data, capacity, count, indic
 
 
 @_callback
+@_plans
 def py_group(opt, options):
     _optimizers[opt].group(_text("options", options))
 
 
 @_callback
+@_plans
 def py_step(opt):
     _optimizers[opt].step()
 
 
 @_callback
+@_plans
 def py_step_closure(opt, closure, user, loss):
     loss[0] = _optimizers[opt].step_closure(lambda: _call("closure", closure, user, 0.0))
 
 
 @_callback
+@_plans
 def py_iterate(opt, loss, wanted):
     count = _host.thread_count(0)
 
@@ -261,11 +327,13 @@ def py_get(opt, group, name, value):
 
 
 @_callback
+@_plans
 def py_set(opt, group, options):
     _optimizers[opt].set(group, _text("options", options))
 
 
 @_callback
+@_plans
 def py_schedule(opt, text, function, user):
     factor = None
     if function != ffi.NULL:
@@ -277,11 +345,13 @@ def py_schedule(opt, text, function, user):
 
 
 @_callback
+@_plans
 def py_schedule_step(opt, metric):
     _optimizers[opt].schedule_step(None if metric == ffi.NULL else metric[0])
 
 
 @_callback
+@_plans
 def py_average(opt, text):
     _optimizers[opt].average(_text("spec", text))
 
@@ -294,12 +364,14 @@ def py_average_get(opt, name, data):
 
 
 @_callback
+@_plans
 def py_average_swap(opt):
     _optimizers[opt].swap_average()
 
 
 @_callback
 def py_free(opt):
+    _planned.pop(opt, None)  # C ends it with the handle
     _optimizers.pop(opt).close()
 
 
@@ -315,6 +387,7 @@ def py_describe_library(lines):
         f"torch: {torch.__version__} ({pathlib.Path(torch.__file__).parent})\n"
         f"devices: {', '.join(_DEVICES)}\n"
         f"threads: {torch.get_num_threads()}\n"
+        f"plans: {_settings['plans'] if _can_plan else 'none: this torch lacks the C functions for them'}\n"
     )
     _host.text(os.fsencode(text))
 
@@ -340,6 +413,9 @@ if _host == ffi.NULL:
         "the liboptplug of this process is of another version than the package optplug in "
         f"{pathlib.Path(__file__).parent}: link to the one that `python -m optplug config --library` names"
     )
+_suffix = "dylib" if sys.platform == "darwin" else "so"
+_torch_library = pathlib.Path(torch.__file__).parent / "lib" / f"libtorch_cpu.{_suffix}"
+_can_plan = bool(_host.open_torch(os.fsencode(_torch_library)))
 _warm_up()
 _catch_warnings()
 atexit.register(_host.end)

@@ -103,6 +103,17 @@ def wrap(
     return torch.from_dlpack(_capsule(address, code, bits, shape, strides))
 
 
+def name_of(dtype: torch.dtype) -> str:
+    """Return what torch calls a dtype: "float32"."""
+    return str(dtype).removeprefix("torch.")
+
+
+def infinity(dtype: torch.dtype) -> int:
+    """Return the bits of a real dtype's infinity."""
+    integers = {2: torch.int16, 4: torch.int32, 8: torch.int64}
+    return torch.tensor(math.inf, dtype=dtype).view(integers[dtype.itemsize]).item()
+
+
 def is_dense(shape: Sequence[int], strides: Sequence[int]) -> bool:
     """Tell whether elements lie without gaps, in whatever order of dimensions."""
     expected = 1

@@ -14,11 +14,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from optplug import schedules, spec
+from optplug import plans, schedules, spec
 from optplug.averages import Average
 from optplug.buffers import is_dense, same_order
 from optplug.errors import NonFiniteError, StateError
 from optplug.iterate import Iteration
+from optplug.lean import lean
 from optplug.spec import Call, SpecError, shown
 
 # A spec that names one of these has chosen an implementation; otherwise fused is taken where it is safe.
@@ -68,18 +69,27 @@ class Optimizer:
         text: the spec, ``"Adam(lr=1e-3)"``: see `optplug.spec`.
         third_party: whether the spec may name a class outside ``torch.optim``, with its module.
         error_if_nonfinite: whether a step is refused where a gradient has an inf or a nan in it.
+        may_plan: whether to state steps as plans, which then run elsewhere instead of ``step``.
 
     Raises:
         ValueError: the spec cannot be read, names no optimizer, or PyTorch refuses a hyperparameter.
     """
 
-    def __init__(self, text: str, third_party: bool = False, error_if_nonfinite: bool = False) -> None:
+    def __init__(
+        self, text: str, third_party: bool = False, error_if_nonfinite: bool = False, may_plan: bool = False
+    ) -> None:
         #: The dummy module.  It numbers its parameters, so that their names can be any strings.
         self.module = nn.ParameterList()
         #: The same parameters by the names that the host gave them.
         self.parameters: dict[str, nn.Parameter] = {}
         #: The optimizer proper, built when all its parameters are there.
         self.torch: torch.optim.Optimizer | None = None
+        #: The next step without Python, where it can be made so.
+        self.plan: plans.Plan | None = None
+        #: Whether a gradient with an inf or a nan in it is an error.
+        self.error_if_nonfinite = error_if_nonfinite
+        #: Whether to make plans.
+        self.may_plan = may_plan
         self._groups = [_Group()]
         self._first_is_given = False
         self._tried: set[tuple] = set()  # kinds of parameters that a step is known to take
@@ -89,7 +99,6 @@ class Optimizer:
         self._schedules: list[str] = []  # their specs
         self._average: Average | None = None
         self._iteration: Iteration | None = None
-        self._error_if_nonfinite = error_if_nonfinite
         try:
             call = spec.parse(text)
             self._class = _find_class(call, third_party)
@@ -191,6 +200,7 @@ class Optimizer:
         chosen = _select(self.torch.param_groups if self.torch else [g.options for g in self._groups], group)
         for options, checked in [(g, self._check_options(text, g)) for g in chosen]:
             options.update(checked)
+        self.plan = None
 
     # ---- steps ----
 
@@ -207,11 +217,17 @@ class Optimizer:
                 f"{self._class.__name__} evaluates the loss several times a step: "
                 "call opt_step_closure or opt_iterate"
             )
-        with self._ready("opt_step") as optimizer:
+        if self._stepped:
             self._check_gradients()
-            with self._undone_on_error(optimizer, closure=False):
-                optimizer.step()
-            self._update_average()
+            self.torch.step()
+        else:
+            with self._ready("opt_step") as optimizer:
+                self._check_gradients()
+                with self._undone_on_error(optimizer, closure=False):
+                    optimizer.step()
+        self._update_average()
+        if self.may_plan and self.plan is None and self._average is None:
+            self.plan = plans.make(self.torch)
 
     def step_closure(self, closure: Callable[[], float]) -> float:
         """Make one step with a function that computes loss and gradients, and return its first loss.
@@ -231,6 +247,7 @@ class Optimizer:
         if self._iteration is None:
             with self._ready("opt_iterate") as optimizer:
                 self._iteration = Iteration(lambda f: self._step_closure(optimizer, f), prepare)
+                self.plan = None  # until the step is made, opt_step is an error
         wanted = False
         try:
             wanted = self._iteration.resume(loss)
@@ -282,11 +299,14 @@ class Optimizer:
         with self._ready("opt_schedule") as optimizer:
             self._schedulers.append(schedules.attach(optimizer, text, function))
             self._schedules.append(text)
+            self.plan = None  # the scheduler wants to see one step of the optimizer itself
 
     def schedule_step(self, value: float | None = None) -> None:
         """Step the schedulers: see `schedules.step`."""
         with self._ready("opt_schedule_step") as optimizer:
             schedules.step(optimizer, self._schedulers, value)
+        if self.plan and not self.plan.refresh():
+            self.plan = None
 
     # ---- averages ----
 
@@ -294,6 +314,7 @@ class Optimizer:
         """Average the parameters after each step from now on; a new average replaces the old one."""
         with self._ready("opt_average"):
             self._average = Average(text, self.module)
+            self.plan = None  # a step is more than the optimizer's from now on
 
     def read_average(self, name: str) -> Tensor:
         """Return the average of one parameter."""
@@ -332,6 +353,9 @@ class Optimizer:
 
     def _path(self, optimizer: torch.optim.Optimizer) -> str:
         name = self._class.__name__
+        if self.plan:
+            operators = dict.fromkeys(f"aten::{o.operator}" for o in self.plan.operations)
+            return f"{', '.join(operators)} without Python"
         if any(group.get("fused") for group in optimizer.param_groups):
             return f"torch.optim.{name} with fused kernels"
         chosen = [f"{k}={self._arguments[k]}" for k in _IMPLEMENTATIONS if k in self._arguments]
@@ -449,6 +473,7 @@ class Optimizer:
             and value.shape == data.shape
             and value.stride() != data.stride()
         }
+        self.plan = None
         # The Parameter object stays: it is what the optimizer knows its state by.
         parameter.data = data
         parameter.grad = grad if isinstance(grad, Tensor) else None
@@ -499,7 +524,7 @@ class Optimizer:
         first = not self._stepped
         moved = first and len(self._groups) > 1
         if closure:
-            moved |= self._class is torch.optim.LBFGS or self._class not in classes().values()
+            moved |= issubclass(self._class, torch.optim.LBFGS) or self._class not in classes().values()
         values = [p.detach().clone() for p in self.module] if moved else []
         state = {}
         if moved and not first:
@@ -545,7 +570,7 @@ class Optimizer:
             parameter.grad = torch.sparse_coo_tensor(
                 indices.unsqueeze(0), values, parameter.shape, check_invariants=False
             )
-        if self._error_if_nonfinite:
+        if self.error_if_nonfinite:
             for name, grad in zip(self.parameters, self._gradients(), strict=True):
                 if not _is_finite(grad):
                     raise NonFiniteError(f"the gradient of parameter {shown(name)} has an inf or a nan in it")
@@ -591,9 +616,9 @@ def _can_fuse(data: Tensor, grad: Tensor | SparseGrad) -> bool:
 
 
 def classes() -> dict[str, type[torch.optim.Optimizer]]:
-    """Return the optimizers of torch by name."""
+    """Return the optimizers of torch by name, each made `lean`."""
     return {
-        name: value
+        name: lean(value)
         for name, value in vars(torch.optim).items()
         if isinstance(value, type)
         and issubclass(value, torch.optim.Optimizer)

@@ -1,0 +1,322 @@
+/* torch's functions are found with dlsym, since liboptplug links no torch.
+ *
+ * torch's stable ABI (torch/csrc/stable/c/shim.h) takes an operator by its name, and its arguments boxed;
+ * that costs 1 to 2 microseconds and a tenth for each tensor.  So an operator that has run that way once
+ * is called by its own entry from then on, where libtorch_cpu exports that: a C++ function, whose mangled
+ * name says which arguments it takes, all of them words and doubles. */
+#define _GNU_SOURCE
+#include "plan.h"
+
+#include <dlfcn.h>
+#include <stdatomic.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "error.h"
+#include "host.h"
+#include "optplug.h"
+
+typedef uint64_t boxed; /* StableIValue */
+typedef struct tensor *tensor_handle;
+
+#define TORCH_FUNCTIONS(F)                                                                                   \
+    F(int, torch_call_dispatcher, (const char *name, const char *overload, boxed *stack, uint64_t version))  \
+    F(int, torch_new_list_reserve_size, (size_t size, void **list))                                          \
+    F(int, torch_list_push_back, (void *list, boxed value))                                                  \
+    F(int, torch_get_num_threads, (uint32_t *count))                                                         \
+    F(int, aoti_torch_new_tensor_handle, (tensor_handle tensor, tensor_handle * copy))                       \
+    F(int, aoti_torch_delete_tensor_object, (tensor_handle tensor))                                          \
+    F(int, aoti_torch_create_tensor_from_blob,                                                               \
+      (void *data, int64_t ndim, const int64_t *sizes, const int64_t *strides, int64_t offset,               \
+       int32_t dtype, int32_t device_type, int32_t device_index, tensor_handle *tensor))                     \
+    F(int32_t, aoti_torch_device_type_cpu, (void))                                                           \
+    F(uint64_t, aoti_torch_abi_version, (void))
+
+#define DECLARE(result, name, arguments) result(*name) arguments;
+static struct {
+    TORCH_FUNCTIONS(DECLARE)
+} torch;
+static void *_Atomic torch_library;
+
+enum { MAX_LISTS = 6, MAX_SCALARS = 8 };
+
+/* An operator's own entry.  The calling conventions of x86-64 and AArch64 put words and doubles in places
+ * of their own, each in their order, and let a caller give more of them than are wanted. */
+enum { MAX_WORDS = 16 };
+typedef void (*entry)(boxed, boxed, boxed, boxed, boxed, boxed, boxed, boxed, boxed, boxed, boxed, boxed,
+                      boxed, boxed, boxed, boxed, double, double, double, double, double, double, double,
+                      double);
+
+struct list {
+    int length;
+    optplug_tensor *memory;
+    tensor_handle *handles;
+    void **tensors; /* the same, as C++ has them: an at::Tensor is a pointer */
+};
+
+struct operation {
+    optplug_operator form; /* without its pointers */
+    char name[64];         /* "aten::_fused_adam_" */
+    struct list lists[MAX_LISTS];
+    double scalars[MAX_SCALARS];
+    entry entry; /* NULL: boxed only */
+    boxed words[MAX_WORDS];
+};
+
+struct plan {
+    int proven; /* has run boxed, which turns torch's exceptions into errors */
+    int broken; /* torch refuses what it has done for Python, which therefore goes on */
+    int count;
+    struct operation operations[];
+};
+
+int plan_open_torch(const char *library)
+{
+    void *opened = dlopen(library, RTLD_NOW | RTLD_NOLOAD);
+    if (!opened)
+        return 0;
+#define LOOK_UP(result, name, arguments)                                                                     \
+    torch.name = (result(*) arguments)dlsym(opened, #name);                                                  \
+    if (!torch.name)                                                                                         \
+        return 0;
+    TORCH_FUNCTIONS(LOOK_UP)
+#undef LOOK_UP
+    torch_library = opened;
+    return 1;
+}
+
+int plan_enter_thread(void)
+{
+    uint32_t count;
+    return torch_library && torch.torch_get_num_threads(&count) == 0;
+}
+
+/* ---- making a plan ---- */
+
+static int32_t dtype_number(const char *dtype)
+{
+    char name[64];
+    snprintf(name, sizeof name, "aoti_torch_dtype_%s", dtype);
+    int32_t (*number)(void) = (int32_t (*)(void))dlsym(torch_library, name);
+    return number ? number() : -1;
+}
+
+/* Fill in a list with tensors over the memory that is given; 0 if that fails. */
+static int make_list(struct list *list, const optplug_tensor *given, int length)
+{
+    size_t room = (size_t)length + 1; /* never for nothing at all */
+    list->memory = calloc(room, sizeof *list->memory);
+    list->handles = calloc(room, sizeof *list->handles);
+    list->tensors = calloc(room, sizeof *list->tensors);
+    if (!list->memory || !list->handles || !list->tensors)
+        return 0;
+    for (int i = 0; i < length; i++) {
+        const int64_t stride = 1;
+        int32_t dtype = dtype_number(given[i].dtype);
+        if (dtype < 0 || torch.aoti_torch_create_tensor_from_blob(given[i].data, 1, &given[i].n, &stride, 0,
+                                                                  dtype, torch.aoti_torch_device_type_cpu(),
+                                                                  0, &list->handles[i]) != 0)
+            return 0;
+        list->memory[i] = given[i];
+        list->tensors[i] = *(void **)list->handles[i];
+        list->length++;
+    }
+    return 1;
+}
+
+/* Tell whether a handle points to what C++ has: two handles of one tensor then hold the same pointer. */
+static int is_as_known(tensor_handle tensor)
+{
+    tensor_handle copy;
+    if (torch.aoti_torch_new_tensor_handle(tensor, &copy) != 0)
+        return 0;
+    int same = *(void **)tensor && *(void **)tensor == *(void **)copy;
+    torch.aoti_torch_delete_tensor_object(copy);
+    return same;
+}
+
+/* Find at::cpu::NAME(ArrayRef<Tensor>..., double..., bool..., optional<Tensor> const &, the same). */
+static entry find_entry(const struct operation *operation)
+{
+#if defined __x86_64__ || (defined __aarch64__ && defined __linux__)
+    if (operation->lists[0].length == 0 || !is_as_known(operation->lists[0].handles[0]))
+        return NULL;
+    const char *name = strrchr(operation->name, ':') + 1;
+    const optplug_operator *form = &operation->form;
+    char symbol[256];
+    snprintf(symbol, sizeof symbol,
+             "_ZN2at3cpu%zu%sEN3c108ArrayRefINS_6TensorEEE%.*s%.*s%.*sRKSt8optionalIS3_ES8_", strlen(name),
+             name, 3 * (form->lists - 1), "S4_S4_S4_S4_S4_", form->doubles, "dddddddd", form->bools,
+             "bbbbbbbb");
+    return (entry)dlsym(torch_library, symbol);
+#else
+    (void)operation;
+    return NULL;
+#endif
+}
+
+/* Take over the doubles and bools, and write down the words that the entry is called with. */
+static void set_scalars(struct operation *operation, const double *scalars)
+{
+    static const boxed nothing[2]; /* an empty std::optional */
+    const optplug_operator *form = &operation->form;
+    memcpy(operation->scalars, scalars, (size_t)(form->doubles + form->bools) * sizeof *scalars);
+    boxed *word = operation->words;
+    for (int i = 0; i < form->lists; i++) {
+        *word++ = (boxed)(uintptr_t)operation->lists[i].tensors;
+        *word++ = (boxed)operation->lists[i].length;
+    }
+    for (int i = 0; i < form->bools; i++)
+        *word++ = scalars[form->doubles + i] != 0;
+    *word++ = (boxed)(uintptr_t)nothing;
+    *word++ = (boxed)(uintptr_t)nothing;
+}
+
+/* Fill in an operation; 0 if that fails. */
+static int make_operation(struct operation *operation, const optplug_operator *given, int stable)
+{
+    if (given->lists < 1 || given->lists > MAX_LISTS || given->doubles + given->bools > MAX_SCALARS ||
+        2 * given->lists + given->bools + 2 > MAX_WORDS)
+        return 0;
+    operation->form = *given;
+    snprintf(operation->name, sizeof operation->name, "%s", given->name);
+    const optplug_tensor *tensors = given->tensors;
+    for (int i = 0; i < given->lists; tensors += given->lengths[i++])
+        if (!make_list(&operation->lists[i], tensors, given->lengths[i]))
+            return 0;
+    operation->entry = stable ? NULL : find_entry(operation);
+    set_scalars(operation, given->scalars);
+    return 1;
+}
+
+struct plan *plan_new(const optplug_operator *operators, int count, int stable)
+{
+    struct plan *plan = calloc(1, sizeof *plan + (size_t)count * sizeof *plan->operations);
+    if (!plan)
+        return NULL;
+    plan->count = count;
+    for (int i = 0; i < count; i++)
+        if (!make_operation(&plan->operations[i], &operators[i], stable)) {
+            plan_free(plan);
+            return NULL;
+        }
+    return plan;
+}
+
+void plan_free(struct plan *plan)
+{
+    for (int i = 0; plan && i < plan->count; i++)
+        for (int j = 0; j < MAX_LISTS; j++) {
+            struct list *list = &plan->operations[i].lists[j];
+            for (int k = 0; k < list->length; k++)
+                torch.aoti_torch_delete_tensor_object(list->handles[k]);
+            free(list->memory);
+            free(list->handles);
+            free(list->tensors);
+        }
+    free(plan);
+}
+
+void plan_set_scalars(struct plan *plan, int index, const double *scalars)
+{
+    set_scalars(&plan->operations[index], scalars);
+}
+
+/* ---- running it ---- */
+
+/* Tell whether no value has the bits of an infinity in its exponent, as infinities and nans do. */
+static int is_finite(const optplug_tensor *memory, const optplug_operator *form)
+{
+    const uint16_t *x16 = memory->data, infinity16 = (uint16_t)form->infinity;
+    const uint32_t *x32 = memory->data, infinity32 = (uint32_t)form->infinity;
+    const uint64_t *x64 = memory->data, infinity64 = form->infinity;
+    int bad = 0;
+    if (form->bytes == 2)
+        for (int64_t i = 0; i < memory->n; i++)
+            bad |= (x16[i] & infinity16) == infinity16;
+    else if (form->bytes == 4)
+        for (int64_t i = 0; i < memory->n; i++)
+            bad |= (x32[i] & infinity32) == infinity32;
+    else
+        for (int64_t i = 0; i < memory->n; i++)
+            bad |= (x64[i] & infinity64) == infinity64;
+    return !bad;
+}
+
+static int is_guarded_and_bad(const struct operation *operation)
+{
+    const struct list *list = &operation->lists[operation->form.gradients];
+    for (int i = 0; operation->form.bytes && i < list->length; i++)
+        if (!is_finite(&list->memory[i], &operation->form))
+            return 1;
+    return 0;
+}
+
+/* Raise the step counts, as torch does before its kernels. */
+static void count_step(const struct operation *operation, float by)
+{
+    const struct list *list = &operation->lists[operation->form.counters];
+    for (int i = 0; operation->form.counters >= 0 && i < list->length; i++)
+        *(float *)list->memory[i].data += by;
+}
+
+static int run_entry(const struct operation *operation)
+{
+    const boxed *w = operation->words;
+    const double *d = operation->scalars;
+    operation->entry(w[0], w[1], w[2], w[3], w[4], w[5], w[6], w[7], w[8], w[9], w[10], w[11], w[12], w[13],
+                     w[14], w[15], d[0], d[1], d[2], d[3], d[4], d[5], d[6], d[7]);
+    return 1;
+}
+
+/* Make a list that the call will consume. */
+static boxed box_list(const struct list *list)
+{
+    void *box = NULL;
+    torch.torch_new_list_reserve_size((size_t)list->length, &box);
+    for (int i = 0; i < list->length; i++) {
+        tensor_handle copy;
+        torch.aoti_torch_new_tensor_handle(list->handles[i], &copy);
+        torch.torch_list_push_back(box, (boxed)(uintptr_t)copy);
+    }
+    return (boxed)(uintptr_t)box;
+}
+
+static int run_boxed(const struct operation *operation)
+{
+    const optplug_operator *form = &operation->form;
+    boxed stack[MAX_LISTS + MAX_SCALARS + 2] = {0}; /* the last two: no tensor */
+    boxed *next = stack;
+    for (int i = 0; i < form->lists; i++)
+        *next++ = box_list(&operation->lists[i]);
+    memcpy(next, operation->scalars, (size_t)form->doubles * sizeof *next);
+    next += form->doubles;
+    for (int i = 0; i < form->bools; i++)
+        *next++ = operation->scalars[form->doubles + i] != 0;
+    return torch.torch_call_dispatcher(operation->name, "", stack, torch.aoti_torch_abi_version()) == 0;
+}
+
+int plan_run(struct plan *plan)
+{
+    if (plan->broken)
+        return 0;
+    for (int i = 0; i < plan->count; i++)
+        if (is_guarded_and_bad(&plan->operations[i]))
+            return 0; /* Python says whose gradient it is */
+    for (int i = 0; i < plan->count; i++) {
+        const struct operation *operation = &plan->operations[i];
+        if (operation->form.alone)
+            host_thread_count(1);
+        count_step(operation, 1);
+        if (plan->proven && operation->entry ? run_entry(operation) : run_boxed(operation))
+            continue;
+        count_step(operation, -1);
+        plan->broken = 1;
+        return i == 0
+                   ? 0
+                   : fail(OPT_ERUNTIME, "torch refused %s, which it took the step before", operation->name);
+    }
+    plan->proven = 1;
+    return 1;
+}

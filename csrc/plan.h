@@ -1,0 +1,29 @@
+/* Plans: steps that run without Python, as operators of torch's on tensors that are known beforehand. */
+#ifndef OPTPLUG_PLAN_H
+#define OPTPLUG_PLAN_H
+
+#include "bridge.h"
+
+struct plan;
+
+/* Find torch's C functions in its library, which is loaded already; 0 if one is missing, and then there
+ * are no plans. */
+int plan_open_torch(const char *library);
+
+/* Let torch set this thread's OpenMP count, as it does by itself before a thread's first loop; 0 where
+ * plan_open_torch has not succeeded. */
+int plan_enter_thread(void);
+
+/* Make a plan of operators, all through torch's stable ABI if `stable`; NULL if torch cannot. */
+struct plan *plan_new(const optplug_operator *operators, int count, int stable);
+
+/* Give the operator of an index its doubles and bools anew. */
+void plan_set_scalars(struct plan *plan, int index, const double *scalars);
+
+/* Make the step: 1 for success, 0 if Python is to make it, or a status. */
+int plan_run(struct plan *plan);
+
+/* Free a plan; NULL is fine. */
+void plan_free(struct plan *plan);
+
+#endif

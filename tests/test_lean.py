@@ -1,0 +1,57 @@
+"""What a start costs: nothing of torch that a bare ``import torch`` does not load."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+
+import pytest
+import torch
+
+from optplug import optimizer
+from optplug.lean import lean
+
+STEP_ALL = """
+import os, sys
+import torch
+bare, environment = set(sys.modules), dict(os.environ)
+import ctypes, optplug
+lib = ctypes.CDLL(optplug.library())
+w, g, n, rows = (ctypes.c_float * 4)(), (ctypes.c_float * 4)(), ctypes.c_int64(1), (ctypes.c_int64 * 1)()
+shape = (ctypes.c_int64 * 2)(2, 2)
+lib.opt_bind_sparse.argtypes = [ctypes.c_int] + [ctypes.c_char_p] * 2 + [ctypes.c_int64] * 2 + [
+    ctypes.c_void_p, ctypes.c_int64] + [ctypes.c_void_p] * 3
+lib.opt_iterate.argtypes = [ctypes.c_int, ctypes.c_double]
+for name in sys.argv[1:]:
+    opt = lib.opt_create(f"{name}()".encode())
+    if name == "SparseAdam":
+        assert lib.opt_bind_sparse(opt, b"w", b"float32", 2, 2, w, 1, ctypes.byref(n), rows, g) == 0
+    else:
+        assert lib.opt_bind_nd(opt, b"w", b"float32", b"cpu", 2, shape, w, None, g, None) == 0
+    if name == "LBFGS":
+        while lib.opt_iterate(opt, 1.0) > 0: pass
+    else:
+        for _ in range(3): assert lib.opt_step(opt) == 0
+    assert lib.opt_set(opt, -1, b"lr=0.5") == 0
+    assert lib.opt_schedule(opt, b"StepLR(3)") == 0
+assert dict(os.environ) == environment
+print("\\n".join(sorted(set(sys.modules) - bare)))
+"""
+
+
+def test_no_optimizer_needs_more_of_torch_than_its_import_has():
+    run = [sys.executable, "-c", STEP_ALL, *optimizer.classes()]
+    done = subprocess.run(run, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    new = {
+        name for name in done.stdout.split() if name.partition(".")[0] not in ("optplug", "ctypes", "_ctypes")
+    }
+    assert new <= {"_cffi_backend", "_optplug"}, new
+
+
+@pytest.mark.parametrize("name", optimizer.classes())
+def test_a_lean_class_is_the_full_one_to_who_looks_at_it(name):
+    full, ours = getattr(torch.optim, name), lean(getattr(torch.optim, name))
+    assert issubclass(ours, full)
+    assert (ours.__name__, ours.__module__, ours.__doc__) == (full.__name__, full.__module__, full.__doc__)
+    assert lean(full) is ours

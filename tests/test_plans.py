@@ -1,0 +1,328 @@
+"""Steps without Python: that they are made, by each way that there is, and leave what PyTorch's leave."""
+
+from __future__ import annotations
+
+import ctypes
+import itertools
+
+import pytest
+import torch
+
+from torch.optim.optimizer import register_optimizer_step_pre_hook
+
+import hosts
+from optplug import _bridge, plans
+from optplug.lean import lean
+
+lib = hosts.load()
+
+ROUTES = ["plans=True", "plans='stable'"]
+OPTIMIZERS = [
+    "Adam(lr=0.1)",
+    "Adam(lr=0.1, betas=(0.8, 0.99), eps=1e-6, weight_decay=0.01, amsgrad=True, maximize=True)",
+    "Adam(lr=0.1, weight_decay=0.1, decoupled_weight_decay=True)",
+    "AdamW(lr=0.1)",
+    "AdamW(lr=1, weight_decay=0.1, amsgrad=True, maximize=True)",
+    "SGD(lr=0.1)",
+    "SGD(lr=0.1, momentum=0.9, dampening=0.1, weight_decay=0.01)",
+    "SGD(lr=0.1, momentum=0.9, nesterov=True, maximize=True)",
+    "Adagrad(lr=0.1)",
+    "Adagrad(lr=0.1, lr_decay=0.01, weight_decay=0.01, initial_accumulator_value=0.1, maximize=True)",
+]
+FUSED_DTYPES = ["float16", "bfloat16", "float32", "float64"]
+
+
+@pytest.fixture(params=ROUTES)
+def route(request):
+    assert lib.opt_init(request.param.encode()) == 0
+    yield request.param
+    assert lib.opt_init(b"plans=True") == 0
+
+
+class Twins:
+    """One optimizer by optplug and one by torch, over parameters of these dtypes and sizes, group by group."""
+
+    def __init__(self, text, *groups):
+        self.generator = torch.Generator().manual_seed(1)
+        self.opt = lib.opt_create(text.encode())
+        assert self.opt > 0, lib.opt_error()
+        self.ours, self.theirs = [], []
+        options = []
+        for i, parameters in enumerate(groups):
+            if i:
+                assert lib.opt_group(self.opt, b"lr=0.25") == 0
+            options.append({"params": [], **({"lr": 0.25} if i else {})})
+            for dtype, n in parameters:
+                value = torch.randn(n, generator=self.generator).to(getattr(torch, dtype))
+                self.ours.append((value, torch.zeros_like(value)))
+                p = torch.nn.Parameter(value.clone())
+                p.grad = torch.zeros_like(value)
+                self.theirs.append(p)
+                options[-1]["params"].append(p)
+                assert self.bind(len(self.ours) - 1) == 0, lib.opt_error()
+        name, _, arguments = text.partition("(")
+        arguments = eval(f"dict({arguments}", {})  # noqa: S307 - this file's own text
+        self.reference = getattr(torch.optim, name)(options, **arguments, fused=True)
+
+    def bind(self, i) -> int:
+        value, grad = self.ours[i]
+        dtype = str(value.dtype).removeprefix("torch.").encode()
+        name = f"p{i}".encode()
+        return lib.opt_bind(self.opt, name, dtype, len(value), value.data_ptr(), grad.data_ptr())
+
+    def draw(self):
+        for (_, grad), p in zip(self.ours, self.theirs, strict=True):
+            p.grad.copy_(torch.randn(len(grad), generator=self.generator))
+            grad.copy_(p.grad)
+
+    def step(self):
+        self.draw()
+        self.reference.step()
+        assert lib.opt_step(self.opt) == 0, lib.opt_error()
+        self.compare()
+
+    def compare(self):
+        for (value, _), p in zip(self.ours, self.theirs, strict=True):
+            assert torch.equal(value, p), self.described()
+
+    def described(self) -> str:
+        return lib.opt_describe(self.opt).decode()
+
+    def is_planned(self) -> bool:
+        return "without Python" in self.described()
+
+    def state(self) -> list[dict]:
+        optimizer = _bridge._optimizers[self.opt]
+        return [optimizer.torch.state[p] for p in optimizer.parameters.values()]
+
+    def end(self):
+        """Compare what else there is, and free."""
+        for ours, p in zip(self.state(), self.theirs, strict=True):
+            theirs = self.reference.state[p]
+            assert ours.keys() == theirs.keys()
+            for key, value in theirs.items():
+                if key == "momentum_buffer" and p.element_size() == 2:
+                    continue  # torch 2.13 leaves some of its last values to chance, and makes no use of them
+                assert value is None or torch.equal(ours[key], value), key
+        assert lib.opt_free(self.opt) == 0
+
+
+SIZES = [1, 7, 100, 20_000]  # the last is worth several threads
+
+
+@pytest.mark.parametrize("dtype", FUSED_DTYPES)
+@pytest.mark.parametrize("text", OPTIMIZERS)
+def test_a_plan_makes_torchs_steps_and_torchs_state(text, dtype, route):
+    twins = Twins(text, [(dtype, n) for n in SIZES])
+    twins.step()
+    for _ in range(10):
+        assert twins.is_planned()
+        twins.step()
+    assert twins.is_planned()
+    twins.end()
+
+
+@pytest.mark.parametrize("text", OPTIMIZERS)
+def test_a_plan_takes_several_groups_and_dtypes(text, route):
+    mixed = [(dtype, n) for dtype, n in zip(FUSED_DTYPES, SIZES, strict=True)]
+    twins = Twins(text, mixed, mixed[::-1], mixed[:1])
+    for i in range(10):
+        assert twins.is_planned() == (i > 0)
+        twins.step()
+    twins.end()
+
+
+@pytest.mark.parametrize("text", OPTIMIZERS)
+def test_a_plan_gives_the_same_on_any_number_of_threads(text, route):
+    values = []
+    for threads in (1, 2):
+        before = torch.get_num_threads()
+        torch.set_num_threads(threads)
+        twins = Twins(text, [("float32", 100_003)])
+        for _ in range(5):
+            twins.step()
+        values.append(twins.ours[0][0])
+        twins.end()
+        torch.set_num_threads(before)
+    assert torch.equal(*values)
+
+
+def test_all_that_changes_an_optimizer_is_true_with_plans(route):
+    twins = Twins("Adam(lr=0.1)", [("float32", 50), ("float64", 30)], [("float32", 20)])
+    for _ in range(3):
+        twins.step()
+    assert twins.is_planned()
+
+    assert lib.opt_set(twins.opt, 0, b"lr=0.05, weight_decay=0.1") == 0
+    twins.reference.param_groups[0].update(lr=0.05, weight_decay=0.1)
+    twins.step()
+    twins.step()
+    assert twins.is_planned()
+
+    value, grad = twins.ours[0]
+    twins.ours[0] = value.clone(), grad.clone()  # other memory
+    assert twins.bind(0) == 0
+    before = value.clone()
+    twins.step()
+    twins.step()
+    assert torch.equal(value, before)
+    assert twins.is_planned()
+
+    twins.draw()
+    norm = ctypes.c_double()
+    assert lib.opt_clip_grad_norm(twins.opt, 0.5, 2.0, 0, norm) == 0
+    assert norm.value == float(torch.nn.utils.clip_grad_norm_(twins.theirs, 0.5))
+    twins.reference.step()
+    assert lib.opt_step(twins.opt) == 0
+    twins.compare()
+
+    assert lib.opt_schedule(twins.opt, b"ExponentialLR(0.9)") == 0
+    scheduler = torch.optim.lr_scheduler.ExponentialLR(twins.reference, 0.9)
+    for _ in range(4):
+        twins.step()
+        assert lib.opt_schedule_step(twins.opt) == 0
+        scheduler.step()
+    assert twins.is_planned()
+
+    @hosts.CALLBACK
+    def closure(_, loss):
+        loss[0] = 1.0
+        return 0
+
+    twins.draw()
+    assert lib.opt_step_closure(twins.opt, closure, None, None) == 0
+    twins.reference.step()
+    twins.compare()
+    twins.step()
+
+    twins.draw()
+    assert lib.opt_iterate(twins.opt, 0.0) == 1
+    assert lib.opt_step(twins.opt) < 0  # in the middle of a step
+    assert lib.opt_iterate(twins.opt, 1.0) == 0
+    twins.reference.step()
+    twins.compare()
+    twins.step()
+    twins.step()
+    assert twins.is_planned()
+
+    assert lib.opt_average(twins.opt, b"AveragedModel()") == 0
+    module = torch.nn.ParameterList(twins.theirs)
+    averaged = torch.optim.swa_utils.AveragedModel(module)
+    for _ in range(3):
+        twins.step()
+        averaged.update_parameters(module)
+    found = torch.empty(30, dtype=torch.float64)
+    assert lib.opt_average_get(twins.opt, b"p1", found.data_ptr()) == 0
+    assert torch.equal(found, list(averaged.parameters())[1])
+    twins.end()
+
+
+def test_momentum_that_a_schedule_or_the_host_changes_reaches_the_plan(route):
+    twins = Twins("SGD(lr=0.1, momentum=0.9)", [("float32", 50)])
+    scheduler = torch.optim.lr_scheduler.CyclicLR(twins.reference, 0.01, 0.1, step_size_up=3)
+    assert lib.opt_schedule(twins.opt, b"CyclicLR(0.01, 0.1, step_size_up=3)") == 0
+    for _ in range(10):
+        twins.step()
+        assert lib.opt_schedule_step(twins.opt) == 0
+        scheduler.step()
+    assert twins.is_planned()
+    for momentum in (0.0, 0.5):
+        assert lib.opt_set(twins.opt, -1, f"momentum={momentum}".encode()) == 0
+        twins.reference.param_groups[0]["momentum"] = momentum
+        for _ in range(3):
+            twins.step()
+        assert twins.is_planned()
+    twins.end()
+
+
+def test_a_buffer_that_is_still_to_be_made_is_left_to_python(route):
+    twins = Twins("SGD(lr=0.1)", [("float32", 50)])
+    twins.step()
+    assert lib.opt_set(twins.opt, -1, b"momentum=0.9") == 0
+    twins.reference.param_groups[0]["momentum"] = 0.9
+    for _ in range(3):
+        twins.step()
+    assert twins.is_planned()
+    twins.end()
+
+
+@pytest.mark.parametrize("dtype", FUSED_DTYPES)
+@pytest.mark.parametrize("bad", [float("inf"), float("-inf"), float("nan")])
+def test_a_gradient_that_is_not_finite_is_refused_by_the_plan_and_named_by_python(dtype, bad, route):
+    assert lib.opt_init(b"error_if_nonfinite=True") == 0
+    try:
+        twins = Twins("Adam(lr=0.1)", [(dtype, n) for n in SIZES])
+        for _ in range(3):
+            twins.step()
+        assert twins.is_planned()
+        twins.draw()
+        twins.ours[2][1][-1] = bad
+        assert lib.opt_step(twins.opt) == -7
+        assert b"'p2' has an inf or a nan" in lib.opt_error()
+        twins.compare()
+        twins.ours[2][1].fill_(torch.finfo(getattr(torch, dtype)).max)  # finite, though their sum is not
+        twins.theirs[2].grad.copy_(twins.ours[2][1])
+        twins.reference.step()
+        assert lib.opt_step(twins.opt) == 0
+        twins.compare()
+        twins.end()
+    finally:
+        assert lib.opt_init(b"error_if_nonfinite=False") == 0
+
+
+def test_a_plan_counts_as_far_as_torch_does(route):
+    """Step counts are float32, and stay at 2**24."""
+    twins = Twins("Adam(lr=0.1)", [("float32", 5)])
+    twins.step()
+    for state in (twins.state()[0], twins.reference.state[twins.theirs[0]]):
+        state["step"].fill_(2**24 - 2)
+    for _ in range(5):
+        twins.step()
+    assert twins.state()[0]["step"] == 2**24
+    twins.end()
+
+
+def test_plans_can_be_turned_off():
+    assert lib.opt_init(b"plans=False") == 0
+    twins = Twins("Adam(lr=0.1)", [("float32", 5)])
+    for _ in range(3):
+        twins.step()
+    assert not twins.is_planned()
+    twins.end()
+    assert lib.opt_init(b"plans='always'") < 0
+    assert lib.opt_error() == b"plans must be True or False or 'stable', got 'always'"
+    assert lib.opt_init(b"plans=True") == 0
+
+
+@pytest.mark.parametrize("text", ["Adam(fused=False)", "Adam(foreach=True)", "RMSprop()", "LBFGS()"])
+def test_what_is_not_fused_has_no_plan(text):
+    optimizer = lean(getattr(torch.optim, text.partition("(")[0]))
+    instance = optimizer([torch.nn.Parameter(torch.zeros(3))], **eval(f"dict({text.partition('(')[2]}"))  # noqa: S307
+    assert plans.make(instance) is None
+
+
+def test_the_users_of_torchs_hooks_get_their_calls():
+    calls = []
+    handle = register_optimizer_step_pre_hook(lambda *_: calls.append("pre"))
+    try:
+        twins = Twins("Adam(lr=0.1)", [("float32", 5)])
+        del calls[:]
+        for _ in range(3):
+            assert lib.opt_step(twins.opt) == 0
+        assert calls == ["pre"] * 3
+        assert not twins.is_planned()
+        assert lib.opt_free(twins.opt) == 0
+    finally:
+        handle.remove()
+
+
+@pytest.mark.parametrize("operator", ["_fused_adam_", "_fused_adamw_", "_fused_sgd_", "_fused_adagrad_"])
+def test_every_operator_has_the_arguments_that_plans_know(operator):
+    form = plans._form(operator)
+    assert form.lists[:2] == ("self", "grads")
+    known = {*plans._STATE, "self", "grads"}
+    assert set(form.lists) <= known
+    hyperparameters = set(itertools.chain(form.doubles, form.bools)) - plans._SCALARS.keys()
+    assert hyperparameters <= {
+        "lr", "eps", "weight_decay", "momentum", "dampening", "nesterov", "maximize", "amsgrad", "lr_decay"
+    }  # fmt: skip
