@@ -7,7 +7,6 @@ import itertools
 
 import pytest
 import torch
-
 from torch.optim.optimizer import register_optimizer_step_pre_hook
 
 import hosts
@@ -40,7 +39,7 @@ def route(request):
 
 
 class Twins:
-    """One optimizer by optplug and one by torch, over parameters of these dtypes and sizes, group by group."""
+    """One optimizer by optplug and one by torch, over parameters of these dtypes and sizes, in groups."""
 
     def __init__(self, text, *groups):
         self.generator = torch.Generator().manual_seed(1)
@@ -112,7 +111,8 @@ SIZES = [1, 7, 100, 20_000]  # the last is worth several threads
 
 @pytest.mark.parametrize("dtype", FUSED_DTYPES)
 @pytest.mark.parametrize("text", OPTIMIZERS)
-def test_a_plan_makes_torchs_steps_and_torchs_state(text, dtype, route):
+@pytest.mark.usefixtures("route")
+def test_a_plan_makes_torchs_steps_and_torchs_state(text, dtype):
     twins = Twins(text, [(dtype, n) for n in SIZES])
     twins.step()
     for _ in range(10):
@@ -123,7 +123,8 @@ def test_a_plan_makes_torchs_steps_and_torchs_state(text, dtype, route):
 
 
 @pytest.mark.parametrize("text", OPTIMIZERS)
-def test_a_plan_takes_several_groups_and_dtypes(text, route):
+@pytest.mark.usefixtures("route")
+def test_a_plan_takes_several_groups_and_dtypes(text):
     mixed = [(dtype, n) for dtype, n in zip(FUSED_DTYPES, SIZES, strict=True)]
     twins = Twins(text, mixed, mixed[::-1], mixed[:1])
     for i in range(10):
@@ -133,7 +134,8 @@ def test_a_plan_takes_several_groups_and_dtypes(text, route):
 
 
 @pytest.mark.parametrize("text", OPTIMIZERS)
-def test_a_plan_gives_the_same_on_any_number_of_threads(text, route):
+@pytest.mark.usefixtures("route")
+def test_a_plan_gives_the_same_on_any_number_of_threads(text):
     values = []
     for threads in (1, 2):
         before = torch.get_num_threads()
@@ -147,7 +149,8 @@ def test_a_plan_gives_the_same_on_any_number_of_threads(text, route):
     assert torch.equal(*values)
 
 
-def test_all_that_changes_an_optimizer_is_true_with_plans(route):
+@pytest.mark.usefixtures("route")
+def test_all_that_changes_an_optimizer_is_true_with_plans():
     twins = Twins("Adam(lr=0.1)", [("float32", 50), ("float64", 30)], [("float32", 20)])
     for _ in range(3):
         twins.step()
@@ -217,7 +220,8 @@ def test_all_that_changes_an_optimizer_is_true_with_plans(route):
     twins.end()
 
 
-def test_momentum_that_a_schedule_or_the_host_changes_reaches_the_plan(route):
+@pytest.mark.usefixtures("route")
+def test_momentum_that_a_schedule_or_the_host_changes_reaches_the_plan():
     twins = Twins("SGD(lr=0.1, momentum=0.9)", [("float32", 50)])
     scheduler = torch.optim.lr_scheduler.CyclicLR(twins.reference, 0.01, 0.1, step_size_up=3)
     assert lib.opt_schedule(twins.opt, b"CyclicLR(0.01, 0.1, step_size_up=3)") == 0
@@ -235,7 +239,8 @@ def test_momentum_that_a_schedule_or_the_host_changes_reaches_the_plan(route):
     twins.end()
 
 
-def test_a_buffer_that_is_still_to_be_made_is_left_to_python(route):
+@pytest.mark.usefixtures("route")
+def test_a_buffer_that_is_still_to_be_made_is_left_to_python():
     twins = Twins("SGD(lr=0.1)", [("float32", 50)])
     twins.step()
     assert lib.opt_set(twins.opt, -1, b"momentum=0.9") == 0
@@ -248,7 +253,8 @@ def test_a_buffer_that_is_still_to_be_made_is_left_to_python(route):
 
 @pytest.mark.parametrize("dtype", FUSED_DTYPES)
 @pytest.mark.parametrize("bad", [float("inf"), float("-inf"), float("nan")])
-def test_a_gradient_that_is_not_finite_is_refused_by_the_plan_and_named_by_python(dtype, bad, route):
+@pytest.mark.usefixtures("route")
+def test_a_gradient_that_is_not_finite_is_refused_by_the_plan_and_named_by_python(dtype, bad):
     assert lib.opt_init(b"error_if_nonfinite=True") == 0
     try:
         twins = Twins("Adam(lr=0.1)", [(dtype, n) for n in SIZES])
@@ -270,7 +276,8 @@ def test_a_gradient_that_is_not_finite_is_refused_by_the_plan_and_named_by_pytho
         assert lib.opt_init(b"error_if_nonfinite=False") == 0
 
 
-def test_a_plan_counts_as_far_as_torch_does(route):
+@pytest.mark.usefixtures("route")
+def test_a_plan_counts_as_far_as_torch_does():
     """Step counts are float32, and stay at 2**24."""
     twins = Twins("Adam(lr=0.1)", [("float32", 5)])
     twins.step()

@@ -403,7 +403,7 @@ def py_list(kind):
         "devices": _DEVICES,
     }
     spec.choose(name, [*lists, *classes], "list")
-    lines = lists[name] if name in lists else spec.signature(classes[name])
+    lines = lists[name] if name in lists else spec.arguments_of(classes[name])
     _host.text("".join(f"{line}\n" for line in lines).encode())
 
 

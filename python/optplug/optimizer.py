@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import cmath
+import functools
 import importlib
 import inspect
 import re
@@ -24,6 +25,11 @@ from optplug.spec import Call, SpecError, shown
 
 # A spec that names one of these has chosen an implementation; otherwise fused is taken where it is safe.
 _IMPLEMENTATIONS = ("fused", "foreach", "capturable", "differentiable")
+
+
+# The trials that have gone well, and the class's defaults: see Optimizer._try.
+_went_well: dict[tuple[type, str], dict[str, Any]] = {}
+_MOST_KEPT = 1000
 
 
 def _nothing_yet() -> list[tuple[str, nn.Parameter]]:
@@ -92,7 +98,6 @@ class Optimizer:
         self.may_plan = may_plan
         self._groups = [_Group()]
         self._first_is_given = False
-        self._tried: set[tuple] = set()  # kinds of parameters that a step is known to take
         self._sparse: dict[str, SparseGrad] = {}
         self._stepped = False
         self._schedulers: list[schedules.LRScheduler] = []
@@ -100,16 +105,14 @@ class Optimizer:
         self._average: Average | None = None
         self._iteration: Iteration | None = None
         try:
-            call = spec.parse(text)
-            self._class = _find_class(call, third_party)
-            closure = inspect.signature(self._class.step).parameters.get("closure")
+            self._class, self._arguments = _read(text, third_party)
+            closure = spec.signature_of(self._class.step).parameters.get("closure")
             self._needs_closure = closure is not None and closure.default is closure.empty
-            self._arguments = spec.check_arguments(self._class, call, implied=1)
             self._must_fuse = bool(self._arguments.get("fused"))
-            self._may_fuse = "fused" in inspect.signature(self._class).parameters and not any(
+            self._may_fuse = "fused" in spec.signature_of(self._class).parameters and not any(
                 name in self._arguments for name in _IMPLEMENTATIONS
             )
-            self._defaults = self._try(self._arguments).defaults
+            self._defaults = self._try(self._arguments)
         except Exception as error:
             raise SpecError(f"spec {shown(text)}: {error}") from error
 
@@ -200,7 +203,7 @@ class Optimizer:
         chosen = _select(self.torch.param_groups if self.torch else [g.options for g in self._groups], group)
         for options, checked in [(g, self._check_options(text, g)) for g in chosen]:
             options.update(checked)
-        self.plan = None
+        self._refresh_plan()
 
     # ---- steps ----
 
@@ -305,8 +308,7 @@ class Optimizer:
         """Step the schedulers: see `schedules.step`."""
         with self._ready("opt_schedule_step") as optimizer:
             schedules.step(optimizer, self._schedulers, value)
-        if self.plan and not self.plan.refresh():
-            self.plan = None
+        self._refresh_plan()
 
     # ---- averages ----
 
@@ -381,6 +383,10 @@ class Optimizer:
         yield optimizer
         self.torch = optimizer
 
+    def _refresh_plan(self) -> None:
+        if self.plan and not self.plan.refresh():
+            self.plan = None
+
     def _check_idle(self, what: str) -> None:
         if self._iteration:
             raise StateError(f"{what} in the middle of a step: call opt_iterate until it returns OPT_DONE")
@@ -405,15 +411,24 @@ class Optimizer:
         sparse: bool = False,
         options: dict[str, Any] | None = None,
         change: dict[str, Any] | None = None,
-    ) -> torch.optim.Optimizer:
+    ) -> dict[str, Any]:
         """Build and step an optimizer on a parameter of no importance, to hear what PyTorch says.
+
+        What has gone well once is not tried again.
 
         Args:
             like: a parameter that it is to resemble in dtype and number of dimensions.
             sparse: whether its gradient is.
             options: those of its group.
             change: options to change after its first step, for a second one.
+
+        Returns:
+            The class's default options.
         """
+        what = (arguments, None if like is None else (like.dtype, like.dim()), sparse, options, change)
+        key = (self._class, repr(what))
+        if key in _went_well:
+            return _went_well[key]
         shape = (
             [2, 2]
             if like is None
@@ -433,7 +448,10 @@ class Optimizer:
             # SparseAdam's: before anything is bound nobody knows of what kind the gradients are.
             if like is not None or "dense gradients" not in str(error):
                 raise
-        return optimizer
+        if len(_went_well) >= _MOST_KEPT:
+            _went_well.clear()
+        _went_well[key] = optimizer.defaults
+        return optimizer.defaults
 
     def _try_step(self, optimizer: torch.optim.Optimizer) -> None:
         optimizer.step(*[lambda: 0.0] * self._needs_closure)
@@ -443,12 +461,7 @@ class Optimizer:
         if isinstance(grad, Tensor):
             parameter.grad = grad
         try:
-            options = self._groups[-1].options
-            self._class([{"params": [(name, parameter)], **options}], **self._arguments)
-            kind = (data.dtype, data.dim(), isinstance(grad, SparseGrad), len(self._groups))
-            if kind not in self._tried:
-                self._try(self._arguments, data, isinstance(grad, SparseGrad), options)
-                self._tried.add(kind)
+            self._try(self._arguments, data, isinstance(grad, SparseGrad), self._groups[-1].options)
         except Exception as error:
             raise ValueError(f"parameter {shown(name)}: {error}") from error
         self.parameters[name] = parameter
@@ -486,7 +499,7 @@ class Optimizer:
         """Parse options and let PyTorch's constructor judge them, beside those that are in force."""
         try:
             options = spec.arguments(text)
-            accepted = self._defaults.keys() & inspect.signature(self._class).parameters.keys() - {
+            accepted = self._defaults.keys() & spec.signature_of(self._class).parameters.keys() - {
                 *_IMPLEMENTATIONS
             }
             for name in options:
@@ -495,6 +508,8 @@ class Optimizer:
             # The constructor judges the values; of the rate it would judge a schedule's.
             others = {name: value for name, value in in_force.items() if name in accepted - {"lr"}}
             self._class(_nothing_yet(), **{**self._arguments, **others, **options})
+            if options.keys() == {"lr"}:
+                return options
             # Two steps show whether the state of the steps before goes with them.
             fuse = {"fused": True} if self._may_fuse and "fused" not in in_force else {}
             self._try({**self._arguments, **fuse}, options=in_force, change=options)
@@ -615,6 +630,7 @@ def _can_fuse(data: Tensor, grad: Tensor | SparseGrad) -> bool:
     )
 
 
+@functools.cache
 def classes() -> dict[str, type[torch.optim.Optimizer]]:
     """Return the optimizers of torch by name, each made `lean`."""
     return {
@@ -624,6 +640,13 @@ def classes() -> dict[str, type[torch.optim.Optimizer]]:
         and issubclass(value, torch.optim.Optimizer)
         and value is not torch.optim.Optimizer
     }
+
+
+@functools.lru_cache(maxsize=100)
+def _read(text: str, third_party: bool) -> tuple[type[torch.optim.Optimizer], dict[str, Any]]:
+    call = spec.parse(text)
+    found = _find_class(call, third_party)
+    return found, spec.check_arguments(found, call, implied=1)
 
 
 def _find_class(call: Call, third_party: bool) -> type[torch.optim.Optimizer]:

@@ -8,6 +8,7 @@ hyperparameters refreshes it, whoever changes more drops it.
 from __future__ import annotations
 
 import functools
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -20,17 +21,14 @@ from optplug.lean import has_hooks, lean
 Group = dict[str, Any]
 
 
-def _adam(group: Group) -> str:
-    return "_fused_adamw_" if group["decoupled_weight_decay"] else "_fused_adam_"
-
-
-# Each class's operator, for a group of parameters.
+# Each class's operator.
 _OPERATORS = {
-    lean(torch.optim.Adam): _adam,
-    lean(torch.optim.AdamW): _adam,
-    lean(torch.optim.SGD): lambda group: "_fused_sgd_",
-    lean(torch.optim.Adagrad): lambda group: "_fused_adagrad_",
+    lean(torch.optim.Adam): "_fused_adam_",
+    lean(torch.optim.AdamW): "_fused_adam_",
+    lean(torch.optim.SGD): "_fused_sgd_",
+    lean(torch.optim.Adagrad): "_fused_adagrad_",
 }
+_DECOUPLED = {"_fused_adam_": "_fused_adamw_"}  # where weight decay is
 # What the operators' lists are called in the optimizer's state.
 _STATE = {
     "exp_avgs": "exp_avg",
@@ -45,10 +43,10 @@ _ONLY_WITH = {"max_exp_avg_sqs": "amsgrad", "momentum_buffer_list": "momentum"}
 # How many values make it worth to call in other threads, which the kernels do for any number of them.
 _WORTH_THREADS = 16384
 # Scalars that are no hyperparameters by that name.
-_SCALARS = {
+_SCALARS: dict[str, Callable[[Group], float]] = {
     "beta1": lambda group: group["betas"][0],
     "beta2": lambda group: group["betas"][1],
-    "is_first_step": lambda group: False,
+    "is_first_step": lambda _: False,
 }
 
 
@@ -117,20 +115,20 @@ class Plan:
         return self._current_shape() == self._shape
 
     def _current_shape(self) -> list[object]:
-        return [bool(o.group.get(name)) for o in self.operations for name in _ONLY_WITH.values()]
+        options = ("decoupled_weight_decay", *_ONLY_WITH.values())
+        return [bool(o.group.get(name)) for o in self.operations for name in options]
 
 
 def make(optimizer: torch.optim.Optimizer) -> Plan | None:
     """State the next step of an optimizer that has stepped before; None if only Python can make it."""
-    find = _OPERATORS.get(type(optimizer))
-    if find is None or has_hooks(optimizer):
+    if type(optimizer) not in _OPERATORS or has_hooks(optimizer):
         return None
     operations = []
     try:
         for group in optimizer.param_groups:
             if not group["fused"]:
                 return None
-            operator = find(group)
+            operator = _operator(optimizer, group)
             alike: dict[tuple[torch.dtype, bool], list[Tensor]] = {}
             for p in group["params"]:
                 alike.setdefault((p.dtype, p.numel() < _WORTH_THREADS), []).append(p)
@@ -141,6 +139,11 @@ def make(optimizer: torch.optim.Optimizer) -> Plan | None:
     except (AttributeError, KeyError, TypeError, ValueError):
         return None  # a state that is still to be made, or a torch that is not known here
     return Plan(sorted(operations, key=lambda operation: operation.alone))
+
+
+def _operator(optimizer: torch.optim.Optimizer, group: Group) -> str:
+    name = _OPERATORS[type(optimizer)]
+    return _DECOUPLED[name] if group.get("decoupled_weight_decay") else name
 
 
 def _scalars(form: Form, group: Group) -> list[float]:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import ast
 import difflib
+import functools
 import inspect
 import re
 import threading
@@ -92,7 +93,7 @@ def check_arguments(function: Callable[..., Any], call: Call, implied: int) -> d
     Returns:
         The arguments by name, without the implied ones and without defaults.
     """
-    signature = inspect.signature(function)
+    signature = signature_of(function)
     names = list(signature.parameters)[implied:]
     if not any(p.kind is p.VAR_KEYWORD for p in signature.parameters.values()):
         for name in call.kwargs:
@@ -104,9 +105,13 @@ def check_arguments(function: Callable[..., Any], call: Call, implied: int) -> d
     return {name: bound.arguments[name] for name in names if name in bound.arguments}
 
 
-def signature(class_: type) -> list[str]:
+#: ``inspect.signature``, which is slow, once for each function or class.
+signature_of = functools.cache(inspect.signature)
+
+
+def arguments_of(class_: type) -> list[str]:
     """Return the arguments of a class, as a spec has them, each with its default: ``"lr=0.001"``."""
-    parameters = list(inspect.signature(class_).parameters.values())
+    parameters = list(signature_of(class_).parameters.values())
     return [
         p.name if p.default is p.empty else f"{p.name}={p.default!r}"
         for p in parameters
