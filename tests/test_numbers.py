@@ -104,6 +104,8 @@ PARAMETERS = {"one": [1], "three": [3], "two groups": [1, 2]}
 
 # Where optplug takes the fused kernels by itself, the reference is told to.
 FUSED = {"Adam", "AdamW", "SGD", "Adagrad"}
+# Where it takes foreach for eight parameters and more; the reference keeps to torch's default, the loop.
+FOREACH = {"Adadelta", "Adagrad", "Adam", "AdamW", "Adamax", "RMSprop", "Rprop", "SGD"}
 SAFE_FOR_FUSED = {"rows", "columns", "transposed", "scalar", "empty"}
 
 GUARD = 16  # elements before and after each array that nobody may touch
@@ -374,6 +376,21 @@ def test_twenty_steps_are_bit_for_bit_those_of_torch(text):
                 seen[name][dtype] += 1
                 seen[name_of(scheduler)]["compared"] += 1
     assert seen[name]["compared"] >= 16
+
+
+@pytest.mark.parametrize(
+    "text", [t for t in OPTIMIZERS if name_of(t) in FOREACH and "fused" not in t and "foreach" not in t]
+)
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+def test_foreach_is_taken_for_many_parameters_where_it_gives_the_same_bits(text, dtype):
+    turn = itertools.cycle(["", "StepLR(3)", "CyclicLR(base_lr=0.01, max_lr=0.1, cycle_momentum=False)"])
+    for layout, groups in itertools.product(DENSE, ([9], [4, 5])):
+        pair = Pair(text, dtype, layout, groups, "")
+        pair.build()
+        fuses = name_of(text) in FUSED and layout in SAFE_FOR_FUSED
+        assert ("foreach=True" in lib.opt_describe(pair.opt).decode()) == (not fuses)
+        assert lib.opt_free(pair.opt) == 0
+        assert compare(text, dtype, layout, groups, next(turn))
 
 
 def test_the_comparison_sees_fused_kernels_from_others(monkeypatch):

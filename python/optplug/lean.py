@@ -8,16 +8,24 @@ from __future__ import annotations
 
 import functools
 import inspect
+import threading
+import types
 from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch.optim import optimizer
+
+#: What a step comes down to: calls of torch's function for it ("adam"), one for each group.
+Calls = list[tuple[Callable[..., None], tuple, dict[str, Any]]]
+
+_here = threading.local()  # .calls: those of this thread's step, so far
 
 
 @functools.cache
 def lean(full: type[torch.optim.Optimizer]) -> type[torch.optim.Optimizer]:
     """Return a class of torch's with the same name, arguments, state and numbers, and less around it."""
-    bare = inspect.unwrap(full.step)
+    bare = _recording(inspect.unwrap(full.step), {base.__name__.lower() for base in full.__mro__})
 
     @functools.wraps(bare)
     def step(self: torch.optim.Optimizer, closure: Callable[[], float] | None = None) -> float | None:
@@ -30,6 +38,45 @@ def lean(full: type[torch.optim.Optimizer]) -> type[torch.optim.Optimizer]:
     members = {"step": step, "__module__": full.__module__, "__doc__": full.__doc__}
     members["add_param_group"] = inspect.unwrap(full.add_param_group)
     return type(full.__name__, (full,), members)
+
+
+def _recording(step: Callable[..., Any], names: set[str]) -> Callable[..., Any]:
+    """Return a step that notes what it calls of the functions that have these names in its module."""
+
+    def noting(function: Callable[..., None]) -> Callable[..., None]:
+        def call(*args: Any, **kwargs: Any) -> None:
+            function(*args, **kwargs)
+            if hasattr(_here, "calls"):
+                _here.calls.append((function, args, kwargs))
+
+        return call
+
+    functions = {name: noting(step.__globals__[name]) for name in names & step.__globals__.keys()}
+    copy = types.FunctionType(
+        step.__code__, {**step.__globals__, **functions}, step.__name__, step.__defaults__, step.__closure__
+    )
+    return functools.update_wrapper(copy, step)
+
+
+def step_and_record(instance: torch.optim.Optimizer) -> Calls:
+    """Make a step, and return what it came down to, as far as that is known; else nothing.
+
+    To `step_again` with that looks nothing up a second time: neither parameters nor gradients, state or
+    hyperparameters, only the values of tensors.
+    """
+    _here.calls = []
+    try:
+        instance.step()
+        return _here.calls if not instance.defaults.get("differentiable") else []
+    finally:
+        del _here.calls
+
+
+def step_again(calls: Calls) -> None:
+    """Make the step that has been recorded."""
+    with torch.no_grad():
+        for function, args, kwargs in calls:
+            function(*args, **kwargs)
 
 
 def has_hooks(instance: torch.optim.Optimizer) -> bool:

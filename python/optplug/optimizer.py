@@ -5,7 +5,6 @@ from __future__ import annotations
 import cmath
 import functools
 import importlib
-import inspect
 import re
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -20,13 +19,17 @@ from optplug.averages import Average
 from optplug.buffers import is_dense, same_order
 from optplug.errors import NonFiniteError, StateError
 from optplug.iterate import Iteration
-from optplug.lean import lean
+from optplug.lean import Calls, has_hooks, lean, step_again, step_and_record
 from optplug.spec import Call, SpecError, shown
 
 # A spec that names one of these has chosen an implementation; otherwise fused is taken where it is safe.
 _IMPLEMENTATIONS = ("fused", "foreach", "capturable", "differentiable")
 
 
+# Where torch's foreach implementation gives the very bits of its loop over parameters, which is its default
+# on the CPU, in float32 and float64; and for how many parameters, of how many values, it is faster.
+_FOREACH_IS_EQUAL = ("Adadelta", "Adagrad", "Adam", "AdamW", "Adamax", "RMSprop", "Rprop", "SGD")
+_WORTH_FOREACH, _MOST_FOR_FOREACH = 8, 10_000
 # The trials that have gone well, and the class's defaults: see Optimizer._try.
 _went_well: dict[tuple[type, str], dict[str, Any]] = {}
 _MOST_KEPT = 1000
@@ -96,6 +99,7 @@ class Optimizer:
         self.error_if_nonfinite = error_if_nonfinite
         #: Whether to make plans.
         self.may_plan = may_plan
+        self._calls: Calls = []  # what the last step came down to, if the next one is to be like it
         self._groups = [_Group()]
         self._first_is_given = False
         self._sparse: dict[str, SparseGrad] = {}
@@ -203,7 +207,7 @@ class Optimizer:
         chosen = _select(self.torch.param_groups if self.torch else [g.options for g in self._groups], group)
         for options, checked in [(g, self._check_options(text, g)) for g in chosen]:
             options.update(checked)
-        self._refresh_plan()
+        self._refresh()
 
     # ---- steps ----
 
@@ -222,7 +226,10 @@ class Optimizer:
             )
         if self._stepped:
             self._check_gradients()
-            self.torch.step()
+            if self._calls and not has_hooks(self.torch):
+                step_again(self._calls)
+            else:
+                self._calls = step_and_record(self.torch) if not self._sparse else self.torch.step() or []
         else:
             with self._ready("opt_step") as optimizer:
                 self._check_gradients()
@@ -250,7 +257,7 @@ class Optimizer:
         if self._iteration is None:
             with self._ready("opt_iterate") as optimizer:
                 self._iteration = Iteration(lambda f: self._step_closure(optimizer, f), prepare)
-                self.plan = None  # until the step is made, opt_step is an error
+                self._forget()  # until the step is made, opt_step is an error
         wanted = False
         try:
             wanted = self._iteration.resume(loss)
@@ -302,13 +309,13 @@ class Optimizer:
         with self._ready("opt_schedule") as optimizer:
             self._schedulers.append(schedules.attach(optimizer, text, function))
             self._schedules.append(text)
-            self.plan = None  # the scheduler wants to see one step of the optimizer itself
+            self._forget()  # the scheduler wants to see one step of the optimizer itself
 
     def schedule_step(self, value: float | None = None) -> None:
         """Step the schedulers: see `schedules.step`."""
         with self._ready("opt_schedule_step") as optimizer:
             schedules.step(optimizer, self._schedulers, value)
-        self._refresh_plan()
+        self._refresh()
 
     # ---- averages ----
 
@@ -316,7 +323,7 @@ class Optimizer:
         """Average the parameters after each step from now on; a new average replaces the old one."""
         with self._ready("opt_average"):
             self._average = Average(text, self.module)
-            self.plan = None  # a step is more than the optimizer's from now on
+            self._forget()  # a step is more than the optimizer's from now on
 
     def read_average(self, name: str) -> Tensor:
         """Return the average of one parameter."""
@@ -383,7 +390,13 @@ class Optimizer:
         yield optimizer
         self.torch = optimizer
 
-    def _refresh_plan(self) -> None:
+    def _forget(self) -> None:
+        """Let the next step look at everything anew."""
+        self.plan, self._calls = None, []
+
+    def _refresh(self) -> None:
+        """Let the next step look at the hyperparameters anew."""
+        self._calls = []
         if self.plan and not self.plan.refresh():
             self.plan = None
 
@@ -395,14 +408,26 @@ class Optimizer:
 
     def _build(self) -> torch.optim.Optimizer:
         """Build the optimizer on the parameters that are there, or on a stand-in for them."""
-        fuse = self._may_fuse and all(
-            _can_fuse(p, self._sparse.get(name, p.grad)) for name, p in self.parameters.items()
-        )
         groups = [
             {"params": [(name, self.parameters[name]) for name in g.names] or _nothing_yet(), **g.options}
             for g in self._groups
         ]
-        return self._class(groups, **self._arguments, **({"fused": True} if fuse else {}))
+        return self._class(groups, **self._arguments, **self._implementation())
+
+    def _implementation(self) -> dict[str, bool]:
+        """Choose among torch's implementations, where the spec does not, by what has been measured."""
+        if self._may_fuse and all(
+            _can_fuse(p, self._sparse.get(name, p.grad)) for name, p in self.parameters.items()
+        ):
+            return {"fused": True}
+        if self._class.__name__ not in _FOREACH_IS_EQUAL or any(
+            n in self._arguments for n in _IMPLEMENTATIONS
+        ):
+            return {}
+        count, size = len(self.parameters), sum(p.numel() for p in self.module)
+        small = count >= _WORTH_FOREACH and size <= count * _MOST_FOR_FOREACH
+        equal = all(p.dtype in (torch.float32, torch.float64) for p in self.module) and not self._sparse
+        return {"foreach": True} if small and equal else {}
 
     def _try(
         self,
@@ -486,7 +511,7 @@ class Optimizer:
             and value.shape == data.shape
             and value.stride() != data.stride()
         }
-        self.plan = None
+        self._forget()
         # The Parameter object stays: it is what the optimizer knows its state by.
         parameter.data = data
         parameter.grad = grad if isinstance(grad, Tensor) else None
