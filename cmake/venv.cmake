@@ -1,6 +1,7 @@
 # The environment of the work place: build/venv, with what constraints.txt pins and the package itself.
 #
-# Sets OPTPLUG_PYTHON, its interpreter, and makes optplug::optplug, the library as pip installed it there.
+# Sets OPTPLUG_PYTHON, its interpreter, and OPTPLUG_SITE, where its packages lie, and makes
+# optplug::optplug, the library as pip installed it there.
 
 find_package(Python 3.10 QUIET COMPONENTS Interpreter)
 if(NOT Python_FOUND)
@@ -28,7 +29,7 @@ if(NOT EXISTS ${venv}/bin/pip)
 endif()
 execute_process(
   COMMAND ${clean} ${OPTPLUG_PYTHON} -c "import sysconfig; print(sysconfig.get_path('platlib'))"
-  OUTPUT_VARIABLE site OUTPUT_STRIP_TRAILING_WHITESPACE RESULT_VARIABLE failed)
+  OUTPUT_VARIABLE OPTPLUG_SITE OUTPUT_STRIP_TRAILING_WHITESPACE RESULT_VARIABLE failed)
 if(failed)
   message(FATAL_ERROR "${OPTPLUG_PYTHON} does not run: delete ${venv} and configure again")
 endif()
@@ -43,7 +44,7 @@ add_custom_command(OUTPUT ${venv}/pinned.stamp
 
 file(GLOB sources CONFIGURE_DEPENDS
   ${PROJECT_SOURCE_DIR}/csrc/* ${PROJECT_SOURCE_DIR}/include/* ${PROJECT_SOURCE_DIR}/python/optplug/*.py)
-set(library ${site}/optplug/lib/${CMAKE_SHARED_LIBRARY_PREFIX}optplug${CMAKE_SHARED_LIBRARY_SUFFIX})
+set(library ${OPTPLUG_SITE}/optplug/lib/${CMAKE_SHARED_LIBRARY_PREFIX}optplug${CMAKE_SHARED_LIBRARY_SUFFIX})
 add_custom_command(OUTPUT ${venv}/package.stamp
   BYPRODUCTS ${library}
   COMMAND ${pip} install --quiet --no-build-isolation --no-deps --force-reinstall
@@ -56,9 +57,9 @@ add_custom_command(OUTPUT ${venv}/package.stamp
   VERBATIM)
 add_custom_target(package DEPENDS ${venv}/package.stamp)
 
-file(MAKE_DIRECTORY ${site}/optplug/include) # CMake wants it there now, before pip has run
+file(MAKE_DIRECTORY ${OPTPLUG_SITE}/optplug/include) # CMake wants it there now, before pip has run
 add_library(optplug::optplug SHARED IMPORTED GLOBAL)
 set_target_properties(optplug::optplug PROPERTIES
   IMPORTED_LOCATION ${library}
-  INTERFACE_INCLUDE_DIRECTORIES ${site}/optplug/include)
+  INTERFACE_INCLUDE_DIRECTORIES ${OPTPLUG_SITE}/optplug/include)
 add_dependencies(optplug::optplug package)

@@ -22,9 +22,13 @@ typedef struct optplug_tensor {
 } optplug_tensor;
 
 /* One operator of torch's, for a step without Python: of lists of tensors, doubles, bools, and two more
- * tensors that are left out.  What it points to is read at once; the memory of the tensors stays. */
+ * tensors that are left out.  Or a kernel, a library made by AOTInductor: of one tensor of each list, for
+ * each of them in turn, and of one double as a tensor.
+ *
+ * What it points to is read at once; the memory of the tensors stays. */
 typedef struct optplug_operator {
-    const char *name;              /* with its namespace */
+    const char *name; /* with its namespace; a kernel's file */
+    int is_kernel;
     int lists, doubles, bools;     /* how many it takes, in this order */
     const int *lengths;            /* of the lists */
     const optplug_tensor *tensors; /* of all lists, one after the other */

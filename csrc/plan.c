@@ -39,7 +39,7 @@ static struct {
 } torch;
 static void *_Atomic torch_library;
 
-enum { MAX_LISTS = 6, MAX_SCALARS = 8 };
+enum { MAX_LISTS = 7, MAX_SCALARS = 8 };
 
 /* An operator's own entry.  The calling conventions of x86-64 and AArch64 put words and doubles in places
  * of their own, each in their order, and let a caller give more of them than are wanted. */
@@ -55,12 +55,28 @@ struct list {
     void **tensors; /* the same, as C++ has them: an at::Tensor is a pointer */
 };
 
+/* What AOTInductor's libraries have in them (torch/csrc/inductor/aoti_runtime/interface.h). */
+#define KERNEL_FUNCTIONS(F)                                                                                  \
+    F(int, AOTInductorModelContainerCreateWithDevice,                                                        \
+      (void **container, size_t models, const char *device, const char *cubin_folder))                       \
+    F(int, AOTInductorModelContainerDelete, (void *container))                                               \
+    F(int, AOTInductorModelContainerRun,                                                                     \
+      (void *container, tensor_handle *inputs, size_t input_count, tensor_handle *outputs,                   \
+       size_t output_count, void *stream, void *proxy_executor))
+
+struct kernel {
+    KERNEL_FUNCTIONS(DECLARE)
+    void *library, *container;
+    tensor_handle rate; /* of the operation's scalar */
+};
+
 struct operation {
     optplug_operator form; /* without its pointers */
-    char name[64];         /* "aten::_fused_adam_" */
+    char name[64];         /* "aten::_fused_adam_"; a kernel has none */
     struct list lists[MAX_LISTS];
     double scalars[MAX_SCALARS];
     entry entry; /* NULL: boxed only */
+    struct kernel kernel;
     boxed words[MAX_WORDS];
 };
 
@@ -147,7 +163,7 @@ static entry find_entry(const struct operation *operation)
     char symbol[256];
     snprintf(symbol, sizeof symbol,
              "_ZN2at3cpu%zu%sEN3c108ArrayRefINS_6TensorEEE%.*s%.*s%.*sRKSt8optionalIS3_ES8_", strlen(name),
-             name, 3 * (form->lists - 1), "S4_S4_S4_S4_S4_", form->doubles, "dddddddd", form->bools,
+             name, 3 * (form->lists - 1), "S4_S4_S4_S4_S4_S4_", form->doubles, "dddddddd", form->bools,
              "bbbbbbbb");
     return (entry)dlsym(torch_library, symbol);
 #else
@@ -173,6 +189,25 @@ static void set_scalars(struct operation *operation, const double *scalars)
     *word++ = (boxed)(uintptr_t)nothing;
 }
 
+/* Load a kernel; 0 if that fails. */
+static int load_kernel(struct operation *operation, const char *file)
+{
+    struct kernel *kernel = &operation->kernel;
+    kernel->library = dlopen(file, RTLD_NOW | RTLD_LOCAL);
+    if (!kernel->library)
+        return 0;
+#define LOOK_UP(result, name, arguments)                                                                     \
+    kernel->name = (result(*) arguments)dlsym(kernel->library, #name);                                       \
+    if (!kernel->name)                                                                                       \
+        return 0;
+    KERNEL_FUNCTIONS(LOOK_UP)
+#undef LOOK_UP
+    return kernel->AOTInductorModelContainerCreateWithDevice(&kernel->container, 1, "cpu", NULL) == 0 &&
+           torch.aoti_torch_create_tensor_from_blob(
+               operation->scalars, 0, NULL, NULL, 0, dtype_number("float64"),
+               torch.aoti_torch_device_type_cpu(), 0, &kernel->rate) == 0;
+}
+
 /* Fill in an operation; 0 if that fails. */
 static int make_operation(struct operation *operation, const optplug_operator *given, int stable)
 {
@@ -180,13 +215,16 @@ static int make_operation(struct operation *operation, const optplug_operator *g
         2 * given->lists + given->bools + 2 > MAX_WORDS)
         return 0;
     operation->form = *given;
-    snprintf(operation->name, sizeof operation->name, "%s", given->name);
+    if (!given->is_kernel)
+        snprintf(operation->name, sizeof operation->name, "%s", given->name);
     const optplug_tensor *tensors = given->tensors;
     for (int i = 0; i < given->lists; tensors += given->lengths[i++])
         if (!make_list(&operation->lists[i], tensors, given->lengths[i]))
             return 0;
-    operation->entry = stable ? NULL : find_entry(operation);
     set_scalars(operation, given->scalars);
+    if (given->is_kernel)
+        return load_kernel(operation, given->name);
+    operation->entry = stable ? NULL : find_entry(operation);
     return 1;
 }
 
@@ -215,6 +253,15 @@ void plan_free(struct plan *plan)
             free(list->handles);
             free(list->tensors);
         }
+    for (int i = 0; plan && i < plan->count; i++) {
+        struct kernel *kernel = &plan->operations[i].kernel;
+        if (kernel->rate)
+            torch.aoti_torch_delete_tensor_object(kernel->rate);
+        if (kernel->container)
+            kernel->AOTInductorModelContainerDelete(kernel->container);
+        if (kernel->library)
+            dlclose(kernel->library);
+    }
     free(plan);
 }
 
@@ -297,6 +344,29 @@ static int run_boxed(const struct operation *operation)
     return torch.torch_call_dispatcher(operation->name, "", stack, torch.aoti_torch_abi_version()) == 0;
 }
 
+static int run_kernel(const struct operation *operation)
+{
+    const optplug_operator *form = &operation->form;
+    const struct kernel *kernel = &operation->kernel;
+    for (int i = 0; i < operation->lists[0].length; i++) {
+        tensor_handle inputs[MAX_LISTS + 1]; /* consumed by the call */
+        for (int j = 0; j < form->lists; j++)
+            torch.aoti_torch_new_tensor_handle(operation->lists[j].handles[i], &inputs[j]);
+        torch.aoti_torch_new_tensor_handle(kernel->rate, &inputs[form->lists]);
+        if (kernel->AOTInductorModelContainerRun(kernel->container, inputs, (size_t)form->lists + 1, NULL, 0,
+                                                 NULL, NULL) != 0)
+            return 0;
+    }
+    return 1;
+}
+
+static int run_operation(const struct plan *plan, const struct operation *operation)
+{
+    if (operation->form.is_kernel)
+        return run_kernel(operation);
+    return plan->proven && operation->entry ? run_entry(operation) : run_boxed(operation);
+}
+
 int plan_run(struct plan *plan)
 {
     if (plan->broken)
@@ -309,13 +379,12 @@ int plan_run(struct plan *plan)
         if (operation->form.alone)
             host_thread_count(1);
         count_step(operation, 1);
-        if (plan->proven && operation->entry ? run_entry(operation) : run_boxed(operation))
+        if (run_operation(plan, operation))
             continue;
         count_step(operation, -1);
         plan->broken = 1;
-        return i == 0
-                   ? 0
-                   : fail(OPT_ERUNTIME, "torch refused %s, which it took the step before", operation->name);
+        return i == 0 ? 0
+                      : fail(OPT_ERUNTIME, "torch refused a part of the step that it took the step before");
     }
     plan->proven = 1;
     return 1;

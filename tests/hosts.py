@@ -45,7 +45,7 @@ def load(loader: type[ctypes.CDLL] = ctypes.CDLL) -> ctypes.CDLL:
         "opt_init": [text],
     }.items():
         getattr(library, name).argtypes = arguments
-    for name in ("opt_error", "opt_traceback", "opt_version", "opt_describe"):
+    for name in ("opt_error", "opt_traceback", "opt_warning", "opt_version", "opt_describe"):
         getattr(library, name).restype = text
     library.opt_describe.argtypes = [integer]
     return library

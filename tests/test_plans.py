@@ -41,6 +41,8 @@ def route(request):
 class Twins:
     """One optimizer by optplug and one by torch, over parameters of these dtypes and sizes, in groups."""
 
+    fused = True  # the reference's
+
     def __init__(self, text, *groups):
         self.generator = torch.Generator().manual_seed(1)
         self.opt = lib.opt_create(text.encode())
@@ -61,7 +63,9 @@ class Twins:
                 assert self.bind(len(self.ours) - 1) == 0, lib.opt_error()
         name, _, arguments = text.partition("(")
         arguments = eval(f"dict({arguments}", {})  # noqa: S307 - this file's own text
-        self.reference = getattr(torch.optim, name)(options, **arguments, fused=True)
+        self.reference = getattr(torch.optim, name)(
+            options, **arguments, **({"fused": True} if self.fused else {})
+        )
 
     def bind(self, i) -> int:
         value, grad = self.ours[i]

@@ -38,7 +38,7 @@ from optplug.optimizer import Optimizer, SparseGrad
 from optplug.plans import Operation, Plan
 
 _optimizers: dict[int, Optimizer] = {}
-_settings = {"third_party": False, "error_if_nonfinite": False, "plans": True}
+_settings = {"third_party": False, "error_if_nonfinite": False, "plans": True, "compile": False}
 _planned: dict[int, tuple[Plan, int]] = {}  # the plans that C has, and which version of each
 _in_call = threading.local()
 _warnings_of_iterations: list[bytes] = []  # made in their threads, for the host's to read
@@ -139,7 +139,10 @@ def _operator(operation: Operation, guarded: bool, alive: list[object]) -> dict[
     tensors = [(ffi.cast("void *", t.data_ptr()), t.numel(), names[t.dtype]) for t in chain(*operation.lists)]
     dtype = operation.lists[operation.gradients][0].dtype
     fields = {
-        "name": ffi.new("char[]", f"aten::{operation.operator}".encode()),
+        "name": ffi.new(
+            "char[]",
+            os.fsencode(operation.operator if operation.is_kernel else f"aten::{operation.operator}"),
+        ),
         "lengths": ffi.new("int[]", [len(tensors) for tensors in operation.lists]),
         "tensors": ffi.new("optplug_tensor[]", tensors),
         "scalars": ffi.new("double[]", operation.scalars),
@@ -149,6 +152,7 @@ def _operator(operation: Operation, guarded: bool, alive: list[object]) -> dict[
         "lists": len(operation.form.lists),
         "doubles": len(operation.form.doubles),
         "bools": len(operation.form.bools),
+        "is_kernel": operation.is_kernel,
         "counters": operation.counters,
         "gradients": operation.gradients,
         "alone": operation.alone,
@@ -243,6 +247,7 @@ def py_create(opt, text):
         third_party=_settings["third_party"],
         error_if_nonfinite=_settings["error_if_nonfinite"],
         may_plan=_can_plan and bool(_settings["plans"]),
+        may_compile=_settings["compile"],
     )
 
 

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import cmath
+import contextlib
 import functools
 import importlib
 import re
+import warnings
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -17,6 +18,7 @@ from torch import Tensor, nn
 from optplug import plans, schedules, spec
 from optplug.averages import Average
 from optplug.buffers import is_dense, same_order
+from optplug.compiled import CompileError
 from optplug.errors import NonFiniteError, StateError
 from optplug.iterate import Iteration
 from optplug.lean import Calls, has_hooks, lean, step_again, step_and_record
@@ -79,13 +81,19 @@ class Optimizer:
         third_party: whether the spec may name a class outside ``torch.optim``, with its module.
         error_if_nonfinite: whether a step is refused where a gradient has an inf or a nan in it.
         may_plan: whether to state steps as plans, which then run elsewhere instead of ``step``.
+        may_compile: whether plans may have kernels in them that torch compiles: see `compiled`.
 
     Raises:
         ValueError: the spec cannot be read, names no optimizer, or PyTorch refuses a hyperparameter.
     """
 
     def __init__(
-        self, text: str, third_party: bool = False, error_if_nonfinite: bool = False, may_plan: bool = False
+        self,
+        text: str,
+        third_party: bool = False,
+        error_if_nonfinite: bool = False,
+        may_plan: bool = False,
+        may_compile: bool = False,
     ) -> None:
         #: The dummy module.  It numbers its parameters, so that their names can be any strings.
         self.module = nn.ParameterList()
@@ -99,6 +107,8 @@ class Optimizer:
         self.error_if_nonfinite = error_if_nonfinite
         #: Whether to make plans.
         self.may_plan = may_plan
+        self._may_compile = may_plan and may_compile
+        self._has_compiled = False
         self._calls: Calls = []  # what the last step came down to, if the next one is to be like it
         self._groups = [_Group()]
         self._first_is_given = False
@@ -228,8 +238,11 @@ class Optimizer:
             self._check_gradients()
             if self._calls and not has_hooks(self.torch):
                 step_again(self._calls)
+            elif self._sparse:  # their gradients are new tensors each time
+                self.torch.step()
             else:
-                self._calls = step_and_record(self.torch) if not self._sparse else self.torch.step() or []
+                self._calls = step_and_record(self.torch)
+                self._compile()
         else:
             with self._ready("opt_step") as optimizer:
                 self._check_gradients()
@@ -363,8 +376,7 @@ class Optimizer:
     def _path(self, optimizer: torch.optim.Optimizer) -> str:
         name = self._class.__name__
         if self.plan:
-            operators = dict.fromkeys(f"aten::{o.operator}" for o in self.plan.operations)
-            return f"{', '.join(operators)} without Python"
+            return f"{', '.join(self.plan.names())} without Python"
         if any(group.get("fused") for group in optimizer.param_groups):
             return f"torch.optim.{name} with fused kernels"
         chosen = [f"{k}={self._arguments[k]}" for k in _IMPLEMENTATIONS if k in self._arguments]
@@ -378,7 +390,7 @@ class Optimizer:
 
     # ---- inside ----
 
-    @contextmanager
+    @contextlib.contextmanager
     def _ready(self, what: str) -> Iterator[torch.optim.Optimizer]:
         """Give the optimizer proper to a block; build it first, for good only if the block succeeds."""
         self._check_idle(what)
@@ -389,6 +401,18 @@ class Optimizer:
         optimizer = self.torch or self._build()
         yield optimizer
         self.torch = optimizer
+
+    def _compile(self) -> None:
+        """Make a plan of kernels for the step that has been recorded, where that is wanted and possible."""
+        if not self._may_compile or self._average is not None:
+            return
+        try:
+            self.plan = plans.make_compiled(self.torch, self._calls, not self._has_compiled)
+        except CompileError as error:
+            self._may_compile = False
+            with contextlib.suppress(UserWarning):  # where warnings are errors: the step is made all the same
+                warnings.warn(f"compile=True: {error}: {self._class.__name__} steps without", stacklevel=2)
+        self._has_compiled = True
 
     def _forget(self) -> None:
         """Let the next step look at everything anew."""
@@ -420,8 +444,10 @@ class Optimizer:
             _can_fuse(p, self._sparse.get(name, p.grad)) for name, p in self.parameters.items()
         ):
             return {"fused": True}
-        if self._class.__name__ not in _FOREACH_IS_EQUAL or any(
-            n in self._arguments for n in _IMPLEMENTATIONS
+        if (
+            self._may_compile
+            or self._class.__name__ not in _FOREACH_IS_EQUAL
+            or any(n in self._arguments for n in _IMPLEMENTATIONS)
         ):
             return {}
         count, size = len(self.parameters), sum(p.numel() for p in self.module)
@@ -553,7 +579,7 @@ class Optimizer:
         self._update_average()
         return float(loss)
 
-    @contextmanager
+    @contextlib.contextmanager
     def _undone_on_error(self, optimizer: torch.optim.Optimizer, closure: bool) -> Iterator[None]:
         """Put parameters and state back as they were if a step fails.
 

@@ -8,6 +8,7 @@ hyperparameters refreshes it, whoever changes more drops it.
 from __future__ import annotations
 
 import functools
+import pathlib
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -15,8 +16,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from optplug.buffers import same_order
-from optplug.lean import has_hooks, lean
+from optplug import compiled
+from optplug.buffers import is_dense, same_order
+from optplug.lean import Calls, has_hooks, lean
 
 Group = dict[str, Any]
 
@@ -74,7 +76,10 @@ def _form(operator: str) -> Form:
 
 @dataclass
 class Operation:
-    """One operator, for parameters of one group, one dtype, and alike in size."""
+    """One operator, for parameters of one group, one dtype, and alike in size.
+
+    Or a kernel (see `compiled`), whose file stands for the operator.
+    """
 
     operator: str
     form: Form
@@ -84,9 +89,15 @@ class Operation:
     alone: bool  # too small to be worth more than one thread
 
     @property
+    def is_kernel(self) -> bool:
+        """Tell whether it is no operator of torch's."""
+        return self.operator.endswith(".so")
+
+    @property
     def counters(self) -> int:
         """Return which list has the step counts in it, which rise by one before; -1 if none has."""
-        return self.form.lists.index("state_steps") if "state_steps" in self.form.lists else -1
+        has_any = "state_steps" in self.form.lists and not self.is_kernel
+        return self.form.lists.index("state_steps") if has_any else -1
 
     @property
     def gradients(self) -> int:
@@ -103,6 +114,13 @@ class Plan:
         self.version = 0
         self._shape = self._current_shape()
 
+    def names(self) -> list[str]:
+        """Return what is called, for people."""
+        names = [
+            pathlib.Path(o.operator).name if o.is_kernel else f"aten::{o.operator}" for o in self.operations
+        ]
+        return list(dict.fromkeys(names))
+
     def refresh(self) -> bool:
         """Take over hyperparameters that have changed; False if the plan does not hold with them."""
         try:
@@ -115,8 +133,14 @@ class Plan:
         return self._current_shape() == self._shape
 
     def _current_shape(self) -> list[object]:
-        options = ("decoupled_weight_decay", *_ONLY_WITH.values())
-        return [bool(o.group.get(name)) for o in self.operations for name in options]
+        """Return what a plan has fixed: all hyperparameters of a kernel but lr, of an operator only some."""
+        fixed = ("decoupled_weight_decay", *_ONLY_WITH.values())
+        return [
+            {k: v for k, v in o.group.items() if k not in ("params", "lr")}
+            if o.is_kernel
+            else [bool(o.group.get(name)) for name in fixed]
+            for o in self.operations
+        ]
 
 
 def make(optimizer: torch.optim.Optimizer) -> Plan | None:
@@ -180,3 +204,52 @@ def _check(name: str, p: Tensor, tensor: Tensor) -> None:
         )
     if not fits:
         raise ValueError(name)
+
+
+def make_compiled(optimizer: torch.optim.Optimizer, calls: Calls, may_compile: bool) -> Plan | None:
+    """State the next step of an optimizer with kernels; None if it has none, or is not laid out for them.
+
+    Args:
+        calls: its last step, as `lean.step_and_record` returns it.
+        may_compile: whether kernels that are not there yet are to be made, which takes half a minute each.
+
+    Raises:
+        CompileError: a kernel cannot be made.
+    """
+    name = type(optimizer).__name__
+    if name not in compiled.OPTIMIZERS or type(optimizer) is not lean(getattr(torch.optim, name)):
+        return None
+    if has_hooks(optimizer) or len(calls) != len(optimizer.param_groups):
+        return None
+    if not all(type(group["lr"]) in (int, float) for group in optimizer.param_groups):
+        return None
+    operations = []
+    for i, group in enumerate(optimizer.param_groups):
+        alike: dict[tuple[torch.dtype, bool], list[list[Tensor]]] = {}
+        for j, p in enumerate(group["params"]):
+            tensors = compiled.inputs(calls, i, j)
+            if not _fit(p, tensors) or group["foreach"] or group["differentiable"] or group["capturable"]:
+                return None
+            alike.setdefault((p.dtype, p.numel() < _WORTH_THREADS), []).append(tensors)
+        for (dtype, small), rows in alike.items():
+            file = compiled.kernel(name, group, dtype, may_compile)
+            if file is None:
+                return None
+            lists = [list(tensors) for tensors in zip(*rows, strict=True)]
+            form = Form(("self", "grads", *map(str, range(2, len(lists)))), ("lr",), ())
+            operations.append(Operation(str(file), form, group, lists, _scalars(form, group), small))
+    return Plan(sorted(operations, key=lambda operation: operation.alone))
+
+
+def _fit(p: Tensor, tensors: list[Tensor]) -> bool:
+    """Tell whether a flat pass over these is one over a parameter, its gradient and its state."""
+    return (
+        p.dtype in compiled.TOLERANCE
+        and p.numel() > 0
+        and is_dense(p.shape, p.stride())
+        and all(
+            (t.numel() == 1 and t.dim() == 0 and t.dtype == torch.float32)
+            or (t.dtype == p.dtype and t.shape == p.shape and same_order(p.shape, p.stride(), t.stride()))
+            for t in tensors
+        )
+    )

@@ -1,0 +1,57 @@
+"""Plain PyTorch, with the implementation that the command line names: default, foreach or fused.
+
+It speaks what ``server.h`` says.
+"""
+
+import inspect
+import sys
+import time
+
+import torch
+
+
+def setup(implementation: str, name: str, count: int, size: int):
+    """Return a function that makes a step, or None if there is no such optimizer."""
+    cls = getattr(torch.optim, name)
+    if implementation != "default" and implementation not in inspect.signature(cls).parameters:
+        return None
+    options = {} if implementation == "default" else {implementation: True}
+    parameters = []
+    for _ in range(count):
+        value = 0.1 + 0.001 * (torch.arange(size) % 97)
+        p = torch.nn.Parameter(value.reshape(-1, 10) if name in ("Muon", "SparseAdam") else value)
+        p.grad = p.detach().clone()
+        if name == "SparseAdam":
+            p.grad = torch.sparse_coo_tensor(torch.tensor([[0]]), p.grad[:1], p.shape, check_invariants=True)
+        parameters.append(p)
+    try:
+        optimizer = cls(parameters, lr=1e-3, **options)
+        step = (lambda: optimizer.step(lambda: 1.0)) if name == "LBFGS" else optimizer.step
+        for _ in range(3):
+            step()
+    except (RuntimeError, TypeError):
+        return None
+    return step
+
+
+def main() -> None:
+    """Answer commands."""
+    step = None
+    for line in sys.stdin:
+        match line.rstrip("\n").split("\t"):
+            case ["new", name, count, size]:
+                step = setup(sys.argv[1], name, int(count), int(size))
+                print(int(step is not None), flush=True)
+            case ["time", seconds]:
+                done, batch, start, spent = 0, 1, time.perf_counter(), 0.0
+                while spent < float(seconds):
+                    for _ in range(batch):
+                        step()
+                    done, batch, spent = done + batch, 2 * batch, time.perf_counter() - start
+                print(spent / done, flush=True)
+            case ["end"]:
+                step = None
+                print(0, flush=True)
+
+
+main()

@@ -1,0 +1,218 @@
+"""One pass over memory for optimizers that have no fused kernel: their step, compiled by AOTInductor.
+
+A kernel is the step of one parameter of any size, for one dtype and one set of hyperparameters but lr.  It
+is made of torch's own function for that step, by another process, since torch's compiler imports much,
+starts processes of its own and prints; then it is checked against torch, and kept as a file for later runs.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import inspect
+import json
+import os
+import pathlib
+import shutil
+import subprocess
+import sys
+import tempfile
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.overrides import TorchFunctionMode
+
+from optplug.lean import Calls, lean, step_and_record
+
+OPTIMIZERS = ("ASGD", "Adadelta", "Adamax", "NAdam", "RAdam", "RMSprop", "Rprop")
+#: How far a kernel's parameters and state may be from torch's after _STEPS steps, relative to 1 or more.
+TOLERANCE = {torch.float32: 1e-5, torch.float64: 1e-12}
+_CHECKED, _STEPS = 1000, 12  # values
+
+
+class CompileError(RuntimeError):
+    """A kernel that could not be made, or was not right."""
+
+
+def folder() -> pathlib.Path:
+    """Return where kernels are kept: ``optplug`` in the user's folder for caches."""
+    cache = os.environ.get("XDG_CACHE_HOME") or pathlib.Path.home() / ".cache"
+    return pathlib.Path(cache) / "optplug"
+
+
+def kernel(name: str, options: dict[str, Any], dtype: torch.dtype, make: bool) -> pathlib.Path | None:
+    """Return the file of a kernel, made and checked if it is not there; None if it is not to be made.
+
+    Args:
+        name: the optimizer's class.
+        options: its hyperparameters; lr, which a kernel takes as an argument, is of no importance.
+        make: whether to make it, in half a minute, if it is not there.
+
+    Raises:
+        CompileError: there is no C++ compiler, or the kernel's numbers are not torch's.
+    """
+    request = json.dumps([name, _constants(name, options), str(dtype).removeprefix("torch.")], sort_keys=True)
+    key = hashlib.sha256(f"{torch.__version__} {_processor()} {request}".encode()).hexdigest()[:16]
+    path = folder() / f"{name}-{key}.so"
+    if path.exists():
+        return path
+    if not make:
+        return None
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+        with tempfile.TemporaryDirectory(dir=path.parent) as scratch:
+            made = pathlib.Path(scratch) / "kernel.so"
+            _make(request, made)
+            _check(request, made)
+            made.replace(path)
+    except OSError as error:
+        raise CompileError(f"{error}: XDG_CACHE_HOME names the folder for what is made") from error
+    except CompileError:
+        raise
+    except Exception as error:
+        raise CompileError(f"{type(error).__name__}: {error}") from error
+    return path
+
+
+def inputs(calls: Calls, group: int, index: int) -> list[Tensor]:
+    """Return what a kernel steps, from a recorded step: all tensors of one parameter of one group."""
+    _, args, kwargs = calls[group]
+    lists = [a for a in (*args, *kwargs.values()) if isinstance(a, list) and a]
+    return [a[index] for a in lists]
+
+
+def _constants(name: str, options: dict[str, Any]) -> dict[str, Any]:
+    known = inspect.signature(getattr(torch.optim, name)).parameters.keys()
+    chosen = ("lr", "foreach", "capturable", "differentiable", "params")
+    return {
+        key: float(value) if type(value) is int else value
+        for key, value in options.items()
+        if key in known and key not in chosen
+    }
+
+
+def _processor() -> str:
+    """Return what kernels are compiled for: lesser machines, which may share the folder, cannot run them."""
+    return f"{os.uname().machine} {torch.backends.cpu.get_cpu_capability()}"
+
+
+def _make(request: str, output: pathlib.Path) -> None:
+    code = f"import sys; sys.path[:] = {sys.path!r}; from optplug import compiled; compiled.main()"
+    changed = {"TORCHINDUCTOR_CACHE_DIR": str(output.parent / "cache"), "TORCHINDUCTOR_COMPILE_THREADS": "1"}
+    run = [sys.executable, "-I", "-c", code, request, str(output)]
+    done = subprocess.run(
+        run,
+        env={**os.environ, **changed},
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    if not output.exists():
+        if not any(shutil.which(c) for c in (os.environ.get("CXX", "g++"), "g++", "clang++", "c++")):
+            raise CompileError("there is no C++ compiler (Debian, Ubuntu: apt-get install g++)")
+        raise CompileError(f"torch could not compile it: {(done.stderr.strip().splitlines() or ['?'])[-1]}")
+
+
+def main() -> None:
+    """Compile a kernel: what the other process does.  The arguments are the request and the file to make."""
+    request, output = sys.argv[1:]
+    values, lr, step = _example(request)
+    size = torch.export.Dim("n", min=2)
+    shapes = [{0: size} if value.dim() else {} for value in values]
+    exported = torch.export.export(step, (values, lr), dynamic_shapes=(shapes, None))
+    from torch import _inductor
+
+    options = {
+        "aot_inductor.output_path": output,
+        "aot_inductor.package": False,
+        "cpp.dynamic_threads": True,  # as many as the host has when it steps
+        "cpp_cache_precompile_headers": False,  # worth it for many kernels only
+    }
+    _inductor.aot_compile(exported.module(), (values, lr), options=options)
+
+
+class _RatesStayTensors(TorchFunctionMode):
+    """Compute as torch's loop does, which has counts and rates as Python's floats.
+
+    A rate stays a tensor where torch would read it out: its compiler takes what is read out as float32.
+    """
+
+    def __torch_function__(
+        self, func: Callable[..., Any], types: object, args: tuple = (), kwargs: dict[str, Any] | None = None
+    ) -> object:
+        rates = [value for value in (kwargs or {}).values() if isinstance(value, Tensor)]
+        name = getattr(func, "__name__", "")
+        if rates and name == "addcdiv_":
+            return args[0].add_(args[1] / args[2] * rates[0])
+        if rates and name == "addcmul_":
+            return args[0].add_(args[1] * args[2] * rates[0])
+        if rates and name == "add_":
+            return args[0].add_(args[1] * rates[0])
+        if name in ("mul_", "__imul__") and args[0].dim() == 0:  # NAdam's product, a float32 for the loop too
+            return args[0].copy_(args[0].float() * args[1].float())
+        return func(*args, **(kwargs or {}))
+
+
+class _Step(torch.nn.Module):
+    """A recorded call of torch's, with other tensors in the place of its own."""
+
+    def __init__(self, function: Any, args: tuple, kwargs: dict[str, Any]) -> None:
+        super().__init__()
+        self._function = inspect.unwrap(function)
+        self._lengths = [len(a) for a in args]
+        self._lists = {name: len(value) for name, value in kwargs.items() if isinstance(value, list)}
+        self._options = {name: value for name, value in kwargs.items() if name not in self._lists}
+
+    def plain(self, values: list[Tensor], lr: float | Tensor, **more: bool) -> None:
+        """Make the step as torch's loop does."""
+        left = iter(values)
+        args = [[next(left) for _ in range(n)] for n in self._lengths]
+        lists = {name: [next(left) for _ in range(n)] for name, n in self._lists.items()}
+        rate = {"lr": lr} if "lr" in self._options else {}
+        with torch.no_grad():
+            self._function(*args, **lists, **{**self._options, **rate, "foreach": False, **more})
+
+    def forward(self, values: list[Tensor], lr: Tensor) -> tuple:
+        """Make it so that it can be exported: with counts and rates as tensors ("capturable").
+
+        They are the 0-dimensional ones, and in float64, as the loop has them as Python's floats.
+        """
+        work = [value if value.dim() else value.double() for value in values]
+        with _RatesStayTensors():
+            self.plain(work, lr, capturable=True)
+        with torch.no_grad():
+            for value, new in zip(values, work, strict=True):
+                if not value.dim():
+                    value.copy_(new)
+        return ()
+
+
+def _example(request: str) -> tuple[list[Tensor], Tensor, _Step]:
+    """Return a request's kernel as a module, with tensors to call it with."""
+    name, options, dtype = json.loads(request)
+    options = {key: tuple(v) if isinstance(v, list) else v for key, v in options.items()}
+    generator = torch.Generator().manual_seed(0)
+    data, grad = (torch.randn(_CHECKED, generator=generator, dtype=getattr(torch, dtype)) for _ in range(2))
+    parameter = torch.nn.Parameter(data)
+    parameter.grad = grad
+    optimizer = lean(getattr(torch.optim, name))([parameter], **options)
+    optimizer.step()
+    calls = step_and_record(optimizer)
+    values = [value.detach().clone() for value in inputs(calls, 0, 0)]
+    return values, torch.tensor(0.01, dtype=torch.float64), _Step(*calls[0])
+
+
+def _check(request: str, made: pathlib.Path) -> None:
+    """Raise CompileError if a kernel's steps are not torch's."""
+    ours, lr, step = _example(request)
+    theirs = [value.clone() for value in ours]
+    runner = torch._C._aoti.AOTIModelContainerRunnerCpu(str(made), 1)
+    for _ in range(_STEPS):
+        runner.run([*ours, lr])
+        step.plain(theirs, float(lr))
+    for mine, value in zip(ours, theirs, strict=True):
+        worst = float(((mine - value).abs() / value.abs().clamp(min=1)).max())
+        if not worst <= TOLERANCE[ours[0].dtype]:
+            raise CompileError(f"after {_STEPS} steps it was {worst:.1e} from torch")
