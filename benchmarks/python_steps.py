@@ -3,6 +3,7 @@
 It speaks what ``server.h`` says.
 """
 
+import functools
 import inspect
 import sys
 import time
@@ -21,12 +22,20 @@ def setup(implementation: str, name: str, count: int, size: int):
         value = 0.1 + 0.001 * (torch.arange(size) % 97)
         p = torch.nn.Parameter(value.reshape(-1, 10) if name in ("Muon", "SparseAdam") else value)
         p.grad = p.detach().clone()
-        if name == "SparseAdam":
-            p.grad = torch.sparse_coo_tensor(torch.tensor([[0]]), p.grad[:1], p.shape, check_invariants=True)
         parameters.append(p)
+    row, values = torch.tensor([[0]]), [p.grad[:1] for p in parameters]
     try:
         optimizer = cls(parameters, lr=1e-3, **options)
-        step = (lambda: optimizer.step(lambda: 1.0)) if name == "LBFGS" else optimizer.step
+        step = optimizer.step
+        if name == "LBFGS":
+            step = functools.partial(optimizer.step, lambda: 1.0)
+        elif name == "SparseAdam":
+
+            def step() -> None:
+                for p, value in zip(parameters, values, strict=True):
+                    p.grad = torch.sparse_coo_tensor(row, value, p.shape, check_invariants=True)
+                optimizer.step()
+
         for _ in range(3):
             step()
     except (RuntimeError, TypeError):

@@ -498,6 +498,8 @@ def build_and_step(name, arguments) -> None:
     """Find out whether torch takes these arguments: some are looked at in a step only."""
     parameter = torch.nn.Parameter(torch.zeros(2, 2))
     parameter.grad = torch.ones(2, 2)
+    if name in FUSED and not {"fused", "foreach", "capturable", "differentiable"} & arguments.keys():
+        arguments = {"fused": True, **arguments}
     optimizer = getattr(torch.optim, name)([parameter], **arguments)
     if name != "SparseAdam":
         optimizer.step(*[lambda: 0.0] * (name == "LBFGS"))
@@ -557,6 +559,7 @@ def table() -> str:
             "SparseAdam": "`opt_step`, after `opt_bind_sparse`",
         }.get(name, "`opt_step`")
         kernels = "fused where the arrays allow it" if name in FUSED else "torch's own choice"
+        kernels += ", foreach for many parameters" * (name in FOREACH)
         dtypes = ", ".join(dtype for dtype in DTYPES if seen[name][dtype])
         counts = f"{seen[name]['compared']} | 0 | {seen[name]['refused']}"
         lines.append(f"| {name} | {step} | {kernels} | {dtypes} | {counts} |")

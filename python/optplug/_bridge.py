@@ -184,8 +184,7 @@ def _warm_up() -> None:
     They make objects of torch's that end with the process: those must be there before liboptplug's own
     end, which is to come before theirs.
     """
-    for text in ("Adam(foreach=False)", "Adam(foreach=True)", "Adam(fused=True)"):
-        Optimizer(text)
+    Optimizer("Adam()")
 
 
 def _text(name: str, value: object) -> str:

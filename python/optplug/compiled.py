@@ -23,6 +23,7 @@ import torch
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
+import optplug
 from optplug.lean import Calls, lean, step_and_record
 
 OPTIMIZERS = ("ASGD", "Adadelta", "Adamax", "NAdam", "RAdam", "RMSprop", "Rprop")
@@ -50,28 +51,34 @@ def kernel(name: str, options: dict[str, Any], dtype: torch.dtype, make: bool) -
         make: whether to make it, in half a minute, if it is not there.
 
     Raises:
-        CompileError: there is no C++ compiler, or the kernel's numbers are not torch's.
+        CompileError: there is no C++ compiler, or the kernel's numbers are not torch's, or others can write
+            to the folder.
     """
-    request = json.dumps([name, _constants(name, options), str(dtype).removeprefix("torch.")], sort_keys=True)
-    key = hashlib.sha256(f"{torch.__version__} {_processor()} {request}".encode()).hexdigest()[:16]
-    path = folder() / f"{name}-{key}.so"
-    if path.exists():
-        return path
-    if not make:
-        return None
     try:
-        path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+        return _kernel(name, options, dtype, make)
+    except OSError as error:
+        raise CompileError(f"{error}: XDG_CACHE_HOME names the folder for what is made") from error
+    except CompileError:
+        raise
+    except Exception as error:  # torch's, for one
+        raise CompileError(f"{type(error).__name__}: {error}") from error
+
+
+def _kernel(name: str, options: dict[str, Any], dtype: torch.dtype, make: bool) -> pathlib.Path | None:
+    request = json.dumps([name, _constants(name, options), str(dtype).removeprefix("torch.")], sort_keys=True)
+    made_by = f"{optplug.__version__} {torch.__version__} {_processor()}"
+    key = hashlib.sha256(f"{made_by} {request}".encode()).hexdigest()[:16]
+    path = folder() / f"{name}-{key}.so"
+    if not path.exists() and not make:
+        return None
+    path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+    _check_owner(path.parent)
+    if not path.exists():
         with tempfile.TemporaryDirectory(dir=path.parent) as scratch:
             made = pathlib.Path(scratch) / "kernel.so"
             _make(request, made)
             _check(request, made)
             made.replace(path)
-    except OSError as error:
-        raise CompileError(f"{error}: XDG_CACHE_HOME names the folder for what is made") from error
-    except CompileError:
-        raise
-    except Exception as error:
-        raise CompileError(f"{type(error).__name__}: {error}") from error
     return path
 
 
@@ -80,6 +87,13 @@ def inputs(calls: Calls, group: int, index: int) -> list[Tensor]:
     _, args, kwargs = calls[group]
     lists = [a for a in (*args, *kwargs.values()) if isinstance(a, list) and a]
     return [a[index] for a in lists]
+
+
+def _check_owner(path: pathlib.Path) -> None:
+    """Raise CompileError if others can put files there: a kernel is code."""
+    found = path.stat()
+    if found.st_uid != os.getuid() or found.st_mode & 0o022:
+        raise CompileError(f"{path} can be written to by others: chown it, and chmod go-w")
 
 
 def _constants(name: str, options: dict[str, Any]) -> dict[str, Any]:
@@ -129,6 +143,7 @@ def main() -> None:
         "aot_inductor.package": False,
         "cpp.dynamic_threads": True,  # as many as the host has when it steps
         "cpp_cache_precompile_headers": False,  # worth it for many kernels only
+        "realize_opcount_threshold": 0,  # computes counts and rates once, rather than for each value
     }
     _inductor.aot_compile(exported.module(), (values, lr), options=options)
 

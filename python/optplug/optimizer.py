@@ -476,6 +476,8 @@ class Optimizer:
         Returns:
             The class's default options.
         """
+        if self._may_fuse and not sparse and (like is None or like.is_floating_point()):
+            arguments = {"fused": True, **arguments}
         what = (arguments, None if like is None else (like.dtype, like.dim()), sparse, options, change)
         key = (self._class, repr(what))
         if key in _went_well:
@@ -562,8 +564,7 @@ class Optimizer:
             if options.keys() == {"lr"}:
                 return options
             # Two steps show whether the state of the steps before goes with them.
-            fuse = {"fused": True} if self._may_fuse and "fused" not in in_force else {}
-            self._try({**self._arguments, **fuse}, options=in_force, change=options)
+            self._try(self._arguments, options=in_force, change=options)
         except Exception as error:
             raise ValueError(f"options {shown(text)}: {error}") from error
         return options
@@ -591,7 +592,9 @@ class Optimizer:
         moved = first and len(self._groups) > 1
         if closure:
             moved |= issubclass(self._class, torch.optim.LBFGS) or self._class not in classes().values()
-        values = [p.detach().clone() for p in self.module] if moved else []
+        parameters = list(self.parameters.values())
+        with torch.no_grad():
+            values = [p.clone() for p in parameters] if moved else []
         state = {}
         if moved and not first:
             state = {p: {k: _copy(v) for k, v in s.items()} for p, s in optimizer.state.items()}
@@ -600,7 +603,7 @@ class Optimizer:
             self._stepped = True
         except BaseException:
             with torch.no_grad():
-                for p, value in zip(self.module, values, strict=False):
+                for p, value in zip(parameters, values, strict=False):
                     p.copy_(value)
             if moved or first:
                 optimizer.state.clear()
