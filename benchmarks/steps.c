@@ -40,6 +40,8 @@ static int setup(const char *name, int count, long size)
         check(opt_init(getenv("BENCHMARK_OPTIONS")));
     opt = create(name);
     is_closure = strcmp(name, "LBFGS") == 0;
+    if (count > MOST)
+        return 0;
     used = count;
     for (int i = 0; i < count; i++) {
         char parameter[16];
@@ -92,7 +94,7 @@ static double extra(const char *command, long argument)
     static float w[50], dw[50];
     if (strcmp(command, "live") == 0)
         return time_of(live, 0.2);
-    handle_count = (int)argument;
+    handle_count = argument < MOST ? (int)argument : MOST;
     for (int i = 0; i < handle_count; i++) {
         handles[i] = create("Adam");
         check(opt_bind(handles[i], "w", "float32", 50, w, dw));

@@ -45,6 +45,17 @@ static int begin_call(struct call *call, int opt, int anywhere)
 }
 
 static int begin(struct call *call, int opt) { return begin_call(call, opt, 0); }
+
+/* Begin a call that may change what a plan has fixed: Python gives the plan back if it still holds.  That
+ * it goes first, and here, keeps an interrupt in Python from leaving one that steps arrays of before. */
+static int begin_change(struct call *call, int opt)
+{
+    int status = begin(call, opt);
+    if (status == OPT_OK)
+        handle_set_plan(call->slot, NULL);
+    return status;
+}
+
 static int begin_anywhere(struct call *call, int opt) { return begin_call(call, opt, 1); }
 
 static int end(struct call *call, int result)
@@ -95,6 +106,8 @@ API int opt_step(int opt)
         return status;
     struct plan *plan = handle_plan(call.slot);
     int result = plan ? plan_run(plan) : 0;
+    if (result <= 0)
+        handle_set_plan(call.slot, NULL);
     return end(&call, result ? result : host_python()->step(opt));
 }
 
@@ -158,7 +171,7 @@ API int opt_set(int opt, int group, const char *options)
     if (!options)
         return fail(OPT_EINVAL, "options must not be NULL");
     struct call call;
-    int status = begin(&call, opt);
+    int status = begin_change(&call, opt);
     return status < 0 ? status : end(&call, host_python()->set(opt, group, options));
 }
 
@@ -167,7 +180,7 @@ static int schedule(int opt, const char *spec, opt_callback function, void *user
     if (!spec)
         return fail(OPT_EINVAL, "spec must not be NULL");
     struct call call;
-    int status = begin(&call, opt);
+    int status = begin_change(&call, opt);
     return status < 0 ? status : end(&call, host_python()->schedule(opt, spec, function, user));
 }
 
@@ -177,7 +190,12 @@ static int schedule_step(int opt, const double *metric)
 {
     struct call call;
     int status = begin(&call, opt);
-    return status < 0 ? status : end(&call, host_python()->schedule_step(opt, metric));
+    if (status < 0)
+        return status;
+    int result = host_python()->schedule_step(opt, metric); /* which may refresh the plan */
+    if (result <= 0)
+        handle_set_plan(call.slot, NULL);
+    return end(&call, result);
 }
 
 API int opt_schedule_step(int opt) { return schedule_step(opt, NULL); }
@@ -223,7 +241,7 @@ API int opt_bind_nd(int opt, const char *name, const char *dtype, const char *de
         return fail(OPT_EINVAL, "grad must not be NULL");
 
     struct call call;
-    int status = begin(&call, opt);
+    int status = begin_change(&call, opt);
     return status < 0 ? status
                       : end(&call, host_python()->bind(opt, name, dtype, device, ndim, shape, data, strides,
                                                        grad, grad_strides));
@@ -252,7 +270,7 @@ API int opt_bind_sparse(int opt, const char *name, const char *dtype, int64_t ro
     if (!grad_rows)
         return fail(OPT_EINVAL, "grad_rows must not be NULL");
     struct call call;
-    int status = begin(&call, opt);
+    int status = begin_change(&call, opt);
     return status < 0 ? status
                       : end(&call, host_python()->bind_sparse(opt, name, dtype, rows, columns, data, capacity,
                                                               count, indices, grad_rows));
@@ -263,7 +281,7 @@ API int opt_group(int opt, const char *options)
     if (!options)
         return fail(OPT_EINVAL, "options must not be NULL");
     struct call call;
-    int status = begin(&call, opt);
+    int status = begin_change(&call, opt);
     return status < 0 ? status : end(&call, host_python()->group(opt, options));
 }
 
@@ -274,7 +292,7 @@ API int opt_step_closure(int opt, opt_callback closure, void *user, double *loss
     if (!closure)
         return fail(OPT_EINVAL, "closure must not be NULL");
     struct call call;
-    int status = begin(&call, opt);
+    int status = begin_change(&call, opt);
     double first;
     if (status == OPT_OK)
         status = end(&call, host_python()->step_closure(opt, closure, user, &first));
@@ -286,7 +304,7 @@ API int opt_step_closure(int opt, opt_callback closure, void *user, double *loss
 API int opt_iterate(int opt, double loss)
 {
     struct call call;
-    int status = begin(&call, opt);
+    int status = begin_change(&call, opt);
     int wanted = 0;
     if (status == OPT_OK)
         status = end(&call, host_python()->iterate(opt, loss, &wanted));
@@ -307,7 +325,7 @@ API int opt_average(int opt, const char *spec)
     if (!spec)
         return fail(OPT_EINVAL, "spec must not be NULL");
     struct call call;
-    int status = begin(&call, opt);
+    int status = begin_change(&call, opt);
     return status < 0 ? status : end(&call, host_python()->average(opt, spec));
 }
 
@@ -325,7 +343,7 @@ API int opt_average_get(int opt, const char *name, void *data)
 API int opt_average_swap(int opt)
 {
     struct call call;
-    int status = begin(&call, opt);
+    int status = begin_change(&call, opt);
     return status < 0 ? status : end(&call, host_python()->average_swap(opt));
 }
 

@@ -34,8 +34,8 @@ typedef struct optplug_operator {
     const optplug_tensor *tensors; /* of all lists, one after the other */
     const double *scalars;         /* the doubles and then the bools */
     int counters;                  /* the list of step counts, which rise by one before; -1: none */
-    int gradients;                 /* the list that is to be finite, ... */
     int alone;                     /* whether to keep to the caller's thread */
+    int gradients;                 /* the list that is to be finite, ... */
     int bytes;                     /* ... the bytes of a value in it, 0 if it need not be finite, ... */
     uint64_t infinity;             /* ... and the bits of an infinity */
 } optplug_operator;
@@ -76,8 +76,10 @@ typedef struct optplug_python {
  * if Python were not there; set the number of threads for all; note that Python ends.
  *
  * open_torch finds torch's C functions in its library, and returns whether there can be plans.  plan lets
- * opt_step run operators instead of Python, or Python again if there are none, all through torch's stable
- * ABI if `stable`, and returns whether it does; plan_scalars gives an operator's doubles and bools anew. */
+ * opt_step run operators instead of Python, or Python again if there are none, and returns whether it does;
+ * through torch's stable ABI alone if `stable` is 1, and if it is -1 where the host is a Python.
+ * plan_scalars gives an operator's doubles and bools anew.  A call that may change what a plan has fixed
+ * comes to Python without one. */
 typedef struct optplug_host {
     void (*record)(const char *message, const char *traceback);
     void (*warn)(const char *line);

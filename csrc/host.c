@@ -99,28 +99,39 @@ static void enter_openmp(int alone, int hosts_threads)
 }
 
 #if defined __x86_64__ && defined __GLIBC__
-/* The C library's functions take a quarter of a microsecond, which is more than a small step. */
-static int save_usual_arithmetic(struct host_state *saved)
+static unsigned short x87_control(void)
 {
-    unsigned short control, status;
+    unsigned short control;
     __asm__ volatile("fnstcw %0" : "=m"(control));
-    __asm__ volatile("fnstsw %0" : "=m"(status));
-    saved->flags = __builtin_ia32_stmxcsr();
-    saved->x87_flags = status & 0x3F;
-    return (saved->flags & 0xFFC0) == 0x1F80 && (control & 0xF3F) == 0x33F;
+    return control;
 }
 
-static void restore_flags(const struct host_state *saved)
+static unsigned short x87_status(void)
 {
     unsigned short status;
     __asm__ volatile("fnstsw %0" : "=m"(status));
-    if ((status & 0x3F) != saved->x87_flags) {
+    return status & 0x3F;
+}
+
+/* The C library's functions take a quarter of a microsecond, which is more than a small step. */
+static int save_usual_arithmetic(struct host_state *saved)
+{
+    saved->x87_control = x87_control();
+    saved->x87_status = x87_status();
+    saved->mxcsr = __builtin_ia32_stmxcsr();
+    return (saved->mxcsr & 0xFFC0) == 0x1F80 && (saved->x87_control & 0xF3F) == 0x33F;
+}
+
+static void restore_usual_arithmetic(const struct host_state *saved)
+{
+    if (x87_control() != saved->x87_control || x87_status() != saved->x87_status) {
         fenv_t now;
         fegetenv(&now);
-        now.__status_word = (unsigned short)((now.__status_word & ~0x3F) | saved->x87_flags);
+        now.__control_word = saved->x87_control;
+        now.__status_word = (unsigned short)((now.__status_word & ~0x3F) | saved->x87_status);
         fesetenv(&now);
     }
-    __builtin_ia32_ldmxcsr(saved->flags);
+    __builtin_ia32_ldmxcsr(saved->mxcsr);
 }
 #else
 static int save_usual_arithmetic(struct host_state *saved)
@@ -129,7 +140,7 @@ static int save_usual_arithmetic(struct host_state *saved)
     return 0;
 }
 
-static void restore_flags(const struct host_state *saved) { (void)saved; }
+static void restore_usual_arithmetic(const struct host_state *saved) { (void)saved; }
 #endif
 
 /* Save the host's floating-point environment, set C's own, and tell whether the host's differs in more
@@ -159,7 +170,7 @@ static int enter_arithmetic(struct host_state *saved)
 static void leave_arithmetic(const struct host_state *saved)
 {
     if (saved->usual_arithmetic)
-        restore_flags(saved);
+        restore_usual_arithmetic(saved);
     else
         fesetenv(&saved->floating_point);
 }
@@ -412,7 +423,8 @@ static void end_all(void)
     handle_wait_for_all(2);
 }
 
-static void end_python(void) { ended = 1; }
+/* Python takes the optimizers' state along, which no step without Python must meet either. */
+static void end_python(void) { end_all(); }
 
 /* Call with start_lock held and the GIL not. */
 static int start_python(void)
@@ -486,6 +498,13 @@ int host_running(void)
 
 const optplug_python *host_python(void) { return bridge; }
 
+void host_clear_exception(void)
+{
+    PyGILState_STATE state = py.PyGILState_Ensure_();
+    py.PyErr_Clear_();
+    py.PyGILState_Release_(state);
+}
+
 int host_describe(char *text, size_t size)
 {
     char libpython[PATH_MAX] = "not loaded yet";
@@ -512,7 +531,8 @@ static int set_plan(int opt, const optplug_operator *operators, int count, int s
     struct slot *slot;
     if (handle_lock(opt, 1, &slot) < 0)
         return 0;
-    handle_set_plan(slot, count > 0 ? plan_new(operators, count, stable) : NULL);
+    handle_set_plan(slot,
+                    count > 0 ? plan_new(operators, count, stable == 1 || (stable < 0 && !ours)) : NULL);
     int planned = handle_plan(slot) != NULL;
     handle_unlock(slot);
     return planned;
@@ -523,7 +543,8 @@ static void set_plan_scalars(int opt, int which, const double *scalars)
     struct slot *slot;
     if (handle_lock(opt, 1, &slot) < 0)
         return;
-    plan_set_scalars(handle_plan(slot), which, scalars);
+    if (handle_plan(slot))
+        plan_set_scalars(handle_plan(slot), which, scalars);
     handle_unlock(slot);
 }
 

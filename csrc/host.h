@@ -10,8 +10,9 @@
 /* What a call must put back. */
 struct host_state {
     int error_number;
-    int usual_arithmetic; /* only the flags need to be put back */
-    unsigned flags, x87_flags;
+    int usual_arithmetic; /* what is in the next three lines is enough */
+    unsigned mxcsr;
+    unsigned short x87_control, x87_status;
     fenv_t floating_point;
     int openmp_threads;
     void *interpreter_lock;
@@ -33,6 +34,9 @@ int host_running(void);
 /* Return this thread's OpenMP count, having set it if `count` is positive; 0 where there is no OpenMP.
  * host_leave puts the host's back. */
 int host_thread_count(int count);
+
+/* Clear an exception of Python's that torch's C functions have left in this thread. */
+void host_clear_exception(void);
 
 /* Return the bridge's functions.  Only after host_running() or host_start() said OPT_OK. */
 const optplug_python *host_python(void);

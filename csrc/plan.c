@@ -42,7 +42,12 @@ static void *_Atomic torch_library;
 enum { MAX_LISTS = 7, MAX_SCALARS = 8 };
 
 /* An operator's own entry.  The calling conventions of x86-64 and AArch64 put words and doubles in places
- * of their own, each in their order, and let a caller give more of them than are wanted. */
+ * of their own, each in their order, and let a caller give more of them than are wanted.  A list is two
+ * words, and since lists come first and the registers are 6 or 8, none is split.  A bool on the stack is a
+ * word as well, but on AArch64 under Linux only.
+ *
+ * An exception would pass through us and end the host.  There is none where the same call has gone well
+ * before, unless this thread is under a mode of torch's that only a Python sets. */
 enum { MAX_WORDS = 16 };
 typedef void (*entry)(boxed, boxed, boxed, boxed, boxed, boxed, boxed, boxed, boxed, boxed, boxed, boxed,
                       boxed, boxed, boxed, boxed, double, double, double, double, double, double, double,
@@ -82,7 +87,6 @@ struct operation {
 
 struct plan {
     int proven; /* has run boxed, which turns torch's exceptions into errors */
-    int broken; /* torch refuses what it has done for Python, which therefore goes on */
     int count;
     struct operation operations[];
 };
@@ -215,6 +219,10 @@ static int make_operation(struct operation *operation, const optplug_operator *g
         2 * given->lists + given->bools + 2 > MAX_WORDS)
         return 0;
     operation->form = *given;
+    operation->form.name = NULL;
+    operation->form.lengths = NULL;
+    operation->form.tensors = NULL;
+    operation->form.scalars = NULL;
     if (!given->is_kernel)
         snprintf(operation->name, sizeof operation->name, "%s", given->name);
     const optplug_tensor *tensors = given->tensors;
@@ -267,7 +275,8 @@ void plan_free(struct plan *plan)
 
 void plan_set_scalars(struct plan *plan, int index, const double *scalars)
 {
-    set_scalars(&plan->operations[index], scalars);
+    if (index < plan->count)
+        set_scalars(&plan->operations[index], scalars);
 }
 
 /* ---- running it ---- */
@@ -317,17 +326,17 @@ static int run_entry(const struct operation *operation)
     return 1;
 }
 
-/* Make a list that the call will consume. */
-static boxed box_list(const struct list *list)
+/* Make a list that the call will consume; NULL if memory runs out. */
+static void *box_list(const struct list *list)
 {
     void *box = NULL;
-    torch.torch_new_list_reserve_size((size_t)list->length, &box);
-    for (int i = 0; i < list->length; i++) {
-        tensor_handle copy;
-        torch.aoti_torch_new_tensor_handle(list->handles[i], &copy);
-        torch.torch_list_push_back(box, (boxed)(uintptr_t)copy);
+    int failed = torch.torch_new_list_reserve_size((size_t)list->length, &box) != 0;
+    for (int i = 0; !failed && i < list->length; i++) {
+        tensor_handle copy = NULL;
+        failed = torch.aoti_torch_new_tensor_handle(list->handles[i], &copy) != 0 ||
+                 torch.torch_list_push_back(box, (boxed)(uintptr_t)copy) != 0;
     }
-    return (boxed)(uintptr_t)box;
+    return failed ? NULL : box;
 }
 
 static int run_boxed(const struct operation *operation)
@@ -335,8 +344,12 @@ static int run_boxed(const struct operation *operation)
     const optplug_operator *form = &operation->form;
     boxed stack[MAX_LISTS + MAX_SCALARS + 2] = {0}; /* the last two: no tensor */
     boxed *next = stack;
-    for (int i = 0; i < form->lists; i++)
-        *next++ = box_list(&operation->lists[i]);
+    for (int i = 0; i < form->lists; i++) {
+        void *box = box_list(&operation->lists[i]);
+        if (!box)
+            return 0;
+        *next++ = (boxed)(uintptr_t)box;
+    }
     memcpy(next, operation->scalars, (size_t)form->doubles * sizeof *next);
     next += form->doubles;
     for (int i = 0; i < form->bools; i++)
@@ -350,11 +363,11 @@ static int run_kernel(const struct operation *operation)
     const struct kernel *kernel = &operation->kernel;
     for (int i = 0; i < operation->lists[0].length; i++) {
         tensor_handle inputs[MAX_LISTS + 1]; /* consumed by the call */
-        for (int j = 0; j < form->lists; j++)
-            torch.aoti_torch_new_tensor_handle(operation->lists[j].handles[i], &inputs[j]);
-        torch.aoti_torch_new_tensor_handle(kernel->rate, &inputs[form->lists]);
-        if (kernel->AOTInductorModelContainerRun(kernel->container, inputs, (size_t)form->lists + 1, NULL, 0,
-                                                 NULL, NULL) != 0)
+        int failed = torch.aoti_torch_new_tensor_handle(kernel->rate, &inputs[form->lists]) != 0;
+        for (int j = 0; !failed && j < form->lists; j++)
+            failed = torch.aoti_torch_new_tensor_handle(operation->lists[j].handles[i], &inputs[j]) != 0;
+        if (failed || kernel->AOTInductorModelContainerRun(kernel->container, inputs, (size_t)form->lists + 1,
+                                                           NULL, 0, NULL, NULL) != 0)
             return 0;
     }
     return 1;
@@ -369,22 +382,20 @@ static int run_operation(const struct plan *plan, const struct operation *operat
 
 int plan_run(struct plan *plan)
 {
-    if (plan->broken)
-        return 0;
     for (int i = 0; i < plan->count; i++)
         if (is_guarded_and_bad(&plan->operations[i]))
             return 0; /* Python says whose gradient it is */
+    int threads = host_thread_count(0);
     for (int i = 0; i < plan->count; i++) {
         const struct operation *operation = &plan->operations[i];
-        if (operation->form.alone)
-            host_thread_count(1);
+        host_thread_count(operation->form.alone ? 1 : threads);
         count_step(operation, 1);
         if (run_operation(plan, operation))
             continue;
         count_step(operation, -1);
-        plan->broken = 1;
-        return i == 0 ? 0
-                      : fail(OPT_ERUNTIME, "torch refused a part of the step that it took the step before");
+        host_clear_exception();
+        return fail(OPT_ERUNTIME, "torch did not run %s, though it did the step before",
+                    operation->form.is_kernel ? "a compiled kernel" : operation->name);
     }
     plan->proven = 1;
     return 1;

@@ -20,7 +20,7 @@ struct plan *plan_new(const optplug_operator *operators, int count, int stable);
 /* Give the operator of an index its doubles and bools anew. */
 void plan_set_scalars(struct plan *plan, int index, const double *scalars);
 
-/* Make the step: 1 for success, 0 if Python is to make it, or a status. */
+/* Make the step: 1 for success, or a status; 0 if Python is to make it, since a gradient is not finite. */
 int plan_run(struct plan *plan);
 
 /* Free a plan; NULL is fine. */

@@ -225,8 +225,9 @@ int opt_average_swap(int opt);
  *                                   since what is made is kept in ~/.cache/optplug.  Numbers are PyTorch's
  *                                   to 1e-5 (float32) and 1e-12 (float64) of their size, or of 1, in 12
  *                                   steps, which is checked.  Where it cannot be done opt_warning says why
- *   plans=False                     let every step go through Python; plans='stable': step without Python
- *                                   through PyTorch's stable C ABI alone, not its kernels' own entries
+ *   plans=False                     let every step go through Python; or 'stable', or 'direct': step without
+ *                                   it through PyTorch's stable C ABI, or, a microsecond faster, by its
+ *                                   kernels' own entries, which is the default where the host is no Python
  * The last four hold for the optimizers that are created after that, and False undoes them.
  * Without python=, the environment is the one that the environment variable OPTPLUG_PYTHON names, or
  * else the one in which liboptplug lies.  OPTPLUG_LIBPYTHON names a libpython to load. */

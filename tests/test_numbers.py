@@ -21,6 +21,7 @@ from torch.optim import lr_scheduler
 import hosts
 
 lib = hosts.load()
+assert lib.opt_init(b"plans='direct'") == 0  # as in hosts that are no Python
 
 # What torch says the first time that any of its optimizers makes a sparse tensor of another.
 pytestmark = pytest.mark.filterwarnings("ignore:Sparse invariant checks are implicitly disabled")

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import ctypes
 import itertools
+import subprocess
+import sys
 
 import pytest
 import torch
@@ -15,7 +17,7 @@ from optplug.lean import lean
 
 lib = hosts.load()
 
-ROUTES = ["plans=True", "plans='stable'"]
+ROUTES = ["plans='direct'", "plans='stable'"]
 OPTIMIZERS = [
     "Adam(lr=0.1)",
     "Adam(lr=0.1, betas=(0.8, 0.99), eps=1e-6, weight_decay=0.01, amsgrad=True, maximize=True)",
@@ -293,6 +295,82 @@ def test_a_plan_counts_as_far_as_torch_does():
     twins.end()
 
 
+MODES = """
+import ctypes, optplug, torch
+from torch.utils._python_dispatch import TorchDispatchMode
+lib = ctypes.CDLL(optplug.library())
+lib.opt_bind.argtypes = [ctypes.c_int, *[ctypes.c_char_p] * 2, ctypes.c_int64, *[ctypes.c_void_p] * 2]
+lib.opt_error.restype = ctypes.c_char_p
+w, g = (ctypes.c_double * 3)(), (ctypes.c_double * 3)(1, 2, 4)
+
+class Broken(TorchDispatchMode):
+    def __torch_dispatch__(self, *_):
+        raise ValueError("by the mode")
+
+opt = lib.opt_create(b"Adam(lr=0.5)")
+lib.opt_bind(opt, b"w", b"float64", 3, w, g)
+for _ in range(3):
+    assert lib.opt_step(opt) == 0
+before = list(w)
+with Broken():
+    assert lib.opt_step(opt) < 0
+    assert lib.opt_error()
+assert list(w) == before
+for _ in range(3):
+    assert lib.opt_step(opt) == 0
+assert abs(w[0] + 6 * 0.5) < 1e-6
+"""
+
+AT_EXIT = """
+import ctypes, optplug, threading, time, torch
+lib = ctypes.CDLL(optplug.library())
+lib.opt_bind.argtypes = [ctypes.c_int, *[ctypes.c_char_p] * 2, ctypes.c_int64, *[ctypes.c_void_p] * 2]
+n = 1_000_000
+w, g = (ctypes.c_float * n)(), (ctypes.c_float * n)()
+opt = lib.opt_create(b"Adam()")
+assert lib.opt_bind(opt, b"w", b"float32", n, w, g) == 0
+
+def go():
+    while lib.opt_step(opt) == 0:
+        pass
+
+threading.Thread(target=go, daemon=True).start()
+time.sleep(0.3)
+"""
+
+
+@pytest.mark.parametrize("program", [MODES, AT_EXIT])
+def test_what_a_python_host_does_meanwhile_ends_no_process(program):
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stderr) == (0, "")
+
+
+def test_a_number_too_large_for_a_double_is_refused_and_changes_nothing():
+    twins = Twins("Adam(lr=0.1)", [("float32", 5)])
+    for _ in range(3):
+        twins.step()
+    assert lib.opt_set(twins.opt, -1, b"lr=1" + b"0" * 400) == -1
+    value = ctypes.c_double()
+    assert lib.opt_get(twins.opt, 0, b"lr", value) == 0
+    assert value.value == 0.1
+    for _ in range(3):
+        twins.step()
+    assert twins.is_planned()
+    twins.end()
+
+
+def test_a_rebind_that_fails_leaves_the_plan_as_it_was():
+    twins = Twins("Adam(lr=0.1)", [("float32", 5), ("float32", 6)])
+    for _ in range(3):
+        twins.step()
+    value, grad = twins.ours[0]
+    assert lib.opt_bind(twins.opt, b"p0", b"float32", 4, value.data_ptr(), grad.data_ptr()) == -1
+    assert twins.is_planned()
+    for _ in range(3):
+        twins.step()
+    twins.end()
+
+
 def test_plans_can_be_turned_off():
     assert lib.opt_init(b"plans=False") == 0
     twins = Twins("Adam(lr=0.1)", [("float32", 5)])
@@ -301,7 +379,7 @@ def test_plans_can_be_turned_off():
     assert not twins.is_planned()
     twins.end()
     assert lib.opt_init(b"plans='always'") < 0
-    assert lib.opt_error() == b"plans must be True or False or 'stable', got 'always'"
+    assert lib.opt_error() == b"plans must be True or False or 'stable' or 'direct', got 'always'"
     assert lib.opt_init(b"plans=True") == 0
 
 

@@ -102,10 +102,11 @@ def _callback(function: Callable[..., None]) -> Callable[..., None]:
 
 
 def _plans(function: Callable[..., None]) -> Callable[..., None]:
-    """Let C have the optimizer's plan as it is after a function, which may make, change or drop it."""
+    """Let C have the optimizer's plan as it is after a function, which came without one."""
 
     @functools.wraps(function)
     def call(opt: int, *args: object) -> None:
+        _planned.pop(opt, None)
         try:
             function(opt, *args)
         finally:
@@ -116,21 +117,28 @@ def _plans(function: Callable[..., None]) -> Callable[..., None]:
 
 def _hand_over(opt: int) -> None:
     optimizer = _optimizers[opt]
-    plan, (theirs, version) = optimizer.plan, _planned.get(opt, (None, 0))
-    if plan is theirs:
-        if plan and plan.version != version:
-            for i, operation in enumerate(plan.operations):
-                _host.plan_scalars(opt, i, operation.scalars)
-            _planned[opt] = plan, plan.version
+    plan = optimizer.plan
+    if plan is None:
         return
-    _planned.pop(opt, None)
     alive: list[object] = []  # what the operators point to
-    operators = [_operator(o, optimizer.error_if_nonfinite, alive) for o in (plan.operations if plan else ())]
-    stable = _settings["plans"] == "stable"
+    operators = [_operator(o, optimizer.error_if_nonfinite, alive) for o in plan.operations]
+    stable = {"stable": 1, "direct": 0}.get(optimizer.plans, -1)
     if _host.plan(opt, ffi.new("optplug_operator[]", operators), len(operators), stable):
         _planned[opt] = plan, plan.version
-    elif plan:
-        optimizer.plan, optimizer.may_plan = None, False
+    else:
+        optimizer.plan, optimizer.plans = None, False
+
+
+def _refresh(opt: int) -> None:
+    """Let C have the numbers of the plan that it has, as they are now."""
+    plan = _optimizers[opt].plan
+    theirs, version = _planned.get(opt, (None, 0))
+    if plan is not theirs:
+        _host.plan(opt, ffi.NULL, 0, 0)
+    elif plan and plan.version != version:
+        for i, operation in enumerate(plan.operations):
+            _host.plan_scalars(opt, i, operation.scalars)
+        _planned[opt] = plan, plan.version
 
 
 def _operator(operation: Operation, guarded: bool, alive: list[object]) -> dict[str, object]:
@@ -225,9 +233,10 @@ def py_configure(options):
         raise ValueError(f"num_threads must be a whole number from 1 to {most}, got {spec.shown(threads)}")
     settings = {name: given.get(name, value) for name, value in _settings.items()}
     for name, value in settings.items():
-        if type(value) is not bool and (name, value) != ("plans", "stable"):
-            stable = " or 'stable'" * (name == "plans")
-            raise ValueError(f"{name} must be True or False{stable}, got {spec.shown(value)}")
+        ways = ("stable", "direct") if name == "plans" else ()
+        if type(value) is not bool and value not in ways:
+            more = "".join(f" or {way!r}" for way in ways)
+            raise ValueError(f"{name} must be True or False{more}, got {spec.shown(value)}")
     if "num_threads" in given:
         torch.set_num_threads(threads)
         _host.threads(threads)
@@ -245,7 +254,7 @@ def py_create(opt, text):
         _text("spec", text),
         third_party=_settings["third_party"],
         error_if_nonfinite=_settings["error_if_nonfinite"],
-        may_plan=_can_plan and bool(_settings["plans"]),
+        plans=_can_plan and _settings["plans"],
         may_compile=_settings["compile"],
     )
 
@@ -349,9 +358,9 @@ def py_schedule(opt, text, function, user):
 
 
 @_callback
-@_plans
 def py_schedule_step(opt, metric):
     _optimizers[opt].schedule_step(None if metric == ffi.NULL else metric[0])
+    _refresh(opt)
 
 
 @_callback

@@ -15,7 +15,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from optplug import plans, schedules, spec
+from optplug import plans as planning
+from optplug import schedules, spec
 from optplug.averages import Average
 from optplug.buffers import is_dense, same_order
 from optplug.compiled import CompileError
@@ -80,7 +81,7 @@ class Optimizer:
         text: the spec, ``"Adam(lr=1e-3)"``: see `optplug.spec`.
         third_party: whether the spec may name a class outside ``torch.optim``, with its module.
         error_if_nonfinite: whether a step is refused where a gradient has an inf or a nan in it.
-        may_plan: whether to state steps as plans, which then run elsewhere instead of ``step``.
+        plans: whether to state steps as plans, which then run elsewhere instead of ``step``; or how they do.
         may_compile: whether plans may have kernels in them that torch compiles: see `compiled`.
 
     Raises:
@@ -92,7 +93,7 @@ class Optimizer:
         text: str,
         third_party: bool = False,
         error_if_nonfinite: bool = False,
-        may_plan: bool = False,
+        plans: bool | str = False,
         may_compile: bool = False,
     ) -> None:
         #: The dummy module.  It numbers its parameters, so that their names can be any strings.
@@ -102,12 +103,12 @@ class Optimizer:
         #: The optimizer proper, built when all its parameters are there.
         self.torch: torch.optim.Optimizer | None = None
         #: The next step without Python, where it can be made so.
-        self.plan: plans.Plan | None = None
+        self.plan: planning.Plan | None = None
         #: Whether a gradient with an inf or a nan in it is an error.
         self.error_if_nonfinite = error_if_nonfinite
-        #: Whether to make plans.
-        self.may_plan = may_plan
-        self._may_compile = may_plan and may_compile
+        #: Whether to make plans, or how they are to run.
+        self.plans = plans
+        self._may_compile = bool(plans) and may_compile
         self._has_compiled = False
         self._calls: Calls = []  # what the last step came down to, if the next one is to be like it
         self._groups = [_Group()]
@@ -249,8 +250,8 @@ class Optimizer:
                 with self._undone_on_error(optimizer, closure=False):
                     optimizer.step()
         self._update_average()
-        if self.may_plan and self.plan is None and self._average is None:
-            self.plan = plans.make(self.torch)
+        if self.plans and self.plan is None and self._average is None:
+            self.plan = planning.make(self.torch)
 
     def step_closure(self, closure: Callable[[], float]) -> float:
         """Make one step with a function that computes loss and gradients, and return its first loss.
@@ -407,7 +408,7 @@ class Optimizer:
         if not self._may_compile or self._average is not None:
             return
         try:
-            self.plan = plans.make_compiled(self.torch, self._calls, not self._has_compiled)
+            self.plan = planning.make_compiled(self.torch, self._calls, not self._has_compiled)
         except CompileError as error:
             self._may_compile = False
             with contextlib.suppress(UserWarning):  # where warnings are errors: the step is made all the same
@@ -514,7 +515,9 @@ class Optimizer:
         if isinstance(grad, Tensor):
             parameter.grad = grad
         try:
-            self._try(self._arguments, data, isinstance(grad, SparseGrad), self._groups[-1].options)
+            options = self._groups[-1].options
+            self._class([{"params": [(name, parameter)], **options}], **self._arguments)
+            self._try(self._arguments, data, isinstance(grad, SparseGrad), options)
         except Exception as error:
             raise ValueError(f"parameter {shown(name)}: {error}") from error
         self.parameters[name] = parameter
@@ -562,6 +565,7 @@ class Optimizer:
             others = {name: value for name, value in in_force.items() if name in accepted - {"lr"}}
             self._class(_nothing_yet(), **{**self._arguments, **others, **options})
             if options.keys() == {"lr"}:
+                float(options["lr"])
                 return options
             # Two steps show whether the state of the steps before goes with them.
             self._try(self._arguments, options=in_force, change=options)

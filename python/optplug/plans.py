@@ -125,7 +125,7 @@ class Plan:
         """Take over hyperparameters that have changed; False if the plan does not hold with them."""
         try:
             scalars = [_scalars(o.form, o.group) for o in self.operations]
-        except TypeError:
+        except (OverflowError, TypeError):
             return False
         for operation, values in zip(self.operations, scalars, strict=True):
             operation.scalars = values
@@ -160,9 +160,9 @@ def make(optimizer: torch.optim.Optimizer) -> Plan | None:
             for (_, small), parameters in alike.items():
                 lists = [_list(name, parameters, optimizer, group) for name in form.lists]
                 operations.append(Operation(operator, form, group, lists, _scalars(form, group), small))
-    except (AttributeError, KeyError, TypeError, ValueError):
+    except (AttributeError, KeyError, OverflowError, TypeError, ValueError):
         return None  # a state that is still to be made, or a torch that is not known here
-    return Plan(sorted(operations, key=lambda operation: operation.alone))
+    return Plan(operations)
 
 
 def _operator(optimizer: torch.optim.Optimizer, group: Group) -> str:
@@ -238,7 +238,7 @@ def make_compiled(optimizer: torch.optim.Optimizer, calls: Calls, may_compile: b
             lists = [list(tensors) for tensors in zip(*rows, strict=True)]
             form = Form(("self", "grads", *map(str, range(2, len(lists)))), ("lr",), ())
             operations.append(Operation(str(file), form, group, lists, _scalars(form, group), small))
-    return Plan(sorted(operations, key=lambda operation: operation.alone))
+    return Plan(operations)
 
 
 def _fit(p: Tensor, tensors: list[Tensor]) -> bool:
