@@ -220,11 +220,12 @@ int opt_average_swap(int opt);
  *                                   "pytorch_optimizer:Lion(lr=1e-4)"; the module is imported
  *   compile=True                    compile the steps of ASGD, Adadelta, Adamax, NAdam, RAdam, RMSprop and
  *                                   Rprop, on dense float32 and float64 arrays, into one pass over memory,
- *                                   with PyTorch's compiler and a C++ compiler: the second step takes half
- *                                   a minute then, once for each dtype and set of hyperparameters but lr,
- *                                   since what is made is kept in ~/.cache/optplug.  Numbers are PyTorch's
- *                                   to 1e-5 (float32) and 1e-12 (float64) of their size, or of 1, in 12
- *                                   steps, which is checked.  Where it cannot be done opt_warning says why
+ *                                   with PyTorch's compiler and a C++ compiler: the second opt_step takes
+ *                                   half a minute then, for each dtype and set of hyperparameters but lr,
+ *                                   and no longer the next time: ~/.cache/optplug keeps what is made.
+ *                                   Numbers are PyTorch's to 1e-5 (float32) and 1e-12 (float64) of their
+ *                                   size, or of 1, in 12 steps, which is checked.  opt_describe says what
+ *                                   steps are made of, and opt_warning why the compiler has failed
  *   plans=False                     let every step go through Python; or 'stable', or 'direct': step without
  *                                   it through PyTorch's stable C ABI, or, a microsecond faster, by its
  *                                   kernels' own entries, which is the default where the host is no Python

@@ -9,7 +9,6 @@ import sys
 
 import pytest
 import torch
-from torch.optim.optimizer import register_optimizer_step_pre_hook
 
 import hosts
 from optplug import _bridge, plans
@@ -321,6 +320,22 @@ for _ in range(3):
 assert abs(w[0] + 6 * 0.5) < 1e-6
 """
 
+HOOKS = """
+import ctypes, optplug, torch
+from torch.optim.optimizer import register_optimizer_step_pre_hook
+lib = ctypes.CDLL(optplug.library())
+lib.opt_bind.argtypes = [ctypes.c_int, *[ctypes.c_char_p] * 2, ctypes.c_int64, *[ctypes.c_void_p] * 2]
+w, g = (ctypes.c_double * 3)(), (ctypes.c_double * 3)(1, 2, 4)
+opt = lib.opt_create(b"SGD(lr=0.5)")
+assert lib.opt_bind(opt, b"w", b"float64", 3, w, g) == 0
+calls = []
+register_optimizer_step_pre_hook(lambda *_: calls.append("pre"))
+for _ in range(3):
+    assert lib.opt_step(opt) == 0
+assert calls == ["pre"] * 3, calls
+assert list(w) == [-1.5, -3, -6]
+"""
+
 AT_EXIT = """
 import ctypes, optplug, threading, time, torch
 lib = ctypes.CDLL(optplug.library())
@@ -339,8 +354,8 @@ time.sleep(0.3)
 """
 
 
-@pytest.mark.parametrize("program", [MODES, AT_EXIT])
-def test_what_a_python_host_does_meanwhile_ends_no_process(program):
+@pytest.mark.parametrize("program", [MODES, AT_EXIT, HOOKS])
+def test_a_python_host_may_have_modes_hooks_and_an_end_of_its_own(program):
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=False)
     assert (done.returncode, done.stderr) == (0, "")
 
@@ -386,23 +401,11 @@ def test_plans_can_be_turned_off():
 @pytest.mark.parametrize("text", ["Adam(fused=False)", "Adam(foreach=True)", "RMSprop()", "LBFGS()"])
 def test_what_is_not_fused_has_no_plan(text):
     optimizer = lean(getattr(torch.optim, text.partition("(")[0]))
-    instance = optimizer([torch.nn.Parameter(torch.zeros(3))], **eval(f"dict({text.partition('(')[2]}"))  # noqa: S307
+    parameter = torch.nn.Parameter(torch.zeros(3))
+    parameter.grad = torch.ones(3)
+    instance = optimizer([parameter], **eval(f"dict({text.partition('(')[2]}"))  # noqa: S307
+    instance.step(*[lambda: 0.0] * text.startswith("LBFGS"))
     assert plans.make(instance) is None
-
-
-def test_the_users_of_torchs_hooks_get_their_calls():
-    calls = []
-    handle = register_optimizer_step_pre_hook(lambda *_: calls.append("pre"))
-    try:
-        twins = Twins("Adam(lr=0.1)", [("float32", 5)])
-        del calls[:]
-        for _ in range(3):
-            assert lib.opt_step(twins.opt) == 0
-        assert calls == ["pre"] * 3
-        assert not twins.is_planned()
-        assert lib.opt_free(twins.opt) == 0
-    finally:
-        handle.remove()
 
 
 @pytest.mark.parametrize("operator", ["_fused_adam_", "_fused_adamw_", "_fused_sgd_", "_fused_adagrad_"])

@@ -24,6 +24,9 @@ class Sign(torch.optim.Optimizer):
         if closure is not None:
             return closure()
 
+class RMSprop(Sign):
+    pass
+
 no_optimizer = dict
 """
 
@@ -43,6 +46,17 @@ def bound(values: torch.Tensor, grads: torch.Tensor) -> int:
     assert opt > 0, lib.opt_error()
     assert lib.opt_bind(opt, b"w", b"float32", len(values), values.data_ptr(), grads.data_ptr()) == 0
     return opt
+
+
+@pytest.mark.usefixtures("allowed")
+def test_a_name_like_one_of_torchs_makes_no_class_torchs():
+    values, grads = torch.zeros(12, 3), torch.ones(12, 3)
+    opt = lib.opt_create(b"somebodys_optimizers:RMSprop()")
+    for i, (value, grad) in enumerate(zip(values, grads, strict=True)):
+        assert lib.opt_bind(opt, str(i).encode(), b"float32", 3, value.data_ptr(), grad.data_ptr()) == 0
+    assert lib.opt_step(opt) == 0, lib.opt_error()
+    assert values.unique().tolist() == [-0.5]
+    assert lib.opt_free(opt) == 0
 
 
 @pytest.mark.usefixtures("allowed")

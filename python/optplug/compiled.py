@@ -7,6 +7,7 @@ starts processes of its own and prints; then it is checked against torch, and ke
 
 from __future__ import annotations
 
+import fcntl
 import hashlib
 import inspect
 import json
@@ -30,6 +31,7 @@ OPTIMIZERS = ("ASGD", "Adadelta", "Adamax", "NAdam", "RAdam", "RMSprop", "Rprop"
 #: How far a kernel's parameters and state may be from torch's after _STEPS steps, relative to 1 or more.
 TOLERANCE = {torch.float32: 1e-5, torch.float64: 1e-12}
 _CHECKED, _STEPS = 1000, 12  # values
+_PATIENCE = 600  # seconds
 
 
 class CompileError(RuntimeError):
@@ -73,12 +75,14 @@ def _kernel(name: str, options: dict[str, Any], dtype: torch.dtype, make: bool) 
         return None
     path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
     _check_owner(path.parent)
-    if not path.exists():
-        with tempfile.TemporaryDirectory(dir=path.parent) as scratch:
-            made = pathlib.Path(scratch) / "kernel.so"
-            _make(request, made)
-            _check(request, made)
-            made.replace(path)
+    with (path.parent / "lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)  # the ranks of an MPI program come all at once
+        if not path.exists():
+            with tempfile.TemporaryDirectory(dir=path.parent) as scratch:
+                made = pathlib.Path(scratch) / "kernel.so"
+                _make(request, made)
+                _check(request, made)
+                made.replace(path)
     return path
 
 
@@ -108,24 +112,42 @@ def _constants(name: str, options: dict[str, Any]) -> dict[str, Any]:
 
 def _processor() -> str:
     """Return what kernels are compiled for: lesser machines, which may share the folder, cannot run them."""
-    return f"{os.uname().machine} {torch.backends.cpu.get_cpu_capability()}"
+    information = pathlib.Path("/proc/cpuinfo")
+    lines = information.read_text().splitlines() if information.exists() else []
+    features = [line for line in lines if line.startswith(("flags", "Features"))][:1]
+    return f"{os.uname().machine} {torch.backends.cpu.get_cpu_capability()} {features}"
+
+
+def _python() -> str:
+    """Return this environment's interpreter: in a host that embeds Python sys.executable may be the host."""
+    version = f"python{sys.version_info.major}.{sys.version_info.minor}"
+    candidates = [sys.executable or "", *(f"{sys.prefix}/bin/{name}" for name in (version, "python3"))]
+    for path in candidates:
+        if pathlib.Path(path).name.startswith("python") and os.access(path, os.X_OK):
+            return path
+    raise CompileError(f"no interpreter is found in {sys.prefix}/bin")
 
 
 def _make(request: str, output: pathlib.Path) -> None:
     code = f"import sys; sys.path[:] = {sys.path!r}; from optplug import compiled; compiled.main()"
-    changed = {"TORCHINDUCTOR_CACHE_DIR": str(output.parent / "cache"), "TORCHINDUCTOR_COMPILE_THREADS": "1"}
-    run = [sys.executable, "-I", "-c", code, request, str(output)]
+    environment = {k: v for k, v in os.environ.items() if k != "LD_PRELOAD" and not k.startswith("TORCH")}
+    environment["TORCHINDUCTOR_CACHE_DIR"] = str(output.parent / "cache")
+    environment["TORCHINDUCTOR_COMPILE_THREADS"] = "1"
     done = subprocess.run(
-        run,
-        env={**os.environ, **changed},
+        [_python(), "-I", "-c", code, request, str(output)],
+        env=environment,
         stdin=subprocess.DEVNULL,
         capture_output=True,
         text=True,
         check=False,
+        timeout=_PATIENCE,
     )
     if not output.exists():
-        if not any(shutil.which(c) for c in (os.environ.get("CXX", "g++"), "g++", "clang++", "c++")):
-            raise CompileError("there is no C++ compiler (Debian, Ubuntu: apt-get install g++)")
+        compiler = os.environ.get("CXX", "g++")
+        if not shutil.which(compiler):
+            raise CompileError(
+                f"there is no C++ compiler {compiler!r}: name one in CXX (Debian: apt-get install g++)"
+            )
         raise CompileError(f"torch could not compile it: {(done.stderr.strip().splitlines() or ['?'])[-1]}")
 
 

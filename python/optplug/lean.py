@@ -30,7 +30,8 @@ def lean(full: type[torch.optim.Optimizer]) -> type[torch.optim.Optimizer]:
     @functools.wraps(bare)
     def step(self: torch.optim.Optimizer, closure: Callable[[], float] | None = None) -> float | None:
         if has_hooks(self):
-            return full.step(self, closure)
+            hooked = full.step if hasattr(full.step, "hooked") else self.profile_hook_step(full.step)
+            return hooked(self, closure)
         with torch.set_grad_enabled(self.defaults.get("differentiable", False)):
             return bare(self, closure)
 

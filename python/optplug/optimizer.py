@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import cmath
 import contextlib
+import copy
 import functools
 import importlib
 import re
@@ -15,8 +16,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from optplug import compiled, schedules, spec
 from optplug import plans as planning
-from optplug import schedules, spec
 from optplug.averages import Average
 from optplug.buffers import is_dense, same_order
 from optplug.compiled import CompileError
@@ -31,7 +32,10 @@ _IMPLEMENTATIONS = ("fused", "foreach", "capturable", "differentiable")
 
 # Where torch's foreach implementation gives the very bits of its loop over parameters, which is its default
 # on the CPU, in float32 and float64; and for how many parameters, of how many values, it is faster.
-_FOREACH_IS_EQUAL = ("Adadelta", "Adagrad", "Adam", "AdamW", "Adamax", "RMSprop", "Rprop", "SGD")
+_FOREACH_IS_EQUAL = {
+    lean(getattr(torch.optim, name))
+    for name in ("Adadelta", "Adagrad", "Adam", "AdamW", "Adamax", "RMSprop", "Rprop", "SGD")
+}
 _WORTH_FOREACH, _MOST_FOR_FOREACH = 8, 10_000
 # The trials that have gone well, and the class's defaults: see Optimizer._try.
 _went_well: dict[tuple[type, str], dict[str, Any]] = {}
@@ -110,6 +114,7 @@ class Optimizer:
         self.plans = plans
         self._may_compile = bool(plans) and may_compile
         self._has_compiled = False
+        self._fixed: list[dict[str, Any]] = []  # hyperparameters at the last recorded step
         self._calls: Calls = []  # what the last step came down to, if the next one is to be like it
         self._groups = [_Group()]
         self._first_is_given = False
@@ -120,7 +125,8 @@ class Optimizer:
         self._average: Average | None = None
         self._iteration: Iteration | None = None
         try:
-            self._class, self._arguments = _read(text, third_party)
+            self._class, arguments = _read(text, third_party)
+            self._arguments = copy.deepcopy(arguments)
             closure = spec.signature_of(self._class.step).parameters.get("closure")
             self._needs_closure = closure is not None and closure.default is closure.empty
             self._must_fuse = bool(self._arguments.get("fused"))
@@ -238,7 +244,9 @@ class Optimizer:
         if self._stepped:
             self._check_gradients()
             if self._calls and not has_hooks(self.torch):
-                step_again(self._calls)
+                calls, self._calls = self._calls, []  # torch may leave a list of them changed if it fails
+                step_again(calls)
+                self._calls = calls
             elif self._sparse:  # their gradients are new tensors each time
                 self.torch.step()
             else:
@@ -407,13 +415,19 @@ class Optimizer:
         """Make a plan of kernels for the step that has been recorded, where that is wanted and possible."""
         if not self._may_compile or self._average is not None:
             return
+        # A schedule may move what a kernel has fixed, such as betas: wait until it has let that alone.
+        fixed = [{k: v for k, v in g.items() if k not in ("params", "lr")} for g in self.torch.param_groups]
+        settled, self._fixed = not self._schedulers or fixed == self._fixed, fixed
+        if not settled:
+            return
+        may_make, self._has_compiled = not self._has_compiled, True
         try:
-            self.plan = planning.make_compiled(self.torch, self._calls, not self._has_compiled)
-        except CompileError as error:
+            self.plan = planning.make_compiled(self.torch, self._calls, may_make)
+        except (CompileError, KeyboardInterrupt) as error:  # the step is made all the same
             self._may_compile = False
-            with contextlib.suppress(UserWarning):  # where warnings are errors: the step is made all the same
-                warnings.warn(f"compile=True: {error}: {self._class.__name__} steps without", stacklevel=2)
-        self._has_compiled = True
+            reason = str(error) or "interrupted"
+            with contextlib.suppress(UserWarning):  # where warnings are errors
+                warnings.warn(f"compile=True: {reason}: {self._class.__name__} steps without", stacklevel=2)
 
     def _forget(self) -> None:
         """Let the next step look at everything anew."""
@@ -445,11 +459,9 @@ class Optimizer:
             _can_fuse(p, self._sparse.get(name, p.grad)) for name, p in self.parameters.items()
         ):
             return {"fused": True}
-        if (
-            self._may_compile
-            or self._class.__name__ not in _FOREACH_IS_EQUAL
-            or any(n in self._arguments for n in _IMPLEMENTATIONS)
-        ):
+        if self._class not in _FOREACH_IS_EQUAL or any(n in self._arguments for n in _IMPLEMENTATIONS):
+            return {}
+        if self._may_compile and self._class.__name__ in compiled.OPTIMIZERS:
             return {}
         count, size = len(self.parameters), sum(p.numel() for p in self.module)
         small = count >= _WORTH_FOREACH and size <= count * _MOST_FOR_FOREACH
@@ -481,8 +493,9 @@ class Optimizer:
             arguments = {"fused": True, **arguments}
         what = (arguments, None if like is None else (like.dtype, like.dim()), sparse, options, change)
         key = (self._class, repr(what))
-        if key in _went_well:
-            return _went_well[key]
+        known = _went_well.get(key)
+        if known is not None:
+            return known
         shape = (
             [2, 2]
             if like is None
