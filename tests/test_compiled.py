@@ -77,7 +77,7 @@ def test_a_kernel_makes_torchs_steps_for_any_size_group_and_rate(text, dtype):
         scheduler = torch.optim.lr_scheduler.ExponentialLR(pair.reference, 0.9)
         assert lib.opt_schedule(pair.opt, b"ExponentialLR(0.9)") == 0
         for i in range(12):
-            assert pair.is_planned() == (i > 1)
+            assert pair.is_planned() == (i > 2)  # a schedule is waited for, to see what it changes
             pair.step()
             assert lib.opt_schedule_step(pair.opt) == 0
             scheduler.step()
