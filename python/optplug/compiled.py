@@ -75,6 +75,8 @@ def _kernel(name: str, options: dict[str, Any], dtype: torch.dtype, make: bool) 
         return None
     path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
     _check_owner(path.parent)
+    if path.exists():
+        return path
     with (path.parent / "lock").open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)  # the ranks of an MPI program come all at once
         if not path.exists():
