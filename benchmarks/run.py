@@ -32,6 +32,8 @@ TRAFFIC = {
 TIMES = "\N{MULTIPLICATION SIGN}"
 CASES = [(1, n) for n in (10, 50, 1000, 10**4, 10**5, 10**6, 10**7)] + [(200, 100)]
 PYTHON = ("PyTorch default", "PyTorch foreach", "PyTorch fused")
+# Where foreach=True gives other bits than PyTorch's default, so that optplug takes it only if told to.
+FOREACH = ("NAdam", "RAdam", "ASGD", "Adafactor")
 SECONDS = 0.02  # of each measurement
 
 
@@ -62,6 +64,7 @@ def start_peers(programs: pathlib.Path, threads: int) -> dict[str, Peer]:
     """Start all that can be measured here."""
     peers = {
         "optplug": Peer([str(programs / "steps")], threads),
+        "optplug, foreach": Peer([str(programs / "steps")], threads, BENCHMARK_ARGUMENTS=", foreach=True"),
         "optplug, compiled": Peer([str(programs / "steps")], threads, BENCHMARK_OPTIONS="compile=True"),
     }
     for name in PYTHON:
@@ -75,10 +78,11 @@ def start_peers(programs: pathlib.Path, threads: int) -> dict[str, Peer]:
 
 def measure(peers: dict[str, Peer], optimizer: str, count: int, size: int, rounds: int) -> dict[str, float]:
     """Return the median seconds of a step for each peer that has the optimizer."""
+    only = {"optplug, compiled": COMPILED, "optplug, foreach": FOREACH}
     here = {
         name: peer
         for name, peer in peers.items()
-        if (name != "optplug, compiled" or optimizer in COMPILED) and peer.ask("new", optimizer, count, size)
+        if optimizer in only.get(name, TRAFFIC) and peer.ask("new", optimizer, count, size)
     }
     times: dict[str, list[float]] = {name: [] for name in here}
     for _ in range(rounds):
@@ -180,6 +184,12 @@ def fastest_python(times: dict[str, float]) -> float:
     return min(times[name] for name in PYTHON if name in times)
 
 
+def ratio(times: dict[str, float]) -> float:
+    """Return how much faster optplug is than PyTorch, each in its fastest way."""
+    ours = min(times[name] for name in ("optplug", "optplug, foreach") if name in times)
+    return fastest_python(times) / ours
+
+
 def goals(results: dict) -> list[str]:
     """Return the table of what optplug means to reach."""
     most = results["threads"][-1]
@@ -208,10 +218,11 @@ def slower(results: dict) -> list[str]:
     """Return the cases in which PyTorch has a faster way of its own."""
     lines = []
     for threads, optimizer, count, size, times in results["steps"]:
-        ratio = fastest_python(times) / times["optplug"]
-        if ratio < 0.95:
+        if ratio(times) < 0.95:
             names = [n for n in PYTHON if times.get(n) == fastest_python(times)]
-            lines.append(f"| {optimizer} | {case_name(count, size)} | {threads} | {names[0]} | {ratio:.2f} |")
+            lines.append(
+                f"| {optimizer} | {case_name(count, size)} | {threads} | {names[0]} | {ratio(times):.2f} |"
+            )
     return ["| optimizer | values | threads | faster | ratio |", "|---|---|---|---|---|", *lines]
 
 
@@ -223,8 +234,8 @@ def table(results: dict, threads: int) -> list[str]:
     for count_of_threads, optimizer, count, size, times in results["steps"]:
         if count_of_threads == threads:
             cells = [microseconds(times.get(name)) for name in names]
-            ratio = f"{fastest_python(times) / times['optplug']:.2f} {TIMES}"
-            lines.append(f"| {optimizer} | {case_name(count, size)} | {' | '.join(cells)} | {ratio} |")
+            cells.append(f"{ratio(times):.2f} {TIMES}")
+            lines.append(f"| {optimizer} | {case_name(count, size)} | {' | '.join(cells)} |")
     return lines
 
 
@@ -261,9 +272,9 @@ def report(results: dict) -> str:
         "## Where PyTorch has a faster way",
         "",
         "By more than 5 percent.",
-        "optplug takes the numbers of PyTorch's default, which is a loop over parameters; "
-        "`foreach=True`, where it gives other bits, is taken only if the spec says so, and is as fast then.",
-        "`LBFGS` keeps a copy of what a closure that fails would leave half done.",
+        "optplug takes the numbers of PyTorch's default, which is a loop over parameters; where "
+        f"`foreach=True` gives other bits ({', '.join(FOREACH)}), it is taken only if the spec says so: "
+        "both are measured, and the faster one is compared.",
         "Loops over large arrays make temporary ones, which the C library's `malloc` may take from the "
         "system anew each time, or not: the same step of the same program varies by a factor of 2. "
         "`MALLOC_MMAP_THRESHOLD_=1000000000` in the environment brings the faster of the two, and compiled "

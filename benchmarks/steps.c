@@ -28,7 +28,8 @@ static int loss(void *user, double *value)
 static int create(const char *name)
 {
     char spec[96];
-    snprintf(spec, sizeof spec, "%s(lr=0.001)", name);
+    const char *arguments = getenv("BENCHMARK_ARGUMENTS");
+    snprintf(spec, sizeof spec, "%s(lr=0.001%s)", name, arguments ? arguments : "");
     int made = opt_create(spec);
     check(made);
     return made;

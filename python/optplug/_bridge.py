@@ -42,6 +42,7 @@ _settings = {"third_party": False, "error_if_nonfinite": False, "plans": True, "
 _planned: dict[int, tuple[Plan, int]] = {}  # the plans that C has, and which version of each
 _in_call = threading.local()
 _warnings_of_iterations: list[bytes] = []  # made in their threads, for the host's to read
+_doubles = ffi.typeof("double[]")
 _DEVICES = ("cpu",)
 
 
@@ -208,7 +209,7 @@ def _int64s(values: object, count: int) -> list[int] | None:
 
 def _call(what: str, function: object, user: object, *values: float) -> float:
     """Call a function of the host's with ``values``, and return what it makes of the first."""
-    place = ffi.new("double[]", values)
+    place = ffi.new(_doubles, values)
     status = _host.call(function, user, place)
     if status < 0:
         raise HostError(what, status)

@@ -14,12 +14,29 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
+from torch import Tensor
 from torch.optim import optimizer
 
 #: What a step comes down to: calls of torch's function for it ("adam"), one for each group.
 Calls = list[tuple[Callable[..., None], tuple, dict[str, Any]]]
 
 _here = threading.local()  # .calls: those of this thread's step, so far
+
+
+class Gradients:
+    """``torch.set_grad_enabled``, at a third of the time: a context in which autograd records, or not."""
+
+    __slots__ = ("_before", "_mode")
+
+    def __init__(self, mode: bool) -> None:
+        self._mode = mode
+
+    def __enter__(self) -> None:
+        self._before = torch.is_grad_enabled()
+        torch._C._set_grad_enabled(self._mode)
+
+    def __exit__(self, *error: object) -> None:
+        torch._C._set_grad_enabled(self._before)
 
 
 @functools.cache
@@ -32,13 +49,32 @@ def lean(full: type[torch.optim.Optimizer]) -> type[torch.optim.Optimizer]:
         if has_hooks(self):
             hooked = full.step if hasattr(full.step, "hooked") else self.profile_hook_step(full.step)
             return hooked(self, closure)
-        with torch.set_grad_enabled(self.defaults.get("differentiable", False)):
+        with Gradients(self.defaults.get("differentiable", False)):
             return bare(self, closure)
 
     step.hooked = True  # or the constructor wraps it
     members = {"step": step, "__module__": full.__module__, "__doc__": full.__doc__}
     members["add_param_group"] = inspect.unwrap(full.add_param_group)
+    if full is torch.optim.LBFGS:
+        members |= {"_gather_flat_grad": _gather_flat_grad, "_add_grad": _add_grad}
     return type(full.__name__, (full,), members)
+
+
+def _gather_flat_grad(self: torch.optim.LBFGS) -> Tensor:
+    """Return all gradients in one row: those of one parameter as they lie, since LBFGS only reads them."""
+    grads = [p.grad for p in self._params]
+    if any(g is None or g.is_sparse or g.is_complex() for g in grads):
+        return torch.optim.LBFGS._gather_flat_grad(self)
+    return grads[0].view(-1) if len(grads) == 1 else torch._C._nn.flatten_dense_tensors(grads)
+
+
+def _add_grad(self: torch.optim.LBFGS, step_size: float | Tensor, update: Tensor) -> None:
+    """Move all parameters along a direction."""
+    if len(self._params) == 1 or any(p.is_complex() for p in self._params):
+        torch.optim.LBFGS._add_grad(self, step_size, update)
+    else:
+        parts = torch._C._nn.unflatten_dense_tensors(update, self._params)
+        torch._foreach_add_(self._params, parts, alpha=float(step_size))
 
 
 def _recording(step: Callable[..., Any], names: set[str]) -> Callable[..., Any]:
@@ -75,7 +111,7 @@ def step_and_record(instance: torch.optim.Optimizer) -> Calls:
 
 def step_again(calls: Calls) -> None:
     """Make the step that has been recorded."""
-    with torch.no_grad():
+    with Gradients(False):
         for function, args, kwargs in calls:
             function(*args, **kwargs)
 

@@ -7,6 +7,7 @@ import contextlib
 import copy
 import functools
 import importlib
+import operator
 import re
 import warnings
 from collections.abc import Callable, Iterator
@@ -23,7 +24,7 @@ from optplug.buffers import is_dense, same_order
 from optplug.compiled import CompileError
 from optplug.errors import NonFiniteError, StateError
 from optplug.iterate import Iteration
-from optplug.lean import Calls, has_hooks, lean, step_again, step_and_record
+from optplug.lean import Calls, Gradients, has_hooks, lean, step_again, step_and_record
 from optplug.spec import Call, SpecError, shown
 
 # A spec that names one of these has chosen an implementation; otherwise fused is taken where it is safe.
@@ -58,16 +59,32 @@ class SparseGrad:
     indices: Tensor
     values: Tensor
 
-    def rows(self, name: str, limit: int) -> tuple[Tensor, Tensor]:
-        """Return the indices and values that are there now, checked: ``name`` is for errors."""
-        count, capacity = int(self.count), len(self.indices)
+    def __post_init__(self) -> None:
+        self._count = self.count.numpy()
+        self._unsigned = self.indices.numpy().view("uint64")  # where a negative index is a huge one
+        self._tensor: Tensor | None = None
+
+    def _checked_count(self, name: str, limit: int) -> int:
+        count, capacity = int(self._count), len(self._unsigned)
         if not 0 <= count <= capacity:
             raise ValueError(f"count of parameter {shown(name)} must be 0 to {capacity}, got {count}")
-        indices = self.indices[:count]
-        for i in (int(indices.min()), int(indices.max())) if count else ():
-            if not 0 <= i < limit:
-                raise ValueError(f"indices of parameter {shown(name)} must be 0 to {limit - 1}, got {i}")
-        return indices, self.values[:count]
+        if count and self._unsigned[:count].max() >= limit:
+            indices = self.indices[:count]
+            wrong = int(indices.min()) if indices.min() < 0 else int(indices.max())
+            raise ValueError(f"indices of parameter {shown(name)} must be 0 to {limit - 1}, got {wrong}")
+        return count
+
+    def rows(self, name: str, limit: int) -> Tensor:
+        """Return the values that are there now, their indices checked: ``name`` is for errors."""
+        return self.values[: self._checked_count(name, limit)]
+
+    def tensor(self, name: str, shape: torch.Size) -> Tensor:
+        """Return the gradient as torch has it: the same tensor as before, while its rows are as many."""
+        count = self._checked_count(name, shape[0])
+        if self._tensor is None or self._tensor._nnz() != count:
+            indices, values = self.indices[:count].unsqueeze(0), self.values[:count]
+            self._tensor = torch.sparse_coo_tensor(indices, values, shape, check_invariants=False)
+        return self._tensor
 
 
 @dataclass
@@ -119,6 +136,8 @@ class Optimizer:
         self._groups = [_Group()]
         self._first_is_given = False
         self._sparse: dict[str, SparseGrad] = {}
+        self._copied: list[Tensor] = []  # what a step may change half way, and
+        self._copies: list[Tensor] = []  # what it is put back from
         self._stepped = False
         self._schedulers: list[schedules.LRScheduler] = []
         self._schedules: list[str] = []  # their specs
@@ -129,6 +148,8 @@ class Optimizer:
             self._arguments = copy.deepcopy(arguments)
             closure = spec.signature_of(self._class.step).parameters.get("closure")
             self._needs_closure = closure is not None and closure.default is closure.empty
+            is_foreign = self._class not in classes().values()
+            self._may_stop_half_way = is_foreign or issubclass(self._class, torch.optim.LBFGS)
             self._must_fuse = bool(self._arguments.get("fused"))
             self._may_fuse = "fused" in spec.signature_of(self._class).parameters and not any(
                 name in self._arguments for name in _IMPLEMENTATIONS
@@ -266,6 +287,9 @@ class Optimizer:
 
         An error of the closure ends the step, and leaves parameters and state as they were.
         """
+        if self._stepped:
+            self._check_idle("opt_step_closure")
+            return self._step_closure(self.torch, closure)
         with self._ready("opt_step_closure") as optimizer:
             return self._step_closure(optimizer, closure)
 
@@ -606,15 +630,10 @@ class Optimizer:
         What no copy is made of, torch checks before it changes anything.
         """
         first = not self._stepped
-        moved = first and len(self._groups) > 1
-        if closure:
-            moved |= issubclass(self._class, torch.optim.LBFGS) or self._class not in classes().values()
+        may_have_moved = self._may_stop_half_way if closure else False
+        may_have_moved |= first and len(self._groups) > 1
         parameters = list(self.parameters.values())
-        with torch.no_grad():
-            values = [p.clone() for p in parameters] if moved else []
-        state = {}
-        if moved and not first:
-            state = {p: {k: _copy(v) for k, v in s.items()} for p, s in optimizer.state.items()}
+        values, state = self._copy(optimizer) if may_have_moved else ([], {})
         try:
             yield
             self._stepped = True
@@ -622,10 +641,33 @@ class Optimizer:
             with torch.no_grad():
                 for p, value in zip(parameters, values, strict=False):
                     p.copy_(value)
-            if moved or first:
+            if may_have_moved or first:
                 optimizer.state.clear()
                 optimizer.state.update(self._build().state if first else state)
+                self._copied = []  # the copies are the optimizer's now
             raise
+
+    def _copy(self, optimizer: torch.optim.Optimizer) -> tuple[list[Tensor], dict[Tensor, dict[str, Any]]]:
+        """Return copies of what a step may change in place: of the parameters, and with them the state."""
+        state = {
+            p: {key: value[:] if type(value) is list else value for key, value in s.items()}
+            for p, s in optimizer.state.items()
+        }
+        if issubclass(self._class, torch.optim.LBFGS):  # it makes its other tensors anew
+            changing = [(s, "prev_flat_grad") for s in state.values() if "prev_flat_grad" in s]
+        else:
+            changing = [(s, k) for s in state.values() for k, v in s.items() if isinstance(v, Tensor)]
+        tensors = [*self.parameters.values(), *(s[key] for s, key in changing)]
+        with Gradients(False):
+            # Into the memory of the copies before: to have it from the system anew takes longer than to copy.
+            if len(tensors) == len(self._copied) and all(map(operator.is_, tensors, self._copied)):
+                torch._foreach_copy_(self._copies, tensors)
+            else:
+                self._copies, self._copied = [t.clone() for t in tensors], tensors
+        count = len(self.parameters)
+        for (s, key), copy_ in zip(changing, self._copies[count:], strict=True):
+            s[key] = copy_
+        return self._copies[:count], state
 
     def _update_average(self) -> None:
         if self._average:
@@ -635,7 +677,7 @@ class Optimizer:
         """Yield the memory of each gradient; of a sparse one, the rows that are there."""
         for name, p in self.parameters.items():
             sparse = self._sparse.get(name)
-            yield sparse.rows(name, len(p))[1] if sparse else p.grad
+            yield sparse.rows(name, len(p)) if sparse else p.grad
 
     def _clippable(self) -> list[Tensor]:
         """Return the parameters, with a stand-in for a sparse gradient, which clipping cannot take."""
@@ -652,10 +694,7 @@ class Optimizer:
     def _check_gradients(self) -> None:
         for name, sparse in self._sparse.items():
             parameter = self.parameters[name]
-            indices, values = sparse.rows(name, len(parameter))
-            parameter.grad = torch.sparse_coo_tensor(
-                indices.unsqueeze(0), values, parameter.shape, check_invariants=False
-            )
+            parameter.grad = sparse.tensor(name, parameter.shape)
         if self.error_if_nonfinite:
             for name, grad in zip(self.parameters, self._gradients(), strict=True):
                 if not _is_finite(grad):
@@ -666,10 +705,6 @@ def _is_finite(tensor: Tensor) -> bool:
     # An inf or a nan makes the sum one, at a fraction of the cost of asking each value; a sum may also
     # be too large by itself.
     return cmath.isfinite(tensor.sum().item()) or bool(torch.isfinite(tensor).all())
-
-
-def _copy(value: object) -> object:
-    return value.clone() if isinstance(value, Tensor) else list(value) if isinstance(value, list) else value
 
 
 def _select(groups: list[dict[str, Any]], group: int) -> list[dict[str, Any]]:
