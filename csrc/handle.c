@@ -21,6 +21,8 @@ struct slot {
     int generation;
     int live;
     int depth; /* how often its owner has it locked */
+    int held;  /* while the process forks: by the thread that does */
+    int lost;  /* in a child: to another thread of the parent */
     struct plan *plan;
     struct slot *next_free;
 };
@@ -30,18 +32,23 @@ static int slot_count;
 static struct slot *free_slots;
 static pthread_mutex_t table_lock = PTHREAD_MUTEX_INITIALIZER;
 
+static void make_lock(pthread_mutex_t *lock)
+{
+    pthread_mutexattr_t attributes;
+    pthread_mutexattr_init(&attributes);
+    /* A thread that comes back for a lock it holds, from a callback, must not hang. */
+    pthread_mutexattr_settype(&attributes, PTHREAD_MUTEX_RECURSIVE);
+    pthread_mutex_init(lock, &attributes);
+    pthread_mutexattr_destroy(&attributes);
+}
+
 /* Make a slot with an unused index.  Call with the table locked. */
 static struct slot *add_slot(void)
 {
     struct slot *slot = slot_count < MAX_SLOTS ? calloc(1, sizeof *slot) : NULL;
     if (!slot)
         return NULL;
-    pthread_mutexattr_t attributes;
-    pthread_mutexattr_init(&attributes);
-    /* A thread that comes back for a lock it holds, from a callback, must not hang. */
-    pthread_mutexattr_settype(&attributes, PTHREAD_MUTEX_RECURSIVE);
-    pthread_mutex_init(&slot->lock, &attributes);
-    pthread_mutexattr_destroy(&attributes);
+    make_lock(&slot->lock);
     slot->index = slot_count;
     atomic_store(&slots[slot_count++], slot);
     return slot;
@@ -74,6 +81,13 @@ int handle_lock(int handle, int again, struct slot **locked)
     if (slot)
         pthread_mutex_lock(&slot->lock);
     int live = slot && slot->live && slot->generation == handle >> INDEX_BITS;
+    if (live && slot->lost) {
+        pthread_mutex_unlock(&slot->lock);
+        return fail(OPT_ESTATE,
+                    "opt=%d was in a call of another thread when the parent process forked this one: create "
+                    "another here",
+                    handle);
+    }
     if (live && (again || slot->depth == 0)) {
         slot->depth++;
         *locked = slot;
@@ -112,6 +126,28 @@ void handle_retire(struct slot *slot)
     pthread_mutex_lock(&table_lock);
     slot->next_free = free_slots;
     free_slots = slot;
+    pthread_mutex_unlock(&table_lock);
+}
+
+void handle_before_fork(void)
+{
+    pthread_mutex_lock(&table_lock);
+    for (int i = 0; i < slot_count; i++) {
+        struct slot *slot = atomic_load(&slots[i]);
+        slot->held = pthread_mutex_trylock(&slot->lock) == 0;
+    }
+}
+
+void handle_after_fork(int in_child)
+{
+    for (int i = 0; i < slot_count; i++) {
+        struct slot *slot = atomic_load(&slots[i]);
+        if (in_child) {
+            slot->lost |= !slot->held;
+            make_lock(&slot->lock); /* its owner was a thread of the parent, even if that forked */
+        } else if (slot->held)
+            pthread_mutex_unlock(&slot->lock);
+    }
     pthread_mutex_unlock(&table_lock);
 }
 

@@ -22,6 +22,11 @@ void handle_set_plan(struct slot *slot, struct plan *plan);
 /* End the handle of a locked slot and unlock it. */
 void handle_retire(struct slot *slot);
 
+/* Keep all handles as they are while the process forks.  In the child, those that other threads were
+ * calling are lost: to lock them is an error. */
+void handle_before_fork(void);
+void handle_after_fork(int in_child);
+
 /* Wait until no call is running, for so many seconds in all. */
 void handle_wait_for_all(double seconds);
 

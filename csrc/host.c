@@ -42,6 +42,9 @@
     F(PyUnicode_AsUTF8)                                                                                      \
     F(PyRun_String)                                                                                          \
     F(PyErr_Clear)                                                                                           \
+    F(PyOS_BeforeFork)                                                                                       \
+    F(PyOS_AfterFork_Parent)                                                                                 \
+    F(PyOS_AfterFork_Child)                                                                                  \
     F(Py_DecRef)
 
 #define DECLARE(name) __typeof__(name) *name##_;
@@ -55,12 +58,14 @@ static PyThreadState *(*get_current_thread_state)(void);
 static struct environment environment;
 static _Atomic int loaded; /* `py` is filled in */
 static int ours;           /* we started Python, rather than borrowed it */
+static int keeps_apart;    /* torch was loaded so that it finds its own libraries before the host's */
 static int init_failed;    /* Python cannot be initialised twice: the first failure is for good */
 static char init_error[512];
 static const optplug_python *_Atomic bridge; /* attached; a Python host may do that before any start */
 static _Atomic int started;
 static _Atomic int ended;  /* Python is gone, or the process about to go */
 static _Atomic int forked; /* we are the child of a process that had started */
+static int torn;           /* ... or that was about to, in another thread */
 
 /* Two locks, because the first one's owner never wants the GIL: a thread that comes with the GIL can
  * take it, then let go of the GIL and queue for the second. */
@@ -75,11 +80,13 @@ static _Thread_local const struct host_state *host_state; /* what the innermost 
 
 /* ---- the shield ---- */
 
-/* The thread count belongs to whoever's OpenMP the process finds first, which is the one torch uses. */
+/* The thread count belongs to whoever's OpenMP the process finds first, which is the one torch uses,
+ * unless torch keeps to its own libraries. */
 static void find_openmp(void)
 {
-    void *get = dlsym(RTLD_DEFAULT, "omp_get_max_threads");
-    void *set = dlsym(RTLD_DEFAULT, "omp_set_num_threads");
+    void *where = keeps_apart && plan_torch_library() ? plan_torch_library() : RTLD_DEFAULT;
+    void *get = dlsym(where, "omp_get_max_threads");
+    void *set = dlsym(where, "omp_set_num_threads");
     set_openmp_threads = (void (*)(int))set;
     get_openmp_threads = set ? (int (*)(void))get : NULL;
 }
@@ -336,11 +343,21 @@ static int initialize_python(void)
     return OPT_OK;
 }
 
-/* With `site`, a folder, and `ours`, whether this Python is, among its names. */
+/* A host's BLAS must not be torch's as well: where its integers have 64 bits, as in MATLAB's and in
+ * libopenblas64, torch's first matrix product would end the process, and another's sums round otherwise.
+ * Sanitizers refuse RTLD_DEEPBIND, so there is a way round it. */
+static int must_keep_apart(void)
+{
+    const char *wish = getenv("OPTPLUG_DEEPBIND");
+    return ours && dlsym(RTLD_DEFAULT, "dgemm_") && !(wish && strcmp(wish, "0") == 0);
+}
+
+/* With `site`, a folder, `ours`, whether this Python is, and `apart` among its names. */
 /* clang-format off */
 static const char import_bridge_code[] =
-    "import contextlib, sys, warnings\n"
+    "import contextlib, os, sys, warnings\n"
     "python = sys.executable or ''\n"
+    "usual = sys.getdlopenflags()\n"
     "added = bool(site) and site not in sys.path\n"
     "if added:\n"
     "    sys.path.append(site)\n"
@@ -349,6 +366,7 @@ static const char import_bridge_code[] =
     "    if ours:\n"
     "        with warnings.catch_warnings(), contextlib.suppress(ImportError):\n"
     "            warnings.simplefilter('ignore')\n"
+    "            sys.setdlopenflags(usual | (getattr(os, 'RTLD_DEEPBIND', 0) if apart else 0))\n"
     "            import torch\n"
     "    import optplug._bridge\n"
     "    if ours:\n"
@@ -358,7 +376,9 @@ static const char import_bridge_code[] =
     "    error = str(e) or type(e).__name__\n"
     "    trace = traceback.format_exc()\n"
     "    if added and site in sys.path:\n"
-    "        sys.path.remove(site)\n";
+    "        sys.path.remove(site)\n"
+    "finally:\n"
+    "    sys.setdlopenflags(usual)\n";
 /* clang-format on */
 
 static const char *get_text(PyObject *names, const char *name)
@@ -375,8 +395,11 @@ static int import_bridge(void)
     PyObject *names = py.PyDict_New_();
     PyObject *site = py.PyUnicode_DecodeFSDefault_(environment.site);
     PyObject *is_ours = py.PyUnicode_DecodeFSDefault_(ours ? "yes" : "");
-    if (names && site && is_ours && py.PyDict_SetItemString_(names, "site", site) == 0 &&
+    keeps_apart = must_keep_apart();
+    PyObject *apart = py.PyUnicode_DecodeFSDefault_(keeps_apart ? "yes" : "");
+    if (names && site && is_ours && apart && py.PyDict_SetItemString_(names, "site", site) == 0 &&
         py.PyDict_SetItemString_(names, "ours", is_ours) == 0 &&
+        py.PyDict_SetItemString_(names, "apart", apart) == 0 &&
         py.PyDict_SetItemString_(names, "__builtins__", py.PyEval_GetBuiltins_()) == 0) {
         PyObject *done = py.PyRun_String_(import_bridge_code, Py_file_input, names, names);
         status = done && bridge ? OPT_OK : OPT_ESTART;
@@ -394,6 +417,7 @@ static int import_bridge(void)
     py.PyErr_Clear_();
     py.Py_DecRef_(site);
     py.Py_DecRef_(is_ours);
+    py.Py_DecRef_(apart);
     py.Py_DecRef_(names);
     return status;
 }
@@ -414,7 +438,60 @@ static void restore_signals(const struct sigaction actions[NSIG])
     }
 }
 
-static void note_fork(void) { forked = 1; }
+/* ---- fork ---- */
+
+/* In a child the forking thread is alone, and what another thread had locked stays so.  Therefore it has
+ * our locks and Python's when it forks, as far as they are to be had without waiting for a call to end;
+ * what then is in another thread's hands is lost to the child, where it is an error. */
+static _Thread_local struct {
+    int starting; /* another thread starts Python: nothing is whole */
+    int python;   /* we keep Python in order, whose own fork would do it itself */
+    PyGILState_STATE state;
+} forking;
+
+static void before_fork(void)
+{
+    struct host_state saved = {.error_number = errno};
+    enter_arithmetic(&saved);
+    pthread_mutex_lock(&load_lock);
+    forking.starting = pthread_mutex_trylock(&start_lock) != 0;
+    forking.python = !forking.starting && ours && started && !ended && !has_gil();
+    if (forking.python) {
+        forking.state = py.PyGILState_Ensure_();
+        py.PyOS_BeforeFork_();
+    }
+    handle_before_fork();
+    leave_arithmetic(&saved);
+    errno = saved.error_number;
+}
+
+static void after_fork(int in_child)
+{
+    struct host_state saved = {.error_number = errno};
+    enter_arithmetic(&saved);
+    handle_after_fork(in_child);
+    if (forking.python) {
+        (in_child ? py.PyOS_AfterFork_Child_ : py.PyOS_AfterFork_Parent_)();
+        py.PyGILState_Release_(forking.state);
+    }
+    if (in_child) {
+        torn = forking.starting;
+        forked = started;
+        pthread_mutex_init(&start_lock, NULL);
+    } else if (!forking.starting)
+        pthread_mutex_unlock(&start_lock);
+    pthread_mutex_unlock(&load_lock);
+    leave_arithmetic(&saved);
+    errno = saved.error_number;
+}
+
+static void after_fork_in_parent(void) { after_fork(0); }
+
+static void after_fork_in_child(void) { after_fork(1); }
+
+static void watch_forks(void) { pthread_atfork(before_fork, after_fork_in_parent, after_fork_in_child); }
+
+/* ---- the end ---- */
 
 /* Runs before torch's own destructors, which no step of another thread must meet. */
 static void end_all(void)
@@ -425,6 +502,8 @@ static void end_all(void)
 
 /* Python takes the optimizers' state along, which no step without Python must meet either. */
 static void end_python(void) { end_all(); }
+
+/* ---- all of the start ---- */
 
 /* Call with start_lock held and the GIL not. */
 static int start_python(void)
@@ -442,7 +521,6 @@ static int start_python(void)
     PyGILState_STATE state = fresh ? PyGILState_UNLOCKED : py.PyGILState_Ensure_();
     int status = import_bridge();
     if (status == OPT_OK) {
-        pthread_atfork(NULL, NULL, note_fork);
         atexit(end_all);
         started = 1;
     }
@@ -465,8 +543,14 @@ static int check_choice(const char *python)
 
 int host_start(const char *python)
 {
+    static pthread_once_t watching = PTHREAD_ONCE_INIT;
     if (started)
         return check_choice(python);
+    if (torn)
+        return fail(OPT_ESTART,
+                    "this process was forked while another thread started Python: fork before, or "
+                    "after opt_init has returned");
+    pthread_once(&watching, watch_forks);
 
     /* Twice, since the shield is whole only when OpenMP and Python's functions are found. */
     struct host_state outer, inner;

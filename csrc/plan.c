@@ -106,6 +106,8 @@ int plan_open_torch(const char *library)
     return 1;
 }
 
+void *plan_torch_library(void) { return torch_library; }
+
 int plan_enter_thread(void)
 {
     uint32_t count;

@@ -10,6 +10,9 @@ struct plan;
  * are no plans. */
 int plan_open_torch(const char *library);
 
+/* Return torch's library, for dlsym; NULL where plan_open_torch has not succeeded. */
+void *plan_torch_library(void);
+
 /* Let torch set this thread's OpenMP count, as it does by itself before a thread's first loop; 0 where
  * plan_open_torch has not succeeded. */
 int plan_enter_thread(void);

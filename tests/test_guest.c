@@ -1,25 +1,75 @@
-/* The host is left as it was: its arithmetic, its locale, its signal handlers, its threads. */
+/* The host is left as it was by every call, whatever it has set before: its arithmetic, its locale, its
+ * signals, its threads, its files.  A table of calls, made by hosts of several kinds. */
 #define _GNU_SOURCE
+#include <dirent.h>
 #include <errno.h>
 #include <fenv.h>
 #include <locale.h>
+#include <math.h>
 #include <signal.h>
+#include <sys/resource.h>
+#include <sys/stat.h>
+#include <sys/time.h>
 
 #include "check.h"
 
+#ifdef __linux__
+#include <sched.h>
+#include <stdio_ext.h>
+#include <sys/prctl.h>
+#endif
+#ifdef __SSE__
+#include <xmmintrin.h>
+#endif
 #ifdef _OPENMP
 #include <omp.h>
 #endif
 
 extern char **environ;
 
-#ifdef __GLIBC__
-static int traps(void) { return fegetexcept(); }
-static void set_traps(void) { feenableexcept(FE_DIVBYZERO | FE_INVALID | FE_OVERFLOW); }
-#else
-static int traps(void) { return 0; }
-static void set_traps(void) {}
+/* ---- what a host has ---- */
+
+enum { SIGNALS = 65, FILES = 256 };
+
+struct state {
+    int traps, rounding, exceptions;
+    unsigned sse;
+    int threads;
+    char locale[256], folder[4096], variables[65536];
+    void *thread_locale;
+    struct sigaction actions[SIGNALS];
+    sigset_t mask;
+    stack_t signal_stack;
+    mode_t umask;
+    int files[FILES]; /* their flags; -1 for none */
+    off_t offset;     /* in what has been written to stdout */
+    size_t buffers[6];
+    int priority;
+    struct rlimit limits[4];
+    struct itimerval timer;
+#ifdef __linux__
+    cpu_set_t processors;
+    char thread_name[16];
 #endif
+};
+
+static int traps(void)
+{
+#ifdef __GLIBC__
+    return fegetexcept();
+#else
+    return 0;
+#endif
+}
+
+static unsigned sse(void)
+{
+#ifdef __SSE__
+    return _mm_getcsr();
+#else
+    return 0;
+#endif
+}
 
 static int threads(void)
 {
@@ -30,73 +80,403 @@ static int threads(void)
 #endif
 }
 
-struct state {
-    int traps, rounding, threads;
-    char locale[256], folder[4096];
-    size_t variables; /* of the environment: how many, and the sum of their lengths */
-    struct sigaction actions[65];
-    sigset_t mask;
-};
-
-static struct state look(void)
+static void look(struct state *now)
 {
-    struct state now;
-    memset(&now, 0, sizeof now);
-    now.traps = traps();
-    now.rounding = fegetround();
-    now.threads = threads();
-    snprintf(now.locale, sizeof now.locale, "%s", setlocale(LC_ALL, NULL));
-    CHECK(getcwd(now.folder, sizeof now.folder) != NULL);
-    for (char **variable = environ; *variable; variable++)
-        now.variables += 1000003 + strlen(*variable);
-    for (int i = 1; i < 65; i++)
-        sigaction(i, NULL, &now.actions[i]);
-    sigprocmask(SIG_SETMASK, NULL, &now.mask);
-    return now;
+    memset(now, 0, sizeof *now);
+    now->traps = traps();
+    now->rounding = fegetround();
+    now->exceptions = fetestexcept(FE_ALL_EXCEPT);
+    now->sse = sse();
+    now->threads = threads();
+    snprintf(now->locale, sizeof now->locale, "%s", setlocale(LC_ALL, NULL));
+    now->thread_locale = (void *)uselocale((locale_t)0);
+    CHECK(getcwd(now->folder, sizeof now->folder) != NULL);
+    size_t used = 0;
+    for (char **variable = environ; *variable && used < sizeof now->variables; variable++)
+        used += (size_t)snprintf(now->variables + used, sizeof now->variables - used, "%s\n", *variable);
+    for (int i = 1; i < SIGNALS; i++)
+        sigaction(i, NULL, &now->actions[i]);
+    sigprocmask(SIG_SETMASK, NULL, &now->mask);
+    sigaltstack(NULL, &now->signal_stack);
+    now->umask = umask(0);
+    umask(now->umask);
+    for (int i = 0; i < FILES; i++)
+        now->files[i] = fcntl(i, F_GETFD);
+    now->offset = lseek(STDOUT_FILENO, 0, SEEK_CUR);
+    now->priority = getpriority(PRIO_PROCESS, 0);
+    const int limits[] = {RLIMIT_STACK, RLIMIT_CORE, RLIMIT_NOFILE, RLIMIT_AS};
+    for (int i = 0; i < 4; i++)
+        getrlimit(limits[i], &now->limits[i]);
+    getitimer(ITIMER_REAL, &now->timer);
+#ifdef __linux__
+    FILE *const streams[] = {stdin, stdout, stderr};
+    for (int i = 0; i < 3; i++) {
+        now->buffers[2 * i] = __fbufsize(streams[i]);
+        now->buffers[2 * i + 1] = (size_t)__flbf(streams[i]) << 32 | __fpending(streams[i]);
+    }
+    sched_getaffinity(0, sizeof now->processors, &now->processors);
+    prctl(PR_GET_NAME, now->thread_name);
+#endif
 }
 
 static struct state before;
+static const char *doing;
+static int first_of_42; /* of the host's random numbers */
 
-static int same(int result)
+#define SAME(field)                                                                                          \
+    (memcmp(&now.field, &before.field, sizeof now.field) == 0                                                \
+         ? (void)0                                                                                           \
+         : (fprintf(check_log, "%s has changed the host's " #field "\n", doing), CHECK(!"as it was")))
+
+static void check_same(void)
 {
-    int error_number = errno;
-    struct state now = look();
-    errno = 42;
-    CHECK(error_number == 42);
-    CHECK(now.traps == before.traps);
-    CHECK(now.rounding == before.rounding);
-    CHECK(now.threads == before.threads);
-    CHECK(strcmp(now.locale, before.locale) == 0);
-    CHECK(strcmp(now.folder, before.folder) == 0);
-    CHECK(now.variables == before.variables);
-    for (int i = 1; i < 65; i++) {
-        CHECK(now.actions[i].sa_handler == before.actions[i].sa_handler);
+    static struct state now;
+    look(&now);
+    SAME(traps);
+    SAME(rounding);
+    SAME(exceptions);
+    SAME(sse);
+    SAME(threads);
+    SAME(locale);
+    SAME(thread_locale);
+    SAME(folder);
+    SAME(variables);
+    SAME(mask);
+    SAME(signal_stack);
+    SAME(umask);
+    SAME(files);
+    SAME(offset);
+    SAME(buffers);
+    SAME(priority);
+    SAME(limits);
+    SAME(timer);
+#ifdef __linux__
+    SAME(processors);
+    SAME(thread_name);
+#endif
+    for (int i = 1; i < SIGNALS; i++) {
+        SAME(actions[i].sa_handler);
+        for (int j = 1; j < SIGNALS; j++) /* not memcmp: libc leaves the end of the mask as it comes */
+            CHECK(sigismember(&now.actions[i].sa_mask, j) == sigismember(&before.actions[i].sa_mask, j));
         /* 0x04000000 is SA_RESTORER, which libc adds to what it is given. */
         CHECK(((now.actions[i].sa_flags ^ before.actions[i].sa_flags) & ~0x04000000) == 0);
     }
-    CHECK(memcmp(&now.mask, &before.mask, sizeof now.mask) == 0);
-    return result;
+    CHECK(rand() == first_of_42);
 }
 
+/* ---- the calls ---- */
+
 enum { MANY = 1 << 20 }; /* enough for torch to want several threads */
+
 static float w[MANY], dw[MANY];
+static double v[4], dv[4], average[4];
+static int64_t rows = 1, row[1];
+static int adam, sgd, lbfgs, sparse, rmsprop, pending;
+
+static int closure(void *user, double *value)
+{
+    (void)user;
+    int found = errno;
+    CHECK(found == 42);
+    srand(42);
+    check_same();
+    srand(42);
+    *value = 1;
+    errno = 42;
+    return 0;
+}
+
+static int refuse(void *user, double *value)
+{
+    closure(user, value);
+    return -99;
+}
+
+static int factor(void *user, double *value)
+{
+    closure(user, value);
+    return 0;
+}
+
+static int ok(const char *text) { return text ? OPT_OK : OPT_ERUNTIME; }
+
+static int bind_v(int opt) { return opt_bind(opt, "v", "float64", 4, v, dv); }
+
+static int bind_nd(void)
+{
+    const int64_t shape[] = {2, 2}, strides[] = {1, 2};
+    return opt_bind_nd(rmsprop, "v", "float64", "cpu", 2, shape, v, strides, dv, NULL);
+}
+
+static int bind_unaligned(void) { return opt_bind(rmsprop, "u", "float64", 2, (char *)v + 1, dv); }
+
+static int get(void)
+{
+    double value;
+    return opt_get(adam, 0, "lr", &value);
+}
+
+static int get_wrong(void)
+{
+    double value;
+    return opt_get(adam, 0, "rl", &value);
+}
+
+static int clip(void)
+{
+    double norm;
+    return opt_clip_grad_norm(adam, 1, 2, 0, &norm);
+}
+
+static int clip_wrong(void) { return opt_clip_grad_norm(adam, -1, 2, 0, NULL); }
+
+static int bind_sparse(void) { return opt_bind_sparse(sparse, "v", "float64", 2, 2, v, 1, &rows, row, dv); }
+
+static int step_overflow(void)
+{
+    for (int i = 0; i < MANY; i++)
+        dw[i] = 1e30f; /* whose square is no float: an overflow in torch's workers */
+    return opt_step(adam);
+}
+
+static int step_denormal(void)
+{
+    for (int i = 0; i < MANY; i++)
+        dw[i] = 1e-40f;
+    return opt_step(adam);
+}
+
+static int step_nothing(void)
+{
+    memset(dw, 0, sizeof dw);
+    return opt_step(adam); /* 0 / (0 + eps) */
+}
+
+#define DEFINE(name, call)                                                                                   \
+    static int name(void) { return call; }
+DEFINE(init, opt_init(NULL))
+DEFINE(init_wrong, opt_init("num_threads=0"))
+DEFINE(create, (adam = opt_create("Adam(lr=0.1)")))
+DEFINE(create_sgd, (sgd = opt_create("SGD(lr=0.1)")))
+DEFINE(create_lbfgs, (lbfgs = opt_create("LBFGS(lr=1.5e-3)")))
+DEFINE(create_sparse, (sparse = opt_create("SparseAdam()")))
+DEFINE(create_rmsprop, (rmsprop = opt_create("RMSprop()")))
+DEFINE(create_pending, (pending = opt_create("SGD(lr=1e-3)")))
+DEFINE(create_wrong, opt_create("Adm()"))
+DEFINE(create_negative, opt_create("Adam(lr=-1e-3)"))
+DEFINE(create_null, opt_create(NULL))
+DEFINE(bind_w, opt_bind(adam, "w", "float32", MANY, w, dw))
+DEFINE(bind_sgd, opt_bind(sgd, "w", "float32", MANY, w, dw))
+DEFINE(bind_lbfgs, bind_v(lbfgs))
+DEFINE(bind_pending, bind_v(pending))
+DEFINE(bind_wrong, opt_bind(adam, "x", "float33", 4, v, dv))
+DEFINE(group, opt_group(rmsprop, "lr=2.5e-3"))
+DEFINE(group_wrong, opt_group(rmsprop, "rl=2"))
+DEFINE(step, opt_step(adam))
+DEFINE(step_sgd, opt_step(sgd))
+DEFINE(step_sparse, opt_step(sparse))
+DEFINE(step_rmsprop, opt_step(rmsprop))
+DEFINE(step_lbfgs, opt_step_closure(lbfgs, closure, NULL, NULL))
+DEFINE(step_failing, opt_step_closure(lbfgs, refuse, NULL, NULL))
+DEFINE(step_wrong, opt_step(7))
+DEFINE(step_without_closure, opt_step(lbfgs))
+DEFINE(iterate, opt_iterate(pending, 0))
+DEFINE(iterate_again, opt_iterate(pending, 1))
+DEFINE(set, opt_set(adam, -1, "lr=2e-3"))
+DEFINE(set_wrong, opt_set(adam, -1, "lr=-1"))
+DEFINE(zero, opt_zero_grad(adam))
+DEFINE(clip_value, opt_clip_grad_value(adam, 0.5))
+DEFINE(schedule, opt_schedule(adam, "StepLR(2, gamma=0.5)"))
+DEFINE(schedule_wrong, opt_schedule(adam, "StepLR()"))
+DEFINE(schedule_callback, opt_schedule_callback(sgd, "LambdaLR()", factor, NULL))
+DEFINE(schedule_step, opt_schedule_step(sgd))
+DEFINE(schedule_metric, opt_schedule_step_metric(adam, 1))
+DEFINE(average_on, opt_average(rmsprop, "AveragedModel()"))
+DEFINE(average_wrong, opt_average(rmsprop, "AveragedModl()"))
+DEFINE(average_get, opt_average_get(rmsprop, "v", average))
+DEFINE(average_swap, opt_average_swap(rmsprop))
+DEFINE(describe, ok(opt_describe(adam)))
+DEFINE(describe_library, ok(opt_describe(0)))
+DEFINE(list, ok(opt_list("optimizers")))
+DEFINE(list_wrong, ok(opt_list("optimisers")))
+DEFINE(version, ok(opt_version()))
+DEFINE(error, ok(opt_error()))
+DEFINE(traceback, ok(opt_traceback()))
+DEFINE(warning, ok(opt_warning()))
+DEFINE(free_adam, opt_free(adam))
+DEFINE(free_sgd, opt_free(sgd))
+DEFINE(free_lbfgs, opt_free(lbfgs))
+DEFINE(free_sparse, opt_free(sparse))
+DEFINE(free_rmsprop, opt_free(rmsprop))
+DEFINE(free_pending, opt_free(pending))
+
+#define CALL(name, fails) {#name, name, fails}
+static const struct {
+    const char *name;
+    int (*make)(void);
+    int fails;
+} calls[] = {
+    CALL(init, 0),
+    CALL(init_wrong, 1),
+    CALL(create, 0),
+    CALL(create_sgd, 0),
+    CALL(create_lbfgs, 0),
+    CALL(create_sparse, 0),
+    CALL(create_rmsprop, 0),
+    CALL(create_pending, 0),
+    CALL(create_wrong, 1),
+    CALL(create_negative, 1),
+    CALL(create_null, 1),
+    CALL(bind_w, 0),
+    CALL(bind_sgd, 0),
+    CALL(bind_lbfgs, 0),
+    CALL(bind_pending, 0),
+    CALL(bind_wrong, 1),
+    CALL(bind_unaligned, 1),
+    CALL(group, 0),
+    CALL(group_wrong, 1),
+    CALL(bind_nd, 0),
+    CALL(bind_sparse, 0),
+    CALL(step, 0),
+    CALL(step, 0),
+    CALL(step_overflow, 0),
+    CALL(step_denormal, 0),
+    CALL(step_nothing, 0),
+    CALL(step_sgd, 0),
+    CALL(step_sgd, 0),
+    CALL(step_sparse, 0),
+    CALL(step_sparse, 0),
+    CALL(step_rmsprop, 0),
+    CALL(step_rmsprop, 0),
+    CALL(step_lbfgs, 0),
+    CALL(step_lbfgs, 0),
+    CALL(step_failing, 1),
+    CALL(step_wrong, 1),
+    CALL(step_without_closure, 1),
+    CALL(iterate, 0),
+    CALL(iterate_again, 0),
+    CALL(iterate, 0),
+    CALL(get, 0),
+    CALL(get_wrong, 1),
+    CALL(set, 0),
+    CALL(set_wrong, 1),
+    CALL(zero, 0),
+    CALL(clip, 0),
+    CALL(clip_wrong, 1),
+    CALL(clip_value, 0),
+    CALL(schedule, 0),
+    CALL(schedule_wrong, 1),
+    CALL(schedule_callback, 0),
+    CALL(step_sgd, 0),
+    CALL(schedule_step, 0),
+    CALL(schedule_metric, 1),
+    CALL(average_on, 0),
+    CALL(average_wrong, 1),
+    CALL(step_rmsprop, 0),
+    CALL(average_get, 0),
+    CALL(average_swap, 0),
+    CALL(average_swap, 0),
+    CALL(describe, 0),
+    CALL(describe_library, 0),
+    CALL(list, 0),
+    CALL(list_wrong, 1),
+    CALL(version, 0),
+    CALL(error, 0),
+    CALL(traceback, 0),
+    CALL(warning, 0),
+    CALL(free_adam, 0),
+    CALL(free_adam, 1),
+    CALL(free_sgd, 0),
+    CALL(free_lbfgs, 0),
+    CALL(free_sparse, 0),
+    CALL(free_rmsprop, 0),
+    CALL(free_pending, 0),
+};
+
+static void make_all_calls(const char *host)
+{
+    srand(42);
+    first_of_42 = rand();
+    static char name[128];
+    doing = name;
+    for (size_t i = 0; i < sizeof calls / sizeof *calls; i++) {
+        snprintf(name, sizeof name, "%s of the host %s", calls[i].name, host);
+        srand(42);
+        look(&before);
+        errno = 42;
+        int status = calls[i].make();
+        int error_number = errno;
+        if ((status < 0) != calls[i].fails)
+            fprintf(check_log, "%s returned %d\n", name, status);
+        CHECK((status < 0) == calls[i].fails);
+        CHECK(error_number == 42);
+        check_same();
+    }
+}
+
+/* ---- the hosts ---- */
 
 /* The host's rounding mode is its OpenMP workers' too, in which torch would compute. */
 static void all_values_are_rounded_alike(void)
 {
     for (int i = 0; i < MANY; i++)
         w[i] = 1, dw[i] = 0.3f;
-    int opt = same(opt_create("SGD(lr=0.1)"));
-    CHECK(opt > 0 && same(opt_bind(opt, "w", "float32", MANY, w, dw)) == OPT_OK);
-    CHECK(same(opt_step(opt)) == OPT_OK && same(opt_free(opt)) == OPT_OK);
+    CHECK(create_sgd() > 0 && bind_sgd() == OPT_OK && step_sgd() == OPT_OK && free_sgd() == OPT_OK);
     for (int i = 0; i < MANY; i++)
         CHECK(w[i] == w[0]);
 }
 
-int main(void)
+static void everywhere(void (*set_up)(void))
+{
+#ifdef _OPENMP
+#pragma omp parallel
+    set_up();
+#else
+    set_up();
+#endif
+}
+
+static void round_up(void) { fesetround(FE_UPWARD); }
+
+static void flush_to_zero(void)
+{
+#ifdef __SSE__
+    _mm_setcsr(_mm_getcsr() | 0x8040);
+#endif
+}
+
+static void set_traps(void)
+{
+#ifdef __GLIBC__
+    feenableexcept(FE_DIVBYZERO | FE_INVALID | FE_OVERFLOW);
+#endif
+}
+
+static void be_usual(void) { fesetenv(FE_DFL_ENV); }
+
+static void note(int signal) { (void)signal; }
+
+/* Settings of a host that has some of everything. */
+static void settle_in(void)
 {
     setlocale(LC_ALL, "");
-    fesetround(FE_UPWARD);
+    umask(027);
+    CHECK(chdir("/") == 0);
+    static char signal_stack[65536], buffer[100];
+    CHECK(sigaltstack(&(stack_t){.ss_sp = signal_stack, .ss_size = sizeof signal_stack}, NULL) == 0);
+    CHECK(setvbuf(stdout, buffer, _IOLBF, sizeof buffer) == 0);
+    const int caught[] = {SIGINT, SIGUSR1, SIGSEGV, SIGTERM};
+    for (int i = 0; i < 4; i++)
+        CHECK(sigaction(caught[i], &(struct sigaction){.sa_handler = note, .sa_flags = SA_RESTART}, NULL) ==
+              0);
+    signal(SIGPIPE, SIG_IGN);
+    sigset_t mask;
+    sigemptyset(&mask);
+    sigaddset(&mask, SIGUSR2);
+    sigprocmask(SIG_BLOCK, &mask, NULL);
+#ifdef __linux__
+    prctl(PR_SET_NAME, "host");
+#endif
 #ifdef _OPENMP
     omp_set_num_threads(3);
     int sum = 0;
@@ -104,27 +484,24 @@ int main(void)
     sum += 1;
     CHECK(sum == 3);
 #endif
-    before = look();
-    errno = 42;
-    CHECK(same(opt_init(NULL)) == OPT_OK);
-    all_values_are_rounded_alike();
-    memset(w, 0, sizeof w), memset(dw, 0, sizeof dw);
-    set_traps();
-#ifdef _OPENMP
-#pragma omp parallel
-    set_traps();
-#endif
-    before.traps = traps();
+}
 
-    int opt = same(opt_create("Adam(lr=0.1)"));
-    CHECK(opt > 0);
-    CHECK(same(opt_bind(opt, "w", "float32", MANY, w, dw)) == OPT_OK);
-    CHECK(same(opt_step(opt)) == OPT_OK); /* 0 / (0 + eps), and Python's own arithmetic */
-    for (int i = 0; i < MANY; i++)
-        dw[i] = 1e30f; /* whose square is no float: an overflow in torch's workers */
-    CHECK(same(opt_step(opt)) == OPT_OK);
-    CHECK(same(opt_create("Adm()")) == OPT_EINVAL);
-    CHECK(same(opt_step(7)) == OPT_EHANDLE);
-    CHECK(same(opt_free(opt)) == OPT_OK);
+int main(void)
+{
+    check_log = stderr;
+    settle_in();
+    everywhere(round_up);
+    make_all_calls("that rounds up, and starts Python so"); /* the import of torch, too */
+    all_values_are_rounded_alike();
+    everywhere(be_usual);
+    make_all_calls("as most are");
+    everywhere(set_traps);
+    make_all_calls("with floating-point traps");
+    everywhere(be_usual);
+    everywhere(flush_to_zero);
+    make_all_calls("that flushes to zero");
+    everywhere(be_usual);
+    feraiseexcept(FE_INEXACT | FE_UNDERFLOW);
+    make_all_calls("with exceptions raised");
     return 0;
 }
