@@ -73,7 +73,8 @@ typedef struct optplug_python {
 } optplug_python;
 
 /* What C does for Python: keep this thread's error, warnings and text; call a function of the host's as
- * if Python were not there; set the number of threads for all; note that Python ends.
+ * if Python were not there; set the number of threads for all; note that Python ends;
+ * note a KeyboardInterrupt of a call, which the host is to get after it.
  *
  * open_torch finds torch's C functions in its library, and returns whether there can be plans.  plan lets
  * opt_step run operators instead of Python, or Python again if there are none, and returns whether it does;
@@ -88,6 +89,7 @@ typedef struct optplug_host {
     void (*threads)(int count);
     int (*thread_count)(int count);
     void (*end)(void);
+    void (*interrupt)(void);
     int (*open_torch)(const char *library);
     int (*plan)(int opt, const optplug_operator *operators, int count, int stable);
     void (*plan_scalars)(int opt, int which, const double *scalars);

@@ -13,6 +13,8 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/syscall.h>
+#include <unistd.h>
 
 #include "error.h"
 #include "find.h"
@@ -56,27 +58,27 @@ static struct {
 static PyThreadState *(*get_current_thread_state)(void);
 
 static struct environment environment;
-static _Atomic int loaded; /* `py` is filled in */
-static int ours;           /* we started Python, rather than borrowed it */
-static int keeps_apart;    /* torch was loaded so that it finds its own libraries before the host's */
-static int init_failed;    /* Python cannot be initialised twice: the first failure is for good */
+static _Atomic int loaded;      /* `py` is filled in */
+static int ours;                /* we started Python, rather than borrowed it */
+static _Atomic int keeps_apart; /* torch was loaded so that it finds its own libraries before the host's */
+static int init_failed;         /* Python cannot be initialised twice: the first failure is for good */
 static char init_error[512];
 static const optplug_python *_Atomic bridge; /* attached; a Python host may do that before any start */
 static _Atomic int started;
 static _Atomic int ended;  /* Python is gone, or the process about to go */
 static _Atomic int forked; /* we are the child of a process that had started */
-static int torn;           /* ... or that was about to, in another thread */
+static _Atomic int torn;   /* ... or that was about to, in another thread */
 
 /* Two locks, because the first one's owner never wants the GIL: a thread that comes with the GIL can
  * take it, then let go of the GIL and queue for the second. */
 static pthread_mutex_t load_lock = PTHREAD_MUTEX_INITIALIZER;
 static pthread_mutex_t start_lock = PTHREAD_MUTEX_INITIALIZER;
 
-static int (*_Atomic get_openmp_threads)(void);
-static void (*_Atomic set_openmp_threads)(int);
+static int (*_Atomic omp_get)(void); /* omp_get_max_threads and omp_set_num_threads, or NULL */
+static void (*_Atomic omp_set)(int);
 static _Atomic int torch_threads;
 static _Thread_local int thread_is_known;
-static _Thread_local const struct host_state *host_state; /* what the innermost call has put aside */
+static _Thread_local struct host_state *host_state; /* what the innermost call has put aside */
 
 /* ---- the shield ---- */
 
@@ -87,8 +89,21 @@ static void find_openmp(void)
     void *where = keeps_apart && plan_torch_library() ? plan_torch_library() : RTLD_DEFAULT;
     void *get = dlsym(where, "omp_get_max_threads");
     void *set = dlsym(where, "omp_set_num_threads");
-    set_openmp_threads = (void (*)(int))set;
-    get_openmp_threads = set ? (int (*)(void))get : NULL;
+    omp_set = (void (*)(int))set;
+    omp_get = set ? (int (*)(void))get : NULL;
+}
+
+/* By atomic_load, since gcc's code for the call of an atomic pointer reads it as any other. */
+static int get_openmp_threads(void)
+{
+    int (*get)(void) = atomic_load(&omp_get);
+    return get ? get() : 0;
+}
+
+static void set_openmp_threads(int count)
+{
+    void (*set)(int) = atomic_load(&omp_set);
+    set(count);
 }
 
 /* A host with floating-point traps, another rounding mode or flush-to-zero has them in its OpenMP workers
@@ -189,22 +204,85 @@ static int has_gil(void)
     return mine && mine == get_current_thread_state();
 }
 
+/* In a Python host Ctrl-C raises KeyboardInterrupt wherever its main thread is, and so in the middle of a
+ * step, which it would leave half made.  As with any function that is written in C it waits: for the end
+ * of the call, or for a function of the host's. */
+static volatile sig_atomic_t interrupted;
+
+static void note_interrupt(int number) { interrupted = number; }
+
+/* One that came before the call began, and that Python has noticed in it. */
+static void interrupt_host(void)
+{
+    if (host_state && host_state->holds_interrupts)
+        interrupted = SIGINT;
+}
+
+static int is_main_thread(void)
+{
+#ifdef __linux__
+    static _Thread_local int known; /* 1: yes, -1: no */
+    if (!known)
+        known = syscall(SYS_gettid) == getpid() ? 1 : -1;
+    return known > 0;
+#else
+    return pthread_main_np();
+#endif
+}
+
+static int is_pythons(void (*handler)(int))
+{
+    static void (*_Atomic known)(int);
+    Dl_info python, its;
+    if (handler == SIG_DFL || handler == SIG_IGN)
+        return 0;
+    if (handler == known)
+        return 1;
+    if (!dladdr((void *)(intptr_t)py.Py_IsInitialized_, &python) ||
+        !dladdr((void *)(intptr_t)handler, &its) || its.dli_fbase != python.dli_fbase)
+        return 0;
+    known = handler;
+    return 1;
+}
+
+static int hold_interrupts(struct sigaction *hosts)
+{
+    if (ours || !started || !is_main_thread() || sigaction(SIGINT, NULL, hosts) < 0 ||
+        !is_pythons(hosts->sa_handler))
+        return 0;
+    struct sigaction note = *hosts;
+    note.sa_handler = note_interrupt;
+    return sigaction(SIGINT, &note, NULL) == 0;
+}
+
+static void release_interrupts(const struct sigaction *hosts)
+{
+    sigaction(SIGINT, hosts, NULL);
+    if (interrupted) {
+        interrupted = 0;
+        raise(SIGINT);
+    }
+}
+
 void host_enter(struct host_state *saved)
 {
     saved->error_number = errno;
     int alone = enter_arithmetic(saved) || forked;
-    saved->openmp_threads = get_openmp_threads ? get_openmp_threads() : 0;
+    saved->openmp_threads = get_openmp_threads();
     if (saved->openmp_threads)
         enter_openmp(alone, saved->openmp_threads);
 
     /* A caller that holds the GIL (ctypes.PyDLL) must not wait for our locks with it. */
     saved->interpreter_lock = has_gil() ? py.PyEval_SaveThread_() : NULL;
+    saved->holds_interrupts = hold_interrupts(&saved->interrupt);
     saved->outer = host_state;
     host_state = saved;
 }
 
 void host_leave(const struct host_state *saved)
 {
+    if (saved->holds_interrupts)
+        release_interrupts(&saved->interrupt);
     if (saved->interpreter_lock)
         py.PyEval_RestoreThread_(saved->interpreter_lock);
     if (saved->openmp_threads)
@@ -214,16 +292,19 @@ void host_leave(const struct host_state *saved)
     host_state = saved->outer;
 }
 
-/* Call a function of the host's with the host's own state around it.  Python, which calls this, has let
- * go of the GIL; one that the host came with is given back when its call ends, not here. */
+/* Call a function of the host's with the host's own state around it, which is put back in the end as the
+ * function has left it.  Python, which calls this, has let go of the GIL; one that the host came with is
+ * given back when its call ends, not here. */
 static int call_host(optplug_callback function, void *user, double *value)
 {
-    const struct host_state *call = host_state;
-    struct host_state as_found = *call;
+    struct host_state *call = host_state, as_found = *call;
     as_found.interpreter_lock = NULL;
     host_leave(&as_found);
     int status = function(user, value);
     host_enter(&as_found);
+    as_found.interpreter_lock = call->interpreter_lock;
+    as_found.outer = call->outer;
+    *call = as_found;
     host_state = call;
     return status;
 }
@@ -232,9 +313,7 @@ static void set_threads(int count) { torch_threads = count; }
 
 int host_thread_count(int count)
 {
-    if (!get_openmp_threads)
-        return 0;
-    if (count > 0)
+    if (count > 0 && get_openmp_threads() > 0)
         set_openmp_threads(count);
     return get_openmp_threads();
 }
@@ -643,6 +722,7 @@ __attribute__((visibility("default"))) const optplug_host *optplug_attach(const 
         .threads = set_threads,
         .thread_count = host_thread_count,
         .end = end_python,
+        .interrupt = interrupt_host,
         .open_torch = plan_open_torch,
         .plan = set_plan,
         .plan_scalars = set_plan_scalars,

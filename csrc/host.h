@@ -3,6 +3,7 @@
 #define OPTPLUG_HOST_H
 
 #include <fenv.h>
+#include <signal.h>
 #include <stddef.h>
 
 #include "bridge.h"
@@ -16,7 +17,9 @@ struct host_state {
     fenv_t floating_point;
     int openmp_threads;
     void *interpreter_lock;
-    const struct host_state *outer; /* of the call around, where a function of the host's calls us */
+    int holds_interrupts; /* and this is what the host does about them */
+    struct sigaction interrupt;
+    struct host_state *outer; /* of the call around, where a function of the host's calls us */
 };
 
 /* Shield the host from Python and torch; host_leave puts everything back.  Cheap, cannot fail, and

@@ -314,8 +314,10 @@ static int is_guarded_and_bad(const struct operation *operation)
 /* Raise the step counts, as torch does before its kernels. */
 static void count_step(const struct operation *operation, float by)
 {
+    if (operation->form.counters < 0)
+        return;
     const struct list *list = &operation->lists[operation->form.counters];
-    for (int i = 0; operation->form.counters >= 0 && i < list->length; i++)
+    for (int i = 0; i < list->length; i++)
         *(float *)list->memory[i].data += by;
 }
 

@@ -10,6 +10,20 @@
 
 #include <optplug.h>
 
+/* Sanitizers have an allocator of their own, which keeps what is freed, fails otherwise where memory runs
+ * out, and does not come whole out of a fork in which other threads allocate. */
+#if defined __has_feature
+#if __has_feature(address_sanitizer) || __has_feature(thread_sanitizer)
+#define CHECK_SANITIZED 1
+#endif
+#endif
+#if defined __SANITIZE_ADDRESS__ || defined __SANITIZE_THREAD__
+#define CHECK_SANITIZED 1
+#endif
+#ifndef CHECK_SANITIZED
+#define CHECK_SANITIZED 0
+#endif
+
 /* Where failures are told, even while stderr is watched. */
 static FILE *check_log;
 

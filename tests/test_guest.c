@@ -465,8 +465,8 @@ static void settle_in(void)
     static char signal_stack[65536], buffer[100];
     CHECK(sigaltstack(&(stack_t){.ss_sp = signal_stack, .ss_size = sizeof signal_stack}, NULL) == 0);
     CHECK(setvbuf(stdout, buffer, _IOLBF, sizeof buffer) == 0);
-    const int caught[] = {SIGINT, SIGUSR1, SIGSEGV, SIGTERM};
-    for (int i = 0; i < 4; i++)
+    const int caught[] = {SIGUSR1, SIGSEGV, SIGTERM}; /* and not SIGINT, which Python takes if it may */
+    for (int i = 0; i < 3; i++)
         CHECK(sigaction(caught[i], &(struct sigaction){.sa_handler = note, .sa_flags = SA_RESTART}, NULL) ==
               0);
     signal(SIGPIPE, SIG_IGN);

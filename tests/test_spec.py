@@ -3,6 +3,10 @@
 from __future__ import annotations
 
 import math
+import os
+import pathlib
+import subprocess
+import sys
 import warnings
 
 import pytest
@@ -92,3 +96,87 @@ def test_arguments_are_names_with_values():
 def test_a_shown_value_is_quoted_and_short():
     assert spec.shown("a\nb") == r"'a\nb'"
     assert len(spec.shown("x" * 10**6)) == 120
+
+
+# Every function that reads text, given every text that tries to be code, under an audit hook: Python
+# tells it of each thing that is executed, imported, opened or started.
+AUDITED = """
+import sys
+import optplug, hosts
+lib = hosts.load()
+opts = [lib.opt_create(b"Adam()"), lib.opt_create(b"SGD()")]
+texts = sys.stdin.read().split("\\0")
+events = "exec", "import", "open", "os.system", "os.exec", "os.posix_spawn", "subprocess.Popen", "os.fork"
+forms = b"%s", b"Adam(lr=%s)", b"StepLR(%s)", b"lr=%s", b"AveragedModel(%s)"
+seen = []
+def hook(event, arguments):
+    source = event == "open" and str(arguments[0]).endswith(".py")  # of which tracebacks show lines
+    if event in events and not source:
+        seen.append((event, arguments))
+sys.addaudithook(hook)
+import optplug.doctor  # what is seen is seen
+assert seen
+del seen[:]
+for text in texts:
+    for form in forms:
+        call = form % text.encode()
+        statuses = [lib.opt_create(call), lib.opt_init(call)]
+        for opt in opts:
+            for function in (lib.opt_group, lib.opt_schedule, lib.opt_average):
+                statuses.append(function(opt, call))
+            statuses.append(lib.opt_set(opt, -1, call))
+        assert all(status < 0 for status in statuses), (call, statuses)
+        assert not seen, (call, seen)
+"""
+
+CODE = [
+    "__import__('os').system('false')",
+    "os.system('false')",
+    "os:system('false')",
+    "os:_exit(1)",
+    "builtins:exec('1')",
+    "torch.optim:Adam.step()",
+    "torch.optim.lr_scheduler:LambdaLR(print)",
+    "Adam.__init__.__globals__['os'].system('false')",
+    "Adam.__subclasses__()",
+    "Adam().__class__()",
+    "__class__()",
+    "__builtins__",
+    "().__class__.__base__.__subclasses__()",
+    "exec('1')",
+    "eval('1')",
+    "open('/etc/passwd')",
+    "print(1)",
+    "[x for x in (1,)]",
+    "(x := 1)",
+    "lambda: 1",
+    "f'{1}'",
+    "f'{__import__(\"os\").getpid()}'",
+    "9**9**9",
+    "'a' * 9**9",
+    "1 + 1",
+    "1 if 1 else 2",
+    "x[0]",
+    "*(1, 2)",
+    "**{'lr': 1}",
+    "`ls`",
+    "1; import os",
+    "1\nimport os",
+    "1)\nprint(1)\n(",
+    "yield 1",
+    "await x",
+    "@x",
+    "get_ema_multi_avg_fn.__globals__",
+]
+
+
+def test_no_text_runs_code():
+    done = subprocess.run(
+        [sys.executable, "-c", AUDITED],
+        input="\0".join(CODE),
+        env={**os.environ, "PYTHONPATH": str(pathlib.Path(__file__).parent)},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
