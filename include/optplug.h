@@ -29,7 +29,8 @@
  *
  * Threads.  Any thread may call.  Calls on one optimizer are made one after the other; calls on
  * different optimizers may run side by side.  The first call that needs Python starts it (some
- * seconds, for PyTorch's import) and it stays until the process ends. */
+ * seconds, for PyTorch's import) and it stays until the process ends.  A child of fork() may go on with
+ * the optimizers that no other thread was calling; the others are errors there. */
 #ifndef OPTPLUG_H
 #define OPTPLUG_H
 
