@@ -347,6 +347,49 @@ API int opt_average_swap(int opt)
     return status < 0 ? status : end(&call, host_python()->average_swap(opt));
 }
 
+/* ---- checkpoints ---- */
+
+API int opt_save(int opt, const char *path)
+{
+    if (!path)
+        return fail(OPT_EINVAL, "path must not be NULL");
+    struct call call;
+    int status = begin(&call, opt);
+    return status < 0 ? status : end(&call, host_python()->save(opt, path));
+}
+
+API int opt_load(int opt, const char *path)
+{
+    if (!path)
+        return fail(OPT_EINVAL, "path must not be NULL");
+    struct call call;
+    int status = begin_change(&call, opt);
+    return status < 0 ? status : end(&call, host_python()->load(opt, path));
+}
+
+API int64_t opt_save_memory(int opt, void *buffer, int64_t size)
+{
+    if (buffer && size <= 0)
+        return fail(OPT_EINVAL, "size must be positive, got %lld", (long long)size);
+    struct call call;
+    int status = begin(&call, opt);
+    int64_t written;
+    if (status == OPT_OK)
+        status = end(&call, host_python()->save_memory(opt, buffer, size, &written));
+    return status < 0 ? status : written;
+}
+
+API int opt_load_memory(int opt, const void *buffer, int64_t size)
+{
+    if (!buffer)
+        return fail(OPT_EINVAL, "buffer must not be NULL");
+    if (size <= 0)
+        return fail(OPT_EINVAL, "size must be positive, got %lld", (long long)size);
+    struct call call;
+    int status = begin_change(&call, opt);
+    return status < 0 ? status : end(&call, host_python()->load_memory(opt, buffer, size));
+}
+
 /* ---- the library itself ---- */
 
 /* Find `python='path'` among "name=value, name=value": copy the path, and blank the item out of the

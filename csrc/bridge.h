@@ -66,6 +66,10 @@ typedef struct optplug_python {
     int (*average)(int opt, const char *spec);
     int (*average_get)(int opt, const char *name, void *data);
     int (*average_swap)(int opt);
+    int (*save)(int opt, const char *path);
+    int (*save_memory)(int opt, void *buffer, int64_t size, int64_t *written);
+    int (*load)(int opt, const char *path);
+    int (*load_memory)(int opt, const void *buffer, int64_t size);
     int (*free)(int opt);
     int (*describe)(int opt);
     int (*describe_library)(const char *lines);

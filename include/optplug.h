@@ -45,15 +45,16 @@ extern "C" {
 /* What a call returns.  These numbers never change; new ones may be added. */
 enum {
     OPT_OK = 0,
-    OPT_DONE = 0,       /* opt_iterate: the step is made */
-    OPT_EVALUATE = 1,   /* opt_iterate: compute the loss and the gradients, and call again */
-    OPT_EINVAL = -1,    /* an argument is wrong */
-    OPT_EHANDLE = -2,   /* no such optimizer: freed already, or never created */
-    OPT_ESTATE = -3,    /* right arguments, wrong moment: a step with nothing bound, for example */
-    OPT_ESTART = -4,    /* Python or PyTorch could not be found or started */
-    OPT_ERUNTIME = -5,  /* PyTorch raised an error while it worked: opt_traceback() says where */
-    OPT_ENOMEM = -6,    /* out of memory, or out of handles */
-    OPT_ENONFINITE = -7 /* a gradient has an inf or a nan in it, and you asked to be told */
+    OPT_DONE = 0,        /* opt_iterate: the step is made */
+    OPT_EVALUATE = 1,    /* opt_iterate: compute the loss and the gradients, and call again */
+    OPT_EINVAL = -1,     /* an argument is wrong */
+    OPT_EHANDLE = -2,    /* no such optimizer: freed already, or never created */
+    OPT_ESTATE = -3,     /* right arguments, wrong moment: a step with nothing bound, for example */
+    OPT_ESTART = -4,     /* Python or PyTorch could not be found or started */
+    OPT_ERUNTIME = -5,   /* PyTorch raised an error while it worked: opt_traceback() says where */
+    OPT_ENOMEM = -6,     /* out of memory, or out of handles */
+    OPT_ENONFINITE = -7, /* a gradient has an inf or a nan in it, and you asked to be told */
+    OPT_EIO = -8         /* a file could not be read or written: permission, a full disk, ... */
 };
 
 /* ---- one optimizer, from creation to the end ---- */
@@ -208,6 +209,35 @@ int opt_average_get(int opt, const char *name, void *data);
  * back.  No step can be made in between. */
 int opt_average_swap(int opt);
 
+/* ---- checkpoints ---- */
+
+/* Write all that an optimizer needs to go on into a file: its state, hyperparameters, schedulers, averages
+ * and step counts, with the names, shapes and dtypes of its parameters.  Their values are yours to keep, or
+ * are in it with opt_init("save_parameters=True").
+ *
+ * At any moment the file is the old one or the new one, whole: it is written beside, to path.tmp, put on
+ * the disk and renamed.  PyTorch reads it: torch.load(path, weights_only=True)["optimizer"] is what
+ * load_state_dict of the same torch.optim class takes. */
+int opt_save(int opt, const char *path);
+
+/* Go on from a file of opt_save's, in an optimizer of the same class to which the same parameters are bound,
+ * in the same groups, by their names; in what order, and where their arrays are, does not matter.
+ *
+ * The steps that follow are those of the optimizer that was saved, bit for bit, unless compiled kernels
+ * (see opt_init) make them.  Schedulers and averages come out of the file, or, where you have attached them,
+ * must be the same; a schedule with a function of yours must be attached before.  A file that PyTorch has
+ * saved, of a state_dict or a dict with one as "optimizer", will do as well; its parameters are taken by
+ * their param_names or else in order, and schedulers and averages stay as they are here.  No code is run,
+ * whatever is in the file.  If anything is wrong with it, the optimizer stays as it was. */
+int opt_load(int opt, const char *path);
+
+/* Write the same into your memory, of size bytes, and return how many were used.  With NULL for the buffer,
+ * return how many are needed. */
+int64_t opt_save_memory(int opt, void *buffer, int64_t size);
+
+/* Go on from what opt_save_memory has written. */
+int opt_load_memory(int opt, const void *buffer, int64_t size);
+
 /* ---- the library itself ---- */
 
 /* Start Python and PyTorch now rather than at the first opt_create, with options; NULL for none.
@@ -217,6 +247,8 @@ int opt_average_swap(int opt);
  *   num_threads=1                   threads that PyTorch may use in a call (1 for one an MPI rank)
  *   error_if_nonfinite=True         refuse a step (OPT_ENONFINITE) where a gradient has an inf or a nan,
  *                                   which costs a pass over each gradient
+ *   save_parameters=True            let opt_save put the parameters' values into its file, and opt_load write
+ *                                   those in the file into your arrays
  *   third_party=True                let a spec name a class outside torch.optim, with its module:
  *                                   "pytorch_optimizer:Lion(lr=1e-4)"; the module is imported
  *   compile=True                    compile the steps of ASGD, Adadelta, Adamax, NAdam, RAdam, RMSprop and

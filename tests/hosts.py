@@ -41,6 +41,10 @@ def load(loader: type[ctypes.CDLL] = ctypes.CDLL) -> ctypes.CDLL:
         "opt_schedule": [integer, text],
         "opt_iterate": [integer, ctypes.c_double],
         "opt_step_closure": [integer, CALLBACK, pointer, DOUBLES],
+        "opt_save": [integer, text],
+        "opt_load": [integer, text],
+        "opt_save_memory": [integer, pointer, int64],
+        "opt_load_memory": [integer, pointer, int64],
         "opt_free": [integer],
         "opt_init": [text],
     }.items():
@@ -48,6 +52,7 @@ def load(loader: type[ctypes.CDLL] = ctypes.CDLL) -> ctypes.CDLL:
     for name in ("opt_error", "opt_traceback", "opt_warning", "opt_version", "opt_describe"):
         getattr(library, name).restype = text
     library.opt_describe.argtypes = [integer]
+    library.opt_save_memory.restype = int64
     return library
 
 

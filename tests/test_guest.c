@@ -232,6 +232,29 @@ static int clip_wrong(void) { return opt_clip_grad_norm(adam, -1, 2, 0, NULL); }
 
 static int bind_sparse(void) { return opt_bind_sparse(sparse, "v", "float64", 2, 2, v, 1, &rows, row, dv); }
 
+static char checkpoint[1 << 16];
+static int64_t checkpoint_size;
+
+static int save_memory(void)
+{
+    checkpoint_size = opt_save_memory(rmsprop, checkpoint, sizeof checkpoint);
+    return checkpoint_size > 0 ? OPT_OK : OPT_ERUNTIME;
+}
+
+static int load_memory(void) { return opt_load_memory(rmsprop, checkpoint, checkpoint_size); }
+
+static int save_and_load(void)
+{
+    char path[] = "/tmp/optplug-guest-XXXXXX";
+    int file = mkstemp(path);
+    int status = opt_save(rmsprop, path);
+    if (status == OPT_OK)
+        status = opt_load(rmsprop, path);
+    CHECK(unlink(path) == 0 && close(file) == 0);
+    errno = 42;
+    return status;
+}
+
 static int step_overflow(void)
 {
     for (int i = 0; i < MANY; i++)
@@ -295,6 +318,9 @@ DEFINE(average_on, opt_average(rmsprop, "AveragedModel()"))
 DEFINE(average_wrong, opt_average(rmsprop, "AveragedModl()"))
 DEFINE(average_get, opt_average_get(rmsprop, "v", average))
 DEFINE(average_swap, opt_average_swap(rmsprop))
+DEFINE(save_wrong, opt_save(adam, "/nowhere/at/all"))
+DEFINE(load_wrong, opt_load(adam, "/nowhere/at/all"))
+DEFINE(load_none, opt_load_memory(adam, "none", 4))
 DEFINE(describe, ok(opt_describe(adam)))
 DEFINE(describe_library, ok(opt_describe(0)))
 DEFINE(list, ok(opt_list("optimizers")))
@@ -376,6 +402,13 @@ static const struct {
     CALL(average_get, 0),
     CALL(average_swap, 0),
     CALL(average_swap, 0),
+    CALL(save_memory, 0),
+    CALL(load_memory, 0),
+    CALL(load_none, 1),
+    CALL(save_and_load, 0),
+    CALL(save_wrong, 1),
+    CALL(load_wrong, 1),
+    CALL(step_rmsprop, 0),
     CALL(describe, 0),
     CALL(describe_library, 0),
     CALL(list, 0),

@@ -30,15 +30,21 @@ if tuple(int(n) for n in torch.__version__.split(".")[:2]) < (2, 11):
         f"run {sys.executable} -m pip install --upgrade torch"
     )
 
-from optplug import buffers, optimizer, schedules, spec
+from optplug import buffers, checkpoint, optimizer, schedules, spec
 from optplug._optplug import ffi, lib
-from optplug.errors import HostError, NonFiniteError, StateError
+from optplug.errors import FileError, HostError, NonFiniteError, StateError
 from optplug.iterate import Iteration
 from optplug.optimizer import Optimizer, SparseGrad
 from optplug.plans import Operation, Plan
 
 _optimizers: dict[int, Optimizer] = {}
-_settings = {"third_party": False, "error_if_nonfinite": False, "plans": True, "compile": False}
+_settings = {
+    "third_party": False,
+    "error_if_nonfinite": False,
+    "plans": True,
+    "compile": False,
+    "save_parameters": False,
+}
 _planned: dict[int, tuple[Plan, int]] = {}  # the plans that C has, and which version of each
 _in_call = threading.local()
 _warnings_of_iterations: list[bytes] = []  # made in their threads, for the host's to read
@@ -63,6 +69,8 @@ def _status(error: BaseException) -> int:
             return error.status
         case StateError():
             return lib.OPT_ESTATE
+        case FileError():
+            return lib.OPT_EIO
         case NonFiniteError():
             return lib.OPT_ENONFINITE
         case Exception() if any(words in _message(error) for words in _NO_MEMORY):
@@ -78,7 +86,7 @@ def _record(kind: type[BaseException], error: BaseException, trace: object) -> i
     """Hand an exception to this thread's opt_error() and opt_traceback(), and return its status."""
     if isinstance(error, KeyboardInterrupt):
         _host.interrupt()  # the host gets it after the call
-    ours = isinstance(error, ValueError | StateError | NonFiniteError | HostError)
+    ours = isinstance(error, ValueError | StateError | NonFiniteError | FileError | HostError)
     message = _message(error) if ours else f"{kind.__name__}: {_message(error)}"
     lines = "".join(traceback.format_exception(kind, error, trace))
     _host.record(message.encode(errors="replace"), lines.encode(errors="replace"))
@@ -383,6 +391,41 @@ def py_average_get(opt, name, data):
 @_plans
 def py_average_swap(opt):
     _optimizers[opt].swap_average()
+
+
+@_callback
+def py_save(opt, path):
+    checkpoint.save(os.fsdecode(ffi.string(path)), _content(opt))
+
+
+@_callback
+def py_save_memory(opt, buffer, size, written):
+    room = ffi.buffer(buffer, size) if buffer != ffi.NULL else None
+    written[0] = checkpoint.save_memory(room, _content(opt))
+
+
+@_callback
+@_plans
+def py_load(opt, path):
+    _load(opt, checkpoint.load, os.fsdecode(ffi.string(path)), "path")
+
+
+@_callback
+@_plans
+def py_load_memory(opt, buffer, size):
+    _load(opt, checkpoint.load_memory, ffi.buffer(buffer, size), "buffer")
+
+
+def _content(opt: int) -> dict[str, object]:
+    return _optimizers[opt].state_dict(_settings["save_parameters"])
+
+
+def _load(opt: int, read: Callable[[object], dict[str, object]], where: object, name: str) -> None:
+    try:
+        _optimizers[opt].load_state_dict(read(where), _settings["save_parameters"])
+    except ValueError as error:
+        shown = f" {spec.shown(where)}" if isinstance(where, str) else ""
+        raise ValueError(f"{name}{shown}: {error}") from error
 
 
 @_callback

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+from typing import Any
+
 from torch import Tensor, nn
 from torch.optim import swa_utils
 
@@ -53,6 +56,28 @@ class Average:
         if self.swapped:
             raise StateError("the averages are swapped in, and lie where the parameters did")
         return list(self._averaged.parameters())[index].detach()
+
+    def state_dict(self, names: Iterable[str]) -> dict[str, Any]:
+        """Return the averages, by the parameters' names, and how many steps are in them."""
+        values = (p.detach() for p in self._averaged.parameters())
+        return {
+            "spec": self.text,
+            "n_averaged": int(self._averaged.n_averaged),
+            "values": dict(zip(names, values, strict=True)),
+        }
+
+    def load_state_dict(self, names: Iterable[str], state: dict[str, Any]) -> None:
+        """Take over what `state_dict` has returned.
+
+        Raises:
+            ValueError: it is of other parameters, or none.
+        """
+        values, count = state["values"], state["n_averaged"]
+        for name, p in zip(names, self._averaged.parameters(), strict=True):
+            if values[name].shape != p.shape or values[name].dtype != p.dtype:
+                raise ValueError(f"the average of parameter {shown(name)} has another shape or dtype")
+            p.data.copy_(values[name])
+        self._averaged.n_averaged.fill_(count)
 
     def swap(self, module: nn.Module) -> None:
         """Exchange the parameters' values with the averages', in place; again: back."""

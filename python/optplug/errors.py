@@ -9,6 +9,10 @@ class NonFiniteError(ArithmeticError):
     """A gradient with an inf or a nan in it, where the host has asked to be told."""
 
 
+class FileError(RuntimeError):
+    """A file that the system does not let us read or write."""
+
+
 class HostError(Exception):
     """A function of the host's that failed; ``status`` is what it returned."""
 

@@ -54,7 +54,8 @@ def lean(full: type[torch.optim.Optimizer]) -> type[torch.optim.Optimizer]:
 
     step.hooked = True  # or the constructor wraps it
     members = {"step": step, "__module__": full.__module__, "__doc__": full.__doc__}
-    members["add_param_group"] = inspect.unwrap(full.add_param_group)
+    for name in ("add_param_group", "state_dict"):  # torch._dynamo again
+        members[name] = inspect.unwrap(getattr(full, name))
     if full is torch.optim.LBFGS:
         members |= {"_gather_flat_grad": _gather_flat_grad, "_add_grad": _add_grad}
     return type(full.__name__, (full,), members)

@@ -20,16 +20,13 @@ from torch import Tensor, nn
 from optplug import compiled, schedules, spec
 from optplug import plans as planning
 from optplug.averages import Average
-from optplug.buffers import is_dense, same_order
+from optplug.buffers import is_dense, name_of, same_order
 from optplug.compiled import CompileError
-from optplug.errors import NonFiniteError, StateError
+from optplug.errors import HostError, NonFiniteError, StateError
 from optplug.iterate import Iteration
 from optplug.lean import Calls, Gradients, has_hooks, lean, step_again, step_and_record
 from optplug.spec import Call, SpecError, shown
-
-# A spec that names one of these has chosen an implementation; otherwise fused is taken where it is safe.
-_IMPLEMENTATIONS = ("fused", "foreach", "capturable", "differentiable")
-
+from optplug.state import IMPLEMENTATIONS, lie_as, order, put
 
 # Where torch's foreach implementation gives the very bits of its loop over parameters, which is its default
 # on the CPU, in float32 and float64; and for how many parameters, of how many values, it is faster.
@@ -37,6 +34,7 @@ _FOREACH_IS_EQUAL = {
     lean(getattr(torch.optim, name))
     for name in ("Adadelta", "Adagrad", "Adam", "AdamW", "Adamax", "RMSprop", "Rprop", "SGD")
 }
+_FORMAT = 1  # of checkpoints
 _WORTH_FOREACH, _MOST_FOR_FOREACH = 8, 10_000
 # The trials that have gone well, and the class's defaults: see Optimizer._try.
 _went_well: dict[tuple[type, str], dict[str, Any]] = {}
@@ -140,7 +138,7 @@ class Optimizer:
         self._copies: list[Tensor] = []  # what it is put back from
         self._stepped = False
         self._schedulers: list[schedules.LRScheduler] = []
-        self._schedules: list[str] = []  # their specs
+        self._schedules: list[tuple[str, schedules.Function | None]] = []  # what they are made of
         self._average: Average | None = None
         self._iteration: Iteration | None = None
         try:
@@ -152,7 +150,7 @@ class Optimizer:
             self._may_stop_half_way = is_foreign or issubclass(self._class, torch.optim.LBFGS)
             self._must_fuse = bool(self._arguments.get("fused"))
             self._may_fuse = "fused" in spec.signature_of(self._class).parameters and not any(
-                name in self._arguments for name in _IMPLEMENTATIONS
+                name in self._arguments for name in IMPLEMENTATIONS
             )
             self._defaults = self._try(self._arguments)
         except Exception as error:
@@ -354,7 +352,7 @@ class Optimizer:
         """Attach a scheduler, after those that are there: see `schedules.attach`."""
         with self._ready("opt_schedule") as optimizer:
             self._schedulers.append(schedules.attach(optimizer, text, function))
-            self._schedules.append(text)
+            self._schedules.append((text, function))
             self._forget()  # the scheduler wants to see one step of the optimizer itself
 
     def schedule_step(self, value: float | None = None) -> None:
@@ -386,6 +384,136 @@ class Optimizer:
             raise StateError("there is no average: call opt_average first")
         return self._average
 
+    # ---- checkpoints ----
+
+    def state_dict(self, with_parameters: bool = False) -> dict[str, Any]:
+        """Return all that a later process needs to go on: plain values, containers and tensors.
+
+        ``"optimizer"`` is what torch's ``state_dict`` says.  The tensors are the optimizer's own.
+        """
+        with self._ready("opt_save") as optimizer:
+            self._check_idle("opt_save")
+        content: dict[str, Any] = {
+            "optimizer": optimizer.state_dict(),
+            "schedulers": [
+                {"spec": text, "state": scheduler.state_dict()}
+                for (text, _), scheduler in zip(self._schedules, self._schedulers, strict=True)
+            ],
+            "average": self._average.state_dict(self.parameters) if self._average else None,
+            "optplug": {
+                "format": _FORMAT,
+                "torch": str(torch.__version__),
+                "class": self._class.__name__,
+                "stepped": self._stepped,
+                "parameters": {name: _form(p) for name, p in self.parameters.items()},
+            },
+        }
+        if with_parameters:
+            content["parameters"] = {name: p.detach().clone() for name, p in self.parameters.items()}
+        return content
+
+    def load_state_dict(self, content: dict[str, Any], with_parameters: bool = False) -> None:
+        """Go on from what `state_dict` returned, here or elsewhere, or from plain PyTorch's state.
+
+        Schedulers and an average are made anew, from the specs in it.  Those that have been attached here
+        must be the same; a function of the host's is called for its first factor.
+
+        Raises:
+            ValueError: it is of another class, of other parameters, or has something wrong in it.
+        """
+        self._check_idle("opt_load")
+        with self._ready("opt_load"):
+            pass
+        try:
+            about = content.get("optplug")
+            if about is not None:
+                self._check_about(about)
+            self._take_over(content, about, with_parameters)
+        except (HostError, NonFiniteError, StateError):
+            raise
+        except (AttributeError, IndexError, KeyError, TypeError) as error:
+            raise ValueError(f"it is no checkpoint: {type(error).__name__} {error}") from error
+
+    def _check_about(self, about: dict[str, Any]) -> None:
+        if about["format"] != _FORMAT:
+            raise ValueError(f"it is of format {about['format']}, and this optplug reads format {_FORMAT}")
+        if about["class"] != self._class.__name__:
+            raise ValueError(f"it is of {about['class']}, and this optimizer is {self._class.__name__}")
+        for name, p in self.parameters.items():
+            theirs = about["parameters"].get(name)
+            ours = _form(p)
+            if theirs is not None and theirs != ours:
+                raise ValueError(
+                    f"parameter {shown(name)} is {theirs['dtype']} of shape {tuple(theirs['shape'])} in it, "
+                    f"and {ours['dtype']} of shape {tuple(ours['shape'])} here"
+                )
+
+    def _take_over(
+        self, content: dict[str, Any], about: dict[str, Any] | None, with_parameters: bool
+    ) -> None:
+        saved, average = content.get("optimizer", content), self._average
+        names = order(saved, [group.names for group in self._groups])
+        groups = [_Group(g.options, n) for g, n in zip(self._groups, names, strict=True)]
+        optimizer = self._build(groups)
+        made_of = self._schedules
+        states = [s.state_dict() for s in self._schedulers]
+        if about is not None:
+            states = [s["state"] for s in content["schedulers"]]
+            made_of = self._schedules_like([s["spec"] for s in content["schedulers"]])
+            average = self._average_like(content["average"])
+        schedulers = [schedules.attach(optimizer, text, function) for text, function in made_of]
+        put(saved, optimizer, self._try_out, about is not None)
+        for (text, _), scheduler, state in zip(made_of, schedulers, states, strict=True):
+            if scheduler.state_dict().keys() != state.keys():
+                raise ValueError(f"its state of the scheduler {shown(text)} is none")
+            scheduler.load_state_dict(state)
+        values = self._values_in(content) if with_parameters else {}
+        # Nothing fails from here on.
+        with Gradients(False):
+            for name, value in values.items():
+                self.parameters[name].copy_(value)
+        self.torch, self._groups, self._average = optimizer, groups, average
+        self._schedulers, self._schedules = schedulers, made_of
+        self._stepped = about["stepped"] if about is not None else bool(optimizer.state)
+        self._forget()
+
+    def _schedules_like(self, texts: list[str]) -> list[tuple[str, schedules.Function | None]]:
+        """Return what the schedulers are made of, as they are attached here or else as they were there."""
+        here = [text for text, _ in self._schedules]
+        if here and here != texts:
+            raise ValueError(
+                f"it has the schedulers {', '.join(map(shown, texts)) or '(none)'}, "
+                f"and here are {', '.join(map(shown, here))}"
+            )
+        return self._schedules or [(text, None) for text in texts]
+
+    def _average_like(self, state: dict[str, Any] | None) -> Average | None:
+        here = self._average.text if self._average else None
+        there = state["spec"] if state else None
+        if here is not None and here != there:
+            raise ValueError(f"it has the average {there and shown(there)}, and here is {shown(here)}")
+        if state is None:
+            return None
+        average = Average(there, self.module)
+        average.load_state_dict(self.parameters, state)
+        return average
+
+    def _values_in(self, content: dict[str, Any]) -> dict[str, Tensor]:
+        values = content.get("parameters")
+        if values is None:
+            raise ValueError('it has no parameters in it: save with opt_init("save_parameters=True")')
+        for name, p in self.parameters.items():
+            if values[name].shape != p.shape or values[name].dtype != p.dtype:
+                raise ValueError(f"its values of parameter {shown(name)} have another shape or dtype")
+        return {name: values[name] for name in self.parameters}
+
+    def _try_out(self, options: dict[str, Any], p: Tensor) -> dict[str, Any]:
+        """Return the state that a parameter like this has after a step."""
+        name = next(name for name, other in self.parameters.items() if other is p)
+        optimizer = self._trial(self._arguments, p, name in self._sparse, options)
+        (state,) = optimizer.state.values()
+        return state
+
     # ---- what it is ----
 
     def describe(self) -> str:
@@ -401,7 +529,7 @@ class Optimizer:
                 lines.append(
                     f"parameter {name!r}: group {i}, {p.device}, {_layout(p)}, gradient {_layout(grad)}"
                 )
-        lines += [f"scheduler: {text}" for text in self._schedules]
+        lines += [f"scheduler: {text}" for text, _ in self._schedules]
         if self._average:
             lines.append(f"average: {self._average.text}")
         return "".join(line + "\n" for line in lines)
@@ -412,7 +540,7 @@ class Optimizer:
             return f"{', '.join(self.plan.names())} without Python"
         if any(group.get("fused") for group in optimizer.param_groups):
             return f"torch.optim.{name} with fused kernels"
-        chosen = [f"{k}={self._arguments[k]}" for k in _IMPLEMENTATIONS if k in self._arguments]
+        chosen = [f"{k}={self._arguments[k]}" for k in IMPLEMENTATIONS if k in self._arguments]
         if chosen:
             return f"torch.optim.{name}, not fused, since the spec says {', '.join(chosen)}"
         if not self._may_fuse:
@@ -469,13 +597,13 @@ class Optimizer:
         if self._average and self._average.swapped and what != "opt_average_swap":
             raise StateError(f"{what} while the averages are swapped in: call opt_average_swap again before")
 
-    def _build(self) -> torch.optim.Optimizer:
+    def _build(self, groups: list[_Group] | None = None) -> torch.optim.Optimizer:
         """Build the optimizer on the parameters that are there, or on a stand-in for them."""
-        groups = [
+        made = [
             {"params": [(name, self.parameters[name]) for name in g.names] or _nothing_yet(), **g.options}
-            for g in self._groups
+            for g in groups or self._groups
         ]
-        return self._class(groups, **self._arguments, **self._implementation())
+        return self._class(made, **self._arguments, **self._implementation())
 
     def _implementation(self) -> dict[str, bool]:
         """Choose among torch's implementations, where the spec does not, by what has been measured."""
@@ -483,7 +611,7 @@ class Optimizer:
             _can_fuse(p, self._sparse.get(name, p.grad)) for name, p in self.parameters.items()
         ):
             return {"fused": True}
-        if self._class not in _FOREACH_IS_EQUAL or any(n in self._arguments for n in _IMPLEMENTATIONS):
+        if self._class not in _FOREACH_IS_EQUAL or any(n in self._arguments for n in IMPLEMENTATIONS):
             return {}
         if self._may_compile and self._class.__name__ in compiled.OPTIMIZERS:
             return {}
@@ -513,13 +641,28 @@ class Optimizer:
         Returns:
             The class's default options.
         """
-        if self._may_fuse and not sparse and (like is None or like.is_floating_point()):
-            arguments = {"fused": True, **arguments}
         what = (arguments, None if like is None else (like.dtype, like.dim()), sparse, options, change)
         key = (self._class, repr(what))
         known = _went_well.get(key)
         if known is not None:
             return known
+        optimizer = self._trial(arguments, like, sparse, options, change)
+        if len(_went_well) >= _MOST_KEPT:
+            _went_well.clear()
+        _went_well[key] = optimizer.defaults
+        return optimizer.defaults
+
+    def _trial(
+        self,
+        arguments: dict[str, Any],
+        like: Tensor | None,
+        sparse: bool,
+        options: dict[str, Any] | None,
+        change: dict[str, Any] | None = None,
+    ) -> torch.optim.Optimizer:
+        """Build and step an optimizer: see `_try`."""
+        if self._may_fuse and not sparse and (like is None or like.is_floating_point()):
+            arguments = {"fused": True, **arguments}
         shape = (
             [2, 2]
             if like is None
@@ -539,10 +682,7 @@ class Optimizer:
             # SparseAdam's: before anything is bound nobody knows of what kind the gradients are.
             if like is not None or "dense gradients" not in str(error):
                 raise
-        if len(_went_well) >= _MOST_KEPT:
-            _went_well.clear()
-        _went_well[key] = optimizer.defaults
-        return optimizer.defaults
+        return optimizer
 
     def _try_step(self, optimizer: torch.optim.Optimizer) -> None:
         optimizer.step(*[lambda: 0.0] * self._needs_closure)
@@ -571,14 +711,7 @@ class Optimizer:
                 raise ValueError(f"name {shown(name)} is bound with {what} {old}, got {new}")
         # The fused kernels take the state to lie as the parameter does.
         state = self.torch.state.get(parameter, {}) if self.torch else {}
-        moved = {
-            key: torch.empty_like(data, dtype=value.dtype).copy_(value)
-            for key, value in state.items()
-            if isinstance(value, Tensor)
-            and value.layout == torch.strided
-            and value.shape == data.shape
-            and value.stride() != data.stride()
-        }
+        moved = {key: lie_as(value, data) for key, value in state.items()}
         self._forget()
         # The Parameter object stays: it is what the optimizer knows its state by.
         parameter.data = data
@@ -593,7 +726,7 @@ class Optimizer:
         try:
             options = spec.arguments(text)
             accepted = self._defaults.keys() & spec.signature_of(self._class).parameters.keys() - {
-                *_IMPLEMENTATIONS
+                *IMPLEMENTATIONS
             }
             for name in options:
                 spec.choose(name, accepted, "option")
@@ -713,6 +846,10 @@ def _select(groups: list[dict[str, Any]], group: int) -> list[dict[str, Any]]:
     if not 0 <= group < len(groups):
         raise ValueError(f"group must be 0 to {len(groups) - 1}, or -1 for all, got {group}")
     return [groups[group]]
+
+
+def _form(p: Tensor) -> dict[str, Any]:
+    return {"shape": list(p.shape), "dtype": name_of(p.dtype)}
 
 
 def _layout(tensor: Tensor | SparseGrad) -> str:

@@ -1,0 +1,174 @@
+/* Checkpoints from C: in files and in memory, and everything that can be wrong with them. */
+#include <sys/stat.h>
+#include <sys/wait.h>
+
+#include "check.h"
+
+enum { N = 5 };
+
+struct run {
+    int opt;
+    double w[N], dw[N];
+};
+
+static char folder[] = "/tmp/optplug-checkpoints-XXXXXX", path[256];
+
+static void start(struct run *r, const char *spec, const double *w)
+{
+    memset(r, 0, sizeof *r);
+    if (w)
+        memcpy(r->w, w, sizeof r->w);
+    r->opt = opt_create(spec);
+    CHECK(r->opt > 0 && opt_bind(r->opt, "w", "float64", N, r->w, r->dw) == OPT_OK);
+}
+
+static void go(struct run *r, int steps)
+{
+    for (int n = 0; n < steps; n++) {
+        for (int i = 0; i < N; i++)
+            r->dw[i] = 2 * (r->w[i] - i);
+        CHECK(opt_step(r->opt) == OPT_OK);
+    }
+}
+
+/* A stopped and a running one end up at the same numbers, to the last bit. */
+static void check_same_from_here(struct run *a, struct run *b)
+{
+    go(a, 7);
+    go(b, 7);
+    CHECK(memcmp(a->w, b->w, sizeof a->w) == 0);
+    CHECK(opt_free(a->opt) == OPT_OK && opt_free(b->opt) == OPT_OK);
+}
+
+static const char *file(const char *name)
+{
+    snprintf(path, sizeof path, "%s/%s", folder, name);
+    return path;
+}
+
+static void a_file_goes_on(void)
+{
+    const char *const names[] = {"plain.pt", "with spaces and \xc3\xa4\xe2\x82\xac", "not UTF-8 \xff"};
+    for (int i = 0; i < 3; i++) {
+        struct run a, b;
+        start(&a, "Adam(lr=0.1)", NULL);
+        go(&a, 5);
+        CHECK(opt_save(a.opt, file(names[i])) == OPT_OK);
+        CHECK(opt_save(a.opt, path) == OPT_OK); /* over the one before */
+        start(&b, "Adam(lr=0.5)", a.w);
+        CHECK(opt_load(b.opt, path) == OPT_OK);
+        double lr;
+        CHECK(opt_get(b.opt, 0, "lr", &lr) == OPT_OK && lr == 0.1);
+        check_same_from_here(&a, &b);
+        strcat(path, ".tmp");
+        CHECK(access(path, F_OK) != 0);
+    }
+}
+
+static void memory_goes_on(void)
+{
+    struct run a, b;
+    start(&a, "RMSprop(lr=0.1)", NULL);
+    go(&a, 5);
+    int64_t size = opt_save_memory(a.opt, NULL, 0);
+    CHECK(size > 100);
+    char *buffer = calloc(1, (size_t)size + 8);
+    CHECK_FAILS(OPT_EINVAL, "size must be ", (int)opt_save_memory(a.opt, buffer, size - 1));
+    CHECK(buffer[0] == '\0');
+    CHECK(opt_save_memory(a.opt, buffer, size + 8) == size);
+    start(&b, "RMSprop()", a.w);
+    CHECK(opt_load_memory(b.opt, buffer, size) == OPT_OK);
+    free(buffer);
+    check_same_from_here(&a, &b);
+}
+
+static void parameters_are_in_it_if_that_is_asked_for(void)
+{
+    struct run a, b;
+    start(&a, "Adam(lr=0.1)", NULL);
+    go(&a, 5);
+    CHECK(opt_save(a.opt, file("without")) == OPT_OK);
+    CHECK(opt_init("save_parameters=True") == OPT_OK);
+    start(&b, "Adam()", NULL);
+    CHECK_FAILS(OPT_EINVAL, "it has no parameters in it", opt_load(b.opt, path));
+    CHECK(opt_save(a.opt, file("with")) == OPT_OK);
+    CHECK(opt_load(b.opt, path) == OPT_OK);
+    CHECK(memcmp(a.w, b.w, sizeof a.w) == 0);
+    CHECK(opt_init("save_parameters=False") == OPT_OK);
+    check_same_from_here(&a, &b);
+}
+
+/* What fails leaves an optimizer that goes on as if nothing had been. */
+static void what_is_wrong_is_said(void)
+{
+    struct run a, b, other;
+    start(&a, "Adam(lr=0.1)", NULL);
+    start(&b, "Adam(lr=0.1)", NULL);
+    go(&a, 3);
+    go(&b, 3);
+
+    CHECK_FAILS(OPT_EINVAL, "path must not be NULL", opt_save(a.opt, NULL));
+    CHECK_FAILS(OPT_EINVAL, "path must not be NULL", opt_load(a.opt, NULL));
+    CHECK_FAILS(OPT_EINVAL, "buffer must not be NULL", opt_load_memory(a.opt, NULL, 3));
+    CHECK_FAILS(OPT_EINVAL, "size must be positive, got -3", opt_load_memory(a.opt, "abc", -3));
+    CHECK_FAILS(OPT_EINVAL, "size must be positive, got 0", (int)opt_save_memory(a.opt, path, 0));
+    CHECK_FAILS(OPT_EINVAL, "buffer: it is no checkpoint", opt_load_memory(a.opt, "abc", 3));
+    CHECK_FAILS(OPT_EIO, "No such file or directory", opt_load(a.opt, file("nowhere")));
+    CHECK_FAILS(OPT_EIO, "No such file or directory", opt_save(a.opt, file("nowhere/x.pt")));
+    CHECK_FAILS(OPT_EIO, "path ''", opt_load(a.opt, ""));
+    CHECK_FAILS(OPT_EIO, "path ''", opt_save(a.opt, ""));
+    CHECK_FAILS(OPT_EIO, "s a directory", opt_save(a.opt, folder));
+    CHECK_FAILS(OPT_EIO, "s a directory", opt_load(a.opt, folder));
+
+    start(&other, "SGD()", NULL);
+    CHECK(opt_save(other.opt, file("sgd.pt")) == OPT_OK && opt_free(other.opt) == OPT_OK);
+    CHECK_FAILS(OPT_EINVAL, "it is of SGD, and this optimizer is Adam", opt_load(a.opt, path));
+    CHECK(strstr(opt_error(), "sgd.pt") != NULL);
+
+    start(&other, "Adam()", NULL);
+    CHECK(opt_bind(other.opt, "v", "float64", N, other.dw, other.w) == OPT_OK);
+    CHECK(opt_save(other.opt, file("two.pt")) == OPT_OK);
+    CHECK_FAILS(OPT_EINVAL, "has a parameter 'v' in it, to which nothing is bound here",
+                opt_load(a.opt, path));
+    CHECK(opt_save(a.opt, file("one.pt")) == OPT_OK);
+    CHECK_FAILS(OPT_EINVAL, "has no parameter 'v' in it: there are 'w'", opt_load(other.opt, path));
+    CHECK(opt_free(other.opt) == OPT_OK);
+
+    other.opt = opt_create("Adam()");
+    CHECK(opt_bind(other.opt, "w", "float64", N - 1, other.w, other.dw) == OPT_OK);
+    CHECK_FAILS(OPT_EINVAL, "parameter 'w' is float64 of shape (5,) in it, and float64 of shape (4,) here",
+                opt_load(other.opt, path));
+    CHECK(opt_free(other.opt) == OPT_OK);
+    other.opt = opt_create("Adam()");
+    CHECK_FAILS(OPT_ESTATE, "nothing is bound", opt_load(other.opt, path));
+    CHECK(opt_bind(other.opt, "w", "float32", N, other.w, other.dw) == OPT_OK);
+    CHECK_FAILS(OPT_EINVAL, "and float32 of shape (5,) here", opt_load(other.opt, path));
+    CHECK(opt_free(other.opt) == OPT_OK);
+
+    start(&other, "Adam(amsgrad=True)", NULL);
+    CHECK(opt_schedule(other.opt, "StepLR(3)") == OPT_OK);
+    CHECK_FAILS(OPT_EINVAL, "it has the schedulers (none), and here are 'StepLR(3)'",
+                opt_load(other.opt, path));
+    CHECK(opt_free(other.opt) == OPT_OK);
+
+    start(&other, "SGD()", NULL);
+    CHECK(opt_iterate(other.opt, 0) == OPT_EVALUATE);
+    CHECK_FAILS(OPT_ESTATE, "opt_save in the middle of a step", opt_save(other.opt, path));
+    CHECK_FAILS(OPT_ESTATE, "opt_load in the middle of a step", opt_load(other.opt, path));
+    CHECK(opt_free(other.opt) == OPT_OK);
+    check_same_from_here(&a, &b);
+}
+
+int main(void)
+{
+    int quiet = check_quiet();
+    CHECK(mkdtemp(folder) != NULL);
+    a_file_goes_on();
+    memory_goes_on();
+    parameters_are_in_it_if_that_is_asked_for();
+    what_is_wrong_is_said();
+    check_was_quiet(quiet);
+    char command[128];
+    snprintf(command, sizeof command, "rm -r %s", folder);
+    return system(command);
+}
