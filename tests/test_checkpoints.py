@@ -3,8 +3,16 @@
 from __future__ import annotations
 
 import ctypes
+import fcntl
 import itertools
+import json
+import os
 import pathlib
+import random
+import signal
+import subprocess
+import sys
+import time
 
 import pytest
 import torch
@@ -14,6 +22,7 @@ from optplug import optimizer, schedules
 
 lib = hosts.load()
 HERE = pathlib.Path(__file__).parent
+KILLS = 300
 
 SPECS = [
     "ASGD(t0=2)",
@@ -217,3 +226,287 @@ def test_there_is_no_other_schedule():
 def test_averages_go_on(average, attach):
     for spec in ("Adam(lr=0.01)", "SGD(momentum=0.9)"):
         check_goes_on(spec=spec, average=average, schedule="StepLR", attach=attach)
+
+
+# ---- with plain PyTorch ----
+
+PLAIN = [s for s in SPECS if not s.startswith(("LBFGS", "SparseAdam"))]
+
+
+def plain(run: Run) -> tuple[torch.optim.Optimizer, dict[str, torch.nn.Parameter]]:
+    """Return what a program of plain PyTorch would have: the same optimizer, with the same parameters."""
+    parameters = {n: torch.nn.Parameter(p.clone()) for n, p in run.values.items()}
+    groups = [{"params": [pair], **({"lr": 2e-3} if i else {})} for i, pair in enumerate(parameters.items())]
+    arguments = run.spec.partition("(")[2].removesuffix(")")
+    made = eval(f"torch.optim.{run.name}(groups, {arguments})", {"torch": torch, "groups": groups})  # noqa: S307
+    return made, parameters
+
+
+def go_plainly(made: torch.optim.Optimizer, parameters: dict[str, torch.nn.Parameter], like: Run) -> None:
+    """Make the steps that `like` is to make."""
+    for n, p in parameters.items():
+        like.values[n].copy_(p.detach())
+    like.loss()
+    like.made += 1
+    for n, p in parameters.items():
+        p.grad = like.grads[n].clone()
+    made.step()
+
+
+@pytest.mark.parametrize("spec", PLAIN)
+def test_pytorch_goes_on_from_our_file(spec, tmp_path):
+    run = Run(spec)
+    run.go(4)
+    assert lib.opt_save(run.opt, str(tmp_path / "c.pt").encode()) == 0, lib.opt_error()
+    # This is all that the other program needs.
+    checkpoint = torch.load(tmp_path / "c.pt", weights_only=True)
+    made, parameters = plain(run)
+    made.load_state_dict(checkpoint["optimizer"])
+    shadow = Run(spec)
+    shadow.made = run.made
+    for _ in range(4):
+        go_plainly(made, parameters, shadow)
+    run.go(4)
+    assert {n: p.tolist() for n, p in run.values.items()} == {n: p.tolist() for n, p in parameters.items()}
+    run.free()
+    shadow.free()
+
+
+@pytest.mark.parametrize("form", ["bare", "in a dict", "without names"])
+@pytest.mark.parametrize("spec", PLAIN)
+def test_we_go_on_from_a_file_of_pytorchs(spec, form, tmp_path):
+    shadow = Run(spec)
+    made, parameters = plain(shadow)
+    implementation = {k: True for k in ("fused",) if k in made.defaults and "f" not in spec.partition("(")[2]}
+    for group in made.param_groups:  # what optplug chooses
+        group.update(implementation)
+    for _ in range(4):
+        go_plainly(made, parameters, shadow)
+    state = made.state_dict()
+    if form == "without names":
+        for group in state["param_groups"]:
+            del group["param_names"]
+    torch.save({"optimizer": state, "epoch": 3} if form == "in a dict" else state, tmp_path / "c.pt")
+    run = Run(spec, values={n: p.detach() for n, p in parameters.items()})
+    run.made = shadow.made
+    assert lib.opt_load(run.opt, str(tmp_path / "c.pt").encode()) == 0, lib.opt_error()
+    for _ in range(4):
+        go_plainly(made, parameters, shadow)
+    run.go(4)
+    assert {n: p.tolist() for n, p in run.values.items()} == {n: p.tolist() for n, p in parameters.items()}
+    run.free()
+    shadow.free()
+
+
+def test_a_file_of_pytorchs_that_does_not_fit_is_refused(tmp_path):
+    run = Run("Adam()")
+    run.go(2)
+    made, parameters = plain(run)
+    for p in parameters.values():
+        p.grad = torch.ones_like(p)
+    made.step()
+    good = made.state_dict()
+
+    def refused(words: str, change) -> None:
+        state = {"state": {k: dict(v) for k, v in good["state"].items()}}
+        state["param_groups"] = [dict(g) for g in good["param_groups"]]
+        state = change(state) or state
+        torch.save(state, tmp_path / "c.pt")
+        assert lib.opt_load(run.opt, str(tmp_path / "c.pt").encode()) == -1
+        assert words in lib.opt_error().decode(), lib.opt_error()
+
+    refused("has shape (5,)", lambda s: s["state"][0].update(exp_avg=torch.zeros(5)))
+    refused(
+        "is float64, and float32 here", lambda s: s["state"][0].update(exp_avg=torch.zeros(4, 3).double())
+    )
+    refused("is str", lambda s: s["state"][0].update(exp_avg="x"))
+    refused("has the state exp_avg, step, where", lambda s: s["state"][0].__delitem__("exp_avg_sq"))
+    refused("Invalid weight_decay value: -1", lambda s: s["param_groups"][0].update(weight_decay=-1))
+    refused("group 0", lambda s: s["param_groups"][0].update(lr="x"))
+    refused("group 0", lambda s: s["param_groups"][0].update(betas="x"))
+    refused("no parameter 'w'", lambda s: s["param_groups"][0].update(param_names=["x"]))
+    refused(
+        "2 parameters in it", lambda s: s["param_groups"][0].update(params=[0, 9], param_names=["w", "w"])
+    )
+    refused("it has 1 parameter groups", lambda s: s["param_groups"].__delitem__(1))
+    refused("in none of its groups", lambda s: s["state"].update({7: {}}))
+    refused("no state of an optimizer", lambda _: {"weights": torch.zeros(3)})
+    refused("it has a list in it", lambda _: [1, 2])
+    refused("it is no checkpoint", lambda s: s.update(param_groups=3))
+    refused("it is no checkpoint", lambda s: s.update(state={0: 3}))
+    before = [run.values, run.made]
+    run.go(3)
+    assert run.made == before[1] + 3
+    run.free()
+
+
+class Bomb:
+    def __reduce__(self):
+        return os.system, ("touch bomb",)
+
+
+def test_no_code_runs(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    run = Run("Adam()")
+    for content in (Bomb(), {"optimizer": Bomb()}, {"optplug": Bomb()}):
+        for zipped in (True, False):
+            torch.save(content, "c.pt", _use_new_zipfile_serialization=zipped)
+            assert lib.opt_load(run.opt, b"c.pt") == -1
+            assert b"it is no checkpoint" in lib.opt_error()
+    assert not (tmp_path / "bomb").exists()
+    run.free()
+
+
+# ---- what can happen to files ----
+
+
+def test_a_new_process_goes_on(tmp_path):
+    """The whole run again, in another process: every optimizer, with a schedule and an average."""
+    kinds = [
+        {"spec": spec, "schedule": "" if "LBFGS" in spec else "StepLR", "average": AVERAGES[1]}
+        for spec in SPECS
+    ]
+    script = (
+        "import json, sys, pathlib, torch\n"
+        "from test_checkpoints import Run, lib\n"
+        "kinds, folder = json.load(sys.stdin), pathlib.Path(sys.argv[1])\n"
+        "for i, kind in enumerate(kinds):\n"
+        "    run = Run(**kind, values=torch.load(folder / f'{i}.values', weights_only=True), attach=False)\n"
+        "    run.made = 5\n"
+        "    assert lib.opt_load(run.opt, str(folder / f'{i}.pt').encode()) == 0, lib.opt_error()\n"
+        "    run.go(5)\n"
+        "    print(json.dumps(run.bits()))\n"
+    )
+    expected = []
+    for i, kind in enumerate(kinds):
+        run = Run(**kind)
+        run.go(5)
+        assert lib.opt_save(run.opt, str(tmp_path / f"{i}.pt").encode()) == 0, lib.opt_error()
+        torch.save(run.values, tmp_path / f"{i}.values")
+        run.go(5)
+        expected.append(run.bits())
+        run.free()
+    done = subprocess.run(
+        [sys.executable, "-c", script, tmp_path],
+        input=json.dumps(kinds), capture_output=True, text=True, check=False, cwd=HERE,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    assert [json.loads(line) for line in done.stdout.splitlines()] == expected
+
+
+def test_every_flip_and_every_truncation_is_noticed():
+    run, twin = Run("Adam()", "StepLR"), Run("Adam()", "StepLR")
+    run.go(3)
+    twin.go(3)
+    good = in_memory(run)
+    rng = random.Random(1)  # noqa: S311
+    damaged = [
+        bytes([*good[:i], good[i] ^ (1 << rng.randrange(8)), *good[i + 1 :]]) for i in range(len(good))
+    ]
+    damaged += [good[:n] for n in range(1, len(good), 7)]
+    damaged += [good + b"x", good * 2, good[1:], bytes(len(good)), rng.randbytes(len(good))]
+    for _ in range(1000):
+        i, n = rng.randrange(len(good)), rng.randrange(1, 200)
+        damaged.append(good[:i] + rng.randbytes(n) + good[i + n :])
+    for content in damaged:
+        if content != good:
+            assert lib.opt_load_memory(run.opt, content, len(content)) == -1
+            assert b"buffer: it is " in lib.opt_error()
+    run.go(3)
+    twin.go(3)
+    assert run.bits() == twin.bits()
+    run.free()
+    twin.free()
+
+
+@pytest.mark.filterwarnings("ignore:.*fork:DeprecationWarning")
+def test_a_kill_at_any_moment_leaves_a_whole_file(tmp_path):
+    path = str(tmp_path / "c.pt").encode()
+    run = Run("Adam()")
+    run.go(1)
+    assert lib.opt_save(run.opt, path) == 0
+    rng, last = random.Random(2), 1  # noqa: S311
+    for _ in range(KILLS):
+        child = os.fork()
+        if not child:
+            while True:
+                run.go(1)
+                lib.opt_save(run.opt, path)
+        time.sleep(rng.uniform(0, 0.03))
+        os.kill(child, signal.SIGKILL)
+        os.waitpid(child, 0)
+        assert lib.opt_load(run.opt, path) == 0, lib.opt_error()
+        steps = int(torch.load(path.decode(), weights_only=True)["optimizer"]["state"][0]["step"])
+        assert steps >= last
+        last = steps
+    assert last > KILLS  # they did save
+    assert lib.opt_save(run.opt, path) == 0  # whatever the last one has left behind
+    assert [p.name for p in tmp_path.iterdir()] == ["c.pt"]
+    run.free()
+
+
+@pytest.mark.filterwarnings("ignore:.*fork:DeprecationWarning")
+def test_two_processes_do_not_save_into_each_other(tmp_path):
+    path = tmp_path / "c.pt"
+    run = Run("Adam()")
+    with (tmp_path / "c.pt.tmp").open("w") as other:
+        fcntl.flock(other, fcntl.LOCK_EX)
+        assert lib.opt_save(run.opt, str(path).encode()) == -8
+        assert b"another process is saving to it" in lib.opt_error()
+    assert lib.opt_save(run.opt, str(path).encode()) == 0
+    run.free()
+
+
+@pytest.fixture
+def small_disk(tmp_path):
+    """A disk of 64 KiB."""
+    disk = tmp_path / "disk"
+    disk.mkdir()
+    mount = ["mount", "-t", "tmpfs", "-o", "size=64k", "tmpfs", disk]
+    if os.getuid() or subprocess.run(mount, check=False, capture_output=True).returncode:
+        pytest.skip("no disk can be mounted here: root can")
+    yield disk
+    subprocess.run(["umount", disk], check=True)  # noqa: S607
+
+
+def test_a_full_disk_loses_nothing(small_disk):
+    path = small_disk / "c.pt"
+    run = Run("Adam()")
+    run.go(1)
+    assert lib.opt_save(run.opt, str(path).encode()) == 0
+    before = path.read_bytes()
+    (small_disk / "filler").write_bytes(bytes(50000))
+    big = torch.zeros(50000)
+    opt = lib.opt_create(b"Adam()")
+    assert lib.opt_bind(opt, b"w", b"float32", 50000, big.data_ptr(), big.data_ptr()) == 0
+    assert lib.opt_step(opt) == 0
+    assert lib.opt_save(opt, str(path).encode()) == -8
+    assert b"No space left on device" in lib.opt_error()
+    assert path.read_bytes() == before
+    assert sorted(p.name for p in small_disk.iterdir()) == ["c.pt", "filler"]
+    assert lib.opt_step(opt) == 0
+    assert lib.opt_free(opt) == 0
+    run.free()
+
+
+@pytest.mark.skipif(os.getuid() == 0, reason="root may write anywhere")
+def test_a_folder_that_may_not_be_written_is_an_error(tmp_path):
+    tmp_path.chmod(0o500)
+    run = Run("Adam()")
+    assert lib.opt_save(run.opt, str(tmp_path / "c.pt").encode()) == -8
+    assert b"Permission denied" in lib.opt_error()
+    run.free()
+
+
+def test_a_link_stays_one_and_a_file_gets_the_usual_mode(tmp_path):
+    run = Run("Adam()")
+    (tmp_path / "there").mkdir()
+    (tmp_path / "link").symlink_to("there/c.pt")
+    before = os.umask(0o027)
+    try:
+        assert lib.opt_save(run.opt, str(tmp_path / "link").encode()) == 0
+    finally:
+        os.umask(before)
+    assert (tmp_path / "link").is_symlink()
+    assert (tmp_path / "there/c.pt").stat().st_mode & 0o777 == 0o640
+    run.free()

@@ -28,7 +28,12 @@ _CHUNK = 1 << 20
 def write(file: BinaryIO, content: dict[str, Any]) -> None:
     """Write a checkpoint, of tensors, numbers, strings and containers of them, in one go."""
     sealing = _Sealing(file)
-    torch.save(content, sealing)
+    try:
+        torch.save(content, sealing)
+    except Exception:
+        if sealing.error:  # which torch makes something else of
+            raise sealing.error from None
+        raise
     file.write(_SEAL + sealing.digest())
 
 
@@ -64,10 +69,15 @@ class _Sealing(io.RawIOBase):
 
     def __init__(self, file: BinaryIO) -> None:
         self._file, self._hash = file, hashlib.sha256()
+        self.error: OSError | None = None
 
     def write(self, data: Any) -> int:
         self._hash.update(data)
-        self._file.write(data)
+        try:
+            self._file.write(data)
+        except OSError as error:
+            self.error = error
+            raise
         return memoryview(data).nbytes
 
     def digest(self) -> bytes:

@@ -510,6 +510,7 @@ class Optimizer:
     def _try_out(self, options: dict[str, Any], p: Tensor) -> dict[str, Any]:
         """Return the state that a parameter like this has after a step."""
         name = next(name for name, other in self.parameters.items() if other is p)
+        self._judge(options, {})
         optimizer = self._trial(self._arguments, p, name in self._sparse, options)
         (state,) = optimizer.state.values()
         return state
@@ -725,15 +726,10 @@ class Optimizer:
         """Parse options and let PyTorch's constructor judge them, beside those that are in force."""
         try:
             options = spec.arguments(text)
-            accepted = self._defaults.keys() & spec.signature_of(self._class).parameters.keys() - {
-                *IMPLEMENTATIONS
-            }
             for name in options:
-                spec.choose(name, accepted, "option")
+                spec.choose(name, self._accepted(), "option")
             in_force = {name: value for name, value in current.items() if name in self._defaults}
-            # The constructor judges the values; of the rate it would judge a schedule's.
-            others = {name: value for name, value in in_force.items() if name in accepted - {"lr"}}
-            self._class(_nothing_yet(), **{**self._arguments, **others, **options})
+            self._judge(in_force, options)
             if options.keys() == {"lr"}:
                 float(options["lr"])
                 return options
@@ -742,6 +738,16 @@ class Optimizer:
         except Exception as error:
             raise ValueError(f"options {shown(text)}: {error}") from error
         return options
+
+    def _accepted(self) -> set[str]:
+        """Return the options that a host may give to a group."""
+        parameters = spec.signature_of(self._class).parameters
+        return (self._defaults.keys() & parameters.keys()) - {*IMPLEMENTATIONS}
+
+    def _judge(self, in_force: dict[str, Any], options: dict[str, Any]) -> None:
+        """Let PyTorch's constructor judge options, beside those in force, whose rate may be a schedule's."""
+        others = {name: value for name, value in in_force.items() if name in self._accepted() - {"lr"}}
+        self._class(_nothing_yet(), **{**self._arguments, **others, **options})
 
     def _step_closure(self, optimizer: torch.optim.Optimizer, closure: Callable[[], float]) -> float:
         def evaluate() -> float:
