@@ -5,8 +5,11 @@ It speaks what ``server.h`` says.
 
 import functools
 import inspect
+import os
+import pathlib
 import sys
 import time
+from collections.abc import Callable
 
 import torch
 
@@ -43,6 +46,24 @@ def setup(implementation: str, name: str, count: int, size: int):
     return step
 
 
+def seconds_of(function: Callable[[], object], least: float) -> float:
+    """Return the seconds that one call takes."""
+    done, batch, start, spent = 0, 1, time.perf_counter(), 0.0
+    while spent < least:
+        for _ in range(batch):
+            function()
+        done, batch, spent = done + batch, 2 * batch, time.perf_counter() - start
+    return spent / done
+
+
+def save(optimizer: torch.optim.Optimizer) -> None:
+    """Write the optimizer's state to the disk."""
+    with pathlib.Path("torch-benchmark.pt").open("wb") as file:
+        torch.save(optimizer.state_dict(), file)
+        file.flush()
+        os.fsync(file.fileno())
+
+
 def main() -> None:
     """Answer commands."""
     step = None
@@ -52,12 +73,11 @@ def main() -> None:
                 step = setup(sys.argv[1], name, int(count), int(size))
                 print(int(step is not None), flush=True)
             case ["time", seconds]:
-                done, batch, start, spent = 0, 1, time.perf_counter(), 0.0
-                while spent < float(seconds):
-                    for _ in range(batch):
-                        step()
-                    done, batch, spent = done + batch, 2 * batch, time.perf_counter() - start
-                print(spent / done, flush=True)
+                print(seconds_of(step, float(seconds)), flush=True)
+            case ["save", size]:
+                step = setup(sys.argv[1], "Adam", 1, int(size))
+                print(seconds_of(functools.partial(save, step.__self__), 0.2), flush=True)
+                pathlib.Path("torch-benchmark.pt").unlink()
             case ["end"]:
                 step = None
                 print(0, flush=True)

@@ -122,9 +122,19 @@ def run(given: argparse.Namespace) -> dict:
                     results["speeds"].append([threads, arrays, size, statistics.median(speeds)])
         if threads == 1:
             results["growth"] = grow(peers["optplug"], given.rounds)
+            results["saves"] = [
+                [size, *(measure_save(peers[n], size, given.rounds) for n in ("optplug", "PyTorch default"))]
+                for size in (10**4, 10**6, 10**7)
+                if size <= given.largest
+            ]
         for peer in peers.values():
             peer.end()
     return results
+
+
+def measure_save(peer: Peer, size: int, rounds: int) -> float:
+    """Return the median seconds that it takes to save the state of Adam for so many values."""
+    return statistics.median(peer.ask("save", size) for _ in range(rounds))
 
 
 def grow(peer: Peer, rounds: int) -> dict:
@@ -294,6 +304,16 @@ def report(results: dict) -> str:
         "| optimizers of 50 values, stepped in turn | " + " | ".join(map(str, growth["handles"])) + " |",
         "|---|" + "---|" * len(growth["handles"]),
         "| µs a step of one | " + " | ".join(map(microseconds, growth["handles"].values())) + " |",
+    ]
+    lines += [
+        "",
+        "`opt_save` of Adam's state, beside `torch.save` and `fsync`; optplug's file has a checksum besides, "
+        "and takes the old one's place only when it is whole. Memory for it: none to speak of.",
+        "",
+        "| values | " + " | ".join(f"{size:,}" for size, _, _ in results["saves"]) + " |",
+        "|---|" + "---|" * len(results["saves"]),
+        "| optplug, ms | " + " | ".join(f"{ours * 1e3:.1f}" for _, ours, _ in results["saves"]) + " |",
+        "| PyTorch, ms | " + " | ".join(f"{theirs * 1e3:.1f}" for _, _, theirs in results["saves"]) + " |",
     ]
     for threads in results["threads"]:
         lines += ["", f"## All times, {number(threads)}", "", *table(results, threads)]

@@ -89,12 +89,22 @@ static void live(void)
     check(opt_free(made));
 }
 
-/* "live": create, bind and free; "handles N": a step of each of N optimizers, for one of them. */
+static void save(void) { check(opt_save(opt, "optplug-benchmark.pt")); }
+
+/* "live": create, bind and free; "handles N": a step of each of N optimizers, for one of them;
+ * "save N": write the state of Adam for N values to the disk. */
 static double extra(const char *command, long argument)
 {
     static float w[50], dw[50];
     if (strcmp(command, "live") == 0)
         return time_of(live, 0.2);
+    if (strcmp(command, "save") == 0) {
+        setup("Adam", 1, argument);
+        double seconds = time_of(save, 0.2);
+        teardown();
+        remove("optplug-benchmark.pt");
+        return seconds;
+    }
     handle_count = argument < MOST ? (int)argument : MOST;
     for (int i = 0; i < handle_count; i++) {
         handles[i] = create("Adam");
