@@ -11,7 +11,7 @@ import hosts
 README = (hosts.PROJECT / "README.md").read_text()
 
 
-def build(source: str, folder) -> str:
+def build(source: str, folder) -> None:
     (folder / "main.c").write_text(source)
     flags = subprocess.run(
         [sys.executable, "-m", "optplug", "config", "--cflags", "--libs"],
@@ -33,13 +33,13 @@ def build(source: str, folder) -> str:
         ],
         check=True,
     )
-    return hosts.run(folder / "main").stdout
 
 
 def test_the_readmes_program_prints_what_the_readme_says(tmp_path):
     source = re.search(r"```c\n(.*?)```", README, re.S)[1]
     output = re.search(r"```text\n(.*?)```", README, re.S)[1]
-    assert build(source, tmp_path) == output
+    build(source, tmp_path)
+    assert hosts.run(tmp_path / "main").stdout == output
 
 
 def test_the_headers_program_runs(tmp_path):
@@ -53,7 +53,18 @@ def test_the_headers_program_runs(tmp_path):
         f"int main(void)\n{{\n{body}\n"
         '    printf("%.1f %.1f %.1f\\n", w[0], w[1], w[2]);\n    return 0;\n}\n'
     )
-    assert build(program, tmp_path) == "0.0 1.0 2.0\n"
+    build(program, tmp_path)
+    assert hosts.run(tmp_path / "main").stdout == "0.0 1.0 2.0\n"
+
+
+def test_the_programs_of_the_page_on_checkpoints_go_on_alike(tmp_path, monkeypatch):
+    page = (hosts.PROJECT / "docs" / "checkpoints.md").read_text()
+    build(re.search(r"```c\n(.*?)```", page, re.S)[1], tmp_path)
+    monkeypatch.chdir(tmp_path)
+    begun = hosts.run("./main").stdout
+    python = hosts.run(sys.executable, "-c", re.search(r"```python\n(.*?)```", page, re.S)[1]).stdout
+    restarted = hosts.run("./main", "restart").stdout
+    assert python == restarted != begun
 
 
 def test_commands_in_the_readme_are_presets():
