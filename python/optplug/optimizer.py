@@ -391,10 +391,9 @@ class Optimizer:
 
         ``"optimizer"`` is what torch's ``state_dict`` says.  The tensors are the optimizer's own.
         """
-        with self._ready("opt_save") as optimizer:
-            self._check_idle("opt_save")
+        self._check_bound("opt_save")
         content: dict[str, Any] = {
-            "optimizer": optimizer.state_dict(),
+            "optimizer": (self.torch or self._build()).state_dict(),
             "schedulers": [
                 {"spec": text, "state": scheduler.state_dict()}
                 for (text, _), scheduler in zip(self._schedules, self._schedulers, strict=True)
@@ -421,9 +420,7 @@ class Optimizer:
         Raises:
             ValueError: it is of another class, of other parameters, or has something wrong in it.
         """
-        self._check_idle("opt_load")
-        with self._ready("opt_load"):
-            pass
+        self._check_bound("opt_load")
         try:
             about = content.get("optplug")
             if about is not None:
@@ -468,13 +465,14 @@ class Optimizer:
                 raise ValueError(f"its state of the scheduler {shown(text)} is none")
             scheduler.load_state_dict(state)
         values = self._values_in(content) if with_parameters else {}
+        stepped = bool(about["stepped"] if about is not None else optimizer.state)
         # Nothing fails from here on.
         with Gradients(False):
             for name, value in values.items():
                 self.parameters[name].copy_(value)
         self.torch, self._groups, self._average = optimizer, groups, average
         self._schedulers, self._schedules = schedulers, made_of
-        self._stepped = about["stepped"] if about is not None else bool(optimizer.state)
+        self._stepped = stepped
         self._forget()
 
     def _schedules_like(self, texts: list[str]) -> list[tuple[str, schedules.Function | None]]:
@@ -555,11 +553,7 @@ class Optimizer:
     @contextlib.contextmanager
     def _ready(self, what: str) -> Iterator[torch.optim.Optimizer]:
         """Give the optimizer proper to a block; build it first, for good only if the block succeeds."""
-        self._check_idle(what)
-        if not self.parameters:
-            raise StateError(f"nothing is bound: call opt_bind before {what}")
-        if not self._groups[-1].names:
-            raise StateError(f"nothing is bound to the last group: call opt_bind before {what}")
+        self._check_bound(what)
         optimizer = self.torch or self._build()
         yield optimizer
         self.torch = optimizer
@@ -597,6 +591,13 @@ class Optimizer:
             raise StateError(f"{what} in the middle of a step: call opt_iterate until it returns OPT_DONE")
         if self._average and self._average.swapped and what != "opt_average_swap":
             raise StateError(f"{what} while the averages are swapped in: call opt_average_swap again before")
+
+    def _check_bound(self, what: str) -> None:
+        self._check_idle(what)
+        if not self.parameters:
+            raise StateError(f"nothing is bound: call opt_bind before {what}")
+        if not self._groups[-1].names:
+            raise StateError(f"nothing is bound to the last group: call opt_bind before {what}")
 
     def _build(self, groups: list[_Group] | None = None) -> torch.optim.Optimizer:
         """Build the optimizer on the parameters that are there, or on a stand-in for them."""
