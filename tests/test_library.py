@@ -20,7 +20,7 @@ HEADER = (hosts.PROJECT / "include" / "optplug.h").read_text()
 
 
 def test_it_exports_what_the_header_declares_and_the_bridges_door():
-    declared = set(re.findall(r"^(?:int|const char \*) ?\*?(opt_\w+)\(", HEADER, re.M))
+    declared = set(re.findall(r"^(?:int|int64_t|const char \*) ?\*?(opt_\w+)\(", HEADER, re.M))
     assert len(declared) > 8
     listed = tool("nm", "-gU" if sys.platform == "darwin" else "-D", optplug.library())
     exported = set(re.findall(r" T _?(\w+)$", listed, re.M))
