@@ -17,17 +17,32 @@ static pthread_once_t text_once = PTHREAD_ONCE_INIT;
 
 static void make_text_key(void) { pthread_key_create(&text_key, free); }
 
-/* Make `message` one line of whole UTF-8 characters, whatever was printed into it. */
+/* Return how many bytes the UTF-8 character at `c` has; 0 if it is none. */
+static size_t length_of(const unsigned char *c)
+{
+    size_t length = c[0] < 0x80                    ? 1
+                    : c[0] >= 0xC2 && c[0] <= 0xDF ? 2
+                    : c[0] >= 0xE0 && c[0] <= 0xEF ? 3
+                    : c[0] >= 0xF0 && c[0] <= 0xF4 ? 4
+                                                   : 0;
+    for (size_t i = 1; i < length; i++)
+        if ((c[i] & 0xC0) != 0x80)
+            return 0;
+    /* Too long for what it says, a surrogate, or beyond the last character. */
+    int is_none = (c[0] == 0xE0 && c[1] < 0xA0) || (c[0] == 0xED && c[1] > 0x9F) ||
+                  (c[0] == 0xF0 && c[1] < 0x90) || (c[0] == 0xF4 && c[1] > 0x8F);
+    return length && !is_none ? length : 0;
+}
+
+/* Make `message` one line of UTF-8, whatever was printed into it. */
 static void tidy(void)
 {
-    size_t n = strlen(message);
-    if (n == sizeof message - 1)
-        while (n > 0 && ((unsigned char)message[n - 1] & 0x80))
-            n--;
-    message[n] = '\0';
-    for (char *c = message; *c; c++)
-        if ((unsigned char)*c < ' ')
-            *c = ' ';
+    for (unsigned char *c = (unsigned char *)message; *c;) {
+        size_t length = length_of(c);
+        if (length == 0 || *c < ' ')
+            *c = length ? ' ' : '?';
+        c += length ? length : 1;
+    }
 }
 
 int fail(int status, const char *format, ...)

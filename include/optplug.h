@@ -146,7 +146,8 @@ const char *opt_traceback(void);
  *
  * shape has ndim values, and so have strides and grad_strides, which count elements, not bytes.
  * NULL strides mean row-major (C order).  A column-major (Fortran) array of shape {m, n} has strides
- * {1, m}.  Strides may not be negative, nor let two elements share memory.  ndim 0 is a scalar. */
+ * {1, m}.  Strides may not be negative, nor let two elements share memory, nor rows
+ * interleave.  ndim 0 is a scalar. */
 int opt_bind_nd(int opt, const char *name, const char *dtype, const char *device, int ndim,
                 const int64_t *shape, void *data, const int64_t *strides, void *grad,
                 const int64_t *grad_strides);

@@ -95,7 +95,7 @@ def wrap(
         raise ValueError(
             f"{name}: {' x '.join(map(str, shape))} values of {dtype} reach beyond the end of memory"
         )
-    alignment = min(bits // 8, 8)
+    alignment = bits // 8  # of complex128, too: torch's kernels load it as 16 bytes
     if address % alignment:
         raise ValueError(
             f"{name} is at address {address:#x}, which is not aligned to {alignment} bytes for {dtype}"

@@ -196,7 +196,7 @@ class Optimizer:
         if self.torch is not None:
             raise StateError(f"options {shown(text)}: the first step or schedule has fixed the groups")
         first = self._groups[0]
-        group = _Group(self._check_options(text, first.options if not first.names else {}))
+        group = _Group(self._check_options(text, first.options if not first.names else {}, []))
         if not first.names and len(self._groups) == 1 and not self._first_is_given:
             first.options.update(group.options)
             self._first_is_given = True
@@ -240,8 +240,9 @@ class Optimizer:
             ValueError: no such group or option, or PyTorch refuses the value.
         """
         self._check_idle("opt_set")
-        chosen = _select(self.torch.param_groups if self.torch else [g.options for g in self._groups], group)
-        for options, checked in [(g, self._check_options(text, g)) for g in chosen]:
+        in_force = self.torch.param_groups if self.torch else [g.options for g in self._groups]
+        chosen = _select(list(zip(in_force, self._groups, strict=True)), group)
+        for options, checked in [(o, self._check_options(text, o, g.names)) for o, g in chosen]:
             options.update(checked)
         self._refresh()
 
@@ -344,6 +345,9 @@ class Optimizer:
         """Clamp every gradient to ``-clip_value`` to ``clip_value``: ``torch.nn.utils.clip_grad_value_``."""
         if not clip_value >= 0:
             raise ValueError(f"clip_value must not be negative, got {clip_value}")
+        for name, p in self.parameters.items():
+            if p.is_complex():
+                raise ValueError(f"clip_value: parameter {shown(name)} is complex, and has no order")
         nn.utils.clip_grad_value_(self._clippable(), clip_value)
 
     # ---- schedules ----
@@ -723,8 +727,8 @@ class Optimizer:
             for group in self.torch.param_groups:
                 group["fused"] = None
 
-    def _check_options(self, text: str, current: dict[str, Any]) -> dict[str, Any]:
-        """Parse options and let PyTorch's constructor judge them, beside those that are in force."""
+    def _check_options(self, text: str, current: dict[str, Any], names: list[str]) -> dict[str, Any]:
+        """Parse options for parameters of these names, and let PyTorch judge them beside those in force."""
         try:
             options = spec.arguments(text)
             for name in options:
@@ -735,10 +739,17 @@ class Optimizer:
                 float(options["lr"])
                 return options
             # Two steps show whether the state of the steps before goes with them.
-            self._try(self._arguments, options=in_force, change=options)
+            for like, sparse in self._kinds(names):
+                self._try(self._arguments, like, sparse, options=in_force, change=options)
         except Exception as error:
             raise ValueError(f"options {shown(text)}: {error}") from error
         return options
+
+    def _kinds(self, names: list[str]) -> list[tuple[Tensor | None, bool]]:
+        """Return one of each kind among parameters, and whether its gradient is sparse."""
+        bound = [(self.parameters[name], name in self._sparse) for name in names]
+        kinds = {(p.dtype, p.dim(), sparse): (p, sparse) for p, sparse in bound}
+        return list(kinds.values()) or [(None, False)]
 
     def _accepted(self) -> set[str]:
         """Return the options that a host may give to a group."""
@@ -847,7 +858,7 @@ def _is_finite(tensor: Tensor) -> bool:
     return cmath.isfinite(tensor.sum().item()) or bool(torch.isfinite(tensor).all())
 
 
-def _select(groups: list[dict[str, Any]], group: int) -> list[dict[str, Any]]:
+def _select(groups: list[Any], group: int) -> list[Any]:
     if group == -1:
         return groups
     if not 0 <= group < len(groups):
