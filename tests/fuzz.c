@@ -7,6 +7,7 @@
  * What C cannot know of a pointer is not asked of it: an optimizer that has accepted arrays which leave their
  * memory is freed and nothing else, and closures keep to what optplug.h allows between threads. */
 #define _GNU_SOURCE
+#include <dirent.h>
 #include <getopt.h>
 #include <limits.h>
 #include <math.h>
@@ -110,6 +111,8 @@ static const char *const settings[] = {"error_if_nonfinite=True",
                                        "num_threads=1",
                                        "num_threads=2",
                                        "third_party=False, compile=False",
+                                       "save_parameters=True",
+                                       "save_parameters=False",
                                        "python='/nowhere/bin/python3', num_threads=1",
                                        "",
                                        NULL};
@@ -122,6 +125,7 @@ static const char *const kinds[] = {"optimizers", "schedulers", "dtypes", "devic
 static const char *const dtypes[] = {"float16",   "bfloat16",   "float32", "float64",
                                      "complex64", "complex128", NULL};
 static const int dtype_sizes[] = {2, 2, 4, 8, 8, 16};
+static const char *const paths[] = {"a", "b", "c", "missing/a", ".", "", NULL}; /* in a folder of our own */
 static const char *const devices[] = {"cpu", NULL};
 
 /* What a number becomes. */
@@ -209,7 +213,7 @@ struct frame {
     struct arena output;
     size_t output_size;       /* bytes at its end that the call may write */
     int callbacks, cut_short; /* how often it has called us, and with which failure of ours that ended */
-    char sentinel[80];        /* opt_error() before it */
+    char sentinel[160];       /* opt_error() before it */
     char text[1600];
 };
 
@@ -226,6 +230,8 @@ struct fuzzer {
     char recent[RECENT][400];
     unsigned char small[2 * ARENA], wild[2 * ARENA];
     char text[GIANT + 1];
+    unsigned char saved[ARENA]; /* a checkpoint, of whichever optimizer */
+    size_t saved_size;
 };
 
 static struct fuzzer fuzzers[1 + THREADS];
@@ -390,13 +396,13 @@ static int64_t extent(const struct layout *l)
     int64_t last = 0, count = 1;
     for (int i = 0; i < l->ndim; i++) {
         int64_t step;
-        if (l->shape[i] == 0)
+        if (l->shape[i] <= 0)
             return 0;
         if (__builtin_mul_overflow(l->shape[i] - 1, l->strides[i], &step) ||
             __builtin_add_overflow(last, step, &last) || __builtin_mul_overflow(count, l->shape[i], &count))
             return INT64_MAX;
     }
-    return last < INT64_MAX ? last + 1 : INT64_MAX;
+    return last < 0 ? 0 : last < INT64_MAX ? last + 1 : INT64_MAX;
 }
 
 static void set_row_major(struct layout *l)
@@ -570,6 +576,8 @@ static const char *a_string(struct frame *c, const char *const *table)
     if (asks_for_too_much(text) ||
         (table == settings && way >= 280 && (strstr(text, "com") || strstr(text, "third"))))
         strcpy(text, any(f, table));
+    for (char *slash = text; table == paths && way >= 280 && (slash = strchr(slash, '/'));)
+        *slash = '_'; /* files stay in the folder */
     return lend(c, text, strlen(text) + 1);
 }
 
@@ -648,7 +656,8 @@ static size_t a_place(struct frame *c, int64_t bytes, int size)
     if (one_in(f, 40))
         choices[0] = between + (size_t)below(f, 8); /* seldom aligned */
     size_t place = choices[below(f, 5)];
-    return place <= room ? place : between;
+    place = place <= room ? place : between;
+    return place;
 }
 
 static int is_inside(size_t place, int64_t count, int size)
@@ -681,10 +690,10 @@ static const char *listed(const int64_t *values, int count)
     char *place = places[turn++ % 3];
     if (!values)
         return "NULL";
-    int used = sprintf(place, "{");
-    for (int i = 0; i < count && used < 540; i++)
-        used += sprintf(place + used, "%s%lld", i ? ", " : "", (long long)values[i]);
-    strcpy(place + used, used < 540 ? "}" : ", ...}");
+    char *end = place + sprintf(place, "{");
+    for (int i = 0; i < count && end - place < 540; i++)
+        end += sprintf(end, i ? ", %lld" : "%lld", (long long)values[i]);
+    strcpy(end, end - place < 540 ? "}" : ", ...}");
     return place;
 }
 
@@ -698,7 +707,7 @@ __attribute__((format(printf, 2, 3))) static void note(struct frame *c, const ch
 
 /* ---- functions of ours that are called ---- */
 
-static int make_call(struct fuzzer *f, int inside);
+static int make_call(struct fuzzer *f);
 
 /* Write gradients, call the API, return something odd: whatever a host may do. */
 static int callback(void *user, double *value)
@@ -712,7 +721,7 @@ static int callback(void *user, double *value)
     if (c->optimizer && one_in(f, 2))
         scribble(f, c->optimizer, GRAD);
     if (f->depth < DEPTH && one_in(f, 4))
-        make_call(f, 1);
+        make_call(f);
     *value = any_double(f);
     const int odd[] = {INT_MAX, 1, -1, -2, -3, -4, -5, -6, -7, -8, -1000, INT_MIN};
     int status = one_in(f, 8) ? odd[below(f, sizeof odd / sizeof *odd)] : 0;
@@ -778,13 +787,12 @@ static int try_free(struct frame *c)
 {
     note(c, "opt_free(%d)", c->handle);
     int status = opt_free(c->handle);
-    if (status == OPT_OK && c->optimizer->shared) {
+    if (status == OPT_OK && c->optimizer && c->optimizer->shared) {
         int i = (int)(c->optimizer - shared);
         shared_handles[i] = opt_create(optimizers[below(c->fuzzer, 12)]);
         CHECK(shared_handles[i] > 0);
-    } else if (status == OPT_OK)
-        c->optimizer->live = 0; /* the rest when its arrays have been looked at */
-    return status;
+    }
+    return status; /* the rest is done when its arrays have been looked at */
 }
 
 /* On an optimizer that other threads step meanwhile, only what is there. */
@@ -792,7 +800,7 @@ static int try_bind_shared(struct frame *c)
 {
     struct fuzzer *f = c->fuzzer;
     unsigned char *middle = c->optimizer->arrays.bytes + ARENA / 4;
-    int n = 1 + below(f, 500), data = 8 * below(f, 1000), grad = 8 * below(f, 1000);
+    int n = 1 + below(f, 500), data = 16 * below(f, 500), grad = 16 * below(f, 500);
     const char *name = a_string(c, names), *dtype = a_string(c, dtypes);
     note(c, "opt_bind(%d, %s, %s, %d, middle + %d, middle + %d)", c->handle, quoted(name), quoted(dtype), n,
          data, grad);
@@ -855,6 +863,12 @@ static void *at(struct frame *c, size_t place)
     return one_in(c->fuzzer, 100) ? NULL : bytes + place;
 }
 
+/* Name the dtype, or something else. */
+static const char *a_dtype(struct frame *c, const struct parameter *p)
+{
+    return one_in(c->fuzzer, 20) ? a_string(c, dtypes) : dtypes[p->dtype];
+}
+
 static int try_bind(struct frame *c)
 {
     if (c->optimizer && c->optimizer->shared)
@@ -867,7 +881,7 @@ static int try_bind(struct frame *c)
     set_row_major(&p.layout);
     p.grad_layout = p.layout;
     make_places(c, &p);
-    const char *dtype = one_in(c->fuzzer, 20) ? a_string(c, dtypes) : dtypes[p.dtype];
+    const char *dtype = a_dtype(c, &p);
     void *data = at(c, p.data), *grad = at(c, p.grad);
     note(c, "opt_bind(%d, %s, %s, %lld, arena + %zu: %p, arena + %zu: %p)", c->handle, quoted(name),
          quoted(dtype), (long long)p.layout.shape[0], p.data, data, p.grad, grad);
@@ -895,7 +909,7 @@ static int try_bind_nd(struct frame *c)
     set_row_major(&rows);
     int is_plain = memcmp(&rows, &p.layout, sizeof rows) == 0;
     make_places(c, &p);
-    const char *dtype = one_in(f, 20) ? a_string(c, dtypes) : dtypes[p.dtype];
+    const char *dtype = a_dtype(c, &p);
     const char *device = one_in(f, 20) ? a_string(c, devices) : "cpu";
     int ndim = one_in(f, 60) ? (int)odd_integer(f) : p.layout.ndim, size = p.layout.ndim;
     const int64_t *shape = one_in(f, 60) ? NULL : lend_integers(c, p.layout.shape, size);
@@ -940,7 +954,7 @@ static int try_bind_sparse(struct frame *c)
     const void *count = one_in(f, 60) ? NULL : indices->bytes + one_in(f, 60);
     const void *rows = one_in(f, 60) ? NULL : indices->bytes + indices->size - used - one_in(f, 60);
     void *data = at(c, p.data), *grad = at(c, p.grad);
-    const char *dtype = one_in(f, 20) ? a_string(c, dtypes) : dtypes[p.dtype];
+    const char *dtype = a_dtype(c, &p);
     note(c, "opt_bind_sparse(%d, %s, %s, %lld, %lld, arena + %zu: %p, %lld, %p, %p, arena + %zu: %p)",
          c->handle, quoted(name), quoted(dtype), (long long)p.rows, (long long)p.columns, p.data, data,
          (long long)p.capacity, count, rows, p.grad, grad);
@@ -993,10 +1007,9 @@ static int try_step_closure(struct frame *c)
 
 static int try_iterate(struct frame *c)
 {
-    struct optimizer *o = c->optimizer;
     double loss = any_double(c->fuzzer);
     note(c, "opt_iterate(%d, %g)", c->handle, loss);
-    return opt_iterate(o && o->iterating > EVALUATIONS ? c->handle : c->handle, loss);
+    return opt_iterate(c->handle, loss);
 }
 
 static int try_zero_grad(struct frame *c)
@@ -1076,6 +1089,64 @@ static int try_average_swap(struct frame *c)
     return opt_average_swap(c->handle);
 }
 
+static int try_save(struct frame *c)
+{
+    const char *path = a_string(c, paths);
+    note(c, "opt_save(%d, %s)", c->handle, quoted(path));
+    return opt_save(c->handle, path);
+}
+
+static int try_load(struct frame *c)
+{
+    const char *path = a_string(c, paths);
+    note(c, "opt_load(%d, %s)", c->handle, quoted(path));
+    return opt_load(c->handle, path);
+}
+
+static int try_save_memory(struct frame *c)
+{
+    struct fuzzer *f = c->fuzzer;
+    int is_asked = one_in(f, 4);
+    int64_t size = one_in(f, 8) ? below(f, ARENA) : ARENA;
+    unsigned char *buffer = is_asked ? NULL : c->output.bytes + ARENA - size;
+    if (one_in(f, 20))
+        size = odd_integer(f) > 0 ? 0 : odd_integer(f) | INT64_MIN;
+    note(c, "opt_save_memory(%d, %p, %lld)", c->handle, (void *)buffer, (long long)size);
+    int64_t used = opt_save_memory(c->handle, buffer, size);
+    if (used >= 0 && (used == 0 || used > (is_asked ? INT_MAX : size)))
+        failed(f, "opt_save_memory returned %lld", (long long)used);
+    if (used < 0)
+        return (int)used;
+    if (!is_asked) {
+        f->saved_size = (size_t)used;
+        memcpy(f->saved, buffer, f->saved_size);
+        memset(buffer, 0xA5, f->saved_size); /* what is beyond must be as it was */
+    }
+    return OPT_OK;
+}
+
+/* Write a checkpoint, or something that has been one. */
+static int try_load_memory(struct frame *c)
+{
+    struct fuzzer *f = c->fuzzer;
+    static _Thread_local unsigned char bytes[ARENA];
+    size_t size = f->saved_size;
+    memcpy(bytes, f->saved, size);
+    int damage = one_in(f, 2) ? 0 : 1 + below(f, 4);
+    if (damage == 1 && size)
+        size = (size_t)below(f, size + 1);
+    for (int n = damage > 1 && size ? 1 + below(f, 8) : 0; n > 0; n--)
+        bytes[below(f, size)] ^= (unsigned char)(1 << below(f, 8));
+    if (damage == 2) /* PyTorch's alone, without the seal that would tell */
+        size = size > 60 ? size - 60 : size;
+    if (damage == 3)
+        memcpy(bytes, f->wild, size = (size_t)below(f, 200));
+    const void *buffer = one_in(f, 40) ? NULL : lend(c, bytes, size);
+    int64_t told = one_in(f, 40) ? (int64_t)(next(f) | (uint64_t)INT64_MIN) : (int64_t)size;
+    note(c, "opt_load_memory(%d, %p, %lld), damage %d", c->handle, buffer, (long long)told, damage);
+    return opt_load_memory(c->handle, buffer, told);
+}
+
 static int try_init(struct frame *c)
 {
     const char *text = a_string(c, settings);
@@ -1098,10 +1169,11 @@ static int checked(struct frame *c, const char *text, const char *end)
 
 static int try_describe(struct frame *c)
 {
-    int opt = one_in(c->fuzzer, 20) ? 0 : c->handle;
-    note(c, "opt_describe(%d)", opt);
-    const char *text = opt_describe(opt);
-    if (!text && (opt == 0 || (c->optimizer && !c->optimizer->shared)))
+    if (one_in(c->fuzzer, 20))
+        c->handle = 0, c->optimizer = NULL;
+    note(c, "opt_describe(%d)", c->handle);
+    const char *text = opt_describe(c->handle);
+    if (!text && (c->handle == 0 || (c->optimizer && !c->optimizer->shared)))
         failed(c->fuzzer, "opt_describe fails");
     return checked(c, text, "\n");
 }
@@ -1137,41 +1209,46 @@ static int try_warning(struct frame *c)
     return checked(c, opt_warning(), "\n");
 }
 
-/* Every function: what it may write, whether a callback may not call it on its own optimizer, and how often
- * it is chosen. */
+/* Every function: what it may write, whether it takes a handle, whether a callback is barred from calling it
+ * on its own optimizer, and how often it is chosen. */
+enum { HANDLE = 4, BARRED = 8 };
 static const struct {
     const char *name;
     int (*try)(struct frame *);
-    int writes, is_barred, weight;
+    int flags, weight;
 } functions[] = {
-    {"opt_create", try_create, 0, 0, 6},
-    {"opt_bind", try_bind, 0, 1, 8},
-    {"opt_step", try_step, DATA, 1, 30},
-    {"opt_free", try_free, DATA, 1, 2},
-    {"opt_zero_grad", try_zero_grad, GRAD, 0, 4},
-    {"opt_clip_grad_norm", try_clip_grad_norm, GRAD, 0, 5},
-    {"opt_clip_grad_value", try_clip_grad_value, GRAD, 0, 4},
-    {"opt_get", try_get, 0, 0, 6},
-    {"opt_set", try_set, 0, 1, 5},
-    {"opt_schedule", try_schedule, 0, 1, 4},
-    {"opt_schedule_step", try_schedule_step, 0, 1, 6},
-    {"opt_schedule_step_metric", try_schedule_step_metric, 0, 1, 4},
-    {"opt_error", try_error, 0, 0, 1},
-    {"opt_warning", try_warning, 0, 0, 2},
-    {"opt_traceback", try_traceback, 0, 0, 1},
-    {"opt_bind_nd", try_bind_nd, 0, 1, 14},
-    {"opt_bind_sparse", try_bind_sparse, 0, 1, 7},
-    {"opt_group", try_group, 0, 1, 3},
-    {"opt_step_closure", try_step_closure, DATA, 1, 10},
-    {"opt_iterate", try_iterate, DATA, 1, 16},
-    {"opt_schedule_callback", try_schedule_callback, 0, 1, 4},
-    {"opt_average", try_average, 0, 1, 2},
-    {"opt_average_get", try_average_get, 0, 0, 4},
-    {"opt_average_swap", try_average_swap, DATA, 1, 4},
-    {"opt_init", try_init, 0, 0, 2},
-    {"opt_describe", try_describe, 0, 0, 4},
-    {"opt_list", try_list, 0, 0, 2},
-    {"opt_version", try_version, 0, 0, 1},
+    {"opt_create", try_create, 0, 6},
+    {"opt_bind", try_bind, HANDLE | BARRED, 8},
+    {"opt_step", try_step, DATA | HANDLE | BARRED, 30},
+    {"opt_free", try_free, DATA | HANDLE | BARRED, 2},
+    {"opt_zero_grad", try_zero_grad, GRAD | HANDLE, 4},
+    {"opt_clip_grad_norm", try_clip_grad_norm, GRAD | HANDLE, 5},
+    {"opt_clip_grad_value", try_clip_grad_value, GRAD | HANDLE, 4},
+    {"opt_get", try_get, HANDLE, 6},
+    {"opt_set", try_set, HANDLE | BARRED, 5},
+    {"opt_schedule", try_schedule, HANDLE | BARRED, 4},
+    {"opt_schedule_step", try_schedule_step, HANDLE | BARRED, 6},
+    {"opt_schedule_step_metric", try_schedule_step_metric, HANDLE | BARRED, 4},
+    {"opt_error", try_error, 0, 1},
+    {"opt_warning", try_warning, 0, 2},
+    {"opt_traceback", try_traceback, 0, 1},
+    {"opt_bind_nd", try_bind_nd, HANDLE | BARRED, 14},
+    {"opt_bind_sparse", try_bind_sparse, HANDLE | BARRED, 7},
+    {"opt_group", try_group, HANDLE | BARRED, 3},
+    {"opt_step_closure", try_step_closure, DATA | HANDLE | BARRED, 10},
+    {"opt_iterate", try_iterate, DATA | HANDLE | BARRED, 16},
+    {"opt_schedule_callback", try_schedule_callback, HANDLE | BARRED, 4},
+    {"opt_average", try_average, HANDLE | BARRED, 2},
+    {"opt_average_get", try_average_get, HANDLE, 4},
+    {"opt_average_swap", try_average_swap, DATA | HANDLE | BARRED, 4},
+    {"opt_save", try_save, HANDLE | BARRED, 1},
+    {"opt_load", try_load, DATA | HANDLE | BARRED, 1},
+    {"opt_save_memory", try_save_memory, HANDLE | BARRED, 3},
+    {"opt_load_memory", try_load_memory, DATA | HANDLE | BARRED, 5},
+    {"opt_init", try_init, 0, 2},
+    {"opt_describe", try_describe, HANDLE, 4},
+    {"opt_list", try_list, 0, 2},
+    {"opt_version", try_version, 0, 1},
 };
 enum { FUNCTIONS = sizeof functions / sizeof *functions };
 static _Atomic long made[FUNCTIONS], refused[FUNCTIONS];
@@ -1227,12 +1304,16 @@ static void check_status(struct frame *c, int status)
     int is_iterate = strcmp(name, "opt_iterate") == 0, is_create = strcmp(name, "opt_create") == 0;
     if (c->cut_short && status != c->cut_short)
         failed(c->fuzzer, "%s returned %d where its callback had failed with %d", name, status, c->cut_short);
-    if (status < OPT_ENONFINITE && status != NO_TEXT && status != c->cut_short)
+    if (status < OPT_EIO && status != NO_TEXT && status != c->cut_short)
         failed(c->fuzzer, "%s returned %d, which is no status", name, status);
     if (status > (is_create ? INT_MAX : is_iterate ? OPT_EVALUATE : OPT_OK) || (is_create && status == 0))
         failed(c->fuzzer, "%s returned %d", name, status);
-    if (status >= 0 && c->handle && !c->optimizer && functions[c->which].weight > 2 && !is_create)
+    int flags = functions[c->which].flags;
+    if (status >= 0 && !c->optimizer && c->handle && flags & HANDLE)
         failed(c->fuzzer, "%s has taken a handle that is none", name);
+    for (int i = 0; i < c->fuzzer->depth - 1; i++)
+        if (status >= 0 && c->optimizer && c->fuzzer->frames[i].optimizer == c->optimizer && flags & BARRED)
+            failed(c->fuzzer, "%s does what no callback may", name);
 }
 
 /* Check one arena: bytes that the call may not write are as before.  While a step is under way, and calls
@@ -1265,6 +1346,14 @@ static void check_undone(struct frame *c)
             failed(c->fuzzer, "byte %zu of the arena is not as before the step that has been given up", i);
 }
 
+/* A hyperparameter that is larger than a dtype can hold, by a spec or a schedule, is noticed in the middle
+ * of a step: docs/guarantees.md says so. */
+static int is_half_made(int status)
+{
+    return status < 0 &&
+           (strstr(opt_error(), "without overflow") || strstr(opt_error(), "Numerical result out of range"));
+}
+
 static void check_arrays(struct frame *c, int status)
 {
     struct optimizer *o = c->optimizer;
@@ -1273,14 +1362,15 @@ static void check_arrays(struct frame *c, int status)
     const char *name = functions[c->which].name;
     int is_iterate = strcmp(name, "opt_iterate") == 0, is_free = strcmp(name, "opt_free") == 0;
     int gives_up = o->iterating && ((is_iterate && status < 0) || (is_free && status == OPT_OK));
-    int writes = status >= 0 || gives_up ? functions[c->which].writes : 0;
+    int is_half = is_half_made(status);
+    int writes = status >= 0 || gives_up || is_half ? functions[c->which].flags & (DATA | GRAD) : 0;
     if (is_free && !gives_up)
         writes = 0;
     if (is_iterate && status == OPT_EVALUATE && !o->iterating)
         memcpy(o->start, o->arrays.shadow, o->arrays.size);
     check_arena(c, &o->arrays, writes, o->stepping ? DATA : 0, c->callbacks);
     check_arena(c, &o->indices, 0, 0, 0);
-    if (gives_up)
+    if (gives_up && !is_half)
         check_undone(c);
     if (is_iterate)
         o->iterating = status == OPT_EVALUATE;
@@ -1290,11 +1380,11 @@ static void check_arrays(struct frame *c, int status)
 
 static void check_output(struct frame *c, int status)
 {
-    size_t checked_size = c->output.size - (status >= 0 ? c->output_size : 0);
-    for (size_t i = 0; i < checked_size; i++)
-        if (c->output.bytes[i] != 0xA5)
-            failed(c->fuzzer, "byte %zu of %zu of the result's memory has changed", i, c->output.size);
-    memset(c->output.bytes, 0xA5, c->output.size);
+    const unsigned char *bytes = c->output.bytes;
+    size_t kept = c->output.size - (status >= 0 ? c->output_size : 0);
+    if (kept && (bytes[0] != 0xA5 || memcmp(bytes, bytes + 1, kept - 1) != 0))
+        failed(c->fuzzer, "memory that is no result's has changed");
+    memset(c->output.bytes + kept, 0xA5, c->output.size - kept);
 }
 
 static void check_quietness(struct fuzzer *f)
@@ -1329,17 +1419,17 @@ static int a_forged_handle(struct fuzzer *f)
     return i < 12 ? (int)next(f) | 0xF000 : f->stale[i % 32]; /* no index is so high */
 }
 
-static int choose_optimizer(struct fuzzer *f, int inside, struct optimizer **chosen)
+static int choose_optimizer(struct fuzzer *f, struct optimizer **chosen)
 {
     *chosen = NULL;
-    struct frame *outer = inside ? &f->frames[f->depth - 1] : NULL;
-    if (outer && !one_in(f, 3)) {
-        *chosen = outer->optimizer;
-        return outer->handle;
+    if (f->depth && !one_in(f, 3)) {
+        *chosen = f->frames[f->depth - 1].optimizer;
+        return f->frames[f->depth - 1].handle;
     }
     if (one_in(f, 25))
         return a_forged_handle(f);
-    if (f->number > 0 && !inside && one_in(f, 2)) {
+    /* A callback asks none that another thread may call: two of them could wait for each other. */
+    if (f->number > 0 && !f->depth && one_in(f, 2)) {
         int i = below(f, SHARED);
         *chosen = &shared[i];
         return shared_handles[i];
@@ -1351,21 +1441,239 @@ static int choose_optimizer(struct fuzzer *f, int inside, struct optimizer **cho
     return o->handle;
 }
 
-/* Provoke an error that no other call has, so that a message which stays is seen. */
+/* Provoke an error that no other call has, so that a message which is not new is seen. */
 static void leave_sentinel(struct frame *c)
 {
     int number = -2 - (int)(c->fuzzer->calls % 1000000000);
     if (opt_step(number) != OPT_EHANDLE)
         failed(c->fuzzer, "opt_step(%d) is no OPT_EHANDLE", number);
-    snprintf(c->sentinel, sizeof c->sentinel, "%.79s", opt_error());
-    if (!strstr(opt_error(), "is no optimizer"))
-        failed(c->fuzzer, "opt_step(%d) has another message", number);
-    snprintf(c->sentinel, sizeof c->sentinel, "%s", "");
+    snprintf(c->sentinel, sizeof c->sentinel, "%s", opt_error());
 }
 
-static int make_call(struct fuzzer *f, int inside)
+/* Let the host write what it may between two calls. */
+static void be_the_host(struct fuzzer *f, struct optimizer *o)
 {
-    (void)f;
-    (void)inside;
+    if (one_in(f, 3))
+        scribble(f, o, GRAD);
+    if (one_in(f, 12) && !o->iterating)
+        scribble(f, o, DATA);
+    if (one_in(f, 4))
+        scribble_indices(f, o);
+}
+
+/* What an optimizer says of itself but how its next step is made, which may change; to be freed. */
+static char *description(int opt)
+{
+    const char *text = opt_describe(opt), *step = text ? strstr(text, "\nstep: ") : NULL;
+    return strdup(step ? strchr(step + 1, '\n') : "");
+}
+
+/* Make one call, of any function and with any arguments, and check all that it must leave. */
+static int make_call(struct fuzzer *f)
+{
+    struct optimizer *o;
+    int handle = choose_optimizer(f, &o), is_mine = o && !o->shared;
+    struct frame *c = &f->frames[f->depth];
+    c->optimizer = o, c->handle = handle;
+    c->which = choose_function(f);
+    c->inputs_used = c->callbacks = c->cut_short = 0;
+    c->output_size = 0;
+    int writes = functions[c->which].flags & DATA;
+    if (is_mine && !f->depth)
+        be_the_host(f, o);
+    char *before = is_mine && !f->depth && one_in(f, 6) ? description(handle) : NULL;
+    leave_sentinel(c);
+    note(c, "%s, in the making", functions[c->which].name);
+    f->depth++;
+    f->since = time(NULL);
+    if (o)
+        o->stepping += writes != 0;
+    int status = functions[c->which].try(c);
+    if (o)
+        o->stepping -= writes != 0;
+    f->since = f->depth > 1 ? time(NULL) : 0;
+    atomic_fetch_add(&made[c->which], 1);
+    atomic_fetch_add(&refused[c->which], status < 0);
+    check_status(c, status);
+    check_message(c, status);
+    check_arrays(c, status);
+    check_output(c, status);
+    check_quietness(f);
+    if (before && status < 0) {
+        char *after = description(handle);
+        if (strcmp(before, after) != 0)
+            failed(f, "a call that fails has changed the optimizer\nfrom: %s\nto:   %s", before, after);
+        free(after);
+    }
+    free(before);
+    char *recent = f->recent[f->calls++ % RECENT];
+    memcpy(recent, c->text, sizeof f->recent[0] - 16);
+    sprintf(recent + strnlen(recent, sizeof f->recent[0] - 16), " = %d", status);
+    f->depth--;
+    return status;
+}
+
+/* ---- who calls, and for how long ---- */
+
+static _Atomic int is_over;
+static double ends_at;
+
+static double now(void)
+{
+    struct timespec t;
+    clock_gettime(CLOCK_MONOTONIC, &t);
+    return (double)t.tv_sec + (double)t.tv_nsec / 1e9;
+}
+
+static long sum(_Atomic long *counts)
+{
+    long all = 0;
+    for (int i = 0; i < FUNCTIONS; i++)
+        all += counts[i];
+    return all;
+}
+
+/* Tell of calls that do not return, and now and then how far this is. */
+static void *watch(void *unused)
+{
+    for (double began = now(), told = began; !is_over; usleep(200000)) {
+        for (int i = 0; i <= THREADS; i++) {
+            time_t since = fuzzers[i].since;
+            if (since && time(NULL) - since > PATIENCE) {
+                tell(&fuzzers[i], "this call does not return");
+                _exit(1);
+            }
+        }
+        if (now() - told < 10)
+            continue;
+        told = now();
+        fprintf(check_log, "%.0f s: %ld calls, %ld refused\n", told - began, sum(made), sum(refused));
+        fflush(check_log);
+    }
+    return unused;
+}
+
+static void make_optimizer(struct fuzzer *f, struct optimizer *o)
+{
+    make_watched_arena(&o->arrays, ARENA);
+    make_watched_arena(&o->indices, ARENA);
+    o->start = calloc(ARENA, 1);
+    CHECK(o->start);
+    memcpy(o->arrays.bytes, f->small, ARENA);
+    memcpy(o->arrays.shadow, f->small, ARENA);
+}
+
+static void make_fuzzer(struct fuzzer *f, int number)
+{
+    f->number = number;
+    f->random = seed + (uint64_t)number * 0x1234567;
+    make_values(f);
+    for (int i = 0; i < LIVE; i++)
+        make_optimizer(f, &f->pool[i]);
+    for (int i = 0; i < DEPTH; i++) {
+        struct frame *c = &f->frames[i];
+        c->fuzzer = f;
+        for (size_t j = 0; j < sizeof c->inputs / sizeof *c->inputs; j++)
+            make_arena(&c->inputs[j], GIANT);
+        make_arena(&c->output, ARENA);
+        memset(c->output.bytes, 0xA5, ARENA);
+    }
+}
+
+static void *fuzz(void *fuzzer)
+{
+    self = fuzzer;
+    use_signal_stack();
+    while (now() < ends_at)
+        make_call(self);
+    for (int i = 0; i < LIVE; i++)
+        if (self->pool[i].live && opt_free(self->pool[i].handle) < 0)
+            failed(self, "opt_free(%d) fails", self->pool[i].handle);
+    return NULL;
+}
+
+static void fuzz_in_threads(double seconds)
+{
+    pthread_t threads[THREADS];
+    for (int i = 0; i < SHARED; i++) {
+        make_optimizer(&fuzzers[0], &shared[i]);
+        shared[i].shared = 1;
+        shared_handles[i] = opt_create(optimizers[i]);
+        CHECK(shared_handles[i] > 0);
+    }
+    ends_at = now() + seconds;
+    for (int i = 0; i < THREADS; i++)
+        CHECK(pthread_create(&threads[i], NULL, fuzz, &fuzzers[1 + i]) == 0);
+    for (int i = 0; i < THREADS; i++)
+        CHECK(pthread_join(threads[i], NULL) == 0);
+    for (int i = 0; i < SHARED; i++) {
+        const struct arena *a = &shared[i].arrays;
+        CHECK(opt_free(shared_handles[i]) == OPT_OK);
+        CHECK(memcmp(a->bytes, a->shadow, ARENA / 4) == 0);
+        CHECK(memcmp(a->bytes + 3 * ARENA / 4, a->shadow + 3 * ARENA / 4, ARENA / 4) == 0);
+    }
+}
+
+static void usage(FILE *file)
+{
+    fprintf(file,
+            "fuzz [--seconds S] [--seed N]\n"
+            "Throw random calls with hostile arguments at every function of optplug.h.\n"
+            "  --seconds S  for about so long (10); two thirds by one thread, one by three\n"
+            "  --seed N     as a run before did, whose seed it printed; by one thread alone it repeats\n");
+}
+
+/* Go to a folder of our own, for files; `leave` removes it. */
+static void enter(char *folder) { CHECK(mkdtemp(folder) && chdir(folder) == 0); }
+
+static void leave(const char *folder)
+{
+    DIR *all = opendir(".");
+    CHECK(all);
+    for (struct dirent *entry; (entry = readdir(all));)
+        unlink(entry->d_name); /* "." and ".." stay */
+    CHECK(closedir(all) == 0 && chdir("/") == 0 && rmdir(folder) == 0);
+}
+
+int main(int argc, char **argv)
+{
+    const struct option known[] = {{"seconds", required_argument, NULL, 't'},
+                                   {"seed", required_argument, NULL, 's'},
+                                   {"help", no_argument, NULL, 'h'},
+                                   {0}};
+    double seconds = 10;
+    seed = (unsigned long long)time(NULL);
+    for (int option; (option = getopt_long(argc, argv, "", known, NULL)) != -1;) {
+        if (option == 't')
+            seconds = atof(optarg);
+        else if (option == 's')
+            seed = strtoull(optarg, NULL, 10);
+        else
+            return usage(option == 'h' ? stdout : stderr), option != 'h';
+    }
+    printf("seed %llu\n", seed);
+    fflush(stdout);
+    int out = dup(STDOUT_FILENO);
+    quiet = check_quiet();
+    char folder[] = "/tmp/optplug-fuzz-XXXXXX";
+    enter(folder);
+    watch_for_crashes();
+    CHECK(opt_init(NULL) == OPT_OK); /* so that another python= comes too late */
+    for (int i = 0; i <= THREADS; i++)
+        make_fuzzer(&fuzzers[i], i);
+    pthread_t watcher;
+    CHECK(pthread_create(&watcher, NULL, watch, NULL) == 0);
+    ends_at = now() + seconds * 2 / 3;
+    fuzz(&fuzzers[0]);
+    fuzz_in_threads(seconds / 3);
+    is_over = 1;
+    CHECK(pthread_join(watcher, NULL) == 0);
+    leave(folder);
+    check_was_quiet(quiet);
+    CHECK(dup2(out, STDOUT_FILENO) >= 0);
+    printf("%-26s %9s %9s\n", "function", "calls", "refused");
+    for (int i = 0; i < FUNCTIONS; i++)
+        printf("%-26s %9ld %9ld\n", functions[i].name, (long)made[i], (long)refused[i]);
+    printf("%-26s %9ld %9ld\nseed %llu\n", "all", sum(made), sum(refused), seed);
     return 0;
 }

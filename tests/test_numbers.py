@@ -216,6 +216,8 @@ class Pair:
         arguments = eval(f"dict{self.text[len(self.name) :]}", {})  # noqa: S307 - this file's own text
         chosen = {"fused", "foreach", "capturable", "differentiable"} & arguments.keys()
         fits = self.layout in SAFE_FOR_FUSED and not self.dtype.startswith("complex")
+        # torch 2.13's fused SGD leaves numbers in half precision as they are, 16 by 16.
+        fits &= not (self.name == "SGD" and self.dtype in ("float16", "bfloat16"))
         if self.name in FUSED and fits and not chosen:
             arguments["fused"] = True
         self.parameters = [torch.nn.Parameter(b.tensor) for b, _ in self.theirs]

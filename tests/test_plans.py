@@ -114,8 +114,14 @@ class Twins:
 SIZES = [1, 7, 100, 20_000]  # the last is worth several threads
 
 
-@pytest.mark.parametrize("dtype", FUSED_DTYPES)
-@pytest.mark.parametrize("text", OPTIMIZERS)
+def dtypes_of(text):
+    """Return the dtypes that the fused kernels of torch 2.13 step rightly."""
+    return FUSED_DTYPES[2:] if text.startswith("SGD") else FUSED_DTYPES
+
+
+@pytest.mark.parametrize(
+    ("text", "dtype"), [(text, dtype) for text in OPTIMIZERS for dtype in dtypes_of(text)]
+)
 @pytest.mark.usefixtures("route")
 def test_a_plan_makes_torchs_steps_and_torchs_state(text, dtype):
     twins = Twins(text, [(dtype, n) for n in SIZES])
@@ -127,10 +133,26 @@ def test_a_plan_makes_torchs_steps_and_torchs_state(text, dtype):
     twins.end()
 
 
+@pytest.mark.parametrize("dtype", ["float16", "bfloat16"])
+def test_fused_kernels_that_step_a_dtype_wrongly_are_not_taken(dtype):
+    """By hand: torch 2.13's fused SGD would leave 96 of these 100 as they are."""
+    w, dw = torch.ones(100, dtype=getattr(torch, dtype)), torch.ones(100, dtype=getattr(torch, dtype))
+    opt = lib.opt_create(b"SGD(lr=0.5)")
+    assert lib.opt_bind(opt, b"w", dtype.encode(), 100, w.data_ptr(), dw.data_ptr()) == 0
+    assert lib.opt_step(opt) == 0
+    assert lib.opt_step(opt) == 0
+    assert w.tolist() == [0] * 100
+    assert lib.opt_free(opt) == 0
+    opt = lib.opt_create(b"SGD(lr=0.5, fused=True)")
+    assert lib.opt_bind(opt, b"w", dtype.encode(), 100, w.data_ptr(), dw.data_ptr()) == -1
+    assert b"of a dtype that PyTorch's fused SGD steps rightly" in lib.opt_error()
+    assert lib.opt_free(opt) == 0
+
+
 @pytest.mark.parametrize("text", OPTIMIZERS)
 @pytest.mark.usefixtures("route")
 def test_a_plan_takes_several_groups_and_dtypes(text):
-    mixed = [(dtype, n) for dtype, n in zip(FUSED_DTYPES, SIZES, strict=True)]
+    mixed = list(zip(dtypes_of(text), SIZES, strict=False))
     twins = Twins(text, mixed, mixed[::-1], mixed[:1])
     for i in range(10):
         assert twins.is_planned() == (i > 0)
