@@ -64,7 +64,7 @@ def lean(full: type[torch.optim.Optimizer]) -> type[torch.optim.Optimizer]:
 def _gather_flat_grad(self: torch.optim.LBFGS) -> Tensor:
     """Return all gradients in one row: those of one parameter as they lie, since LBFGS only reads them."""
     grads = [p.grad for p in self._params]
-    if any(g is None or g.is_sparse or g.is_complex() for g in grads):
+    if any(g is None or g.is_sparse or g.is_complex() or not g.is_contiguous() for g in grads):
         return torch.optim.LBFGS._gather_flat_grad(self)
     return grads[0].view(-1) if len(grads) == 1 else torch._C._nn.flatten_dense_tensors(grads)
 

@@ -349,7 +349,7 @@ class Optimizer:
             raise ValueError(f"clip_value must not be negative, got {clip_value}")
         for name, p in self.parameters.items():
             if p.is_complex():
-                raise ValueError(f"clip_value: parameter {shown(name)} is complex, and has no order")
+                raise ValueError(f"parameter {shown(name)}: clamp is not supported for complex types")
         nn.utils.clip_grad_value_(self._clippable(), clip_value)
 
     # ---- schedules ----
