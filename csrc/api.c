@@ -426,6 +426,9 @@ static int take_python(char *options, char *path, size_t size)
 
 API int opt_init(const char *options)
 {
+    enum { MOST = 10000 };
+    if (options && strnlen(options, MOST + 1) > MOST)
+        return fail(OPT_EINVAL, "options is longer than %d characters: '%.60s...'", MOST, options);
     char *rest = strdup(options ? options : "");
     if (!rest)
         return fail(OPT_ENOMEM, "out of memory");

@@ -228,10 +228,15 @@ struct fuzzer {
     struct frame frames[DEPTH];
     _Atomic time_t since; /* when the call that runs began */
     char recent[RECENT][400];
+    double slowest;
+    char slowest_call[400]; /* a call may take long without an end in sight for the watch to see */
     unsigned char small[2 * ARENA], wild[2 * ARENA];
     char text[GIANT + 1];
     unsigned char saved[ARENA]; /* a checkpoint, of whichever optimizer */
     size_t saved_size;
+    int saved_by; /* its handle, and of a file ... */
+    int file_by;
+    char file[40];
 };
 
 static struct fuzzer fuzzers[1 + THREADS];
@@ -1089,16 +1094,34 @@ static int try_average_swap(struct frame *c)
     return opt_average_swap(c->handle);
 }
 
+/* Mostly go back to the optimizer that has saved: those of others refuse its checkpoint. */
+static int go_back(struct frame *c, int opt)
+{
+    for (int i = 0; i < LIVE && c->fuzzer->depth == 1; i++) {
+        struct optimizer *o = &c->fuzzer->pool[i];
+        if (o->live && o->handle == opt && !one_in(c->fuzzer, 4)) {
+            c->optimizer = o, c->handle = opt;
+            return 1;
+        }
+    }
+    return 0;
+}
+
 static int try_save(struct frame *c)
 {
     const char *path = a_string(c, paths);
     note(c, "opt_save(%d, %s)", c->handle, quoted(path));
-    return opt_save(c->handle, path);
+    int status = opt_save(c->handle, path);
+    if (status == OPT_OK && strlen(path) < sizeof c->fuzzer->file)
+        c->fuzzer->file_by = c->handle, strcpy(c->fuzzer->file, path);
+    return status;
 }
 
 static int try_load(struct frame *c)
 {
     const char *path = a_string(c, paths);
+    if (go_back(c, c->fuzzer->file_by))
+        path = c->fuzzer->file;
     note(c, "opt_load(%d, %s)", c->handle, quoted(path));
     return opt_load(c->handle, path);
 }
@@ -1118,7 +1141,7 @@ static int try_save_memory(struct frame *c)
     if (used < 0)
         return (int)used;
     if (!is_asked) {
-        f->saved_size = (size_t)used;
+        f->saved_size = (size_t)used, f->saved_by = c->handle;
         memcpy(f->saved, buffer, f->saved_size);
         memset(buffer, 0xA5, f->saved_size); /* what is beyond must be as it was */
     }
@@ -1131,6 +1154,7 @@ static int try_load_memory(struct frame *c)
     struct fuzzer *f = c->fuzzer;
     static _Thread_local unsigned char bytes[ARENA];
     size_t size = f->saved_size;
+    go_back(c, f->saved_by);
     memcpy(bytes, f->saved, size);
     int damage = one_in(f, 2) ? 0 : 1 + below(f, 4);
     if (damage == 1 && size)
@@ -1350,8 +1374,11 @@ static void check_undone(struct frame *c)
  * of a step: docs/guarantees.md says so. */
 static int is_half_made(int status)
 {
-    return status < 0 &&
-           (strstr(opt_error(), "without overflow") || strstr(opt_error(), "Numerical result out of range"));
+    const char *const words[] = {"without overflow", "Numerical result out of range"};
+    for (size_t i = 0; status < 0 && i < sizeof words / sizeof *words; i++)
+        if (strstr(opt_error(), words[i]))
+            return 1;
+    return 0;
 }
 
 static void check_arrays(struct frame *c, int status)
@@ -1468,6 +1495,13 @@ static char *description(int opt)
     return strdup(step ? strchr(step + 1, '\n') : "");
 }
 
+static double now(void)
+{
+    struct timespec t;
+    clock_gettime(CLOCK_MONOTONIC, &t);
+    return (double)t.tv_sec + (double)t.tv_nsec / 1e9;
+}
+
 /* Make one call, of any function and with any arguments, and check all that it must leave. */
 static int make_call(struct fuzzer *f)
 {
@@ -1488,7 +1522,12 @@ static int make_call(struct fuzzer *f)
     f->since = time(NULL);
     if (o)
         o->stepping += writes != 0;
+    double began = now();
     int status = functions[c->which].try(c);
+    if (now() - began > f->slowest) {
+        f->slowest = now() - began;
+        snprintf(f->slowest_call, sizeof f->slowest_call, "call %ld: %.300s", f->calls, c->text);
+    }
     if (o)
         o->stepping -= writes != 0;
     f->since = f->depth > 1 ? time(NULL) : 0;
@@ -1517,13 +1556,6 @@ static int make_call(struct fuzzer *f)
 
 static _Atomic int is_over;
 static double ends_at;
-
-static double now(void)
-{
-    struct timespec t;
-    clock_gettime(CLOCK_MONOTONIC, &t);
-    return (double)t.tv_sec + (double)t.tv_nsec / 1e9;
-}
 
 static long sum(_Atomic long *counts)
 {
@@ -1674,6 +1706,9 @@ int main(int argc, char **argv)
     printf("%-26s %9s %9s\n", "function", "calls", "refused");
     for (int i = 0; i < FUNCTIONS; i++)
         printf("%-26s %9ld %9ld\n", functions[i].name, (long)made[i], (long)refused[i]);
-    printf("%-26s %9ld %9ld\nseed %llu\n", "all", sum(made), sum(refused), seed);
+    printf("%-26s %9ld %9ld\n", "all", sum(made), sum(refused));
+    for (int i = 0; i <= THREADS; i++)
+        printf("slowest of thread %d: %.1f s, %s\n", i, fuzzers[i].slowest, fuzzers[i].slowest_call);
+    printf("seed %llu\n", seed);
     return 0;
 }

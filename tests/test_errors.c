@@ -80,6 +80,9 @@ static void bad_options(void)
     CHECK_FAILS(OPT_EINVAL, "a quote is not closed", opt_init("python='/usr/bin/python3"));
     CHECK_FAILS(OPT_EINVAL, "'name=value, name=value'", opt_init("num_threads=1)(2"));
     CHECK_FAILS(OPT_ESTATE, "python='/nowhere' comes too late", opt_init("num_threads=1, python='/nowhere'"));
+    static char long_options[1 << 21];
+    memset(long_options, ',', sizeof long_options - 1);
+    CHECK_FAILS(OPT_EINVAL, "options is longer than 10000 characters", opt_init(long_options));
     CHECK(opt_init("num_threads=1, third_party=False") == OPT_OK);
     CHECK(opt_init(NULL) == OPT_OK && opt_init("") == OPT_OK);
 }

@@ -170,6 +170,28 @@ static void sparse_mistakes_are_errors(void)
     CHECK(opt_free(opt) == OPT_OK);
 }
 
+/* State and options that were tried with one kind need not go with the other. */
+static void the_kind_of_gradient_stays_after_a_step(void)
+{
+    const int64_t shape[] = {2, 1};
+    double t[2] = {0}, dt[2] = {1, 1};
+    int64_t rows = 1, row[] = {1};
+    int opt = opt_create("SGD(lr=0.1, momentum=0.9)");
+    CHECK(opt > 0 && opt_bind(opt, "a", "float64", 1, a, da) == OPT_OK);
+    CHECK(opt_bind_nd(opt, "t", "float64", "cpu", 2, shape, t, NULL, dt, NULL) == OPT_OK);
+    CHECK(opt_bind_sparse(opt, "t", "float64", 2, 1, t, 1, &rows, row, dt) ==
+          OPT_OK); /* before: as you like */
+    CHECK(opt_step(opt) == OPT_OK && t[0] == 0 && t[1] != 0);
+    CHECK_FAILS(OPT_EINVAL, "name 't' is bound with a sparse gradient, got a dense one",
+                opt_bind_nd(opt, "t", "float64", "cpu", 2, shape, t, NULL, dt, NULL));
+    CHECK(opt_step(opt) == OPT_OK && opt_free(opt) == OPT_OK);
+    opt = opt_create("SGD(lr=0.1, weight_decay=0.1)");
+    CHECK(opt > 0 && opt_bind_nd(opt, "t", "float64", "cpu", 2, shape, t, NULL, dt, NULL) == OPT_OK);
+    CHECK_FAILS(OPT_EINVAL,
+                "parameter 't': ", opt_bind_sparse(opt, "t", "float64", 2, 1, t, 1, &rows, row, dt));
+    CHECK(opt_step(opt) == OPT_OK && opt_free(opt) == OPT_OK);
+}
+
 int main(void)
 {
     int quiet = check_quiet();
@@ -179,6 +201,7 @@ int main(void)
     sparse_adam_moves_only_the_rows_that_are_there();
     a_sparse_parameter_can_be_moved();
     a_kind_of_gradient_that_torch_refuses_is_refused_at_bind();
+    the_kind_of_gradient_stays_after_a_step();
     sparse_mistakes_are_errors();
     check_was_quiet(quiet);
     return 0;

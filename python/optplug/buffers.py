@@ -145,7 +145,10 @@ def _check_strides(name: str, shape: Sequence[int], strides: Sequence[int]) -> N
     inside = 0
     for s, n, i in sorted((s, n, i) for i, (n, s) in enumerate(zip(shape, strides, strict=True)) if n > 1):
         if s <= inside and 0 not in shape:
-            raise ValueError(f"{name}[{i}] is {s}, so that elements share memory: it must be over {inside}")
+            raise ValueError(
+                f"{name}[{i}] is {s}, so that elements share memory or rows interleave: "
+                f"it must be over {inside}"
+            )
         inside += s * (n - 1)
 
 

@@ -534,9 +534,9 @@ class Optimizer:
                 lines.append(
                     f"parameter {name!r}: group {i}, {p.device}, {_layout(p)}, gradient {_layout(grad)}"
                 )
-        lines += [f"scheduler: {text}" for text, _ in self._schedules]
+        lines += [f"scheduler: {' '.join(text.split())}" for text, _ in self._schedules]
         if self._average:
-            lines.append(f"average: {self._average.text}")
+            lines.append(f"average: {' '.join(self._average.text.split())}")
         return "".join(line + "\n" for line in lines)
 
     def _path(self, optimizer: torch.optim.Optimizer) -> str:
@@ -714,15 +714,18 @@ class Optimizer:
         parameter = nn.Parameter(data)
         if isinstance(grad, Tensor):
             parameter.grad = grad
-        try:
-            options = self._groups[-1].options
-            self._class([{"params": [(name, parameter)], **options}], **self._arguments)
-            self._try(self._arguments, data, isinstance(grad, SparseGrad), options)
-        except Exception as error:
-            raise ValueError(f"parameter {shown(name)}: {error}") from error
+        self._try_parameter(name, data, grad, self._groups[-1].options)
         self.parameters[name] = parameter
         self.module.append(parameter)
         self._groups[-1].names.append(name)
+
+    def _try_parameter(
+        self, name: str, data: Tensor, grad: Tensor | SparseGrad, options: dict[str, Any]
+    ) -> None:
+        try:
+            self._try(self._arguments, data, isinstance(grad, SparseGrad), options)
+        except Exception as error:
+            raise ValueError(f"parameter {shown(name)}: {error}") from error
 
     def _move(self, name: str, parameter: nn.Parameter, data: Tensor, grad: Tensor | SparseGrad) -> None:
         for what, old, new in (
@@ -732,6 +735,14 @@ class Optimizer:
         ):
             if old != new:
                 raise ValueError(f"name {shown(name)} is bound with {what} {old}, got {new}")
+        if isinstance(grad, SparseGrad) != (name in self._sparse):
+            if self.torch:
+                kinds = ("sparse", "dense") if name in self._sparse else ("dense", "sparse")
+                raise ValueError(
+                    f"name {shown(name)} is bound with a {kinds[0]} gradient, got a {kinds[1]} one"
+                )
+            options = next(group.options for group in self._groups if name in group.names)
+            self._try_parameter(name, data, grad, options)
         # The fused kernels take the state to lie as the parameter does.
         state = self.torch.state.get(parameter, {}) if self.torch else {}
         moved = {key: lie_as(value, data) for key, value in state.items()}
