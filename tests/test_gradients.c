@@ -190,6 +190,14 @@ static void the_kind_of_gradient_stays_after_a_step(void)
     CHECK_FAILS(OPT_EINVAL,
                 "parameter 't': ", opt_bind_sparse(opt, "t", "float64", 2, 1, t, 1, &rows, row, dt));
     CHECK(opt_step(opt) == OPT_OK && opt_free(opt) == OPT_OK);
+    /* torch steps with the first of them, and cannot add the second to it. */
+    uint16_t h[2] = {0}, dh[2] = {0};
+    opt = opt_create("SGD(lr=0.1, momentum=0.9)");
+    CHECK(opt > 0);
+    CHECK_FAILS(OPT_EINVAL, "not implemented for 'Half'",
+                opt_bind_sparse(opt, "h", "float16", 2, 1, h, 1, &rows, row, dh));
+    CHECK(opt_bind(opt, "a", "float64", 1, a, da) == OPT_OK && opt_step(opt) == OPT_OK);
+    CHECK(opt_free(opt) == OPT_OK);
 }
 
 int main(void)

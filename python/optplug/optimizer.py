@@ -698,8 +698,9 @@ class Optimizer:
         optimizer = self._class([{"params": [("", parameter)], **(options or {})}], **arguments)
         try:
             self._try_step(optimizer)
-            if change:
-                optimizer.param_groups[0].update(change)
+            optimizer.param_groups[0].update(change or {})
+            # SGD keeps its first sparse gradient, and adds the second to it, which not all dtypes can.
+            for _ in range(bool(change) + sparse):
                 self._try_step(optimizer)
         except RuntimeError as error:
             # SparseAdam's: before anything is bound nobody knows of what kind the gradients are.
@@ -711,10 +712,10 @@ class Optimizer:
         optimizer.step(*[lambda: 0.0] * self._needs_closure)
 
     def _add(self, name: str, data: Tensor, grad: Tensor | SparseGrad) -> None:
+        self._try_parameter(name, data, grad, self._groups[-1].options)
         parameter = nn.Parameter(data)
         if isinstance(grad, Tensor):
             parameter.grad = grad
-        self._try_parameter(name, data, grad, self._groups[-1].options)
         self.parameters[name] = parameter
         self.module.append(parameter)
         self._groups[-1].names.append(name)
@@ -723,7 +724,12 @@ class Optimizer:
         self, name: str, data: Tensor, grad: Tensor | SparseGrad, options: dict[str, Any]
     ) -> None:
         try:
-            self._try(self._arguments, data, isinstance(grad, SparseGrad), options)
+            try:
+                self._try(self._arguments, data, isinstance(grad, SparseGrad), options)
+            except Exception:
+                # On the parameter itself PyTorch may say more; where nothing is wrong that may take long.
+                self._class([{"params": [(name, nn.Parameter(data))], **options}], **self._arguments)
+                raise
         except Exception as error:
             raise ValueError(f"parameter {shown(name)}: {error}") from error
 
