@@ -9,6 +9,7 @@
 #include "error.h"
 #include "handle.h"
 #include "host.h"
+#include "lent.h"
 #include "plan.h"
 
 #define API __attribute__((visibility("default")))
@@ -66,6 +67,17 @@ static int end(struct call *call, int result)
     return status;
 }
 
+/* End a call that has begun if it is one on the arrays, and some parameter has none now. */
+static int need_arrays(struct call *call, int status)
+{
+    struct lent *lent = status == OPT_OK ? *handle_lent(call->slot) : NULL;
+    return !lent ? status
+                 : end(call, fail(OPT_ESTATE,
+                                  "parameter '%.200s' has arrays only in opt_step_f64 and opt_step_f32: bind "
+                                  "it to arrays for this",
+                                  lent_name(lent)));
+}
+
 /* ---- one optimizer, from creation to the end ---- */
 
 API int opt_create(const char *spec)
@@ -98,17 +110,21 @@ API int opt_bind(int opt, const char *name, const char *dtype, int64_t n, void *
     return opt_bind_nd(opt, name, dtype, "cpu", 1, &n, data, NULL, grad, NULL);
 }
 
+/* Make a step in a call that has begun. */
+static int step(struct call *call, int opt)
+{
+    struct plan *plan = handle_plan(call->slot);
+    int result = plan ? plan_run(plan) : 0;
+    if (result <= 0)
+        handle_set_plan(call->slot, NULL);
+    return result ? result : host_python()->step(opt);
+}
+
 API int opt_step(int opt)
 {
     struct call call;
-    int status = begin(&call, opt);
-    if (status < 0)
-        return status;
-    struct plan *plan = handle_plan(call.slot);
-    int result = plan ? plan_run(plan) : 0;
-    if (result <= 0)
-        handle_set_plan(call.slot, NULL);
-    return end(&call, result ? result : host_python()->step(opt));
+    int status = need_arrays(&call, begin(&call, opt));
+    return status < 0 ? status : end(&call, step(&call, opt));
 }
 
 API int opt_free(int opt)
@@ -128,7 +144,7 @@ API int opt_free(int opt)
 API int opt_zero_grad(int opt)
 {
     struct call call;
-    int status = begin_anywhere(&call, opt);
+    int status = need_arrays(&call, begin_anywhere(&call, opt));
     return status < 0 ? status : end(&call, host_python()->zero_grad(opt));
 }
 
@@ -136,7 +152,7 @@ API int opt_clip_grad_norm(int opt, double max_norm, double norm_type, int error
                            double *total_norm)
 {
     struct call call;
-    int status = begin_anywhere(&call, opt);
+    int status = need_arrays(&call, begin_anywhere(&call, opt));
     double norm;
     if (status == OPT_OK)
         status =
@@ -149,7 +165,7 @@ API int opt_clip_grad_norm(int opt, double max_norm, double norm_type, int error
 API int opt_clip_grad_value(int opt, double clip_value)
 {
     struct call call;
-    int status = begin_anywhere(&call, opt);
+    int status = need_arrays(&call, begin_anywhere(&call, opt));
     return status < 0 ? status : end(&call, host_python()->clip_grad_value(opt, clip_value));
 }
 
@@ -235,16 +251,65 @@ API int opt_bind_nd(int opt, const char *name, const char *dtype, const char *de
         return fail(OPT_EINVAL, "ndim must be 0 to %d, got %d", MAX_DIMENSIONS, ndim);
     if (!shape && ndim > 0)
         return fail(OPT_EINVAL, "shape must not be NULL where ndim is %d", ndim);
-    if (!data && has_elements(ndim, shape))
-        return fail(OPT_EINVAL, "data must not be NULL");
-    if (!grad && has_elements(ndim, shape))
-        return fail(OPT_EINVAL, "grad must not be NULL");
+    int come_later = !data && !grad && has_elements(ndim, shape);
+    if (!data && grad && has_elements(ndim, shape))
+        return fail(OPT_EINVAL, "data must not be NULL where grad is not");
+    if (!grad && data && has_elements(ndim, shape))
+        return fail(OPT_EINVAL, "grad must not be NULL where data is not");
+    struct lent *lent = NULL;
+    if (come_later) {
+        int status = lent_make(name, dtype, ndim, shape, strides, grad_strides, &lent);
+        if (status < 0)
+            return status;
+        data = lent_data(lent);
+        grad = lent_grad(lent);
+    }
 
     struct call call;
     int status = begin_change(&call, opt);
-    return status < 0 ? status
-                      : end(&call, host_python()->bind(opt, name, dtype, device, ndim, shape, data, strides,
-                                                       grad, grad_strides));
+    if (status == OPT_OK) {
+        status =
+            host_python()->bind(opt, name, dtype, device, ndim, shape, data, strides, grad, grad_strides);
+        if (status > 0 && lent)
+            lent_put(handle_lent(call.slot), lent);
+        else if (status > 0)
+            lent_remove(handle_lent(call.slot), name);
+        status = end(&call, status);
+    }
+    if (status < 0)
+        lent_free(lent);
+    return status;
+}
+
+static int step_lent(int opt, const char *dtype, void *data, const void *grad)
+{
+    if (!data)
+        return fail(OPT_EINVAL, "data must not be NULL");
+    if (!grad)
+        return fail(OPT_EINVAL, "grad must not be NULL");
+    struct call call;
+    int status = begin(&call, opt);
+    if (status < 0)
+        return status;
+    struct lent *lent = *handle_lent(call.slot);
+    status = lent_check(lent, dtype);
+    if (status < 0)
+        return end(&call, status);
+    lent_copy_in(lent, data, grad);
+    int result = step(&call, opt);
+    if (result > 0)
+        lent_copy_out(lent, data);
+    return end(&call, result);
+}
+
+API int opt_step_f64(int opt, double *data, const double *grad)
+{
+    return step_lent(opt, "float64", data, grad);
+}
+
+API int opt_step_f32(int opt, float *data, const float *grad)
+{
+    return step_lent(opt, "float32", data, grad);
 }
 
 API int opt_bind_sparse(int opt, const char *name, const char *dtype, int64_t rows, int64_t columns,
@@ -271,9 +336,13 @@ API int opt_bind_sparse(int opt, const char *name, const char *dtype, int64_t ro
         return fail(OPT_EINVAL, "grad_rows must not be NULL");
     struct call call;
     int status = begin_change(&call, opt);
-    return status < 0 ? status
-                      : end(&call, host_python()->bind_sparse(opt, name, dtype, rows, columns, data, capacity,
-                                                              count, indices, grad_rows));
+    if (status < 0)
+        return status;
+    int result = host_python()->bind_sparse(opt, name, dtype, rows, columns, data, capacity, count, indices,
+                                            grad_rows);
+    if (result > 0)
+        lent_remove(handle_lent(call.slot), name);
+    return end(&call, result);
 }
 
 API int opt_group(int opt, const char *options)
@@ -292,7 +361,7 @@ API int opt_step_closure(int opt, opt_callback closure, void *user, double *loss
     if (!closure)
         return fail(OPT_EINVAL, "closure must not be NULL");
     struct call call;
-    int status = begin_change(&call, opt);
+    int status = need_arrays(&call, begin_change(&call, opt));
     double first;
     if (status == OPT_OK)
         status = end(&call, host_python()->step_closure(opt, closure, user, &first));
@@ -304,7 +373,7 @@ API int opt_step_closure(int opt, opt_callback closure, void *user, double *loss
 API int opt_iterate(int opt, double loss)
 {
     struct call call;
-    int status = begin_change(&call, opt);
+    int status = need_arrays(&call, begin_change(&call, opt));
     int wanted = 0;
     if (status == OPT_OK)
         status = end(&call, host_python()->iterate(opt, loss, &wanted));
@@ -343,7 +412,7 @@ API int opt_average_get(int opt, const char *name, void *data)
 API int opt_average_swap(int opt)
 {
     struct call call;
-    int status = begin_change(&call, opt);
+    int status = need_arrays(&call, begin_change(&call, opt));
     return status < 0 ? status : end(&call, host_python()->average_swap(opt));
 }
 

@@ -10,6 +10,7 @@
 #include <time.h>
 
 #include "error.h"
+#include "lent.h"
 #include "optplug.h"
 #include "plan.h"
 
@@ -24,6 +25,7 @@ struct slot {
     int held;  /* while the process forks: by the thread that does */
     int lost;  /* in a child: to another thread of the parent */
     struct plan *plan;
+    struct lent *lent;
     struct slot *next_free;
 };
 
@@ -115,9 +117,13 @@ void handle_set_plan(struct slot *slot, struct plan *plan)
     slot->plan = plan;
 }
 
+struct lent **handle_lent(struct slot *slot) { return &slot->lent; }
+
 void handle_retire(struct slot *slot)
 {
     handle_set_plan(slot, NULL);
+    lent_free(slot->lent);
+    slot->lent = NULL;
     slot->live = 0;
     int reusable = slot->generation < MAX_GENERATION;
     handle_unlock(slot);

@@ -2,6 +2,7 @@
 #ifndef OPTPLUG_HANDLE_H
 #define OPTPLUG_HANDLE_H
 
+struct lent;
 struct plan;
 struct slot;
 
@@ -18,6 +19,9 @@ void handle_unlock(struct slot *slot);
 /* The plan of a locked slot, which owns it; NULL where Python makes the steps. */
 struct plan *handle_plan(const struct slot *slot);
 void handle_set_plan(struct slot *slot, struct plan *plan);
+
+/* The list of the parameters of a locked slot that have no arrays but in a step. */
+struct lent **handle_lent(struct slot *slot);
 
 /* End the handle of a locked slot and unlock it. */
 void handle_retire(struct slot *slot);

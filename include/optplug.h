@@ -147,10 +147,18 @@ const char *opt_traceback(void);
  * shape has ndim values, and so have strides and grad_strides, which count elements, not bytes.
  * NULL strides mean row-major (C order).  A column-major (Fortran) array of shape {m, n} has strides
  * {1, m}.  Strides may not be negative, nor let two elements share memory, nor rows
- * interleave.  ndim 0 is a scalar. */
+ * interleave.  ndim 0 is a scalar.  NULL for both arrays: they come with each step, by opt_step_f64. */
 int opt_bind_nd(int opt, const char *name, const char *dtype, const char *device, int ndim,
                 const int64_t *shape, void *data, const int64_t *strides, void *grad,
                 const int64_t *grad_strides);
+
+/* Make a step with arrays that are lent for this call alone, where a host's memory moves or is short-lived
+ * (MATLAB's, Julia's).
+ *
+ * They hold every parameter that was bound with NULL arrays, one after the other in the order of binding,
+ * and are copied: arrays that are bound are not.  Clipping, closures and opt_average_swap take only those. */
+int opt_step_f64(int opt, double *data, const double *grad);
+int opt_step_f32(int opt, float *data, const float *grad);
 
 /* Lend the optimizer a table of parameters, rows * columns in C order, whose gradient is zero but for
  * some rows: an embedding.

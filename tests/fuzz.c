@@ -1002,6 +1002,30 @@ static int try_step(struct frame *c)
     return opt_step(c->handle);
 }
 
+/* Arrays for one call, of an optimizer that is made for it, or none at all. */
+static int try_step_lent(struct frame *c, int is_float64)
+{
+    struct fuzzer *f = c->fuzzer;
+    int64_t n = 1 + below(f, 100);
+    size_t value = is_float64 ? sizeof(double) : sizeof(float);
+    static _Thread_local unsigned char zeros[100 * sizeof(double)];
+    unsigned char *data = c->output.bytes + c->output.size - (size_t)n * value;
+    const void *grad = one_in(f, 20) ? NULL : lend(c, zeros, (size_t)n * value);
+    c->output_size = (size_t)n * value;
+    int opt = opt_create("Adam(lr=0.1)");
+    if (opt_bind(opt, "w", is_float64 ? "float64" : "float32", n, NULL, NULL) < 0)
+        failed(f, "opt_bind of %lld values that come later: %s", (long long)n, opt_error());
+    note(c, "opt_step_f%d(%d, %p, %p)", is_float64 ? 64 : 32, opt, (void *)data, grad);
+    void *lent = one_in(f, 20) ? NULL : data;
+    int status = is_float64 ? opt_step_f64(opt, lent, grad) : opt_step_f32(opt, lent, grad);
+    opt_free(opt);
+    return status;
+}
+
+static int try_step_f64(struct frame *c) { return try_step_lent(c, 1); }
+
+static int try_step_f32(struct frame *c) { return try_step_lent(c, 0); }
+
 static int try_step_closure(struct frame *c)
 {
     opt_callback closure = a_callback(c);
@@ -1258,6 +1282,8 @@ static const struct {
     {"opt_traceback", try_traceback, 0, 1},
     {"opt_bind_nd", try_bind_nd, HANDLE | BARRED, 14},
     {"opt_bind_sparse", try_bind_sparse, HANDLE | BARRED, 7},
+    {"opt_step_f64", try_step_f64, 0, 2},
+    {"opt_step_f32", try_step_f32, 0, 2},
     {"opt_group", try_group, HANDLE | BARRED, 3},
     {"opt_step_closure", try_step_closure, DATA | HANDLE | BARRED, 10},
     {"opt_iterate", try_iterate, DATA | HANDLE | BARRED, 16},

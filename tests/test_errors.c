@@ -91,8 +91,10 @@ static void bad_parameters(int opt)
 {
     CHECK_FAILS(OPT_EINVAL, "name must not be NULL", opt_bind(opt, NULL, "float64", 2, w, dw));
     CHECK_FAILS(OPT_EINVAL, "dtype must not be NULL", opt_bind(opt, "v", NULL, 2, w, dw));
-    CHECK_FAILS(OPT_EINVAL, "data must not be NULL", opt_bind(opt, "v", "float64", 2, NULL, dw));
-    CHECK_FAILS(OPT_EINVAL, "grad must not be NULL", opt_bind(opt, "v", "float64", 2, w, NULL));
+    CHECK_FAILS(OPT_EINVAL, "data must not be NULL where grad is not",
+                opt_bind(opt, "v", "float64", 2, NULL, dw));
+    CHECK_FAILS(OPT_EINVAL, "grad must not be NULL where data is not",
+                opt_bind(opt, "v", "float64", 2, w, NULL));
     CHECK_FAILS(OPT_EINVAL, "device must not be NULL",
                 opt_bind_nd(opt, "v", "float64", NULL, 1, two, w, NULL, dw, NULL));
     CHECK_FAILS(OPT_EINVAL, "n must be positive, got 0", opt_bind(opt, "v", "float64", 0, w, dw));

@@ -171,7 +171,7 @@ enum { MANY = 1 << 20 }; /* enough for torch to want several threads */
 static float w[MANY], dw[MANY];
 static double v[4], dv[4], average[4];
 static int64_t rows = 1, row[1];
-static int adam, sgd, lbfgs, sparse, rmsprop, pending;
+static int adam, sgd, lbfgs, sparse, rmsprop, pending, lent;
 
 static int closure(void *user, double *value)
 {
@@ -299,6 +299,11 @@ DEFINE(step, opt_step(adam))
 DEFINE(step_sgd, opt_step(sgd))
 DEFINE(step_sparse, opt_step(sparse))
 DEFINE(step_rmsprop, opt_step(rmsprop))
+DEFINE(create_lent, (lent = opt_create("SGD(lr=0.1)")))
+DEFINE(bind_lent, opt_bind(lent, "w", "float64", 4, NULL, NULL))
+DEFINE(step_lent, opt_step_f64(lent, v, dv))
+DEFINE(step_lent_wrong, opt_step_f32(lent, w, dw))
+DEFINE(free_lent, opt_free(lent))
 DEFINE(step_lbfgs, opt_step_closure(lbfgs, closure, NULL, NULL))
 DEFINE(step_failing, opt_step_closure(lbfgs, refuse, NULL, NULL))
 DEFINE(step_wrong, opt_step(7))
@@ -374,6 +379,13 @@ static const struct {
     CALL(step_sparse, 0),
     CALL(step_rmsprop, 0),
     CALL(step_rmsprop, 0),
+    CALL(create_lent, 0),
+    CALL(bind_lent, 0),
+    CALL(step_lent, 0),
+    CALL(step_lent, 0),
+    CALL(step_lent, 0),
+    CALL(step_lent_wrong, 1),
+    CALL(free_lent, 0),
     CALL(step_lbfgs, 0),
     CALL(step_lbfgs, 0),
     CALL(step_failing, 1),

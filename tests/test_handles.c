@@ -28,6 +28,8 @@ static void check_is_none(int opt)
     int64_t rows = 1, row[] = {0};
     double value;
     CHECK_FAILS(OPT_EHANDLE, "is no optimizer", opt_step(opt));
+    CHECK_FAILS(OPT_EHANDLE, "is no optimizer", opt_step_f64(opt, w, dw));
+    CHECK_FAILS(OPT_EHANDLE, "is no optimizer", opt_step_f32(opt, (float *)w, (float *)dw));
     CHECK_FAILS(OPT_EHANDLE, "is no optimizer", opt_free(opt));
     CHECK_FAILS(OPT_EHANDLE, "is no optimizer", opt_bind(opt, "w", "float64", 2, w, dw));
     CHECK_FAILS(OPT_EHANDLE, "is no optimizer",
