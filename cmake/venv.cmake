@@ -42,8 +42,9 @@ add_custom_command(OUTPUT ${venv}/pinned.stamp
   COMMENT "Installing PyTorch and what else constraints.txt pins (the first time: minutes)"
   USES_TERMINAL VERBATIM)
 
-file(GLOB sources CONFIGURE_DEPENDS
-  ${PROJECT_SOURCE_DIR}/csrc/* ${PROJECT_SOURCE_DIR}/include/* ${PROJECT_SOURCE_DIR}/python/optplug/*.py)
+file(GLOB_RECURSE sources CONFIGURE_DEPENDS
+  ${PROJECT_SOURCE_DIR}/bindings/* ${PROJECT_SOURCE_DIR}/csrc/* ${PROJECT_SOURCE_DIR}/include/*
+  ${PROJECT_SOURCE_DIR}/python/optplug/*.py)
 set(library ${OPTPLUG_SITE}/optplug/lib/${CMAKE_SHARED_LIBRARY_PREFIX}optplug${CMAKE_SHARED_LIBRARY_SUFFIX})
 add_custom_command(OUTPUT ${venv}/package.stamp
   BYPRODUCTS ${library}

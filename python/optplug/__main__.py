@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import pathlib
 import shlex
 import sys
 
@@ -29,6 +30,7 @@ def _parser() -> argparse.ArgumentParser:
     config.add_argument("--includedir", action="store_true", help="the folder of optplug.h")
     config.add_argument("--libdir", action="store_true", help="the folder of the shared library")
     config.add_argument("--library", action="store_true", help="the shared library itself")
+    config.add_argument("--fortran", action="store_true", help="the folder of the Fortran module's source")
     config.set_defaults(run=_config, parser=config)
 
     check = commands.add_parser(
@@ -58,6 +60,7 @@ def _config(given: argparse.Namespace) -> int:
         "includedir": optplug.includedir(),
         "libdir": optplug.libdir(),
         "library": optplug.library(),
+        "fortran": str(pathlib.Path(optplug.__file__).parent / "fortran"),
     }
     wanted = [value for name, value in flags.items() if getattr(given, name)]
     if not wanted:
