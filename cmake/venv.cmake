@@ -1,7 +1,7 @@
 # The environment of the work place: build/venv, with what constraints.txt pins and the package itself.
 #
 # Sets OPTPLUG_PYTHON, its interpreter, and OPTPLUG_SITE, where its packages lie, and makes
-# optplug::optplug, the library as pip installed it there.
+# optplug::optplug, the library as pip installed it there, and optplug::cxx, for C++.
 
 find_package(Python 3.10 QUIET COMPONENTS Interpreter)
 if(NOT Python_FOUND)
@@ -64,3 +64,7 @@ set_target_properties(optplug::optplug PROPERTIES
   IMPORTED_LOCATION ${library}
   INTERFACE_INCLUDE_DIRECTORIES ${OPTPLUG_SITE}/optplug/include)
 add_dependencies(optplug::optplug package)
+
+add_library(optplug::cxx INTERFACE IMPORTED GLOBAL)
+target_link_libraries(optplug::cxx INTERFACE optplug::optplug)
+target_compile_features(optplug::cxx INTERFACE cxx_std_17)

@@ -11,7 +11,7 @@ function(add_optplug_library name)
     OUTPUT_NAME optplug
     C_STANDARD 11
     C_VISIBILITY_PRESET hidden
-    PUBLIC_HEADER ${PROJECT_SOURCE_DIR}/include/optplug.h)
+    PUBLIC_HEADER "${PROJECT_SOURCE_DIR}/include/optplug.h;${PROJECT_SOURCE_DIR}/include/optplug.hpp")
   target_compile_options(${name} PRIVATE -Wall -Wextra)
   target_compile_definitions(${name} PRIVATE
     PYTHON_VERSION="${Python_VERSION_MAJOR}.${Python_VERSION_MINOR}")

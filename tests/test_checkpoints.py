@@ -18,10 +18,9 @@ import time
 import pytest
 import torch
 
-import hosts
-from optplug import checkpoint, optimizer, schedules
+from optplug import checkpoint, ctypes_api, optimizer, schedules
 
-lib = hosts.load()
+lib = ctypes_api.load()
 HERE = pathlib.Path(__file__).parent
 KILLS = 300
 
@@ -68,7 +67,7 @@ SCHEDULES = {
 AVERAGES = ["", "AveragedModel()", "AveragedModel(multi_avg_fn=get_ema_multi_avg_fn(0.9))"]
 
 
-@hosts.CALLBACK
+@ctypes_api.CALLBACK
 def factor(_, value):
     value[0] = 0.9 ** value[0]
     return 0
@@ -154,7 +153,7 @@ class Run:
     def go(self, steps: int) -> None:
         for _ in range(steps):
             if self.name == "LBFGS":
-                closure = hosts.CALLBACK(self.loss)
+                closure = ctypes_api.CALLBACK(self.loss)
                 assert lib.opt_step_closure(self.opt, closure, None, None) == 0, lib.opt_error()
             else:
                 self.loss()

@@ -12,11 +12,10 @@ import shutil
 import pytest
 import torch
 
-import hosts
-from optplug import compiled
+from optplug import compiled, ctypes_api
 from test_plans import Twins
 
-lib = hosts.load()
+lib = ctypes_api.load()
 
 ALL = os.environ.get("OPTPLUG_TEST_COMPILE") == "all"
 KERNELS = [

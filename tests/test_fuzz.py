@@ -23,10 +23,9 @@ from hypothesis import configuration, stateful
 from hypothesis import strategies as st
 from torch.optim import lr_scheduler
 
-import hosts
-from optplug import checkpoint
+from optplug import checkpoint, ctypes_api
 
-lib = hosts.load()
+lib = ctypes_api.load()
 lib.opt_list.restype = ctypes.c_char_p
 _home = tempfile.TemporaryDirectory()  # hypothesis keeps tables of Unicode: not in this tree
 configuration.set_hypothesis_home_dir(_home.name)
@@ -464,7 +463,9 @@ class Interleaving(stateful.RuleBasedStateMachine):
             if way == "step":
                 assert call(lib.opt_step, twins.opt) == 0, lib.opt_error()
             elif way == "closure":
-                assert call(lib.opt_step_closure, twins.opt, hosts.CALLBACK(lambda *_: 0), None, None) == 0
+                assert (
+                    call(lib.opt_step_closure, twins.opt, ctypes_api.CALLBACK(lambda *_: 0), None, None) == 0
+                )
             else:
                 assert call(lib.opt_iterate, twins.opt, 0.0) == 1
                 assert call(lib.opt_iterate, twins.opt, 0.0) == 0

@@ -11,9 +11,9 @@ import time
 import pytest
 import torch
 
-import hosts
+from optplug import ctypes_api
 
-lib = hosts.load()
+lib = ctypes_api.load()
 SIZE, STEPS = 50_000, 400
 
 
@@ -84,7 +84,7 @@ def test_an_interrupt_in_a_closure_is_the_closures():
     opt = make("SGD()", w, torch.ones_like(w))
     seen = []
 
-    @hosts.CALLBACK
+    @ctypes_api.CALLBACK
     def closure(_, loss):
         try:
             os.kill(os.getpid(), signal.SIGINT)

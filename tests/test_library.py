@@ -10,6 +10,7 @@ import pytest
 
 import hosts
 import optplug
+from optplug import ctypes_api
 
 
 def tool(*command: str) -> str:
@@ -43,7 +44,7 @@ def test_it_needs_nothing_but_libc():
 
 def test_the_version_is_the_headers_everywhere():
     version = re.search(r'define OPTPLUG_VERSION "(.*)"', HEADER)[1]
-    assert hosts.load().opt_version().decode() == version == optplug.__version__
+    assert ctypes_api.load().opt_version().decode() == version == optplug.__version__
 
 
 def test_every_function_is_called_from_c():

@@ -19,8 +19,9 @@ import torch
 from torch.optim import lr_scheduler
 
 import hosts
+from optplug import ctypes_api
 
-lib = hosts.load()
+lib = ctypes_api.load()
 assert lib.opt_init(b"plans='direct'") == 0  # as in hosts that are no Python
 
 # What torch says the first time that any of its optimizers makes a sparse tensor of another.
@@ -148,7 +149,7 @@ def factor(epoch: float) -> float:
     return 1 / (1 + epoch)
 
 
-@hosts.CALLBACK
+@ctypes_api.CALLBACK
 def c_factor(_, value) -> int:
     value[0] = factor(value[0])
     return 0
@@ -295,7 +296,7 @@ class Pair:
                 )
 
     def step_closure(self) -> int:
-        @hosts.CALLBACK
+        @ctypes_api.CALLBACK
         def closure(_, value):
             value[0] = self.loss(self.ours)
             return 0

@@ -35,6 +35,9 @@ def test_a_wheel_is_built_in_isolation_and_holds_everything(tmp_path):
     assert {
         f"optplug/lib/liboptplug.{suffix}",
         "optplug/include/optplug.h",
+        "optplug/include/optplug.hpp",
+        "optplug/fortran/optplug.f90",
+        "optplug/fortran/fpm.toml",
         "optplug/bin/optplug-probe",
     } <= names
     assert sum(pathlib.Path(name).name.startswith("_optplug.") for name in names) == 1

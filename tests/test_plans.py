@@ -10,11 +10,10 @@ import sys
 import pytest
 import torch
 
-import hosts
-from optplug import _bridge, plans
+from optplug import _bridge, ctypes_api, plans
 from optplug.lean import lean
 
-lib = hosts.load()
+lib = ctypes_api.load()
 
 ROUTES = ["plans='direct'", "plans='stable'"]
 OPTIMIZERS = [
@@ -214,7 +213,7 @@ def test_all_that_changes_an_optimizer_is_true_with_plans():
         scheduler.step()
     assert twins.is_planned()
 
-    @hosts.CALLBACK
+    @ctypes_api.CALLBACK
     def closure(_, loss):
         loss[0] = 1.0
         return 0

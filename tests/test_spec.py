@@ -102,8 +102,9 @@ def test_a_shown_value_is_quoted_and_short():
 # tells it of each thing that is executed, imported, opened or started.
 AUDITED = """
 import sys
-import optplug, hosts
-lib = hosts.load()
+import optplug
+from optplug import ctypes_api
+lib = ctypes_api.load()
 opts = [lib.opt_create(b"Adam()"), lib.opt_create(b"SGD()")]
 texts = sys.stdin.read().split("\\0")
 events = "exec", "import", "open", "os.system", "os.exec", "os.posix_spawn", "subprocess.Popen", "os.fork"

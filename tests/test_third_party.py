@@ -5,9 +5,9 @@ from __future__ import annotations
 import pytest
 import torch
 
-import hosts
+from optplug import ctypes_api
 
-lib = hosts.load()
+lib = ctypes_api.load()
 
 MODULE = """
 import torch
@@ -75,7 +75,7 @@ def test_it_steps_and_takes_schedules_as_torchs_own_do():
 def test_a_closure_that_fails_after_it_has_moved_is_undone():
     values, grads = torch.zeros(1), torch.ones(1)
     opt = bound(values, grads)
-    fail = hosts.CALLBACK(lambda _, __: -9)
+    fail = ctypes_api.CALLBACK(lambda _, __: -9)
     assert lib.opt_step_closure(opt, fail, None, None) == -9
     assert values.tolist() == [0.0]
     assert lib.opt_free(opt) == 0

@@ -1,0 +1,267 @@
+/* optplug for C++17: the functions of optplug.h, whose comments are the manual, as a class that owns its
+ * handle.
+ *
+ *     std::vector<double> w(3), dw(3);
+ *     optplug::Optimizer opt("Adam(lr=0.1)");
+ *     opt.bind("w", w, dw);
+ *     for (int i = 0; i < 100; i++) {
+ *         gradient(w, dw);
+ *         opt.step();
+ *     }
+ *
+ * What fails throws optplug::Error, and changes nothing.  An exception out of a function of yours that a
+ * step calls ends that step, and comes out of it as it is.  An optimizer can be moved and not copied. */
+#ifndef OPTPLUG_HPP
+#define OPTPLUG_HPP
+
+#include <complex>
+#include <cstdint>
+#include <exception>
+#include <functional>
+#include <iterator>
+#include <list>
+#include <memory>
+#include <stdexcept>
+#include <string>
+#include <type_traits>
+#include <utility>
+#include <vector>
+
+#include <optplug.h>
+
+namespace optplug
+{
+
+/* what() is opt_error()'s line, status() one of OPT_E..., traceback() Python's account, if it has one. */
+class Error : public std::runtime_error
+{
+  public:
+    Error(int status, const std::string &message, std::string traceback = "")
+        : std::runtime_error(message), status_(status), traceback_(std::move(traceback))
+    {
+    }
+    int status() const noexcept { return status_; }
+    const std::string &traceback() const noexcept { return traceback_; }
+
+  private:
+    int status_;
+    std::string traceback_;
+};
+
+/* Return a result, or throw what it says if it is negative. */
+template <class Result> Result check(Result result)
+{
+    if (result < 0)
+        throw Error(static_cast<int>(result), opt_error(), opt_traceback());
+    return result;
+}
+
+inline std::string check_text(const char *text, int status)
+{
+    return text ? text : throw Error(status, opt_error(), opt_traceback());
+}
+
+inline void init(const std::string &options = "") { check(opt_init(options.c_str())); }
+inline std::string list(const std::string &kind) { return check_text(opt_list(kind.c_str()), OPT_EINVAL); }
+inline std::string describe() { return check_text(opt_describe(0), OPT_ERUNTIME); }
+inline std::string warning() { return opt_warning(); }
+inline std::string version() { return opt_version(); }
+
+/* What torch calls the type of a value; specialize it for a half-precision type of yours. */
+template <class T> struct dtype;
+template <> struct dtype<float> {
+    static constexpr const char *name = "float32";
+};
+template <> struct dtype<double> {
+    static constexpr const char *name = "float64";
+};
+template <> struct dtype<std::complex<float>> {
+    static constexpr const char *name = "complex64";
+};
+template <> struct dtype<std::complex<double>> {
+    static constexpr const char *name = "complex128";
+};
+
+class Optimizer
+{
+  public:
+    using Sizes = std::vector<std::int64_t>;
+    /* The factor of an epoch, for a parameter group; or what scale_fn makes of x. */
+    using ScheduleFunction = std::function<double(double epoch, int group)>;
+
+    explicit Optimizer(const std::string &spec) : handle_(check(opt_create(spec.c_str()))) {}
+    Optimizer(Optimizer &&other) noexcept
+        : handle_(std::exchange(other.handle_, 0)), functions_(std::move(other.functions_))
+    {
+    }
+    Optimizer &operator=(Optimizer &&other) noexcept
+    {
+        std::swap(handle_, other.handle_);
+        std::swap(functions_, other.functions_);
+        return *this;
+    }
+    ~Optimizer()
+    {
+        if (handle_ != 0)
+            opt_free(handle_);
+    }
+
+    /* For what is not here; 0 once the optimizer was moved from. */
+    int handle() const noexcept { return handle_; }
+
+    /* Vectors, arrays, spans: variables that have data() and size(), and stay where they are. */
+    template <class Data, class Grad> void bind(const std::string &name, Data &data, Grad &grad)
+    {
+        if (std::size(data) != std::size(grad))
+            throw Error(OPT_EINVAL, "parameter '" + name + "': data has " + std::to_string(std::size(data)) +
+                                        " values and grad " + std::to_string(std::size(grad)));
+        bind(name, std::data(data), std::data(grad), static_cast<std::int64_t>(std::size(data)));
+    }
+    template <class T> void bind(const std::string &name, T *data, T *grad, std::int64_t n)
+    {
+        check(opt_bind(handle_, name.c_str(), dtype<T>::name, n, data, grad));
+    }
+    /* Any shape; strides count values, and none are row-major. */
+    template <class T>
+    void bind(const std::string &name, T *data, T *grad, const Sizes &shape, const Sizes &strides = {},
+              const Sizes &grad_strides = {})
+    {
+        for (const Sizes *sizes : {&strides, &grad_strides})
+            if (!sizes->empty() && sizes->size() != shape.size())
+                throw Error(OPT_EINVAL, "parameter '" + name + "': " + std::to_string(sizes->size()) +
+                                            " strides for " + std::to_string(shape.size()) + " dimensions");
+        check(opt_bind_nd(handle_, name.c_str(), dtype<T>::name, "cpu", static_cast<int>(shape.size()),
+                          shape.data(), data, strides.empty() ? nullptr : strides.data(), grad,
+                          grad_strides.empty() ? nullptr : grad_strides.data()));
+    }
+    /* A parameter whose arrays come with each step. */
+    template <class T> void bind(const std::string &name, const Sizes &shape)
+    {
+        bind<T>(name, static_cast<T *>(nullptr), static_cast<T *>(nullptr), shape);
+    }
+    template <class T>
+    void bind_sparse(const std::string &name, T *data, std::int64_t rows, std::int64_t columns,
+                     std::int64_t capacity, const std::int64_t *count, const std::int64_t *indices,
+                     T *grad_rows)
+    {
+        check(opt_bind_sparse(handle_, name.c_str(), dtype<T>::name, rows, columns, data, capacity, count,
+                              indices, grad_rows));
+    }
+    void group(const std::string &options) { check(opt_group(handle_, options.c_str())); }
+
+    void step() { check(opt_step(handle_)); }
+    void step(double *data, const double *grad) { check(opt_step_f64(handle_, data, grad)); }
+    void step(float *data, const float *grad) { check(opt_step_f32(handle_, data, grad)); }
+    /* closure() computes the gradients and returns the loss.  Returns the first loss. */
+    template <class Closure> double step_closure(Closure &&closure)
+    {
+        Call<std::remove_reference_t<Closure>> call{closure, nullptr};
+        double loss = 0;
+        int status = opt_step_closure(
+            handle_,
+            [](void *user, double *value) {
+                auto &its = *static_cast<Call<std::remove_reference_t<Closure>> *>(user);
+                return guard(its.thrown, [&] { *value = its.function(); });
+            },
+            &call, &loss);
+        if (call.thrown)
+            std::rethrow_exception(call.thrown);
+        check(status);
+        return loss;
+    }
+    /* while (opt.iterate(loss)) loss = loss_and_gradient(w, dw); */
+    bool iterate(double loss) { return check(opt_iterate(handle_, loss)) == OPT_EVALUATE; }
+
+    void zero_grad() { check(opt_zero_grad(handle_)); }
+    double clip_grad_norm(double max_norm, double norm_type = 2, bool error_if_nonfinite = false)
+    {
+        double norm = 0;
+        check(opt_clip_grad_norm(handle_, max_norm, norm_type, error_if_nonfinite, &norm));
+        return norm;
+    }
+    void clip_grad_value(double clip_value) { check(opt_clip_grad_value(handle_, clip_value)); }
+
+    double get(int group, const std::string &name) const
+    {
+        double value = 0;
+        check(opt_get(handle_, group, name.c_str(), &value));
+        return value;
+    }
+    void set(int group, const std::string &options) { check(opt_set(handle_, group, options.c_str())); }
+    void schedule(const std::string &spec) { check(opt_schedule(handle_, spec.c_str())); }
+    void schedule(const std::string &spec, ScheduleFunction function)
+    {
+        functions_.push_back({std::move(function), nullptr});
+        int status = opt_schedule_callback(
+            handle_, spec.c_str(),
+            [](void *user, double *value) {
+                auto &its = *static_cast<Call<ScheduleFunction> *>(user);
+                return guard(its.thrown,
+                             [&] { *value = its.function(value[0], static_cast<int>(value[1])); });
+            },
+            &functions_.back());
+        std::exception_ptr thrown = functions_.back().thrown;
+        if (status < 0)
+            functions_.pop_back();
+        if (thrown)
+            std::rethrow_exception(thrown);
+        check(status);
+    }
+    void schedule_step() { check_functions(opt_schedule_step(handle_)); }
+    void schedule_step(double metric) { check_functions(opt_schedule_step_metric(handle_, metric)); }
+
+    void average(const std::string &spec) { check(opt_average(handle_, spec.c_str())); }
+    template <class T> void average_get(const std::string &name, T *data) const
+    {
+        check(opt_average_get(handle_, name.c_str(), data));
+    }
+    void average_swap() { check(opt_average_swap(handle_)); }
+
+    void save(const std::string &path) const { check(opt_save(handle_, path.c_str())); }
+    void load(const std::string &path) { check_functions(opt_load(handle_, path.c_str())); }
+    std::vector<unsigned char> save_memory() const
+    {
+        std::vector<unsigned char> bytes(
+            static_cast<std::size_t>(check(opt_save_memory(handle_, nullptr, 0))));
+        auto size = check(opt_save_memory(handle_, bytes.data(), static_cast<std::int64_t>(bytes.size())));
+        bytes.resize(static_cast<std::size_t>(size));
+        return bytes;
+    }
+    void load_memory(const std::vector<unsigned char> &bytes)
+    {
+        check_functions(opt_load_memory(handle_, bytes.data(), static_cast<std::int64_t>(bytes.size())));
+    }
+    std::string describe() const { return check_text(opt_describe(handle_ ? handle_ : -1), OPT_EHANDLE); }
+
+  private:
+    template <class Function> struct Call {
+        std::conditional_t<std::is_same_v<Function, ScheduleFunction>, Function, Function &> function;
+        std::exception_ptr thrown;
+    };
+
+    /* No exception may pass through the library. */
+    template <class Function> static int guard(std::exception_ptr &thrown, Function &&function) noexcept
+    {
+        try {
+            function();
+            return 0;
+        } catch (...) {
+            thrown = std::current_exception();
+            return -1;
+        }
+    }
+    void check_functions(int status)
+    {
+        for (auto &call : functions_)
+            if (std::exception_ptr thrown = std::exchange(call.thrown, nullptr))
+                std::rethrow_exception(thrown);
+        check(status);
+    }
+
+    int handle_;
+    std::list<Call<ScheduleFunction>> functions_; /* a list: they stay where they are */
+};
+
+} // namespace optplug
+
+#endif

@@ -1,0 +1,210 @@
+"""The C API through ctypes, with numpy's arrays; the bare functions are what the other tests call."""
+
+from __future__ import annotations
+
+import ctypes
+import gc
+import re
+
+import numpy as np
+import pytest
+import torch
+
+import hosts
+from optplug import ctypes_api
+from optplug.ctypes_api import Error, Optimizer
+
+HEADER = (hosts.PROJECT / "include" / "optplug.h").read_text()
+
+
+def sgd(**arrays):
+    opt = Optimizer("SGD(lr=0.5)")
+    for name, array in arrays.items():
+        opt.bind(name, array, np.full_like(array, 2))
+    return opt
+
+
+def test_every_function_has_as_many_types_as_the_header_gives_it_parameters():
+    library = ctypes_api.load()
+    declared = re.findall(r"^(?:int|int64_t|const char \*) ?(opt_\w+)\((.*?)\);", HEADER, re.M | re.S)
+    assert len(declared) > 30
+    for name, parameters in declared:
+        expected = 0 if parameters == "void" else parameters.count(",") + 1
+        assert len(getattr(library, name).argtypes) == expected, name
+    assert library.opt_save_memory.restype is ctypes.c_int64
+    assert library.opt_error.restype is ctypes.c_char_p
+
+
+def test_the_statuses_are_the_headers():
+    assert ctypes_api.statuses()["OPT_EIO"] == -8
+    assert len(ctypes_api.statuses()) == HEADER.count(" = ", HEADER.index("enum {"), HEADER.index("};"))
+
+
+def test_bare_functions_take_numpys_arrays_and_lists():
+    library = ctypes_api.load()
+    w, dw, loss = np.ones((2, 3), order="F"), np.full((2, 3), 2.0, order="F"), np.zeros(1)
+    opt = library.opt_create(b"SGD(lr=0.5)")
+    assert library.opt_bind_nd(opt, b"w", b"float64", b"cpu", 2, [2, 3], w, [1, 2], dw, np.array([1, 2])) == 0
+    assert library.opt_step(opt) == 0
+    assert not w.any()
+    assert library.opt_get(opt, 0, b"lr", loss) == 0
+    assert loss[0] == 0.5
+    with pytest.raises(ctypes.ArgumentError):
+        library.opt_get(opt, 0, b"lr", np.zeros(1, np.float32))
+    assert library.opt_free(opt) == 0
+
+
+@pytest.mark.parametrize("dtype", ["float16", "float32", "float64", "complex64", "complex128"])
+def test_arrays_of_any_dtype_and_layout_are_stepped_in_place(dtype):
+    whole = np.ones((4, 6), dtype)
+    opt = sgd(scalar=np.ones((), dtype), inside=whole[1:3, 1:5], fortran=np.ones((2, 3), dtype, order="F"))
+    opt.step()
+    assert whole.sum() == 24 - 8
+    assert "inside': group 0, cpu, " + dtype in opt.describe()
+    assert "strides (6, 1)" in opt.describe()
+
+
+def test_bfloat16_comes_as_bits():
+    w, dw = (torch.full((4,), x, dtype=torch.bfloat16).view(torch.uint16).numpy() for x in (1, 2))
+    opt = Optimizer("SGD(lr=0.5)")
+    opt.bind("w", w, dw, "bfloat16")
+    opt.step()
+    assert not w.any()
+
+
+def test_the_arrays_live_as_long_as_the_optimizer_has_them():
+    w = np.ones(1000)
+    opt = sgd(w=w)  # whose gradient nobody else has
+    gc.collect()
+    np.full(1000, 5.0)
+    opt.step()
+    assert not w.any()
+
+
+def test_closures_return_the_loss_and_may_raise():
+    x, dx = np.array([3.0]), np.empty(1)
+    opt = Optimizer("LBFGS(lr=0.5, max_iter=20)")
+    opt.bind("x", x, dx)
+
+    def closure():
+        dx[:] = 2 * x
+        return float(x[0] ** 2)
+
+    assert opt.step_closure(closure) == 9
+    assert abs(x[0]) < 1e-2
+    x[:], loss = 3, 0.0
+    while opt.iterate(loss):
+        loss = closure()
+    assert abs(x[0]) < 1e-2
+    before = x.copy()
+    with pytest.raises(ZeroDivisionError):
+        opt.step_closure(lambda: 1 / 0)
+    assert x == before
+
+
+def test_groups_schedules_and_hyperparameters():
+    a, b = np.zeros(1), np.zeros(1)
+    opt = Optimizer("SGD(lr=1)")
+    opt.bind("a", a, np.ones(1))
+    opt.group("lr=0.5")
+    opt.bind("b", b, np.ones(1))
+    factors = iter([1, 1, 0.5, 0.25])
+    opt.schedule("LambdaLR()", lambda _epoch, _group: next(factors))
+    opt.step()
+    opt.schedule_step()
+    assert (a[0], b[0], opt.get(0, "lr"), opt.get(1, "lr")) == (-1, -0.5, 0.5, 0.125)
+    with pytest.raises(StopIteration):
+        opt.schedule_step()  # next() has no more
+    opt.set(-1, "lr=2")
+    assert opt.get(-1, "lr") == 2
+    opt.schedule("ReduceLROnPlateau(factor=0.5, patience=0)")
+    opt.schedule_step(1.0)
+    opt.schedule_step(1.0)
+    assert opt.get(-1, "lr") == 1
+
+
+def test_gradients_averages_and_checkpoints(tmp_path):
+    x, dx = np.zeros(2), np.array([3.0, 4.0])
+    opt = Optimizer("SGD(lr=1, momentum=0.5)")
+    opt.bind("x", x, dx)
+    opt.average("AveragedModel()")
+    assert opt.clip_grad_norm(10) == 5
+    opt.clip_grad_value(3)
+    assert dx[1] == 3
+    opt.step()
+    opt.save(tmp_path / "state of x.pt")
+    content = opt.save_memory()
+    opt.step()
+    assert x[0] == -7.5
+    assert (opt.average_get("x") == -5.25).all()
+    opt.average_swap()
+    assert x[0] == -5.25
+    opt.average_swap()
+    for load in (lambda: opt.load(tmp_path / "state of x.pt"), lambda: opt.load_memory(content)):
+        x[:] = -3
+        load()
+        opt.step()
+        assert x[0] == -7.5
+    opt.zero_grad()
+    assert not dx.any()
+
+
+def test_sparse_rows_are_stepped():
+    table, count, indices, rows = np.zeros((4, 2)), np.array([1]), np.array([3, 0]), np.ones((2, 2))
+    opt = Optimizer("SGD(lr=0.5)")
+    opt.bind_sparse("table", table, count, indices, rows)
+    opt.step()
+    assert (table == [[0, 0], [0, 0], [0, 0], [-0.5, -0.5]]).all()
+    with pytest.raises(ValueError, match="indices must be int64 in C order, got int32"):
+        opt.bind_sparse("table", table, count, indices.astype("int32"), rows)
+    with pytest.raises(ValueError, match=r"are not \(rows, columns\)"):
+        opt.bind_sparse("table", table, count, indices, rows[:1])
+
+
+def test_failures_are_errors_with_status_message_and_traceback():
+    with pytest.raises(Error, match="did you mean Adam") as caught:
+        Optimizer("Adm()")
+    assert caught.value.status == ctypes_api.statuses()["OPT_EINVAL"]
+    with pytest.raises(Error) as caught:
+        Optimizer("Adam(lr=-1)")
+    assert "Invalid learning rate" in caught.value.traceback
+    with sgd() as opt, pytest.raises(Error, match="bind"):
+        opt.step()
+    for use in (opt.step, opt.free, opt.describe):
+        with pytest.raises(Error, match="is no optimizer"):
+            use()
+    with pytest.raises(Error, match="num_threads"):
+        ctypes_api.init("num_threads=0")
+    with pytest.raises(Error, match="optimisers"):
+        ctypes_api.listing("optimisers")
+
+
+@pytest.mark.parametrize(
+    ("data", "grad", "error", "words"),
+    [
+        ([1.0], np.ones(1), TypeError, "data must be a numpy array to write to, got list"),
+        (
+            np.ones(1),
+            np.broadcast_to(1.0, 1),
+            TypeError,
+            "grad must be a numpy array to write to, got one that",
+        ),
+        (np.ones(2), np.ones(3), ValueError, r"of shape \(2,\) and grad float64 of \(3,\)"),
+        (np.ones(2), np.ones(2, "f"), ValueError, "data is float64 of .* and grad float32"),
+        (np.ones(2, int), np.ones(2, int), Error, "floating point and complex"),
+        (np.ones(2)[::-1], np.ones(2), Error, "must not be negative"),
+        (np.ones(2, "d,f")["f0"], np.ones(2), ValueError, "do not divide"),
+    ],
+)
+def test_arrays_that_cannot_be_bound_are_refused(data, grad, error, words):
+    with sgd(x=np.ones(1)) as opt:
+        with pytest.raises(error, match=words):
+            opt.bind("w", data, grad)
+        opt.step()
+
+
+def test_the_library_tells_of_itself():
+    ctypes_api.init()
+    assert "AdamW" in ctypes_api.listing("optimizers")
+    assert "torch" in ctypes_api.describe()
+    assert ctypes_api.warning() == ""

@@ -1,0 +1,215 @@
+/* The C++ header, with numbers worked out by hand: all of them are exact in binary. */
+#include <array>
+#include <cstdio>
+#include <cstdlib>
+#include <cstring>
+#include <fstream>
+
+#include <optplug.hpp>
+
+#define CHECK(condition) ((condition) ? (void)0 : failed(__LINE__, #condition))
+
+using optplug::Error;
+using optplug::Optimizer;
+
+static_assert(!std::is_copy_constructible_v<Optimizer> && !std::is_copy_assignable_v<Optimizer>);
+static_assert(std::is_nothrow_move_constructible_v<Optimizer> &&
+              std::is_nothrow_move_assignable_v<Optimizer>);
+
+static void failed(int line, const char *what)
+{
+    std::fprintf(stderr, "%s:%d: this is false: %s\n  opt_error(): '%s'\n", __FILE__, line, what,
+                 opt_error());
+    std::exit(1);
+}
+
+/* Check that a call throws an Error with this status and these words. */
+template <class Call> static void check_throws(int line, int status, const std::string &words, Call call)
+{
+    try {
+        call();
+    } catch (const Error &error) {
+        if (error.status() != status || std::string(error.what()).find(words) == std::string::npos)
+            failed(line, error.what());
+        return;
+    }
+    failed(line, "it threw nothing");
+}
+#define CHECK_THROWS(status, words, call) check_throws(__LINE__, status, words, [&] { call; })
+
+static void what_has_data_and_size_is_bound()
+{
+    std::vector<double> v{1, 2}, dv{2, 4};
+    std::array<float, 2> a{1, 2}, da{2, 4};
+    std::complex<float> c[]{{1, 2}}, dc[]{{2, 4}};
+    double p[6]{1, 2, 3, 4, 5, 6}, dp[6]{2, 4, 6, 8, 10, 12};
+    Optimizer opt("SGD(lr=0.5)");
+    opt.bind("v", v, dv);
+    opt.bind("a", a, da);
+    opt.bind("c", c, dc);
+    opt.bind("p", p, dp, 2);
+    opt.bind("m", p + 2, dp + 2, {2, 2}, {1, 2}, {1, 2});
+    opt.step();
+    CHECK(v[0] == 0 && v[1] == 0 && a[0] == 0 && a[1] == 0 && c[0] == std::complex<float>());
+    for (double value : p)
+        CHECK(value == 0);
+    dv.push_back(0);
+    CHECK_THROWS(OPT_EINVAL, "data has 2 values and grad 3", opt.bind("v", v, dv));
+    CHECK_THROWS(OPT_EINVAL, "1 strides for 2 dimensions", opt.bind("m", p, dp, {2, 2}, {1}));
+    CHECK_THROWS(OPT_ESTATE, "'new' is new after the first step", opt.bind("new", p, dp, 2));
+}
+
+static void arrays_may_come_with_each_step()
+{
+    double w[]{1, 2}, dw[]{2, 4};
+    float f[]{1}, df[]{2};
+    Optimizer opt("SGD(lr=0.5)"), single("SGD(lr=0.5)");
+    opt.bind<double>("w", {2, 1});
+    single.bind<float>("f", {1});
+    opt.step(w, dw);
+    single.step(f, df);
+    CHECK(w[0] == 0 && w[1] == 0 && f[0] == 0);
+    CHECK_THROWS(OPT_ESTATE, "opt_step_f64", opt.step());
+}
+
+static void a_lambda_is_a_closure()
+{
+    double x[]{3}, dx[1], y[]{3}, dy[1];
+    int calls = 0;
+    Optimizer opt("LBFGS(lr=0.5, max_iter=20)"), same("LBFGS(lr=0.5, max_iter=20)");
+    opt.bind("x", x, dx);
+    same.bind("y", y, dy);
+    double loss = opt.step_closure([&] {
+        calls++;
+        dx[0] = 2 * x[0];
+        return x[0] * x[0];
+    });
+    CHECK(loss == 9 && calls > 1);
+    for (loss = 0; same.iterate(loss); loss = y[0] * y[0])
+        dy[0] = 2 * y[0];
+    CHECK(x[0] == y[0] && x[0] * x[0] < 1e-4);
+
+    double before = x[0];
+    try {
+        opt.step_closure([&]() -> double { throw std::domain_error("mine"); });
+        failed(__LINE__, "nothing was thrown");
+    } catch (const std::domain_error &error) {
+        CHECK(error.what() == std::string("mine") && x[0] == before);
+    }
+    CHECK_THROWS(OPT_ESTATE, "LBFGS evaluates", opt.step());
+}
+
+static void schedules_groups_and_hyperparameters()
+{
+    double a[]{0}, b[]{0}, d[]{1};
+    bool throws = false;
+    Optimizer made("SGD(lr=1)");
+    made.bind("a", a, d);
+    made.group("lr=0.5");
+    made.bind("b", b, d);
+    made.schedule("LambdaLR()", [&](double epoch, int group) {
+        if (throws)
+            throw std::domain_error("mine");
+        return epoch == 0 ? 1 : group == 0 ? 0.5 : 0.25;
+    });
+    Optimizer opt = std::move(made); /* with its function */
+    opt.step();
+    opt.schedule_step();
+    CHECK(a[0] == -1 && b[0] == -0.5 && opt.get(0, "lr") == 0.5 && opt.get(1, "lr") == 0.125);
+    throws = true;
+    try {
+        opt.schedule_step();
+        failed(__LINE__, "nothing was thrown");
+    } catch (const std::domain_error &) {
+    }
+    throws = false;
+    opt.schedule_step();
+    opt.set(-1, "lr=2");
+    CHECK(opt.get(-1, "lr") == 2);
+    CHECK_THROWS(OPT_EINVAL, "'rl'", opt.set(0, "rl=1"));
+    CHECK_THROWS(OPT_EINVAL, "StepLR", opt.schedule("StepLR()"));
+    CHECK_THROWS(OPT_EHANDLE, "is no optimizer", made.step());
+    CHECK_THROWS(OPT_EHANDLE, "is no optimizer", made.describe());
+
+    Optimizer plateau("SGD(lr=1)");
+    plateau.bind("a", a, d);
+    plateau.schedule("ReduceLROnPlateau(factor=0.5, patience=0)");
+    plateau.schedule_step(1.0);
+    plateau.schedule_step(1.0);
+    CHECK(plateau.get(0, "lr") == 0.5);
+    opt = std::move(plateau);
+    CHECK(opt.get(0, "lr") == 0.5 && opt.handle() > 0);
+}
+
+static void gradients_averages_and_checkpoints()
+{
+    double x[]{0, 0}, dx[]{3, 4}, average[2];
+    Optimizer opt("SGD(lr=1, momentum=0.5)");
+    opt.bind("x", x, dx);
+    opt.average("AveragedModel()");
+    CHECK(opt.clip_grad_norm(10) == 5 && opt.clip_grad_norm(10, 1) == 7);
+    opt.clip_grad_value(3);
+    CHECK(dx[1] == 3);
+    opt.step();
+    opt.save("cxx checkpoint.pt");
+    std::vector<unsigned char> bytes = opt.save_memory();
+    opt.step();
+    CHECK(x[0] == -7.5);
+    opt.average_get("x", average);
+    CHECK(average[0] == -5.25);
+    opt.average_swap();
+    CHECK(x[0] == -5.25);
+    opt.average_swap();
+    x[0] = x[1] = -3;
+    opt.load("cxx checkpoint.pt");
+    opt.step();
+    CHECK(x[0] == -7.5);
+    x[0] = -3;
+    opt.load_memory(bytes);
+    opt.step();
+    CHECK(x[0] == -7.5);
+    bytes[bytes.size() / 2] ^= 1;
+    CHECK_THROWS(OPT_EINVAL, "damaged", opt.load_memory(bytes));
+    CHECK_THROWS(OPT_EIO, "/nowhere", opt.save("/nowhere/at/all"));
+    opt.zero_grad();
+    CHECK(dx[0] == 0 && std::remove("cxx checkpoint.pt") == 0);
+}
+
+static void sparse_rows_are_stepped()
+{
+    double table[4][2]{}, rows[2][2]{{1, 1}, {1, 1}};
+    std::int64_t count = 1, indices[]{3, 0};
+    Optimizer opt("SGD(lr=0.5)");
+    opt.bind_sparse("table", &table[0][0], 4, 2, 2, &count, indices, &rows[0][0]);
+    opt.step();
+    CHECK(table[3][0] == -0.5 && table[3][1] == -0.5 && table[0][0] == 0);
+}
+
+static void errors_are_exceptions()
+{
+    CHECK_THROWS(OPT_EINVAL, "did you mean Adam", Optimizer("Adm()"));
+    CHECK_THROWS(OPT_EINVAL, "num_threads", optplug::init("num_threads=0"));
+    CHECK_THROWS(OPT_EINVAL, "optimisers", optplug::list("optimisers"));
+    try {
+        Optimizer("Adam(lr=-1)");
+        failed(__LINE__, "nothing was thrown");
+    } catch (const Error &error) {
+        CHECK(error.traceback().find("Invalid learning rate") != std::string::npos);
+    }
+    optplug::init();
+    CHECK(optplug::list("optimizers").find("AdamW") != std::string::npos);
+    CHECK(optplug::version() == OPTPLUG_VERSION && optplug::warning().empty());
+    CHECK(optplug::describe().find("torch") != std::string::npos);
+    CHECK(Optimizer("Adam(lr=0.25)").describe().find("0.25") != std::string::npos);
+}
+
+int main()
+{
+    what_has_data_and_size_is_bound();
+    arrays_may_come_with_each_step();
+    a_lambda_is_a_closure();
+    schedules_groups_and_hyperparameters();
+    gradients_averages_and_checkpoints();
+    sparse_rows_are_stepped();
+    errors_are_exceptions();
+}
