@@ -11,6 +11,8 @@ import optplug
 PROJECT = pathlib.Path(__file__).resolve().parent.parent
 PROGRAMS = pathlib.Path(os.environ["OPTPLUG_TEST_PROGRAMS"])
 CC = os.environ["OPTPLUG_TEST_CC"]
+CXX = os.environ.get("OPTPLUG_TEST_CXX")
+FC = os.environ.get("OPTPLUG_TEST_FC")
 
 
 def run(

@@ -12,9 +12,8 @@ import pytest
 
 import hosts
 
-FC = os.environ.get("OPTPLUG_TEST_FC")
 pytestmark = pytest.mark.skipif(
-    not FC, reason="no Fortran compiler (Debian, Ubuntu: apt-get install gfortran)"
+    not hosts.FC, reason="no Fortran compiler (Debian, Ubuntu: apt-get install gfortran)"
 )
 MODULE = hosts.PROJECT / "bindings" / "fortran" / "optplug.f90"
 HEADER = (hosts.PROJECT / "include" / "optplug.h").read_text()
@@ -48,14 +47,14 @@ def build(tmp_path_factory):
     """Compile the module once; return what compiles a program of one bind, given its arguments."""
     place = tmp_path_factory.mktemp("fortran")
     strict = ["-std=f2018", "-Wall", "-Wextra", "-Wpedantic", "-Werror"]
-    subprocess.run([FC, *strict, "-c", MODULE], cwd=place, check=True)
+    subprocess.run([hosts.FC, *strict, "-c", MODULE], cwd=place, check=True)
     flags = subprocess.run(
         [sys.executable, "-m", "optplug", "config", "--libs"], capture_output=True, text=True, check=True
     ).stdout.split()
 
     def compile_(arguments: str) -> subprocess.CompletedProcess[str]:
         (place / "host.f90").write_text(PROGRAM.format(arguments))
-        command = [FC, "host.f90", "optplug.o", "-o", "host", *flags]
+        command = [hosts.FC, "host.f90", "optplug.o", "-o", "host", *flags]
         return subprocess.run(command, cwd=place, capture_output=True, text=True, check=False)
 
     compile_.place = place
@@ -127,7 +126,7 @@ def test_fpm_takes_it_as_a_dependency(tmp_path):
     (tmp_path / "app").mkdir()
     (tmp_path / "app" / "main.f90").write_text(PROGRAM.format('"w", w, dw'))
     fpm = pathlib.Path(sys.executable).parent / "fpm"
-    command = [fpm, "run", "--compiler", FC, "--link-flag", flags]
+    command = [fpm, "run", "--compiler", hosts.FC, "--link-flag", flags]
     done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     assert " -1.0 -1.0 -1.0 -1.0" in done.stdout

@@ -2,44 +2,60 @@
 
 from __future__ import annotations
 
+import pathlib
 import re
 import subprocess
 import sys
+
+import pytest
 
 import hosts
 
 README = (hosts.PROJECT / "README.md").read_text()
 
 
-def build(source: str, folder) -> None:
-    (folder / "main.c").write_text(source)
-    flags = subprocess.run(
-        [sys.executable, "-m", "optplug", "config", "--cflags", "--libs"],
-        check=True,
-        capture_output=True,
-        text=True,
-    ).stdout.split()
-    subprocess.run(
-        [
-            hosts.CC,
-            "-std=c99",
-            "-Wall",
-            "-Wextra",
-            "-Werror",
-            folder / "main.c",
-            "-o",
-            folder / "main",
-            *flags,
-        ],
-        check=True,
-    )
+OUTPUT = re.search(r"```text\n(.*?)```", README, re.S)[1]
+
+
+def config(*options: str) -> list[str]:
+    command = [sys.executable, "-m", "optplug", "config", *options]
+    return subprocess.run(command, check=True, capture_output=True, text=True).stdout.split()
+
+
+def program(language: str) -> str:
+    return re.search(rf"```{language}\n(.*?)```", README, re.S)[1]
+
+
+def build(source: str, folder: pathlib.Path, name: str = "main.c", compiler: tuple[str, ...] = ()) -> None:
+    """Compile a program as the README says, but with all warnings."""
+    (folder / name).write_text(source)
+    command = [*(compiler or (hosts.CC, "-std=c99")), "-Wall", "-Wextra", "-Werror", "-ffp-contract=off"]
+    flags = config("--cflags", "--libs")
+    subprocess.run([*command, folder / name, "-o", folder / "main", *flags], check=True, cwd=folder)
 
 
 def test_the_readmes_program_prints_what_the_readme_says(tmp_path):
-    source = re.search(r"```c\n(.*?)```", README, re.S)[1]
-    output = re.search(r"```text\n(.*?)```", README, re.S)[1]
-    build(source, tmp_path)
-    assert hosts.run(tmp_path / "main").stdout == output
+    build(program("c"), tmp_path)
+    assert hosts.run(tmp_path / "main").stdout == OUTPUT
+
+
+def test_it_prints_the_same_in_cxx(tmp_path):
+    if not hosts.CXX:
+        pytest.skip("no C++ compiler (Debian, Ubuntu: apt-get install g++)")
+    build(program("cpp"), tmp_path, "main.cpp", (hosts.CXX, "-std=c++17"))
+    assert hosts.run(tmp_path / "main").stdout == OUTPUT
+
+
+def test_it_prints_the_same_in_fortran(tmp_path):
+    if not hosts.FC:
+        pytest.skip("no Fortran compiler (Debian, Ubuntu: apt-get install gfortran)")
+    module = f"{config('--fortran')[0]}/optplug.f90"
+    build(program("fortran"), tmp_path, "main.f90", (hosts.FC, module))
+    assert hosts.run(tmp_path / "main").stdout == OUTPUT
+
+
+def test_it_prints_the_same_in_python():
+    assert hosts.run(sys.executable, "-c", program("python")).stdout == OUTPUT
 
 
 def test_the_headers_program_runs(tmp_path):

@@ -94,7 +94,7 @@ module optplug
     generic :: bind_section => section_real32, section_real64, section_complex32, section_complex64
     procedure, private :: step_bound, step_real32, step_real64
     generic :: step => step_bound, step_real32, step_real64
-    procedure :: free
+    procedure :: free => free_optimizer
     procedure :: zero_grad
     procedure :: clip_grad_norm
     procedure :: clip_grad_value
@@ -599,7 +599,7 @@ contains
   end subroutine
 
   !> End an optimizer and release its state.  The bound arrays are left as they are.
-  subroutine free(self, stat, errmsg)
+  subroutine free_optimizer(self, stat, errmsg)
     class(optimizer), intent(inout) :: self
     integer, intent(out), optional :: stat
     character(*), intent(inout), optional :: errmsg
