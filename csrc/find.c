@@ -148,6 +148,10 @@ int find_python(struct environment *found, const char *wanted)
                         chosen);
         return find_base(found, source);
     }
+#ifdef RECORDED_PYTHON
+    if (access(RECORDED_PYTHON, X_OK) == 0 && join(found->python, RECORDED_PYTHON, "", ""))
+        return find_base(found, "the Python that optplug was built for");
+#endif
     if (find_around(found))
         return find_base(found, "the environment of liboptplug");
     return fail(OPT_ESTART,

@@ -14,8 +14,8 @@ struct environment {
 /* Fill in `library` and `site`. */
 int find_library(struct environment *found);
 
-/* Fill in `python` and `base`: `wanted` if it is given, else $OPTPLUG_PYTHON, else the environment
- * that liboptplug lies in. */
+/* Fill in `python` and `base`: `wanted` if it is given, else $OPTPLUG_PYTHON, else the one recorded at the
+ * build, if that was not pip's, else the environment that liboptplug lies in. */
 int find_python(struct environment *found, const char *wanted);
 
 /* Open the libpython of that environment, for all to see; NULL with an error recorded. */

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import pathlib
+import re
 import subprocess
 
 import optplug
@@ -13,6 +14,14 @@ PROGRAMS = pathlib.Path(os.environ["OPTPLUG_TEST_PROGRAMS"])
 CC = os.environ["OPTPLUG_TEST_CC"]
 CXX = os.environ.get("OPTPLUG_TEST_CXX")
 FC = os.environ.get("OPTPLUG_TEST_FC")
+
+
+README = (PROJECT / "README.md").read_text()
+
+
+def program(language: str) -> str:
+    """Return the README's first block of code in a language; "text" is what all the programs print."""
+    return re.search(rf"```{language}\n(.*?)```", README, re.S)[1]
 
 
 def run(

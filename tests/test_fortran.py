@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import pathlib
 import re
 import subprocess
 import sys
@@ -112,21 +110,3 @@ def test_the_module_has_every_function_and_every_status():
     }
     constants = re.findall(r"integer(?:\(c_int\))?, parameter(?:, public)? :: (\w+) = (-?\d+)", source)
     assert {(name, int(value)) for name, value in constants} == statuses
-
-
-def test_fpm_takes_it_as_a_dependency(tmp_path):
-    flags, folder = subprocess.run(
-        [sys.executable, "-m", "optplug", "config", "--libs", "--fortran"],
-        capture_output=True,
-        text=True,
-        check=True,
-    ).stdout.splitlines()
-    path = os.path.relpath(folder, tmp_path)
-    (tmp_path / "fpm.toml").write_text(f'name = "host"\n[dependencies]\noptplug = {{ path = "{path}" }}\n')
-    (tmp_path / "app").mkdir()
-    (tmp_path / "app" / "main.f90").write_text(PROGRAM.format('"w", w, dw'))
-    fpm = pathlib.Path(sys.executable).parent / "fpm"
-    command = [fpm, "run", "--compiler", hosts.FC, "--link-flag", flags]
-    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stderr
-    assert " -1.0 -1.0 -1.0 -1.0" in done.stdout

@@ -10,20 +10,14 @@ import sys
 import pytest
 
 import hosts
+from hosts import program
 
-README = (hosts.PROJECT / "README.md").read_text()
-
-
-OUTPUT = re.search(r"```text\n(.*?)```", README, re.S)[1]
+OUTPUT = program("text")
 
 
 def config(*options: str) -> list[str]:
     command = [sys.executable, "-m", "optplug", "config", *options]
     return subprocess.run(command, check=True, capture_output=True, text=True).stdout.split()
-
-
-def program(language: str) -> str:
-    return re.search(rf"```{language}\n(.*?)```", README, re.S)[1]
 
 
 def build(source: str, folder: pathlib.Path, name: str = "main.c", compiler: tuple[str, ...] = ()) -> None:
@@ -85,5 +79,5 @@ def test_the_programs_of_the_page_on_checkpoints_go_on_alike(tmp_path, monkeypat
 
 def test_commands_in_the_readme_are_presets():
     presets = (hosts.PROJECT / "CMakePresets.json").read_text()
-    for name in re.findall(r"cmake --workflow --preset (\w+)", README):
+    for name in re.findall(r"cmake --workflow --preset (\w+)", hosts.README):
         assert f'"name": "{name}"' in presets

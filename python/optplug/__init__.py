@@ -10,13 +10,14 @@ The library itself is ``liboptplug``, with a C API; this package carries it and 
 
 from __future__ import annotations
 
-import importlib.metadata
 import pathlib
+import re
 import sys
 
 _HERE = pathlib.Path(__file__).resolve().parent
 
-__version__ = importlib.metadata.version("optplug")
+_HEADER = (_HERE / "include" / "optplug.h").read_text(encoding="utf-8")
+__version__ = re.search(r'define OPTPLUG_VERSION "(.*)"', _HEADER)[1]
 
 
 def library() -> str:

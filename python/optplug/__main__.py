@@ -30,6 +30,8 @@ def _parser() -> argparse.ArgumentParser:
     config.add_argument("--includedir", action="store_true", help="the folder of optplug.h")
     config.add_argument("--libdir", action="store_true", help="the folder of the shared library")
     config.add_argument("--library", action="store_true", help="the shared library itself")
+    config.add_argument("--cmakedir", action="store_true", help="the folder of optplug-config.cmake")
+    config.add_argument("--pkgconfigdir", action="store_true", help="the folder of optplug.pc")
     config.add_argument("--fortran", action="store_true", help="the folder of the Fortran module's source")
     config.set_defaults(run=_config, parser=config)
 
@@ -60,6 +62,8 @@ def _config(given: argparse.Namespace) -> int:
         "includedir": optplug.includedir(),
         "libdir": optplug.libdir(),
         "library": optplug.library(),
+        "cmakedir": str(pathlib.Path(optplug.libdir()) / "cmake" / "optplug"),
+        "pkgconfigdir": str(pathlib.Path(optplug.libdir()) / "pkgconfig"),
         "fortran": str(pathlib.Path(optplug.__file__).parent / "fortran"),
     }
     wanted = [value for name, value in flags.items() if getattr(given, name)]

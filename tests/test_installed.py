@@ -1,0 +1,195 @@
+"""Projects of other people, in folders of their own, that find what is installed as theirs do."""
+
+from __future__ import annotations
+
+import os
+import pathlib
+import shutil
+import subprocess
+import sys
+import tarfile
+import zipfile
+
+import pytest
+
+import hosts
+import optplug
+
+OUTPUT = hosts.program("text")
+PACKAGE = pathlib.Path(optplug.__file__).parent
+VERSION = optplug.__version__
+needs_fortran = pytest.mark.skipif(
+    not hosts.FC, reason="no Fortran compiler (Debian, Ubuntu: apt-get install gfortran)"
+)
+needs_cxx = pytest.mark.skipif(not hosts.CXX, reason="no C++ compiler (Debian, Ubuntu: apt-get install g++)")
+needs_pkgconfig = pytest.mark.skipif(
+    not shutil.which("pkg-config"), reason="no pkg-config (Debian, Ubuntu: apt-get install pkg-config)"
+)
+
+
+def run(*command: str | pathlib.Path, cwd: pathlib.Path, **env: str) -> str:
+    done = subprocess.run(
+        command, cwd=cwd, env={**os.environ, **env}, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    return done.stdout
+
+
+@pytest.fixture(scope="module")
+def prefix(tmp_path_factory) -> pathlib.Path:
+    """What cmake --install makes, for an existing Python with torch, without the network."""
+    place = tmp_path_factory.mktemp("prefix")
+    build, folder = place / "build", place / "a prefix"
+    offline = {"PIP_NO_INDEX": "1", "http_proxy": "http://127.0.0.1:9", "https_proxy": "http://127.0.0.1:9"}
+    options = f"-DOPTPLUG_VENV=OFF -DPython_EXECUTABLE={sys.executable}".split()
+    run("cmake", "-S", hosts.PROJECT, "-B", build, *options, cwd=place, **offline)
+    run("cmake", "--build", build, cwd=place, **offline)
+    run("cmake", "--install", build, "--prefix", folder, cwd=place, **offline)
+    assert "All is well" in run(
+        sys.executable, "-m", "optplug", "doctor", cwd=place, PYTHONPATH=str(build / "csrc" / "site")
+    )
+    shutil.rmtree(build)
+    return folder
+
+
+@pytest.fixture(params=["the package", "a prefix"])
+def installed(request) -> pathlib.Path:
+    """Two prefixes: the package that pip has installed, and what cmake --install makes."""
+    return PACKAGE if request.param == "the package" else request.getfixturevalue("prefix")
+
+
+@pytest.fixture
+def scratch(tmp_path) -> pathlib.Path:
+    """A project with the README's program in each language."""
+    for name, language in {"main.c": "c", "main.cpp": "cpp", "main.f90": "fortran"}.items():
+        (tmp_path / name).write_text(hosts.program(language))
+    return tmp_path
+
+
+@needs_pkgconfig
+def test_a_makefile_with_pkg_config(scratch, installed):
+    (scratch / "Makefile").write_text(
+        "CFLAGS += $(shell pkg-config --cflags optplug)\n"
+        "LDLIBS += $(shell pkg-config --libs optplug)\n"
+        "main: main.c\n"
+    )
+    search = {"PKG_CONFIG_PATH": str(installed / "lib" / "pkgconfig")}
+    run("make", f"CC={hosts.CC}", cwd=scratch, **search)
+    assert run("./main", cwd=scratch) == OUTPUT
+    assert run("pkg-config", "--modversion", "optplug", cwd=scratch, **search).strip() == VERSION
+
+
+def cmake_project(scratch: pathlib.Path, language: str, source: str, target: str, find: str) -> pathlib.Path:
+    (scratch / "CMakeLists.txt").write_text(
+        "cmake_minimum_required(VERSION 3.25)\n"
+        f"project(scratch LANGUAGES {language})\n{find}\n"
+        f"add_executable(main {source})\ntarget_link_libraries(main PRIVATE {target})\n"
+    )
+    return scratch / "build" / "main"
+
+
+@pytest.mark.parametrize(
+    ("language", "source", "target"),
+    [
+        ("C", "main.c", "optplug::optplug"),
+        pytest.param(
+            "C CXX", "main.cpp", "optplug::cxx", marks=pytest.mark.skipif(not hosts.CXX, reason="g++")
+        ),
+        pytest.param("C Fortran", "main.f90", "optplug::fortran", marks=needs_fortran),
+    ],
+)
+def test_cmake_with_find_package(scratch, installed, language, source, target):
+    find = f"find_package(optplug {VERSION} CONFIG REQUIRED)\nfind_package(optplug CONFIG REQUIRED)"
+    main = cmake_project(scratch, language, source, target, find)
+    run("cmake", "-B", "build", f"-DCMAKE_PREFIX_PATH={installed}", cwd=scratch)
+    run("cmake", "--build", "build", cwd=scratch)
+    assert run(main, cwd=scratch) == OUTPUT
+    if target == "optplug::fortran":
+        assert list((scratch / "build").glob("optplug-fortran/*-*/optplug.mod"))
+
+
+def test_cmake_finds_it_by_what_config_prints_and_refuses_another_version(scratch):
+    folder = run(sys.executable, "-m", "optplug", "config", "--cmakedir", cwd=scratch).strip()
+    cmake_project(scratch, "C", "main.c", "optplug::optplug", "find_package(optplug CONFIG REQUIRED)")
+    run("cmake", "-B", "build", f"-DCMAKE_PREFIX_PATH={folder}", cwd=scratch)
+    cmake_project(scratch, "C", "main.c", "optplug::optplug", "find_package(optplug 99 CONFIG REQUIRED)")
+    command = ["cmake", "-B", "build", f"-DCMAKE_PREFIX_PATH={folder}", "--fresh"]
+    done = subprocess.run(command, cwd=scratch, capture_output=True, text=True, check=False)
+    assert done.returncode != 0
+    assert f"version: {VERSION}" in done.stderr
+
+
+@pytest.fixture(scope="module")
+def sdist(tmp_path_factory) -> pathlib.Path:
+    """The source as it is published."""
+    place = tmp_path_factory.mktemp("sdist")
+    program = "import sys; from scikit_build_core.build import build_sdist; build_sdist(sys.argv[1])"
+    run(sys.executable, "-c", program, place, cwd=hosts.PROJECT)
+    [archive] = place.glob("optplug-*.tar.gz")
+    return archive
+
+
+@needs_cxx
+def test_cmake_with_fetchcontent(scratch, sdist):
+    """Python is named, as it must be where the first on PATH has no torch."""
+    find = (
+        "include(FetchContent)\n"
+        f"FetchContent_Declare(optplug URL {sdist.as_uri()})\n"
+        "FetchContent_MakeAvailable(optplug)"
+    )
+    main = cmake_project(scratch, "C CXX", "main.cpp", "optplug::cxx", find)
+    run("cmake", "-B", "build", f"-DPython_EXECUTABLE={sys.executable}", cwd=scratch)
+    run("cmake", "--build", "build", cwd=scratch)
+    assert run(main, cwd=scratch) == OUTPUT
+
+
+@needs_fortran
+def test_fpm_takes_it_as_a_dependency(scratch):
+    config = run(sys.executable, "-m", "optplug", "config", "--libs", "--fortran", cwd=scratch)
+    flags, folder = config.splitlines()
+    path = os.path.relpath(folder, scratch)
+    (scratch / "fpm.toml").write_text(f'name = "host"\n[dependencies]\noptplug = {{ path = "{path}" }}\n')
+    (scratch / "app").mkdir()
+    shutil.move(scratch / "main.f90", scratch / "app")
+    fpm = pathlib.Path(sys.executable).parent / "fpm"
+    said = run(fpm, "run", "--compiler", hosts.FC, "--link-flag", flags, cwd=scratch)
+    assert OUTPUT in said
+
+
+def test_the_environment_is_chosen_at_run_time(scratch, prefix):
+    """A module on a cluster: a program from one place, PyTorch from another."""
+    (scratch / "elsewhere").mkdir()
+    run(sys.executable, "-m", "venv", "--without-pip", "elsewhere", cwd=scratch)
+    flags = [f"-I{prefix}/include", f"-L{prefix}/lib", "-loptplug", f"-Wl,-rpath,{prefix}/lib"]
+    run(hosts.CC, "main.c", "-o", "main", *flags, cwd=scratch)
+    assert run("./main", cwd=scratch) == OUTPUT  # with the Python that was recorded
+    assert run("./main", cwd=scratch, OPTPLUG_PYTHON=sys.executable) == OUTPUT
+    bare = {"OPTPLUG_PYTHON": str(scratch / "elsewhere" / "bin" / "python3")}
+    done = subprocess.run(
+        ["./main"], cwd=scratch, env={**os.environ, **bare}, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 1
+    assert "No module named 'torch'" in done.stderr
+    package = next(prefix.glob("lib/python*/site-packages"))
+    python = run(
+        sys.executable, "-c", "import optplug; print(optplug.__file__)", cwd=scratch, PYTHONPATH=str(package)
+    )
+    assert python.startswith(str(package))
+
+
+def test_the_sdist_makes_the_wheel(sdist, tmp_path):
+    with tarfile.open(sdist) as archive:
+        archive.extractall(tmp_path, filter="data")
+    [source] = tmp_path.iterdir()
+    contents = []
+    for folder in (source, hosts.PROJECT):
+        place = tmp_path / f"of {folder.name}"
+        build = f"--config-settings=build-dir={tmp_path}/build-{folder.name}"
+        pip = [sys.executable, "-m", "pip", "wheel", "--quiet", "--no-deps", "--no-build-isolation", build]
+        run(*pip, "--wheel-dir", place, folder, cwd=tmp_path)
+        [wheel] = place.iterdir()
+        with zipfile.ZipFile(wheel) as archive:
+            contents.append({name: archive.read(name) for name in archive.namelist()})
+    ours, theirs = contents
+    assert ours.keys() == theirs.keys()
+    assert [name for name in ours if ours[name] != theirs[name] and not name.endswith("RECORD")] == []
