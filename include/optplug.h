@@ -273,7 +273,8 @@ int opt_load_memory(int opt, const void *buffer, int64_t size);
  *                                   kernels' own entries, which is the default where the host is no Python
  * The last four hold for the optimizers that are created after that, and False undoes them.
  * Without python=, the environment is the one that the environment variable OPTPLUG_PYTHON names, or else
- * the one recorded when cmake (not pip) built optplug, or else the one in which liboptplug lies.  OPTPLUG_LIBPYTHON names a libpython to load. */
+ * the one recorded when cmake (not pip) built optplug, or else the one in which liboptplug lies.
+ * OPTPLUG_LIBPYTHON names a libpython to load. */
 int opt_init(const char *options);
 
 /* Describe an optimizer in a few lines of "name: value"; with opt = 0 the library itself: which
