@@ -19,6 +19,7 @@
 !>   order.  The compiler refuses what it would have to copy: data and grad must have TARGET and no gaps.  What
 !>   has gaps, the inside of a field with halos for example, goes into pointers of yours, and bind_section.
 !> * An optimizer ends with its variable (FINAL) or by free.  It owns its handle and cannot be copied.
+!> * It has been run with gfortran 12.2, and with no other compiler yet.
 !> * Parameter groups, the schedules' epochs and the rows of sparse gradients count from 0, as in PyTorch.
 module optplug
   use, intrinsic :: iso_c_binding, only: c_associated, c_char, c_double, c_f_pointer, &
