@@ -44,6 +44,8 @@ add_custom_command(OUTPUT ${venv}/pinned.stamp
 
 file(GLOB sources CONFIGURE_DEPENDS
   ${PROJECT_SOURCE_DIR}/csrc/* ${PROJECT_SOURCE_DIR}/include/* ${PROJECT_SOURCE_DIR}/python/optplug/*.py)
+file(GLOB_RECURSE bindings CONFIGURE_DEPENDS ${PROJECT_SOURCE_DIR}/bindings/*)
+list(APPEND sources ${bindings})
 set(library ${OPTPLUG_SITE}/optplug/lib/${CMAKE_SHARED_LIBRARY_PREFIX}optplug${CMAKE_SHARED_LIBRARY_SUFFIX})
 add_custom_command(OUTPUT ${venv}/package.stamp
   BYPRODUCTS ${library}

@@ -32,3 +32,8 @@ def libdir() -> str:
 def includedir() -> str:
     """Return the folder that holds ``optplug.h``."""
     return str(_HERE / "include")
+
+
+def matlabdir() -> str:
+    """Return the folder for MATLAB's or Octave's path."""
+    return str(_HERE / "matlab")

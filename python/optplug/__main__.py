@@ -29,6 +29,8 @@ def _parser() -> argparse.ArgumentParser:
     config.add_argument("--includedir", action="store_true", help="the folder of optplug.h")
     config.add_argument("--libdir", action="store_true", help="the folder of the shared library")
     config.add_argument("--library", action="store_true", help="the shared library itself")
+    config.add_argument("--matlab", action="store_true", help="the folder for MATLAB's path")
+    config.add_argument("--octave", action="store_true", help="the folder for Octave's path, the same")
     config.set_defaults(run=_config, parser=config)
 
     check = commands.add_parser(
@@ -58,6 +60,8 @@ def _config(given: argparse.Namespace) -> int:
         "includedir": optplug.includedir(),
         "libdir": optplug.libdir(),
         "library": optplug.library(),
+        "matlab": optplug.matlabdir(),
+        "octave": optplug.matlabdir(),
     }
     wanted = [value for name, value in flags.items() if getattr(given, name)]
     if not wanted:
