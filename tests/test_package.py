@@ -36,7 +36,11 @@ def test_a_wheel_is_built_in_isolation_and_holds_everything(tmp_path):
         f"optplug/lib/liboptplug.{suffix}",
         "optplug/include/optplug.h",
         "optplug/bin/optplug-probe",
+        "optplug/matlab/+optplug/Optimizer.m",
+        "optplug/matlab/liboptplug_proto.m",
+        "optplug/matlab/optplug_mex.c",
     } <= names
+    assert sum(name.startswith("optplug/matlab/liboptplug_thunk_") for name in names) == 1
     assert sum(pathlib.Path(name).name.startswith("_optplug.") for name in names) == 1
     assert all(name.startswith("optplug/") for name in names)
     for name, content in contents.items():

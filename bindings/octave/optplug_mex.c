@@ -169,16 +169,15 @@ static void bind_nd(mxArray **out, const mxArray **in)
     for (int i = 0; i < ndim; i++)
         if (shape[i] < 0 || __builtin_mul_overflow(count, shape[i], &count))
             mexErrMsgIdAndTxt("optplug:invalid", "%s: the shape is too large", command);
-    *out = scalar(opt_bind_nd(integer(in[0]), text(in[1]), text(in[2]), text(in[3]), ndim, shape,
-                              pointer(in[6], count), mxGetData(in[7]), pointer(in[8], count),
-                              mxGetData(in[9])));
+    *out =
+        scalar(opt_bind_nd(integer(in[0]), text(in[1]), text(in[2]), text(in[3]), ndim, shape,
+                           pointer(in[6], count), mxGetData(in[7]), pointer(in[8], count), mxGetData(in[9])));
 }
 
 static void clip_grad_norm(mxArray **out, const mxArray **in)
 {
     double norm = number(in[4]);
-    out[0] = scalar(
-        opt_clip_grad_norm(integer(in[0]), number(in[1]), number(in[2]), integer(in[3]), &norm));
+    out[0] = scalar(opt_clip_grad_norm(integer(in[0]), number(in[1]), number(in[2]), integer(in[3]), &norm));
     out[1] = scalar(norm);
 }
 
