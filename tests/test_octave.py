@@ -61,9 +61,7 @@ def lines(request):
     built = request.getfixturevalue(request.param)
     folders = [built, FOLDER / "shim"] if request.param == "stand_in" else [built]
     printed = octave("run_tests", FOLDER, *folders).splitlines()
-    return {
-        line.split()[1] if line.startswith(("ok", "failed")) else line.split()[0]: line for line in printed
-    }
+    return {re.search(r"(?:test|run)_\w+", line)[0]: line for line in printed}
 
 
 @pytest.mark.parametrize("name", TESTS)

@@ -357,7 +357,7 @@ classdef Optimizer < handle
         function value = average_get(self, name)
             %AVERAGE_GET Get the averages: all, in the form of the parameters, or one by its name.
             if nargin > 1
-                value = self.average_of(self.find(name));
+                value = self.average_of(self.position(name));
             else
                 values = cell(1, numel(self.Parameters));
                 for i = 1:numel(values)
@@ -429,8 +429,9 @@ classdef Optimizer < handle
             disp(self.describe());
         end
 
-        function saveobj(~)
+        function value = saveobj(~)
             %SAVEOBJ Refuse to go into a MAT-file: the optimizer's state is in the library.
+            value = []; % MATLAB asks for one
             error('optplug:invalid', 'an optimizer cannot be in a MAT-file: save(opt, path) writes its state');
         end
     end
@@ -544,13 +545,13 @@ classdef Optimizer < handle
             if nargin == 2
                 value = self.fill(self.Form, what);
             elseif is_got
-                value = self.Parameters(self.find(name)).(what).read();
+                value = self.Parameters(self.position(name)).(what).read();
             elseif nargin == 3
                 self.put(what, self.arrange(name, what));
                 value = [];
             else
                 name = optplug.internal.text(name, 'name');
-                entry = self.Parameters(self.find(name));
+                entry = self.Parameters(self.position(name));
                 if ~isa(value, entry.class) || ~isequal(size(value), entry.size) || ~isreal(value) || issparse(value)
                     optplug.internal.refuse(name, optplug.internal.kind(zeros(entry.size, entry.class)), value);
                 end
@@ -558,7 +559,7 @@ classdef Optimizer < handle
             end
         end
 
-        function at = find(self, name)
+        function at = position(self, name)
             name = optplug.internal.text(name, 'name');
             at = find(strcmp(name, {self.Parameters.name}));
             if isempty(at)

@@ -18,16 +18,17 @@ here = fileparts(fileparts(mfilename('fullpath')));
 if nargin < 1
     folder = here;
 end
-output = fullfile(optplug.internal.text(folder, 'folder'), ['optplug_mex.' mexext()]);
+folder = optplug.internal.text(folder, 'folder');
 source = fullfile(here, 'optplug_mex.c');
 libdir = fullfile(fileparts(here), 'lib');
 flags = {['-I' fullfile(fileparts(here), 'include')], ['-L' libdir], '-loptplug'};
 if exist('OCTAVE_VERSION', 'builtin')
+    output = fullfile(folder, ['optplug_mex.' mexext()]);
     [~, status] = mkoctfile('--mex', '-o', output, source, flags{:}, ['-Wl,-rpath,' libdir]);
     if status ~= 0
         error('optplug:start', '%s could not be built: mkoctfile has said why', output);
     end
 else
-    mex(source, flags{:}, ['LDFLAGS=$LDFLAGS -Wl,-rpath,' libdir], '-output', output);
+    mex(source, flags{:}, ['LDFLAGS=$LDFLAGS -Wl,-rpath,' libdir], '-outdir', folder, '-output', 'optplug_mex');
 end
 end

@@ -12,7 +12,7 @@ function names = list(kind)
 
 kind = optplug.internal.text(kind, 'kind');
 optplug.internal.start();
-optplug.internal.check(optplug.internal.call('opt_init', []));
+optplug.internal.check(optplug.internal.call('opt_init', ''));
 text = optplug.internal.call('opt_list', kind);
 if isempty(text)
     error('optplug:invalid', '%s', optplug.internal.call('opt_error'));
