@@ -31,6 +31,12 @@ def test_config_says_where_things_are():
     assert lines[2] == optplug.library()
 
 
+def test_config_says_where_matlab_and_octave_find_the_class():
+    matlab, octave = command("config", "--matlab", "--octave").stdout.splitlines()
+    assert matlab == octave == optplug.matlabdir()
+    assert (pathlib.Path(matlab) / "+optplug" / "Optimizer.m").is_file()
+
+
 def test_config_builds_a_program_that_runs(tmp_path):
     flags = command("config", "--cflags", "--libs").stdout.split()
     source = hosts.PROJECT / "tests" / "host.c"

@@ -46,7 +46,7 @@ def prefix(tmp_path_factory) -> pathlib.Path:
     run("cmake", "--build", build, cwd=place, **offline)
     run("cmake", "--install", build, "--prefix", folder, cwd=place, **offline)
     assert "All is well" in run(
-        sys.executable, "-m", "optplug", "doctor", cwd=place, PYTHONPATH=str(build / "csrc" / "site")
+        sys.executable, "-m", "optplug", "doctor", cwd=place, PYTHONPATH=str(build / "site")
     )
     shutil.rmtree(build)
     return folder

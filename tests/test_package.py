@@ -46,7 +46,11 @@ def test_a_wheel_holds_everything_and_no_path_of_the_build(wheel):
         "optplug/lib/cmake/optplug/optplug-config.cmake",
         f"optplug/lib/liboptplug.{suffix}",
         "optplug/lib/pkgconfig/optplug.pc",
+        "optplug/matlab/+optplug/Optimizer.m",
+        "optplug/matlab/liboptplug_proto.m",
+        "optplug/matlab/optplug_mex.c",
     } <= names
+    assert sum(name.startswith("optplug/matlab/liboptplug_thunk_") for name in names) == 1
     assert sum(pathlib.Path(name).name.startswith("_optplug.") for name in names) == 1
     assert all(name.startswith("optplug/") for name in names)
     for name, content in contents.items():

@@ -33,3 +33,13 @@ def libdir() -> str:
 def includedir() -> str:
     """Return the folder that holds ``optplug.h``."""
     return str(_HERE / "include")
+
+
+def fortrandir() -> str:
+    """Return the folder that holds the source of the Fortran module."""
+    return str(_HERE / "fortran")
+
+
+def matlabdir() -> str:
+    """Return the folder for MATLAB's or Octave's path."""
+    return str(_HERE / "matlab")

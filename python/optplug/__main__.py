@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import pathlib
 import shlex
 import sys
 
@@ -33,6 +32,8 @@ def _parser() -> argparse.ArgumentParser:
     config.add_argument("--cmakedir", action="store_true", help="the folder of optplug-config.cmake")
     config.add_argument("--pkgconfigdir", action="store_true", help="the folder of optplug.pc")
     config.add_argument("--fortran", action="store_true", help="the folder of the Fortran module's source")
+    config.add_argument("--matlab", action="store_true", help="the folder for MATLAB's path")
+    config.add_argument("--octave", action="store_true", help="the folder for Octave's path, the same")
     config.set_defaults(run=_config, parser=config)
 
     check = commands.add_parser(
@@ -62,9 +63,11 @@ def _config(given: argparse.Namespace) -> int:
         "includedir": optplug.includedir(),
         "libdir": optplug.libdir(),
         "library": optplug.library(),
-        "cmakedir": str(pathlib.Path(optplug.libdir()) / "cmake" / "optplug"),
-        "pkgconfigdir": str(pathlib.Path(optplug.libdir()) / "pkgconfig"),
-        "fortran": str(pathlib.Path(optplug.__file__).parent / "fortran"),
+        "cmakedir": f"{optplug.libdir()}/cmake/optplug",
+        "pkgconfigdir": f"{optplug.libdir()}/pkgconfig",
+        "fortran": optplug.fortrandir(),
+        "matlab": optplug.matlabdir(),
+        "octave": optplug.matlabdir(),
     }
     wanted = [value for name, value in flags.items() if getattr(given, name)]
     if not wanted:

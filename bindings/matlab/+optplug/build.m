@@ -1,0 +1,34 @@
+function build(folder)
+%BUILD Build the MEX file through which Octave calls optplug, and MATLAB can.
+%
+%   optplug.build() puts it beside the package, optplug.build(folder) elsewhere; that
+%   folder must be on the path.  It needs a C compiler and, for Octave, mkoctfile,
+%   which Debian and Ubuntu have in octave-dev.
+%
+%   Example:
+%       folder = tempname();
+%       mkdir(folder);
+%       optplug.build(folder)
+%       delete(fullfile(folder, '*'));
+%       rmdir(folder);
+%
+%   See also optplug.Optimizer.
+
+here = fileparts(fileparts(mfilename('fullpath')));
+if nargin < 1
+    folder = here;
+end
+folder = optplug.internal.text(folder, 'folder');
+source = fullfile(here, 'optplug_mex.c');
+libdir = fullfile(fileparts(here), 'lib');
+flags = {['-I' fullfile(fileparts(here), 'include')], ['-L' libdir], '-loptplug'};
+if exist('OCTAVE_VERSION', 'builtin')
+    output = fullfile(folder, ['optplug_mex.' mexext()]);
+    [~, status] = mkoctfile('--mex', '-o', output, source, flags{:}, ['-Wl,-rpath,' libdir]);
+    if status ~= 0
+        error('optplug:start', '%s could not be built: mkoctfile has said why', output);
+    end
+else
+    mex(source, flags{:}, ['LDFLAGS=$LDFLAGS -Wl,-rpath,' libdir], '-outdir', folder, '-output', 'optplug_mex');
+end
+end

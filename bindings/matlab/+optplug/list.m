@@ -1,0 +1,21 @@
+function names = list(kind)
+%LIST List what PyTorch has, as a cell array of text.
+%
+%   optplug.list('optimizers'), and so 'schedulers', 'dtypes' and 'devices'.
+%   optplug.list('Adam') lists the arguments of one of them, with their defaults.
+%
+%   Example:
+%       names = optplug.list('optimizers');
+%       disp(any(strcmp(names, 'AdamW')))
+%
+%   See also optplug.Optimizer.
+
+kind = optplug.internal.text(kind, 'kind');
+optplug.internal.start();
+optplug.internal.check(optplug.internal.call('opt_init', ''));
+text = optplug.internal.call('opt_list', kind);
+if isempty(text)
+    error('optplug:invalid', '%s', optplug.internal.call('opt_error'));
+end
+names = strsplit(strtrim(text), sprintf('\n'))';
+end

@@ -1,0 +1,11 @@
+function text = version()
+%VERSION Return the version of the library.
+%
+%   Example:
+%       disp(optplug.version())
+%
+%   See also optplug.describe.
+
+optplug.internal.start();
+text = optplug.internal.call('opt_version');
+end

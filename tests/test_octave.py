@@ -1,0 +1,197 @@
+"""MATLAB's and Octave's class in Octave: through the MEX file, and through a stand-in for loadlibrary."""
+
+from __future__ import annotations
+
+import os
+import re
+import subprocess
+
+import pytest
+import torch
+
+import hosts
+import optplug
+
+OCTAVE = os.environ.get("OPTPLUG_TEST_OCTAVE")
+pytestmark = pytest.mark.skipif(not OCTAVE, reason="no Octave: apt-get install octave octave-dev")
+
+FOLDER = hosts.PROJECT / "tests" / "matlab"
+TESTS = re.findall(r"^function (test_\w+)", (FOLDER / "run_tests.m").read_text(), re.M)
+
+
+def octave(code: str, *path: object, **env: str) -> str:
+    """Run code in an Octave with the package and these folders on its path, and return what it prints."""
+    done = subprocess.run(
+        [
+            OCTAVE,
+            *["--norc", "--no-gui", "--no-history"],
+            *["--path", ":".join(map(str, [optplug.matlabdir(), *path]))],
+            *["--eval", code],
+        ],
+        env={**os.environ, **env},
+        capture_output=True,
+        text=True,
+        timeout=300,
+        check=False,
+    )
+    assert (done.returncode, done.stderr) == (0, ""), (done.stdout, done.stderr)
+    return done.stdout
+
+
+@pytest.fixture(scope="module")
+def mex(tmp_path_factory):
+    """Build the MEX file as a user does."""
+    folder = tmp_path_factory.mktemp("mex")
+    octave(f"setenv('CFLAGS', '-Wall -Wextra -Werror'); optplug.build('{folder}')")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def stand_in(tmp_path_factory):
+    """Build the stand-in for MATLAB's loadlibrary, calllib and libpointer."""
+    folder = tmp_path_factory.mktemp("stand_in")
+    source = FOLDER / "shim" / "shim_mex.c"
+    octave(f"[~, failed] = mkoctfile('--mex', '-o', '{folder}/shim_mex.mex', '{source}'); assert(~failed)")
+    return folder
+
+
+@pytest.fixture(scope="module", params=["mex", "stand_in"])
+def lines(request):
+    """Run the tests in Octave, and return a line for each."""
+    built = request.getfixturevalue(request.param)
+    folders = [built, FOLDER / "shim"] if request.param == "stand_in" else [built]
+    printed = octave("run_tests", FOLDER, *folders).splitlines()
+    return {re.search(r"(?:test|run)_\w+", line)[0]: line for line in printed}
+
+
+@pytest.mark.parametrize("name", TESTS)
+def test_the_class_passes(lines, name):
+    assert lines[name] == f"ok {name}"
+
+
+@pytest.mark.parametrize("built", ["mex", "stand_in"])
+def test_the_readmes_program_prints_what_it_does_in_other_languages(built, request):
+    folder = request.getfixturevalue(built)
+    folders = [folder, FOLDER / "shim"] if built == "stand_in" else [folder]
+    assert octave(hosts.program("matlab"), *folders) == hosts.program("text")
+
+
+def column_major(rows: list[list[float]]) -> torch.Tensor:
+    return torch.tensor(rows, dtype=torch.float64).T.contiguous().T
+
+
+def adam() -> list[float]:
+    w = torch.tensor([5.0, -3, 2], dtype=torch.float64, requires_grad=True)
+    optimizer = torch.optim.Adam([w], lr=0.1, fused=True)
+    for _ in range(50):
+        w.grad = 2 * (w.detach() - torch.tensor([1.0, 2, 3], dtype=torch.float64))
+        optimizer.step()
+    return w.tolist()
+
+
+def two_arrays() -> list[float]:
+    b = torch.tensor([1.0, -2], requires_grad=True)
+    w = column_major([[1, 2, 3], [4, 5, 6]]).requires_grad_()
+    optimizer = torch.optim.SGD([b, w], lr=0.1, momentum=0.9, fused=True)
+    scheduler = torch.optim.lr_scheduler.StepLR(optimizer, step_size=3, gamma=0.5)
+    for _ in range(10):
+        b.grad, w.grad = 2 * b.detach(), 2 * w.detach()
+        torch.nn.utils.clip_grad_norm_([b, w], 1.5)
+        optimizer.step()
+        scheduler.step()
+    return [*w.detach().T.flatten().tolist(), *b.tolist()]
+
+
+def lbfgs() -> list[float]:
+    w = torch.tensor([-1.0, 1], dtype=torch.float64, requires_grad=True)
+    optimizer = torch.optim.LBFGS([w], line_search_fn="strong_wolfe")
+
+    def closure() -> float:
+        x, y = w.tolist()
+        dx = -2 * (1 - x) - 400 * x * (y - x * x)
+        w.grad = torch.tensor([dx, 200 * (y - x * x)], dtype=torch.float64)
+        return (1 - x) * (1 - x) + 100 * (y - x * x) * (y - x * x)
+
+    for _ in range(5):
+        loss = optimizer.step(closure)
+    return [*w.tolist(), loss]
+
+
+@pytest.mark.parametrize("run", [adam, two_arrays, lbfgs])
+def test_a_run_is_pytorchs_to_the_last_bit(lines, run):
+    expected = torch.tensor(run(), dtype=torch.float64).view(torch.int64).tolist()
+    assert lines[f"run_{run.__name__}"].split()[1:] == [f"{x & (2**64 - 1):016x}" for x in expected]
+
+
+def test_octave_without_the_mex_file_is_told_to_build_it():
+    code = "try, optplug.Optimizer('Adam()'); catch e, disp(e.identifier), disp(e.message), end"
+    assert octave(code).splitlines() == [
+        "optplug:start",
+        "Octave calls optplug through a MEX file: optplug.build makes it, once",
+    ]
+
+
+def test_a_python_that_is_not_there_is_a_start_error(mex):
+    code = "try, optplug.Optimizer('Adam()'); catch e, disp(e.identifier), disp(e.message), end"
+    identifier, message = octave(code, mex, OPTPLUG_PYTHON="/nowhere/python3").splitlines()
+    assert identifier == "optplug:start"
+    assert "/nowhere/python3" in message
+    code = "try, optplug.list('optimizers'); catch e, disp(e.identifier), end"
+    assert octave(code, mex, OPTPLUG_PYTHON="/nowhere/python3") == "optplug:start\n"
+
+
+def test_the_mex_file_refuses_what_it_does_not_hold(mex):
+    hold = "p = optplug_mex('hold', 1); "
+    calls = {
+        "optplug_mex()": "takes the name",
+        "optplug_mex('opt_nothing')": "no function 'opt_nothing'",
+        "optplug_mex('opt_step')": "takes 1 arguments, got 0",
+        "optplug_mex('opt_step', 'x')": "takes a number",
+        "optplug_mex('opt_step', 1e10)": "takes an int here, got 1e+10",
+        "optplug_mex('opt_create', 1)": "takes text",
+        "optplug_mex('hold', {1})": "takes a double, single or uint8 array",
+        "optplug_mex('hold', 1i)": "takes a real, full array",
+        "optplug_mex('held', 99)": "no array is held as 99",
+        "optplug_mex('release', 99)": "no array is held as 99",
+        hold + "optplug_mex('release', p); optplug_mex('held', p)": "no array is held",
+        hold + "optplug_mex('optplug_copy', p, [1 2], 8)": "has another size or class",
+        hold + "optplug_mex('optplug_copy', p, single(1), 8)": "has another size or class",
+        hold + "optplug_mex('opt_load_memory', 1, p, 9)": "has 1 elements, not 9",
+        hold
+        + "n = int64(2); optplug_mex('opt_bind_nd', 1, 'w', 'float64', 'cpu', 1, n, p, n, p, n)": "not 2",
+        hold
+        + "optplug_mex('opt_bind_nd', 1, 'w', 'float64', 'cpu', 1, 1, p, 1, p, 1)": "takes an int64 array",
+    }
+    code = "\n".join(f"try, {call}; disp('no error'); catch e, disp(e.message), end" for call in calls)
+    for message, (call, expected) in zip(octave(code, mex).splitlines(), calls.items(), strict=True):
+        assert expected in message, call
+
+
+def test_held_memory_outlives_clear_all(mex):
+    code = """
+        assert(optplug_mex('hold', [1 2 3]), 1);
+        opt = optplug.Optimizer('SGD(lr=1.0)'); opt.bind(1);
+        clear all
+        clear optplug_mex
+        disp(optplug_mex('held', 1)')
+    """
+    assert octave(code, mex).split() == ["1", "2", "3"]
+
+
+def test_the_stand_in_can_unload_and_load_again(stand_in):
+    code = """
+        opt = optplug.Optimizer('SGD(lr=1.0)');
+        opt.bind(1);
+        clear opt
+        unloadlibrary('liboptplug');
+        opt = optplug.Optimizer('SGD(lr=1.0)');
+        disp(opt.step(3, 1))
+    """
+    assert octave(code, stand_in, FOLDER / "shim") == "2\n"
+
+
+@pytest.mark.parametrize("language", ["matlab", "octave"])
+def test_the_readmes_program_prints_what_the_readme_says(language, mex):
+    readme = (hosts.PROJECT / "bindings" / language / "README.md").read_text()
+    code, output = re.search(r"```matlab\n(.*?)```\n\nIt prints\n\n```text\n(.*?)```", readme, re.S).groups()
+    assert octave(code, mex) == output
