@@ -105,7 +105,7 @@ contains
     k = 2 * dt * size(resistance)**2 / (resistance(2:) + resistance(:size(k)))
   end function
 
-  !> Solve (1 + dt A) x = u for a line, in place.  The row of face i in dt A is -k(i), and a row's sum is 0.
+  !> Solve (1 + dt A) x = u for a line, in place: k(i) couples cells i and i + 1, and nothing leaves at the ends.
   pure subroutine solve(k, u)
     real(real64), intent(in) :: k(:)
     real(real64), intent(inout) :: u(:)
