@@ -1,0 +1,140 @@
+"""The Fortran example on a real problem, examples/heat_inverse.f90; test_heat.f90 checks its gradient."""
+
+from __future__ import annotations
+
+import os
+import pathlib
+import re
+import signal
+import subprocess
+import sys
+
+import pytest
+
+import hosts
+
+PROGRAM = os.environ.get("OPTPLUG_TEST_HEAT")
+pytestmark = pytest.mark.skipif(
+    not PROGRAM, reason="no Fortran compiler (Debian, Ubuntu: apt-get install gfortran)"
+)
+NAMELIST = (hosts.PROJECT / "examples/heat_inverse.nml").read_text()
+ADAM = {"spec": "Adam(lr=0.05)", "schedule": "CosineAnnealingLR(T_max=100)"}
+LBFGS = {"spec": "LBFGS(line_search_fn='strong_wolfe')", "schedule": "", "iterations": 8}
+
+
+def namelist(place: pathlib.Path, **changes: object) -> pathlib.Path:
+    """Write the example's namelist with values of its variables changed; files are to be in place."""
+    text = NAMELIST
+    for name, value in {
+        "checkpoint": f"{place}/run.restart",
+        "field": f"{place}/field.csv",
+        **changes,
+    }.items():
+        shown = f'"{value}"' if isinstance(value, str) else f".{value}." if value is True else value
+        text, found = re.subn(f"^  {name} = .*$", f"  {name} = {shown}", text, flags=re.M)
+        assert found == 1, name
+    path = place / "run.nml"
+    path.write_text(text)
+    return path
+
+
+def invert(place: pathlib.Path, **changes: object) -> list[str]:
+    return hosts.run(PROGRAM, str(namelist(place, **changes))).stdout.splitlines()
+
+
+def test_it_recovers_the_field_and_draws_it(tmp_path):
+    header, *rows, last = invert(tmp_path)
+    assert header.split("  ")[0] == "iteration"
+    assert [int(row.split()[0]) for row in rows] == [1, *range(30, 301, 30)]
+    assert {len(row) for row in rows} == {len(header)}
+    first_misfit, first_error = map(float, rows[0].split()[3:])
+    assert first_misfit > 4
+    assert first_error > 0.9
+    misfit, error = map(
+        float, re.fullmatch(r"Adam\(lr=0.05\): misfit (.+), relative error (.+)", last).groups()
+    )
+    assert 0.95 < misfit < 1.1
+    assert error < 0.35
+
+    draw = [sys.executable, hosts.PROJECT / "examples/heat_inverse_plot.py", tmp_path / "field.csv"]
+    drawn = subprocess.run(draw, capture_output=True, text=True, check=True)
+    assert drawn.stdout == f"{tmp_path / 'field.png'}\n"
+    assert (tmp_path / "field.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_another_namelist_is_another_optimizer(tmp_path):
+    *_, last = invert(tmp_path, **LBFGS)
+    assert float(re.search(r"misfit ([\d.]+)", last)[1]) < 1.1
+    _, *rows, _ = invert(
+        tmp_path,
+        spec="SGD(lr=1)",
+        schedule="ReduceLROnPlateau(patience=0, threshold=0.5)",
+        iterations=9,
+        print_every=1,
+    )
+    rates = [float(row.split()[1]) for row in rows]
+    assert rates[0] == 1
+    assert rates[-1] < 1
+
+
+@pytest.mark.parametrize(
+    "changes", [ADAM, LBFGS, {"spec": "RMSprop(lr=0.01, momentum=0.5)", "schedule": "StepLR(step_size=7)"}]
+)
+def test_a_killed_run_goes_on_as_if_it_had_not_been(changes, tmp_path):
+    changes = {"iterations": 100, "print_every": 1, "checkpoint_every": 3, **changes}
+    whole = invert(tmp_path, **changes)
+    field = (tmp_path / "field.csv").read_bytes()
+    for path in tmp_path.iterdir():
+        path.unlink()
+
+    changes["restart"] = True
+    with subprocess.Popen(
+        [PROGRAM, str(namelist(tmp_path, **changes))], stdout=subprocess.PIPE, text=True
+    ) as running:
+        for line in running.stdout:
+            if line.split()[0] == "5":
+                running.kill()
+                break
+    assert running.returncode == -signal.SIGKILL
+    assert not (tmp_path / "field.csv").exists()
+    said, header, *rows = invert(tmp_path, **changes)
+    done = int(re.fullmatch(f"going on with {tmp_path}/run.restart, after iteration (.+)", said)[1])
+    assert done % 3 == 0
+    assert done > 0
+    assert [header, *rows] == [whole[0], *whole[1 + done :]]
+    assert (tmp_path / "field.csv").read_bytes() == field
+
+
+def stop(place: pathlib.Path, **changes: object) -> str:
+    """Run the program, which must fail, and return what it says of why."""
+    path = namelist(place, **changes)
+    done = subprocess.run([PROGRAM, str(path)], capture_output=True, text=True, check=False)
+    assert done.returncode == 1
+    return done.stderr.splitlines()[0]
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"spec": "Adm()"}, "optplug: spec 'Adm()': no optimizer 'Adm': did you mean Adam"),
+        ({"schedule": "CosineLR()"}, "optplug: spec 'CosineLR()': no scheduler 'CosineLR': did you mean"),
+        ({"iterations": "many"}, "heat_inverse: {}/run.nml: "),
+        ({"field": "/nowhere/field.csv", "iterations": 0}, "heat_inverse: /nowhere/field.csv: "),
+    ],
+)
+def test_a_mistake_in_the_namelist_is_told(changes, words, tmp_path):
+    assert stop(tmp_path, **changes).startswith(f"ERROR STOP {words.format(tmp_path)}")
+
+
+def test_a_checkpoint_that_does_not_fit_is_told(tmp_path):
+    invert(tmp_path, iterations=1, checkpoint_every=1)
+    assert "it is of Adam, and this optimizer is SGD" in stop(tmp_path, spec="SGD()", restart=True)
+    checkpoint = tmp_path / "run.restart"
+    checkpoint.write_bytes(checkpoint.read_bytes()[:-1])
+    assert stop(tmp_path, restart=True).startswith(f"ERROR STOP heat_inverse: {checkpoint}: ")
+
+
+def test_a_run_that_diverges_ends_at_its_first_overflow(tmp_path):
+    path = namelist(tmp_path, spec="SGD(lr=1e9)", schedule="")
+    done = subprocess.run([PROGRAM, str(path)], capture_output=True, text=True, check=False)
+    assert done.returncode == -signal.SIGFPE
