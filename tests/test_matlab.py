@@ -222,7 +222,7 @@ def test_the_class_names_every_status_as_the_header_does():
 
 def test_the_class_calls_all_but_what_its_own_ways_replace():
     code = "".join(path.read_text() for path in PACKAGE.rglob("*.m"))
-    called = set(re.findall(r"(?:call|ask)\('(opt\w+)'", code))
+    called = set(re.findall(r"(?:call|ask|optplug_mex)\('(opt\w+)'", code))
     assert called == set(ENTRIES) - {"opt_bind", "opt_bind_sparse", "opt_step_f64", "opt_step_f32"}
 
 

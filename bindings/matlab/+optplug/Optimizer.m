@@ -494,17 +494,15 @@ classdef Optimizer < handle
             [names, values] = parts(container, name);
             if isstruct(container)
                 bound = {self.Parameters.name};
-                missing = setdiff(bound, names);
-                unknown = setdiff(names, bound);
+                missing = bound(~isfield(container, bound));
+                unknown = names(~ismember(names, bound));
                 if ~isempty(missing)
                     error('optplug:invalid', '%s has no field ''%s''', name, missing{1});
                 elseif ~isempty(unknown)
                     error('optplug:invalid', '%s has a field ''%s'', and no such parameter is bound', name, unknown{1});
                 end
-                for i = 1:n
-                    values{i} = container.(bound{i});
-                end
                 names = bound;
+                values = cellfun(@(field) container.(field), names, 'UniformOutput', false);
             elseif numel(values) ~= n
                 error('optplug:invalid', '%s must have %d arrays, as there are parameters, got %s', name, n, ...
                     optplug.internal.kind(container));

@@ -9,6 +9,7 @@ classdef Block < handle
         Size
         Class
         Bytes
+        UsesMex % asking each time would cost more than the copy of a small array
     end
 
     methods
@@ -17,7 +18,8 @@ classdef Block < handle
             self.Class = class(value);
             width = struct('double', 8, 'single', 4, 'uint8', 1);
             self.Bytes = numel(value) * width.(self.Class);
-            if optplug.internal.uses_mex()
+            self.UsesMex = optplug.internal.uses_mex();
+            if self.UsesMex
                 self.Pointer = optplug_mex('hold', value);
             else
                 self.Pointer = libpointer([self.Class 'Ptr'], value(:));
@@ -25,12 +27,15 @@ classdef Block < handle
         end
 
         function write(self, value)
-            % Not by Pointer.Value = value, which may move the memory.
-            optplug.internal.call('optplug_copy', self.Pointer, value, self.Bytes);
+            if self.UsesMex
+                optplug_mex('optplug_copy', self.Pointer, value, self.Bytes);
+            else % not by Pointer.Value = value, which may move the memory
+                calllib('liboptplug', 'optplug_copy', self.Pointer, value, self.Bytes);
+            end
         end
 
         function value = read(self)
-            if optplug.internal.uses_mex()
+            if self.UsesMex
                 value = optplug_mex('held', self.Pointer);
             else
                 value = self.Pointer.Value;
@@ -39,7 +44,7 @@ classdef Block < handle
         end
 
         function delete(self)
-            if optplug.internal.uses_mex() && ~isempty(self.Pointer)
+            if self.UsesMex && ~isempty(self.Pointer)
                 optplug_mex('release', self.Pointer);
                 self.Pointer = [];
             end
