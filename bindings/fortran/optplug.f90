@@ -46,7 +46,8 @@ module optplug
     !> Compute the loss and, in the bound arrays, its gradients.
     !>
     !> stat is 0, and a negative number in it gives the step up.  context is what step_closure was given.
-    !> A procedure inside of yours sees your variables and needs no context.
+    !> A procedure inside of yours sees your variables and needs no context; but gfortran gives a program that
+    !> passes one an executable stack, which some systems forbid.  iterate needs neither.
     subroutine closure(loss, stat, context)
       import :: real64
       real(real64), intent(out) :: loss
