@@ -6,11 +6,13 @@ import pathlib
 import re
 import subprocess
 import sys
+import textwrap
 
 import pytest
 
 import hosts
 from hosts import program
+from optplug import ctypes_api
 
 OUTPUT = program("text")
 
@@ -65,6 +67,50 @@ def test_the_headers_program_runs(tmp_path):
     )
     build(program, tmp_path)
     assert hosts.run(tmp_path / "main").stdout == "0.0 1.0 2.0\n"
+
+
+def example(path: str, margin: str) -> str:
+    """Return the first indented block of a file's first comment."""
+    text = (hosts.PROJECT / path).read_text()
+    block = re.search(rf"(?:^{re.escape(margin)}    .*\n|^{re.escape(margin.rstrip())}\n)+", text, re.M)[0]
+    return "\n".join(line[len(margin) :] for line in block.splitlines())
+
+
+def test_the_cxx_headers_program_runs(tmp_path):
+    if not hosts.CXX:
+        pytest.skip("no C++ compiler (Debian, Ubuntu: apt-get install g++)")
+    source = (
+        "#include <cstdio>\n#include <optplug.hpp>\n"
+        "static void gradient(const std::vector<double> &w, std::vector<double> &dw)\n"
+        "{\n    for (int i = 0; i < 3; i++)\n        dw[i] = 2 * (w[i] - i);\n}\n"
+        f"int main()\n{{\n{example('include/optplug.hpp', ' * ')}\n"
+        '    std::printf("%.1f %.1f %.1f\\n", w[0], w[1], w[2]);\n}\n'
+    )
+    build(source, tmp_path, "main.cpp", (hosts.CXX, "-std=c++17"))
+    assert hosts.run(tmp_path / "main").stdout == "0.0 1.0 2.0\n"
+
+
+def test_the_fortran_modules_program_runs(tmp_path):
+    if not hosts.FC:
+        pytest.skip("no Fortran compiler (Debian, Ubuntu: apt-get install gfortran)")
+    lines = example("bindings/fortran/optplug.f90", "!> ").replace("\n\n", "\n    integer :: i\n\n", 1)
+    source = (
+        f"program main\n  use, intrinsic :: iso_fortran_env, only: real64\n{lines}\n"
+        '  print "(3f4.1)", w\ncontains\n  subroutine gradient(w, dw)\n'
+        "    real(real64), intent(in) :: w(3)\n    real(real64), intent(out) :: dw(3)\n"
+        "    dw = 2 * (w - [0, 1, 2])\n  end subroutine\nend program\n"
+    )
+    module = f"{config('--fortran')[0]}/optplug.f90"
+    build(source, tmp_path, "main.f90", (hosts.FC, module))
+    assert hosts.run(tmp_path / "main").stdout == " 0.0 1.0 2.0\n"
+
+
+def test_the_program_of_ctypes_api_runs():
+    lines = re.search(r"::\n\n((?:    .*\n|\n)+)", ctypes_api.__doc__)[1]
+    start = "import numpy as np\nfrom optplug.ctypes_api import Optimizer\n"
+    gradient = "def gradient(w):\n    return 2 * (w - np.arange(3))\n"
+    source = f"{start}{gradient}{textwrap.dedent(lines)}print(w.round(1))\n"
+    assert hosts.run(sys.executable, "-c", source).stdout == "[0. 1. 2.]\n"
 
 
 def test_the_programs_of_the_page_on_checkpoints_go_on_alike(tmp_path, monkeypatch):
