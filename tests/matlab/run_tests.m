@@ -401,6 +401,8 @@ fails('optplug:invalid', ['params.b ' wanted '1'], @() opt.step(struct('w', 1, '
 fails('optplug:invalid', ['params{2} ' wanted 'a 1x2 logical'], @() opt.step({1, [true false]}, 1));
 fails('optplug:invalid', 'params must be one struct, got a 1x2 struct', @() opt.bind(struct('w', {1, 2})));
 fails('optplug:invalid', ['w ' wanted 'a 1x1 cell'], @() opt.bind('w', {1}));
+fails('optplug:invalid', 'grads must have 2 arrays', @() opt.step({1, 2}, {1}));
+fails('optplug:invalid', 'grads.w must be a 1x2 double', @() opt.step(struct('w', [1 2]), struct('w', 1)));
 fails('optplug:state', 'nothing is bound', @() opt.step()); % still
 opt.bind(struct('w', [1 2 3], 'b', single(1)));
 fails('optplug:invalid', 'params.w must be a 1x3 double, got a 3x1 double', ...

@@ -82,8 +82,8 @@ classdef Optimizer < handle
             end
             optplug.internal.start();
             handle = optplug.internal.call('opt_create', self.Spec);
-            optplug.internal.check(handle);
             self.Handle = handle;
+            optplug.internal.check(handle);
         end
 
         function delete(self)
@@ -118,9 +118,7 @@ classdef Optimizer < handle
                 self.Form = struct();
             else
                 [names, values] = parts(name, 'params');
-                for i = 1:numel(values)
-                    check_array(values{i}, label(name, 'params', i, names));
-                end
+                expected(name); % all are right before one is bound
                 for i = 1:numel(values)
                     self.bind_one(names{i}, values{i});
                 end
@@ -198,7 +196,7 @@ classdef Optimizer < handle
             while self.IsInStep
                 [value, grads] = fun(self.fill(params, 'data'));
                 value = optplug.internal.number(value, 'the loss that fun returns');
-                self.put('grad', self.arrange(grads, 'the gradient that fun returns'));
+                self.put('grad', arrange(self.Parameters, grads, 'the gradient that fun returns'));
                 if isempty(loss)
                     loss = value;
                 end
@@ -458,62 +456,41 @@ classdef Optimizer < handle
             dtypes = struct('double', 'float64', 'single', 'float32');
             entry = struct('name', name, 'class', class(value), 'size', size(value), 'shape', shape, ...
                 'data', optplug.internal.Block(value), 'grad', optplug.internal.Block(zeros(size(value), class(value))));
-            self.ask('opt_bind_nd', name, dtypes.(class(value)), 'cpu', numel(shape), int64(shape), ...
-                entry.data.Pointer, strides, entry.grad.Pointer, strides);
-            at = find(strcmp(name, {self.Parameters.name}));
-            if isempty(at)
-                at = numel(self.Parameters) + 1;
+            status = optplug.internal.call('opt_bind_nd', self.Handle, name, dtypes.(class(value)), 'cpu', ...
+                numel(shape), int64(shape), entry.data.Pointer, strides, entry.grad.Pointer, strides);
+            if status >= 0 % kept before check, whose warnings may be errors
+                at = find(strcmp(name, {self.Parameters.name}));
+                if isempty(at)
+                    at = numel(self.Parameters) + 1;
+                end
+                self.Parameters(at) = entry;
             end
-            self.Parameters(at) = entry;
+            optplug.internal.check(status);
         end
 
         function take(self, params, grads)
             % Copy arrays in, but none before all are found right; the first ones are bound.
-            is_first = isempty(self.Parameters);
-            if is_first
-                self.bind(params);
+            wanted = self.Parameters;
+            if isempty(wanted)
+                wanted = expected(params);
             end
-            values = self.arrange(params, 'params');
+            values = arrange(wanted, params, 'params');
             if nargin > 2
-                self.put('grad', self.arrange(grads, 'grads'));
+                gradients = arrange(wanted, grads, 'grads');
             end
-            if ~is_first
+            if isempty(self.Parameters)
+                self.bind(params);
+            else
                 self.put('data', values);
+            end
+            if nargin > 2
+                self.put('grad', gradients);
             end
         end
 
         function put(self, what, values)
             for i = 1:numel(values)
                 self.Parameters(i).(what).write(values{i});
-            end
-        end
-
-        function values = arrange(self, container, name)
-            % Return the arrays in the order of binding, if there is the right one for each that is bound.
-            n = numel(self.Parameters);
-            [names, values] = parts(container, name);
-            if isstruct(container)
-                bound = {self.Parameters.name};
-                missing = bound(~isfield(container, bound));
-                unknown = names(~ismember(names, bound));
-                if ~isempty(missing)
-                    error('optplug:invalid', '%s has no field ''%s''', name, missing{1});
-                elseif ~isempty(unknown)
-                    error('optplug:invalid', '%s has a field ''%s'', and no such parameter is bound', name, unknown{1});
-                end
-                names = bound;
-                values = cellfun(@(field) container.(field), names, 'UniformOutput', false);
-            elseif numel(values) ~= n
-                error('optplug:invalid', '%s must have %d arrays, as there are parameters, got %s', name, n, ...
-                    optplug.internal.kind(container));
-            end
-            for i = 1:n
-                expected = self.Parameters(i);
-                if ~isa(values{i}, expected.class) || ~isequal(size(values{i}), expected.size) || ...
-                        ~isreal(values{i}) || issparse(values{i})
-                    optplug.internal.refuse(label(container, name, i, names), ...
-                        optplug.internal.kind(zeros(expected.size, expected.class)), values{i});
-                end
             end
         end
 
@@ -545,7 +522,7 @@ classdef Optimizer < handle
             elseif is_got
                 value = self.Parameters(self.position(name)).(what).read();
             elseif nargin == 3
-                self.put(what, self.arrange(name, what));
+                self.put(what, arrange(self.Parameters, name, what));
                 value = [];
             else
                 name = optplug.internal.text(name, 'name');
@@ -603,6 +580,44 @@ if isstruct(container)
 elseif iscell(container)
     text = sprintf('%s{%d}', name, i);
 end
+end
+
+function values = arrange(wanted, container, name)
+% Return the arrays in the order of those wanted, if there is the right one for each.
+n = numel(wanted);
+[names, values] = parts(container, name);
+if isstruct(container)
+    bound = {wanted.name};
+    missing = bound(~isfield(container, bound));
+    unknown = names(~ismember(names, bound));
+    if ~isempty(missing)
+        error('optplug:invalid', '%s has no field ''%s''', name, missing{1});
+    elseif ~isempty(unknown)
+        error('optplug:invalid', '%s has a field ''%s'', and no such parameter is bound', name, unknown{1});
+    end
+    names = bound;
+    values = cellfun(@(field) container.(field), names, 'UniformOutput', false);
+elseif numel(values) ~= n
+    error('optplug:invalid', '%s must have %d arrays, as there are parameters, got %s', name, n, ...
+        optplug.internal.kind(container));
+end
+for i = 1:n
+    if ~isa(values{i}, wanted(i).class) || ~isequal(size(values{i}), wanted(i).size) || ...
+            ~isreal(values{i}) || issparse(values{i})
+        optplug.internal.refuse(label(container, name, i, names), ...
+            optplug.internal.kind(zeros(wanted(i).size, wanted(i).class)), values{i});
+    end
+end
+end
+
+function wanted = expected(params)
+% Return names, classes and sizes of arrays that can be bound.
+[names, values] = parts(params, 'params');
+for i = 1:numel(values)
+    check_array(values{i}, label(params, 'params', i, names));
+end
+wanted = struct('name', names, 'class', cellfun(@class, values, 'UniformOutput', false), ...
+    'size', cellfun(@size, values, 'UniformOutput', false));
 end
 
 function check_array(value, name)
