@@ -109,8 +109,9 @@ static void what_would_need_their_arrays_is_refused(void)
     CHECK_FAILS(OPT_EINVAL, "data must not be NULL", opt_step_f64(opt, NULL, dw));
     CHECK_FAILS(OPT_EINVAL, "grad must not be NULL", opt_step_f64(opt, w, NULL));
     CHECK_FAILS(OPT_EINVAL, "NULL for dtype 'float16'", opt_bind(opt, "h", "float16", 2, NULL, NULL));
-    CHECK_FAILS(OPT_ENOMEM, "out of memory: parameter 'h' takes",
-                opt_bind(opt, "h", "float64", INT64_MAX / 64, NULL, NULL));
+    if (!CHECK_SANITIZED)
+        CHECK_FAILS(OPT_ENOMEM, "out of memory: parameter 'h' takes",
+                    opt_bind(opt, "h", "float64", INT64_MAX / 64, NULL, NULL));
     CHECK_FAILS(OPT_EINVAL, "there can be no array", opt_bind(opt, "h", "float64", INT64_MAX, NULL, NULL));
     const int64_t wrong[] = {2, -3};
     CHECK_FAILS(OPT_EINVAL, "shape[1] must not be negative, got -3",
