@@ -1,12 +1,80 @@
 /* A C host that starts optplug and says what it got: how `python -m optplug doctor` sees what a
- * program that is no Python would get. */
+ * program that is no Python would get.
+ *
+ * With options for opt_init it times steps before that, for `python -m optplug bench`: a line "SIZE SECONDS
+ * SPEC" on stdin is answered by how long a step takes, of as many as fill that time. */
 #include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <time.h>
 
 #include "optplug.h"
 
-int main(void)
+static double now(void)
 {
-    int status = opt_init(NULL);
+    struct timespec t;
+    clock_gettime(CLOCK_MONOTONIC, &t);
+    return (double)t.tv_sec + 1e-9 * (double)t.tv_nsec;
+}
+
+static int answer(int opt, double least)
+{
+    long done = 0, batch = 1;
+    double start = now(), spent;
+    do {
+        for (long i = 0; i < batch; i++)
+            if (opt_step(opt) < 0)
+                return -1;
+        done += batch;
+        batch *= 2;
+        spent = now() - start;
+    } while (spent < least);
+    printf("seconds: %.9e\n", spent / (double)done);
+    fflush(stdout);
+    return 0;
+}
+
+/* Make an optimizer on one array that is new, and the steps that go through Python. */
+static int set_up(const char *spec, long size, float **arrays)
+{
+    float *w = *arrays = malloc(2 * sizeof *w * (size_t)size);
+    for (long i = 0; w && i < 2 * size; i++)
+        w[i] = 0.1f;
+    int opt = opt_create(spec);
+    int status = opt < 0 ? opt : opt_bind(opt, "w", "float32", size, w, w ? w + size : NULL);
+    for (int i = 0; status >= 0 && i < 3; i++)
+        status = opt_step(opt);
+    return status < 0 ? status : opt;
+}
+
+static int time_steps(void)
+{
+    char line[4096], spec[4096], known[4096] = "";
+    float *arrays = NULL;
+    long size, known_size = 0;
+    double seconds;
+    int opt = 0;
+    while (opt >= 0 && fgets(line, sizeof line, stdin) &&
+           sscanf(line, "%ld %lf %[^\n]", &size, &seconds, spec) == 3) {
+        if (size != known_size || strcmp(spec, known) != 0) {
+            if (opt > 0)
+                opt_free(opt);
+            free(arrays);
+            opt = set_up(spec, size, &arrays);
+            strcpy(known, spec);
+            known_size = size;
+        }
+        if (opt > 0 && answer(opt, seconds) < 0)
+            return -1;
+    }
+    return opt;
+}
+
+int main(int argc, char **argv)
+{
+    int status = opt_init(argc > 1 ? argv[1] : NULL);
+    if (status >= 0 && argc > 1)
+        status = time_steps();
     if (status < 0)
         printf("error: %s\n", opt_error());
     const char *text = opt_describe(0);

@@ -12,7 +12,8 @@ import shutil
 import pytest
 import torch
 
-from optplug import compiled, ctypes_api
+from optplug import compiled, ctypes_api, toolchain
+from optplug.errors import CompileError
 from test_plans import Twins
 
 lib = ctypes_api.load()
@@ -84,9 +85,9 @@ def test_a_kernel_makes_torchs_steps_for_any_size_group_and_rate(text, dtype):
         pair.end()
 
     run()
-    made = {path: path.stat().st_mtime_ns for path in compiled.folder().iterdir()}
+    made = {path: path.stat().st_mtime_ns for path in toolchain.folder().iterdir()}
     run()  # with what is there now
-    assert {path: path.stat().st_mtime_ns for path in compiled.folder().iterdir()} == made
+    assert {path: path.stat().st_mtime_ns for path in toolchain.folder().iterdir()} == made
 
 
 @needs_compiler
@@ -110,10 +111,10 @@ def test_a_kernel_gives_way_to_torch_where_what_it_has_fixed_changes():
 @needs_compiler
 def test_a_kernel_whose_numbers_are_not_torchs_is_not_kept(monkeypatch):
     monkeypatch.setitem(compiled.TOLERANCE, torch.float32, 0.0)
-    before = list(compiled.folder().iterdir())
-    with pytest.raises(compiled.CompileError, match="after 12 steps it was"):
+    before = list(toolchain.folder().iterdir())
+    with pytest.raises(CompileError, match="after 12 steps it was"):
         compiled.kernel("ASGD", {}, torch.float32, make=True)
-    assert list(compiled.folder().iterdir()) == before
+    assert list(toolchain.folder().iterdir()) == before
 
 
 @pytest.mark.parametrize("trouble", ["no compiler", "no folder"])
@@ -140,9 +141,9 @@ def test_where_nothing_can_be_compiled_torch_steps_and_a_warning_says_why(troubl
 
 def test_a_folder_that_others_can_write_to_is_not_trusted(monkeypatch, tmp_path):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
-    compiled.folder().mkdir()
-    compiled.folder().chmod(0o777)
-    with pytest.raises(compiled.CompileError, match="chmod go-w"):
+    toolchain.folder().mkdir()
+    toolchain.folder().chmod(0o777)
+    with pytest.raises(CompileError, match="chmod go-w"):
         compiled.kernel("RMSprop", {}, torch.float32, make=True)
 
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import pathlib
 import shutil
-import subprocess
 import sys
 
 import pytest
@@ -13,7 +12,6 @@ import hosts
 import optplug
 
 STEPPED = "stepped\n"
-SITE = pathlib.Path(optplug.__file__).parent.parent
 VERSION = "{}.{}".format(*sys.version_info)
 
 
@@ -94,25 +92,6 @@ def test_a_copy_of_the_library_outside_of_any_environment_asks_for_one(tmp_path)
     host = hosts.PROGRAMS / "host_dlopened"
     assert say(host, OPTPLUG_TEST_LIBRARY=str(copy)).startswith(f"-4 '{copy}' lies in no environment")
     assert say(host, OPTPLUG_TEST_LIBRARY=str(copy), OPTPLUG_PYTHON=sys.executable).startswith(STEPPED)
-
-
-@pytest.fixture
-def bare(tmp_path) -> pathlib.Path:
-    """An environment with optplug and cffi in it, and nothing else."""
-    subprocess.run([sys.executable, "-m", "venv", "--without-pip", tmp_path / "bare"], check=True)
-    site = pathlib.Path(
-        subprocess.run(
-            [tmp_path / "bare/bin/python", "-c", "import sysconfig; print(sysconfig.get_path('platlib'))"],
-            check=True,
-            capture_output=True,
-            text=True,
-        ).stdout.strip()
-    )
-    for name in ("optplug", "cffi"):
-        shutil.copytree(SITE / name, site / name)
-    for file in (*SITE.glob("_cffi_backend*.so"), *SITE.glob("optplug-*.dist-info")):
-        (shutil.copytree if file.is_dir() else shutil.copy)(file, site / file.name)
-    return site
 
 
 def test_a_missing_torch_is_an_error_that_says_what_to_install(bare):

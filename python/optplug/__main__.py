@@ -1,13 +1,16 @@
-"""The command line: ``python -m optplug config | doctor | plot``."""
+"""The command line: ``python -m optplug COMMAND``.  A command imports what it needs when it runs."""
 
 from __future__ import annotations
 
 import argparse
 import shlex
 import sys
+from collections.abc import Callable
+from typing import Any
 
 import optplug
-from optplug import doctor, plot
+
+_EPILOG = "Exit status: 0 if all went well, 1 if not, 2 for a command line that cannot be understood."
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -36,24 +39,105 @@ def _parser() -> argparse.ArgumentParser:
     config.add_argument("--octave", action="store_true", help="the folder for Octave's path, the same")
     config.set_defaults(run=_config, parser=config)
 
-    check = commands.add_parser(
+    check = _command(
+        commands,
         "doctor",
+        _doctor,
         help="say what a host program would get, and mend what is wrong",
         description="Start optplug as a C program would, say which Python, libpython, torch, devices and "
-        "library it gets, and for each thing that is wrong what to do.  Exit status 1 if anything is.",
+        "library it gets, and for each thing that is wrong, or may become so, what to do.",
+        example="doctor --json",
     )
-    check.set_defaults(run=lambda _: doctor.main())
+    _add_json(check)
 
-    draw = commands.add_parser(
+    lister = _command(
+        commands,
+        "list",
+        _list,
+        help="list optimizers, schedulers, dtypes or devices",
+        description="List what PyTorch has here: for optimizers and schedulers by which functions a program "
+        "steps them, and how the optimizers' steps run.",
+        example="list optimizers",
+    )
+    kinds = ("optimizers", "schedulers", "dtypes", "devices")
+    lister.add_argument("kind", nargs="?", choices=kinds, help="default: optimizers and schedulers")
+    _add_json(lister)
+
+    describer = _command(
+        commands,
+        "describe",
+        _describe,
+        help="say which arguments an optimizer or a scheduler takes",
+        description="Show the arguments of an optimizer or a scheduler with their defaults, in PyTorch's "
+        "words, a spec as an example, and the address of PyTorch's page on it.",
+        example="describe Adam",
+    )
+    describer.add_argument("name", metavar="NAME")
+    _add_json(describer)
+
+    inspector = _command(
+        commands,
+        "inspect",
+        _inspect,
+        help="say what is in a checkpoint",
+        description="Show what is in a file of opt_save's or of PyTorch's: optimizer, groups, parameters, "
+        "state, schedulers, averages.  No code is run, whatever is in the file.",
+        example="inspect run.pt",
+    )
+    inspector.add_argument("file", metavar="FILE")
+    _add_json(inspector)
+
+    timer = _command(
+        commands,
+        "bench",
+        _bench,
+        help="measure steps on this machine",
+        description="Measure opt_step from a C program beside PyTorch's step, its default and fused=True, on "
+        "one array of float32: the median of several rounds, in turn.  As it is, that takes less than a "
+        "minute.",
+        example='bench "Adam(amsgrad=True)" --sizes 1000,1e6 --threads 1',
+    )
+    timer.add_argument("spec", metavar="SPEC", nargs="*", help="default: two of PyTorch's")
+    timer.add_argument("--sizes", type=_sizes, metavar="N,N", help="how many values (default: 10 to 1e6)")
+    timer.add_argument("--threads", type=int, metavar="N", help="num_threads (default: what a program gets)")
+    timer.add_argument("--options", default="", metavar="TEXT", help='for opt_init: "compile=True"')
+    timer.add_argument("--plot", metavar="PICTURE.png", help="draw it too (needs optplug[plot])")
+    _add_json(timer)
+
+    draw = _command(
+        commands,
         "plot",
+        _plot,
         help="draw a table of numbers, a loss curve for example",
         description="Draw the columns of a CSV file with a header line against its first, into a PNG.  "
         "Needs matplotlib, which the extra optplug[plot] brings.",
+        example="plot losses.csv",
     )
     draw.add_argument("table", metavar="TABLE.csv")
     draw.add_argument("picture", metavar="PICTURE.png", nargs="?", help="default: beside the table")
-    draw.set_defaults(run=lambda given: plot.main(given.table, given.picture))
     return parser
+
+
+def _command(
+    commands: Any, name: str, run: Callable[[argparse.Namespace], int], example: str, **words: str
+) -> argparse.ArgumentParser:
+    parser = commands.add_parser(name, epilog=f"Example: python -m optplug {example}.  {_EPILOG}", **words)
+    parser.set_defaults(run=run)
+    return parser
+
+
+def _add_json(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--json", action="store_true", help="for scripts")
+
+
+def _sizes(text: str) -> list[int]:
+    try:
+        sizes = [int(float(word)) for word in text.split(",")]
+    except (OverflowError, ValueError):
+        sizes = [0]
+    if min(sizes) < 1:
+        raise argparse.ArgumentTypeError(f"{text!r} is no list of numbers from 1, such as 10,1e6")
+    return sizes
 
 
 def _config(given: argparse.Namespace) -> int:
@@ -76,10 +160,61 @@ def _config(given: argparse.Namespace) -> int:
     return 0
 
 
-def main() -> int:
-    """Run the command that the command line names, and return its exit status."""
-    given = _parser().parse_args()
-    return given.run(given)
+def _doctor(given: argparse.Namespace) -> int:
+    from optplug import doctor
+
+    return doctor.main(given.json)
+
+
+def _list(given: argparse.Namespace) -> int:
+    from optplug import catalog, report
+
+    report.show(catalog.lists(given.kind), given.json)
+    return 0
+
+
+def _describe(given: argparse.Namespace) -> int:
+    from optplug import catalog, report
+
+    report.show(catalog.describe(given.name), given.json)
+    return 0
+
+
+def _inspect(given: argparse.Namespace) -> int:
+    from optplug import inspection, report
+
+    report.show(inspection.read(given.file), given.json)
+    return 0
+
+
+def _bench(given: argparse.Namespace) -> int:
+    from optplug import bench, plot, report
+
+    options = given.options if given.threads is None else f"{given.options}, num_threads={given.threads}"
+    found = bench.run(given.spec or list(bench.SPECS), given.sizes or list(bench.SIZES), options)
+    if given.plot:
+        found["picture"] = plot.draw(given.plot, "values", bench.curves(found), logarithmic=True)
+    report.show(found, given.json)
+    return 0
+
+
+def _plot(given: argparse.Namespace) -> int:
+    from optplug import plot
+
+    print(plot.draw_table(given.table, given.picture))
+    return 0
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Run the command that the command line, or a list like it, names; return its exit status."""
+    given = _parser().parse_args(arguments)
+    try:
+        return given.run(given)
+    except ModuleNotFoundError as error:
+        print(f"{error}: `python -m optplug doctor` says what to do", file=sys.stderr)
+    except (ImportError, RuntimeError, ValueError) as error:
+        print(error, file=sys.stderr)
+    return 1
 
 
 if __name__ == "__main__":

@@ -13,7 +13,6 @@ import inspect
 import json
 import os
 import pathlib
-import shutil
 import subprocess
 import sys
 import tempfile
@@ -25,6 +24,8 @@ from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
 import optplug
+from optplug import toolchain
+from optplug.errors import CompileError
 from optplug.lean import Calls, lean, step_and_record
 
 OPTIMIZERS = ("ASGD", "Adadelta", "Adamax", "NAdam", "RAdam", "RMSprop", "Rprop")
@@ -32,16 +33,6 @@ OPTIMIZERS = ("ASGD", "Adadelta", "Adamax", "NAdam", "RAdam", "RMSprop", "Rprop"
 TOLERANCE = {torch.float32: 1e-5, torch.float64: 1e-12}
 _CHECKED, _STEPS = 1000, 12  # values
 _PATIENCE = 600  # seconds
-
-
-class CompileError(RuntimeError):
-    """A kernel that could not be made, or was not right."""
-
-
-def folder() -> pathlib.Path:
-    """Return where kernels are kept: ``optplug`` in the user's folder for caches."""
-    cache = os.environ.get("XDG_CACHE_HOME") or pathlib.Path.home() / ".cache"
-    return pathlib.Path(cache) / "optplug"
 
 
 def kernel(name: str, options: dict[str, Any], dtype: torch.dtype, make: bool) -> pathlib.Path | None:
@@ -70,11 +61,11 @@ def _kernel(name: str, options: dict[str, Any], dtype: torch.dtype, make: bool) 
     request = json.dumps([name, _constants(name, options), str(dtype).removeprefix("torch.")], sort_keys=True)
     made_by = f"{optplug.__version__} {torch.__version__} {_processor()}"
     key = hashlib.sha256(f"{made_by} {request}".encode()).hexdigest()[:16]
-    path = folder() / f"{name}-{key}.so"
+    path = toolchain.folder() / f"{name}-{key}.so"
     if not path.exists() and not make:
         return None
     path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
-    _check_owner(path.parent)
+    toolchain.check_folder()
     if path.exists():
         return path
     with (path.parent / "lock").open("w") as lock:
@@ -93,13 +84,6 @@ def inputs(calls: Calls, group: int, index: int) -> list[Tensor]:
     _, args, kwargs = calls[group]
     lists = [a for a in (*args, *kwargs.values()) if isinstance(a, list) and a]
     return [a[index] for a in lists]
-
-
-def _check_owner(path: pathlib.Path) -> None:
-    """Raise CompileError if others can put files there: a kernel is code."""
-    found = path.stat()
-    if found.st_uid != os.getuid() or found.st_mode & 0o022:
-        raise CompileError(f"{path} can be written to by others: chown it, and chmod go-w")
 
 
 def _constants(name: str, options: dict[str, Any]) -> dict[str, Any]:
@@ -145,11 +129,7 @@ def _make(request: str, output: pathlib.Path) -> None:
         timeout=_PATIENCE,
     )
     if not output.exists():
-        compiler = os.environ.get("CXX", "g++")
-        if not shutil.which(compiler):
-            raise CompileError(
-                f"there is no C++ compiler {compiler!r}: name one in CXX (Debian: apt-get install g++)"
-            )
+        toolchain.check_compiler()
         raise CompileError(f"torch could not compile it: {(done.stderr.strip().splitlines() or ['?'])[-1]}")
 
 

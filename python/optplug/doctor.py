@@ -1,57 +1,278 @@
-"""Find out what a host program would get from optplug here, and what to do where it gets nothing."""
+"""Find out what a host program would get from optplug here, and what to do where it gets nothing.
+
+Knows no torch, which may be what is broken: a C host starts all that, in a process of its own.
+"""
 
 from __future__ import annotations
 
+import importlib.metadata
 import importlib.util
+import json
 import os
 import pathlib
+import re
+import resource
+import signal
 import subprocess
 import sys
+import time
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass, field
+from itertools import chain
 
 import optplug
+from optplug import toolchain
+from optplug.errors import CompileError
+from optplug.report import progress
 
 _PROBE = pathlib.Path(optplug.__file__).with_name("bin") / "optplug-probe"
-_REINSTALL = f"{sys.executable} -m pip install --force-reinstall --no-deps PATH_OF_OPTPLUGS_SOURCE"
+_PATIENCE = 300  # seconds, for a network's file system
+_LEAST_STACK, _LEAST_SPACE = 256 << 10, 2 << 30
+_PIP = f"{sys.executable} -m pip install"
+# How the launchers of MPI tell a program of how many it is one.
+_RANKS = ("OMPI_COMM_WORLD_SIZE", "PMI_SIZE", "MV2_COMM_WORLD_SIZE", "SLURM_NTASKS")
+# What torch's wheels bring or need in versions of their own.
+_SHADOWS = re.compile(r"lib(?:python3\.\d+|stdc\+\+|gomp|iomp5|omp)\.(?:so|dylib)")
 
 
-def _problems() -> list[tuple[str, str]]:
-    """Return what can be seen to be wrong from here, each with its remedy."""
-    found = [
-        (f"{path} is missing", f"install optplug again: {_REINSTALL}")
-        for path in (pathlib.Path(optplug.library()), _PROBE)
-        if not path.exists()
-    ]
-    found += [
-        (f"{name} is not installed in {sys.prefix}", f"{sys.executable} -m pip install {name}")
-        for name in ("torch", "numpy", "cffi")
-        if importlib.util.find_spec(name) is None
-    ]
+@dataclass
+class Problem:
+    """Something that is WRONG, so that a host gets nothing or not what is meant; or a NOTE, that it may."""
+
+    level: str
+    what: str
+    do: str
+
+
+@dataclass
+class _Host:
+    """What the C host got: its report by name, and what else it or Python in it printed."""
+
+    report: dict[str, str] = field(default_factory=dict)
+    printed: str = ""
+    failure: str = ""
+    remedy: str = ""
+
+
+def main(as_json: bool) -> int:
+    """Print the report and return the exit status: 0 if nothing is wrong."""
+    progress("starting a C host ...")
+    host = _start()
+    progress("")
+    problems = [*_wrong(host), *_notes(host)]
+    count = sum(problem.level == "WRONG" for problem in problems)
+    if as_json:
+        found = {"ok": not count, "host": host.report, "problems": [asdict(p) for p in problems]}
+        print(json.dumps(found, indent=2))
+        return int(count > 0)
+    print("A program that links optplug gets")
+    for name, value in host.report.items():
+        print(f"  {name + ':':19} {value}")
+    for problem in problems:
+        print(f"\n{problem.level}: {problem.what}\n   DO: {problem.do}")
+    print("\n" + (f"{count} problem(s)." if count else "All is well."))
+    return int(count > 0)
+
+
+def _start() -> _Host:
+    """Start optplug in a C program, which finds Python by the library's own rules."""
+    host, begin = _Host(), time.monotonic()
+    try:
+        done = subprocess.run(
+            [_PROBE], capture_output=True, text=True, errors="replace", check=False, timeout=_PATIENCE
+        )
+    except OSError as error:
+        host.failure, host.remedy = f"{_PROBE} cannot be run: {error.strerror}", _reinstall()
+        return host
+    except subprocess.TimeoutExpired:
+        host.failure = f"a program that links optplug had not started it after {_PATIENCE} s"
+        host.remedy = f"see where it waits: gdb -ex run {_PROBE}"
+        return host
+    found = re.search(r"^(?:error|optplug): ", done.stdout, re.M)
+    start = found.start() if found else len(done.stdout)
+    lines = [line.partition(": ") for line in done.stdout[start:].splitlines()]
+    host.report = {name: value for name, separator, value in lines if separator}
+    rest = (name for name, separator, _ in lines if not separator)
+    host.printed = "\n".join([done.stdout[:start], *rest, done.stderr]).strip()
+    said = host.report.pop("error", "")
+    host.report["started in"] = f"{time.monotonic() - begin:.1f} s"
+    if done.returncode < 0:
+        name = signal.Signals(-done.returncode).name
+        last = done.stderr.strip().rpartition("\n")[2]
+        host.failure = (
+            f"a program that links optplug is ended by {name} when it starts it{last and ': ' + last}"
+        )
+        host.remedy = f"see where: gdb -ex run {_PROBE}; {_torch_alone()}"
+    elif done.returncode > 0:
+        host.failure = "a program that links optplug cannot start it"
+        host.remedy = said or done.stderr.strip() or f"exit status {done.returncode}"
+    return host
+
+
+# ---- what is wrong ----
+
+
+def _wrong(host: _Host) -> Iterator[Problem]:
+    for what, do in (*_files(), *_requirements(), *_variables(), *_library(host)):
+        yield Problem("WRONG", what, do)
+    if host.failure:
+        yield Problem("WRONG", host.failure, host.remedy)
+
+
+def _reinstall() -> str:
+    return f"install optplug again: {_PIP} --force-reinstall --no-deps PATH_OF_OPTPLUGS_SOURCE"
+
+
+def _files() -> Iterator[tuple[str, str]]:
+    for file in importlib.metadata.files("optplug") or ():
+        path = pathlib.Path(str(file.locate()))
+        if not path.exists() and file.suffix != ".pyc":
+            yield f"{path} is missing", _reinstall()
+    if _PROBE.exists() and not os.access(_PROBE, os.X_OK):
+        yield f"{_PROBE} may not be run", f"chmod +x {_PROBE}"
+
+
+def _requirements() -> Iterator[tuple[str, str]]:
+    for line in importlib.metadata.requires("optplug") or ():
+        found = re.fullmatch(r"([\w.-]+)>=([\d.]+)", line)  # those of extras have more behind
+        if not found:
+            continue
+        name, least = found.groups()
+        try:
+            version = importlib.metadata.version(name)
+        except importlib.metadata.PackageNotFoundError:
+            if importlib.util.find_spec(name) is None:
+                yield f"{name} is not installed in {sys.prefix}", f"{_PIP} '{line}'"
+            continue
+        if _numbers(version) < _numbers(least):
+            yield f"{name} {version} is too old, optplug needs {least}", f"{_PIP} --upgrade '{line}'"
+
+
+def _numbers(version: str) -> list[int]:
+    return [int(number) for number in re.match(r"[\d.]*", version)[0].split(".") if number]
+
+
+def _variables() -> Iterator[tuple[str, str]]:
     for name in ("OPTPLUG_PYTHON", "OPTPLUG_LIBPYTHON"):
         value = os.environ.get(name)
         if value and not os.access(value, os.R_OK):
-            found.append(
-                (f"the environment variable {name} names {value!r}, which is not there", f"unset {name}")
-            )
-    return found
+            yield f"the environment variable {name} names {value!r}, which is not there", f"unset {name}"
 
 
-def main() -> int:
-    """Print the report and return the exit status: 0 if all is well."""
-    problems = _problems()
-    if _PROBE.exists():
-        # A host program in C, which starts Python by the library's own rules.
-        probe = subprocess.run([_PROBE], capture_output=True, text=True, errors="replace", check=False)
-        report = [line.split(": ", 1) for line in probe.stdout.splitlines()]
-        print("A program that links optplug gets")
-        for name, value in report:
-            if name != "error":
-                print(f"  {name + ':':19} {value}")
-        if probe.returncode != 0:
-            said = next((value for name, value in report if name == "error"), probe.stderr.strip())
-            problems.append(
-                ("a program that links optplug cannot start it", said or f"exit {probe.returncode}")
+def _library(host: _Host) -> Iterator[tuple[str, str]]:
+    theirs = host.report.get("library")
+    if theirs and pathlib.Path(theirs) != pathlib.Path(optplug.library()).resolve():
+        yield (
+            f"a program that links {optplug.library()} gets {theirs}",
+            "take its folder out of LD_LIBRARY_PATH, or it out of LD_PRELOAD",
+        )
+
+
+def _torch_alone() -> str:
+    """Say whether torch can be imported where there is no optplug."""
+    done = subprocess.run([sys.executable, "-c", "import torch"], capture_output=True, check=False)
+    if done.returncode == 0:
+        return "torch alone can be imported"
+    return f"torch alone fails too: mind the notes, if there are any, or {_PIP} --force-reinstall torch"
+
+
+# ---- what may become wrong ----
+
+
+def _notes(host: _Host) -> Iterator[Problem]:
+    of_host = (_prints, _another_python, _ranks)
+    of_surroundings = (_others, _ignored, _shadows, _limits, _compiling)
+    found = chain.from_iterable(
+        [*(check(host) for check in of_host), *(check() for check in of_surroundings)]
+    )
+    for what, do in found:
+        yield Problem("NOTE", what, do)
+
+
+def _prints(host: _Host) -> Iterator[tuple[str, str]]:
+    if host.printed and not host.failure:
+        yield (
+            f"something prints as Python starts, into the host's output: {host.printed[:200]!r}",
+            "look for it in a .pth file or sitecustomize.py in that environment, and in OMP_ variables",
+        )
+
+
+def _another_python(host: _Host) -> Iterator[tuple[str, str]]:
+    name = os.environ.get("OPTPLUG_PYTHON")
+    used = re.search(r"\((.*)\)$", host.report.get("python", ""))
+    if name and used and not pathlib.Path(used[1]).is_relative_to(sys.prefix):
+        yield (
+            f"OPTPLUG_PYTHON lets programs use {used[1]}, and this is {sys.executable}",
+            f"unset OPTPLUG_PYTHON, or ask that one: {used[1]} -m optplug doctor",
+        )
+
+
+def _others() -> Iterator[tuple[str, str]]:
+    here = pathlib.Path(optplug.__file__).resolve().parent
+    for folder in dict.fromkeys(sys.path):
+        path = pathlib.Path(folder or ".").resolve() / "optplug"
+        if path != here and ((path / "__init__.py").exists() or path.with_suffix(".py").exists()):
+            yield (
+                f"there is another optplug in {path.parent}, and this one is in {here.parent}",
+                "take one of them away, or link and run with the same one: "
+                f"{sys.executable} -m optplug config --library",
             )
-    for problem, remedy in problems:
-        print(f"\nWRONG: {problem}\n   DO: {remedy}")
-    print("\n" + (f"{len(problems)} problem(s)." if problems else "All is well."))
-    return 1 if problems else 0
+
+
+def _ignored() -> Iterator[tuple[str, str]]:
+    for name in ("PYTHONHOME", "PYTHONPATH"):
+        if os.environ.get(name):
+            yield (
+                f"{name} is set, which programs that are no Python ignore",
+                "nothing; what is found only there, install into this environment",
+            )
+
+
+def _shadows() -> Iterator[tuple[str, str]]:
+    for name in ("LD_PRELOAD", "LD_LIBRARY_PATH", "DYLD_LIBRARY_PATH", "DYLD_INSERT_LIBRARIES"):
+        places = [pathlib.Path(place) for place in re.split(r"[:\s]+", os.environ.get(name, "")) if place]
+        files = [f for place in places for f in (sorted(place.iterdir()) if place.is_dir() else [place])]
+        found = [str(file) for file in files if _SHADOWS.match(file.name)]
+        if found:
+            yield (
+                f"{name} puts {', '.join(found[:5])} before what torch and Python bring",
+                f"where torch fails or numbers differ, start the program without {name}",
+            )
+
+
+def _ranks(host: _Host) -> Iterator[tuple[str, str]]:
+    name = next((n for n in _RANKS if os.environ.get(n, "1") not in ("", "1")), None)
+    threads = int(host.report.get("threads", 1))
+    if name and threads > 1:
+        yield (
+            f"this is one of {os.environ[name]} processes ({name}), and steps of each get {threads} threads",
+            'call opt_init("num_threads=1"), or set OMP_NUM_THREADS=1',
+        )
+
+
+def _limits() -> Iterator[tuple[str, str]]:
+    for what, limit, least, option in (
+        ("the stack", resource.RLIMIT_STACK, _LEAST_STACK, "-s"),
+        ("memory", resource.RLIMIT_AS, _LEAST_SPACE, "-v"),
+    ):
+        soft, _ = resource.getrlimit(limit)
+        if soft != resource.RLIM_INFINITY and soft < least:
+            yield (
+                f"{what} is limited to {soft >> 10} KB, and torch may need {least >> 10} KB",
+                f"ulimit {option} {least >> 10}, or more",
+            )
+
+
+def _compiling() -> Iterator[tuple[str, str]]:
+    try:
+        toolchain.check_compiler()
+        folder = toolchain.folder()
+        there = next(path for path in (folder, *folder.parents) if path.exists())
+        if there == folder:
+            toolchain.check_folder()
+        if not (there.is_dir() and os.access(there, os.W_OK)):
+            raise CompileError(f"{there} cannot be written to: XDG_CACHE_HOME names another folder")
+        if os.statvfs(there).f_flag & getattr(os, "ST_NOEXEC", 0):
+            raise CompileError(f"{there} is mounted noexec: XDG_CACHE_HOME names another folder")
+    except (CompileError, OSError, RuntimeError) as error:  # RuntimeError: nobody knows a home
+        yield f"compile=True will not work: {error}", "what is said there, if you want compile=True"

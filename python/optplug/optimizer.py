@@ -22,8 +22,7 @@ from optplug import compiled, schedules, spec
 from optplug import plans as planning
 from optplug.averages import Average
 from optplug.buffers import is_dense, name_of, same_order
-from optplug.compiled import CompileError
-from optplug.errors import HostError, NonFiniteError, StateError
+from optplug.errors import CompileError, HostError, NonFiniteError, StateError
 from optplug.iterate import Iteration
 from optplug.lean import Calls, Gradients, has_hooks, lean, step_again, step_and_record
 from optplug.spec import Call, SpecError, shown

@@ -1,19 +1,22 @@
-"""Draw a table of numbers, such as the loss of each epoch, into a PNG.  Needs the extra ``[plot]``."""
+"""Draw numbers, such as the loss of each epoch, into a PNG.  Needs the extra ``[plot]``."""
 
 from __future__ import annotations
 
 import csv
 import pathlib
 import sys
+from collections.abc import Mapping, Sequence
+
+Numbers = Sequence[float]
 
 
-def main(table: str, picture: str | None = None) -> int:
-    """Draw each column of a CSV file against its first, one panel below the other."""
-    try:
-        from matplotlib.figure import Figure
-    except ImportError:
-        print(f"matplotlib is missing: {sys.executable} -m pip install matplotlib", file=sys.stderr)
-        return 1
+def draw_table(table: str, picture: str | None = None) -> pathlib.Path:
+    """Draw each column of a CSV file against its first, one panel below the other; return the picture.
+
+    Raises:
+        ImportError: there is no matplotlib.
+        ValueError: it is no such file, or the picture cannot be written.
+    """
     source = pathlib.Path(table)
     try:
         with source.open(newline="") as file:
@@ -21,21 +24,48 @@ def main(table: str, picture: str | None = None) -> int:
         x, first, *others = zip(*(map(float, row) for row in rows), strict=True)
         columns = dict(zip(header[1:], (first, *others), strict=True))
     except (OSError, ValueError) as error:
-        print(f"{table} is no table of numbers below a header line: {error}", file=sys.stderr)
-        return 1
+        raise ValueError(f"{table} is no table of numbers below a header line: {error}") from error
+    target = picture or source.with_suffix(".png")
+    return draw(target, header[0], {name: {name: (x, values)} for name, values in columns.items()})
 
-    target = pathlib.Path(picture) if picture else source.with_suffix(".png")
-    figure = Figure(figsize=(7, 2.6 * len(columns)), layout="constrained")
-    panels = figure.subplots(len(columns), sharex=True, squeeze=False)[:, 0]
-    for panel, (name, values) in zip(panels, columns.items(), strict=True):
-        panel.plot(x, values, marker="o", markersize=3)
-        panel.set_ylabel(name)
+
+def draw(
+    picture: str | pathlib.Path,
+    x_label: str,
+    panels: Mapping[str, Mapping[str, tuple[Numbers, Numbers]]],
+    logarithmic: bool = False,
+) -> pathlib.Path:
+    """Draw panels, one below the other; return the picture.
+
+    Args:
+        picture: the file to write.
+        x_label: what is below the last panel.
+        panels: by the label beside them, their curves by name: x and y.
+        logarithmic: both axes.
+
+    Raises:
+        ImportError: there is no matplotlib.
+        ValueError: the picture cannot be written.
+    """
+    try:
+        from matplotlib.figure import Figure
+    except ImportError:
+        raise ImportError(f"matplotlib is missing: {sys.executable} -m pip install matplotlib") from None
+    figure = Figure(figsize=(7, 2.6 * len(panels)), layout="constrained")
+    axes = figure.subplots(len(panels), sharex=True, squeeze=False)[:, 0]
+    for panel, (label, curves) in zip(axes, panels.items(), strict=True):
+        for name, (x, y) in curves.items():
+            panel.plot(x, y, marker="o", markersize=3, label=name)
+        if len(curves) > 1:
+            panel.legend()
+        if logarithmic:
+            panel.loglog()
+        panel.set_ylabel(label)
         panel.grid(alpha=0.3)
-    panels[-1].set_xlabel(header[0])
+    axes[-1].set_xlabel(x_label)
+    target = pathlib.Path(picture)
     try:
         figure.savefig(target, dpi=150)
     except (OSError, ValueError) as error:
-        print(f"{target} cannot be written: {error}", file=sys.stderr)
-        return 1
-    print(target.resolve())
-    return 0
+        raise ValueError(f"{target} cannot be written: {error}") from error
+    return target.resolve()

@@ -1,0 +1,162 @@
+"""Measure opt_step from a C host beside PyTorch's own step, on this machine, in less than a minute."""
+
+from __future__ import annotations
+
+import datetime
+import os
+import pathlib
+import platform
+import statistics
+import subprocess
+import time
+from collections.abc import Callable
+from typing import Any
+
+import torch
+
+import optplug
+from optplug import spec
+from optplug.report import progress
+from optplug.state import IMPLEMENTATIONS
+
+SPECS = ("Adam()", "SGD(momentum=0.9)")
+SIZES = (10, 100, 1_000, 10_000, 100_000, 1_000_000)
+TABLE = "microseconds of a step"
+_ROUNDS, _SECONDS = 7, 0.02  # of each measurement
+_WARM_UP = 3
+
+
+def run(specs: list[str], sizes: list[int], options: str) -> dict[str, Any]:
+    """Return the machine's facts and, as rows, the median microseconds of a step of each spec and size.
+
+    optplug and PyTorch take turns, round by round.
+
+    Args:
+        specs: of optimizers that step one array of float32, of each size.
+        sizes: in values.
+        options: for opt_init; PyTorch here gets the num_threads among them.
+
+    Raises:
+        ValueError: a spec that cannot be read, or an optimizer that cannot step such an array.
+    """
+    cases = [(text, size) for text in specs for size in sizes]
+    load = f"{os.getloadavg()[0]:.1f} before, of {os.cpu_count()} cores"
+    rows = []
+    with _Host(options) as host:
+        progress("starting a C host ...")
+        host.seconds(specs[0], sizes[0])  # which says what is wrong with the options
+        threads = spec.arguments(options).get("num_threads")
+        if threads:
+            torch.set_num_threads(threads)
+        for done, (text, size) in enumerate(cases):
+            progress(f"[{done + 1}/{len(cases)}] {text}, {size} values")
+            rows.append(_measure(host, text, size))
+        facts = host.facts()
+    progress("")
+    return facts | {"load": load, TABLE: rows}
+
+
+def curves(results: dict[str, Any]) -> dict[str, dict[str, tuple[list[float], list[float]]]]:
+    """Return what `plot.draw` takes."""
+    panels: dict[str, dict[str, tuple[list[float], list[float]]]] = {}
+    for row in results[TABLE]:
+        for name in ("optplug", "torch", "torch, fused"):
+            if row[name] is not None:
+                x, y = panels.setdefault(row["spec"], {}).setdefault(name, ([], []))
+                x.append(row["values"])
+                y.append(row[name])
+    return {f"{text}, µs a step": found for text, found in panels.items()}
+
+
+class _Host:
+    """The C host, which steps what it is told to."""
+
+    def __init__(self, options: str) -> None:
+        program = pathlib.Path(optplug.__file__).with_name("bin") / "optplug-probe"
+        pipe = subprocess.PIPE
+        self._process = subprocess.Popen([program, options], stdin=pipe, stdout=pipe, text=True)
+
+    def __enter__(self) -> _Host:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self._process.stdin.close()
+        self._process.wait()
+
+    def seconds(self, text: str, size: int) -> float:
+        """Return the seconds of a step."""
+        self._process.stdin.write(f"{size} {_SECONDS} {text}\n")
+        self._process.stdin.flush()
+        word, _, said = self._process.stdout.readline().strip().partition(": ")
+        if word != "seconds":
+            progress("")
+            raise ValueError(said or "the C host has ended: `python -m optplug doctor` may say why")
+        return float(said)
+
+    def facts(self) -> dict[str, Any]:
+        """Return what was measured: when, where, and of which versions."""
+        self._process.stdin.close()
+        described = dict(line.strip().split(": ", 1) for line in self._process.stdout)
+        return {
+            "date": datetime.datetime.now().astimezone().isoformat(" ", "seconds"),
+            "processor": _processor(),
+            "system": platform.platform(),
+            "optplug": described["optplug"],
+            "torch": str(torch.__version__),
+            "threads": f"{described['threads']} for optplug, {torch.get_num_threads()} for torch",
+            "timed": f"medians of {_ROUNDS} rounds of {_SECONDS} s, one array of float32",
+        }
+
+
+def _measure(host: _Host, text: str, size: int) -> dict[str, Any]:
+    text = " ".join(text.split())
+    times: dict[str, list[float]] = {"optplug": [host.seconds(text, size)]}  # which may say what is wrong
+    call = spec.parse(text)
+    class_ = getattr(torch.optim, call.name)
+    arguments = spec.check_arguments(class_, call, implied=1)
+    has_fused = "fused" in spec.signature_of(class_).parameters
+    ways = {"torch": _stepper(class_, arguments, size)}
+    if has_fused and not any(name in arguments for name in IMPLEMENTATIONS):
+        ways["torch, fused"] = _stepper(class_, {**arguments, "fused": True}, size)
+    for _ in range(_ROUNDS):
+        times["optplug"].append(host.seconds(text, size))
+        for name, step in ways.items():
+            times.setdefault(name, []).append(_seconds(step))
+    medians = {name: 1e6 * statistics.median(values[-_ROUNDS:]) for name, values in times.items()}
+    ours, torchs, fused = (medians.get(name) for name in ("optplug", "torch", "torch, fused"))
+    return {
+        "spec": text,
+        "values": size,
+        "optplug": ours,
+        "torch": torchs,
+        "torch, fused": fused,
+        "torch / optplug": torchs / ours,
+        "fused / optplug": fused and fused / ours,
+    }
+
+
+def _stepper(
+    class_: type[torch.optim.Optimizer], arguments: dict[str, Any], size: int
+) -> Callable[[], object]:
+    parameter = torch.nn.Parameter(torch.full([size], 0.1))
+    parameter.grad = torch.full([size], 0.1)
+    step = class_([parameter], **arguments).step
+    for _ in range(_WARM_UP):
+        step()
+    return step
+
+
+def _seconds(step: Callable[[], object]) -> float:
+    done, batch, start, spent = 0, 1, time.perf_counter(), 0.0
+    while spent < _SECONDS:
+        for _ in range(batch):
+            step()
+        done, batch, spent = done + batch, 2 * batch, time.perf_counter() - start
+    return spent / done
+
+
+def _processor() -> str:
+    information = pathlib.Path("/proc/cpuinfo")
+    lines = information.read_text().splitlines() if information.exists() else []
+    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
+    return names[0] if names else platform.processor() or platform.machine()

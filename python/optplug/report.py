@@ -1,0 +1,74 @@
+"""Print what a command has found: for people in a terminal, for scripts by tabs, or as JSON."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import sys
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+Row = Mapping[str, object]
+
+
+def show(content: Mapping[str, Any], as_json: bool = False) -> None:
+    """Print single values as ``name: value``, and lists of rows as tables below their names.
+
+    A table is drawn where stdout is a terminal and rich is installed (the extra ``[cli]``); elsewhere it is
+    a header and a line for each row, with tabs between.
+    """
+    if as_json:
+        print(json.dumps(content, indent=2, default=_plain))
+        return
+    facts = {
+        name: value for name, value in content.items() if value not in (None, "") and not _is_table(value)
+    }
+    width = max(map(len, facts), default=0) + 1
+    for name, value in facts.items():
+        print(f"{name + ':':{width}} {_cell(value)}")
+    for name, rows in content.items():
+        if not _is_table(rows) or not rows:
+            continue
+        if len(content) > 1:
+            print(f"\n{name}")
+        _table(rows)
+
+
+def progress(text: str) -> None:
+    """Say on stderr, if that is a terminal, what is being done; "" takes it away."""
+    if sys.stderr.isatty():
+        print(f"\r\N{ESC}[K{text}", end="", file=sys.stderr, flush=True)
+
+
+def _is_table(value: object) -> bool:
+    return isinstance(value, list) and all(isinstance(row, Mapping) for row in value)
+
+
+def _table(rows: Sequence[Row]) -> None:
+    lines = [[_cell(value) for value in row.values()] for row in rows]
+    if not (sys.stdout.isatty() and importlib.util.find_spec("rich")):
+        for line in (rows[0], *lines):
+            print("\t".join(line))
+        return
+    from rich import box, console, markup, table
+
+    drawn = table.Table(box=box.SIMPLE_HEAD, pad_edge=False)
+    for name, value in rows[0].items():
+        is_number = isinstance(value, int | float) and not isinstance(value, bool)
+        drawn.add_column(name, justify="right" if is_number else "left", overflow="fold")
+    for line in lines:
+        drawn.add_row(*map(markup.escape, line))
+    console.Console().print(drawn)
+
+
+def _cell(value: object) -> str:
+    if isinstance(value, Mapping):
+        return ", ".join(f"{name}={item!r}" for name, item in value.items())
+    if isinstance(value, float):
+        return f"{value:.4g}" if abs(value) < 1e4 else f"{value:.0f}"
+    return "" if value is None else " ".join(str(value).split())
+
+
+def _plain(value: Any) -> object:
+    """Return what JSON can hold of something that it cannot: numbers of a tensor, say."""
+    return value.tolist() if hasattr(value, "tolist") else str(value)

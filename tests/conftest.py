@@ -1,0 +1,33 @@
+"""What tests of several files start from."""
+
+from __future__ import annotations
+
+import pathlib
+import shutil
+import subprocess
+import sys
+
+import pytest
+
+import optplug
+
+SITE = pathlib.Path(optplug.__file__).parent.parent
+
+
+@pytest.fixture
+def bare(tmp_path) -> pathlib.Path:
+    """An environment with optplug and cffi in it, and nothing else."""
+    subprocess.run([sys.executable, "-m", "venv", "--without-pip", tmp_path / "bare"], check=True)
+    site = pathlib.Path(
+        subprocess.run(
+            [tmp_path / "bare/bin/python", "-c", "import sysconfig; print(sysconfig.get_path('platlib'))"],
+            check=True,
+            capture_output=True,
+            text=True,
+        ).stdout.strip()
+    )
+    for name in ("optplug", "cffi"):
+        shutil.copytree(SITE / name, site / name)
+    for file in (*SITE.glob("_cffi_backend*.so"), *SITE.glob("optplug-*.dist-info")):
+        (shutil.copytree if file.is_dir() else shutil.copy)(file, site / file.name)
+    return site
