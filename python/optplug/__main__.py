@@ -214,6 +214,8 @@ def main(arguments: list[str] | None = None) -> int:
         print(f"{error}: `python -m optplug doctor` says what to do", file=sys.stderr)
     except (ImportError, RuntimeError, ValueError) as error:
         print(error, file=sys.stderr)
+    except KeyboardInterrupt:
+        print(file=sys.stderr)
     return 1
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import datetime
 import os
 import pathlib
@@ -80,13 +81,14 @@ class _Host:
         return self
 
     def __exit__(self, *error: object) -> None:
-        self._process.stdin.close()
-        self._process.wait()
+        with contextlib.suppress(BrokenPipeError), self._process:
+            pass  # closes the pipes, at which it ends
 
     def seconds(self, text: str, size: int) -> float:
         """Return the seconds of a step."""
-        self._process.stdin.write(f"{size} {_SECONDS} {text}\n")
-        self._process.stdin.flush()
+        with contextlib.suppress(BrokenPipeError):  # it says why it has ended
+            self._process.stdin.write(f"{size} {_SECONDS} {text}\n")
+            self._process.stdin.flush()
         word, _, said = self._process.stdout.readline().strip().partition(": ")
         if word != "seconds":
             progress("")

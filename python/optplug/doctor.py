@@ -19,6 +19,7 @@ import time
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field
 from itertools import chain
+from typing import Any
 
 import optplug
 from optplug import toolchain
@@ -123,8 +124,16 @@ def _reinstall() -> str:
     return f"install optplug again: {_PIP} --force-reinstall --no-deps PATH_OF_OPTPLUGS_SOURCE"
 
 
+def _said(what: str) -> list[Any]:
+    """Return what pip has noted of optplug; nothing where it was not pip that installed it."""
+    try:
+        return getattr(importlib.metadata.distribution("optplug"), what) or []
+    except importlib.metadata.PackageNotFoundError:
+        return []
+
+
 def _files() -> Iterator[tuple[str, str]]:
-    for file in importlib.metadata.files("optplug") or ():
+    for file in _said("files"):
         path = pathlib.Path(str(file.locate()))
         if not path.exists() and file.suffix != ".pyc":
             yield f"{path} is missing", _reinstall()
@@ -133,7 +142,7 @@ def _files() -> Iterator[tuple[str, str]]:
 
 
 def _requirements() -> Iterator[tuple[str, str]]:
-    for line in importlib.metadata.requires("optplug") or ():
+    for line in _said("requires"):
         found = re.fullmatch(r"([\w.-]+)>=([\d.]+)", line)  # those of extras have more behind
         if not found:
             continue
