@@ -18,7 +18,7 @@ import torch
 import hosts
 import optplug
 from optplug import __main__ as cli
-from optplug import catalog, ctypes_api, schedules
+from optplug import catalog, ctypes_api, doctor, schedules
 from optplug.ctypes_api import Optimizer
 
 SITE = pathlib.Path(optplug.__file__).parent.parent
@@ -151,15 +151,15 @@ def test_doctor_says_why_nothing_could_be_compiled(trouble, said, tmp_path, bare
     (tmp_path / "optplug").mkdir()
     (tmp_path / "optplug").chmod(0o777 if trouble == "writable by others" else 0o700)
     env = {"CXX": "no-compiler" if trouble == "no compiler" else hosts.CC, "XDG_CACHE_HOME": str(tmp_path)}
-    doctor = f"{bare.parents[2]}/bin/python -m optplug doctor"  # without torch, which takes no time
+    script = f"{bare.parents[2]}/bin/python -m optplug doctor"  # without torch, which takes no time
     if trouble == "noexec":
-        script = f"mount -t tmpfs -o noexec none {tmp_path}/optplug"
+        mount = f"mount -t tmpfs -o noexec none {tmp_path}/optplug"
         inside = ["unshare", "-m", "sh", "-c"]
-        if subprocess.run([*inside, script], capture_output=True, check=False).returncode != 0:
+        if subprocess.run([*inside, mount], capture_output=True, check=False).returncode != 0:
             pytest.skip("mounting is for root on Linux")
-        doctor = f"unshare -m sh -c '{script} && chmod 700 {tmp_path}/optplug && {doctor}'"
+        script = f"unshare -m sh -c '{mount} && chmod 700 {tmp_path}/optplug && {script}'"
     done = subprocess.run(
-        ["sh", "-c", doctor],  # noqa: S607
+        ["sh", "-c", script],  # noqa: S607
         env={**os.environ, **env},
         capture_output=True,
         text=True,
@@ -206,6 +206,31 @@ def test_doctor_survives_a_torch_that_ends_the_process(bare):
     assert done.returncode == 1
     assert "WRONG: a program that links optplug is ended by SIGILL when it starts it" in done.stdout
     assert "optplug-probe; torch alone fails too" in done.stdout
+
+
+def test_doctor_waits_for_so_long_and_no_longer(bare, monkeypatch, capsys):
+    (bare / "torch.py").write_text("import time\ntime.sleep(60)")
+    monkeypatch.setattr(doctor, "_PROBE", bare / "optplug/bin/optplug-probe")
+    monkeypatch.setattr(doctor, "_PATIENCE", 1)
+    assert doctor.main(as_json=False) == 1
+    assert "WRONG: a program that links optplug had not started it after 1 s" in capsys.readouterr().out
+
+
+@pytest.mark.skipif(sys.platform == "darwin", reason="LD_PRELOAD")
+def test_doctor_says_which_package_has_the_libpython_that_is_missing():
+    done = command("doctor", LD_PRELOAD=str(hosts.PROGRAMS / "no_libpython.so"))
+    assert done.returncode == 1
+    assert "cannot start it\n   DO: no libpython3" in done.stdout
+    assert "apt-get install libpython3" in done.stdout
+
+
+def test_doctor_sees_a_library_of_another_version(bare):
+    library = bare / "optplug/lib" / pathlib.Path(optplug.library()).name
+    version = optplug.__version__.encode()
+    library.write_bytes(library.read_bytes().replace(version + b"\0", b"9" * len(version) + b"\0"))
+    done = command("doctor", python=bare.parents[2] / "bin/python", OPTPLUG_PYTHON=sys.executable)
+    assert done.returncode == 1
+    assert "is of another version than the package optplug" in done.stdout
 
 
 def test_doctor_sees_what_prints_and_another_optplug(bare):
@@ -297,7 +322,10 @@ def test_describe_of_an_unknown_name_says_what_is_near(call):
     assert err.count("\n") == 1
 
 
-def test_in_a_terminal_there_is_a_table(monkeypatch):
+@pytest.mark.parametrize("has_rich", [True, False])
+def test_in_a_terminal_there_is_a_table_if_rich_is_there(monkeypatch, has_rich):
+    if not has_rich:
+        monkeypatch.setitem(sys.modules, "rich", None)
     leader, follower = pty.openpty()
     monkeypatch.setenv("COLUMNS", "100")
     with os.fdopen(follower, "w") as terminal:
@@ -305,7 +333,7 @@ def test_in_a_terminal_there_is_a_table(monkeypatch):
         cli.main(["list", "devices"])
     shown = os.read(leader, 10000).decode()
     os.close(leader)
-    assert "\N{BOX DRAWINGS LIGHT HORIZONTAL}" in shown
+    assert ("\N{BOX DRAWINGS LIGHT HORIZONTAL}" in shown) == has_rich
     assert "cpu" in shown
 
 
