@@ -187,7 +187,7 @@ def test_doctor_names_what_is_not_installed_too_old_or_missing(bare):
     python = bare.parents[2] / "bin/python"
     (bare / "numpy-1.2.dist-info").mkdir()
     (bare / "numpy-1.2.dist-info/METADATA").write_text("Name: numpy\nVersion: 1.2.1rc3\n")
-    (bare / "optplug/include/optplug.hpp").unlink()
+    (bare / "optplug/include/optplug.h").unlink()
     done = command("doctor", python=python)
     assert done.returncode == 1
     wrong = dict(part.split("\n   DO: ") for part in done.stdout.split("\n\n")[1:-1])
@@ -195,7 +195,7 @@ def test_doctor_names_what_is_not_installed_too_old_or_missing(bare):
     assert "--upgrade 'numpy>=" in next(
         do for what, do in wrong.items() if "numpy 1.2.1rc3 is too old" in what
     )
-    assert "--force-reinstall" in wrong[f"WRONG: {bare}/optplug/include/optplug.hpp is missing"]
+    assert "--force-reinstall" in wrong[f"WRONG: {bare}/optplug/include/optplug.h is missing"]
     assert "No module named 'torch'" in wrong["WRONG: a program that links optplug cannot start it"]
     assert done.stdout.endswith("\n4 problem(s).\n")
 

@@ -16,8 +16,10 @@ import sys
 
 _HERE = pathlib.Path(__file__).resolve().parent
 
-_HEADER = (_HERE / "include" / "optplug.h").read_text(encoding="utf-8")
-__version__ = re.search(r'define OPTPLUG_VERSION "(.*)"', _HEADER)[1]
+_header = _HERE / "include" / "optplug.h"
+# Without it the doctor is still to speak.
+_text = _header.read_text(encoding="utf-8") if _header.exists() else 'define OPTPLUG_VERSION "unknown"'
+__version__ = re.search(r'define OPTPLUG_VERSION "(.*)"', _text)[1]
 
 
 def library() -> str:
