@@ -24,7 +24,6 @@ SHOWN = {
     HEADER: "docs/reference.md",
     "bindings/matlab/README.md": "docs/first-steps/matlab-octave.md",
     "bindings/octave/README.md": "docs/first-steps/matlab-octave.md",
-    "packaging/README.md": "docs/clusters.md",
 }
 log = logging.getLogger("mkdocs.hooks")  # whose warnings are errors in a strict build
 
@@ -57,6 +56,14 @@ def section(text: str, anchor: str) -> str | None:
     return found
 
 
+def title(page: str) -> str:
+    """Return a page's heading, which its site shows where a text in the source has its path."""
+    path = ROOT / page
+    return (
+        path.read_text(encoding="utf-8").partition("\n")[0].lstrip("# ") if path.exists() else "C reference"
+    )
+
+
 def relink(text: str, source: str, page: str, repository: str) -> str:
     """Let the links of a text in the file ``source`` work on a page of the site."""
 
@@ -69,6 +76,7 @@ def relink(text: str, source: str, page: str, repository: str) -> str:
             log.warning(f"{source}: there is no file '{target}'")
         path = SHOWN.get(path, path)
         if path.startswith("docs/"):
+            label = title(path) if label == target else label
             return f"[{label}]({os.path.relpath(path, os.path.dirname(page))}{anchor})"  # noqa: PTH120
         if repository:
             return f"[{label}]({repository}/blob/HEAD/{path}{anchor})"
@@ -97,7 +105,7 @@ def include(text: str, page: str, repository: str) -> str:
 CODE = (
     r'(torch(?:\.\w+)+(?:\([^)]*\)(?:\[[^\]]*\])?)?|"[^"]*"'  # what is Python's, and strings
     r"|\w+\[[^\]]*\]|\{[^}]*\}|\*\w+|(?<!\w)\.(?:data|grad)\b"  # indices[i], {1, m}, *count, .grad
-    r"|\w*_\w+(?:\.\.\.)?(?:\((?:\"[^\"]*\")?\))?|\w+\(\)|\w+=(?:\w+)?|NULL|INFINITY)"  # names, fork(), python=
+    r"|\w*_\w+(?:\.\.\.)?(?:\((?:\"[^\"]*\")?\))?|\w+\(\)|\w+=(?:\w+)?|NULL|INFINITY)"  # names, fork()
 )
 
 

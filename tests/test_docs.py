@@ -1,0 +1,190 @@
+"""The documentation's site has no dead link, has every function, and shows programs that run."""
+
+from __future__ import annotations
+
+import html
+import pathlib
+import re
+import shutil
+import subprocess
+import sys
+
+import pytest
+
+import hosts
+from test_readme import build, config
+
+DOCS = hosts.PROJECT / "docs"
+CLOSURE = "1.0000 1.0000\n"
+
+
+@pytest.fixture(scope="module")
+def source(tmp_path_factory) -> pathlib.Path:
+    """A copy of what the site is made of, to be changed."""
+    folder = tmp_path_factory.mktemp("source")
+    ignored = shutil.ignore_patterns("build", ".git", "__pycache__")
+    return shutil.copytree(hosts.PROJECT, folder / "optplug", ignore=ignored)
+
+
+def mkdocs(source: pathlib.Path, site: pathlib.Path) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-m", "mkdocs", "build", "--strict", "--site-dir", site]
+    return subprocess.run(command, cwd=source, capture_output=True, text=True, check=False)
+
+
+@pytest.fixture(scope="module")
+def site(tmp_path_factory) -> pathlib.Path:
+    folder = tmp_path_factory.mktemp("site")
+    done = mkdocs(hosts.PROJECT, folder)
+    assert done.returncode == 0, done.stdout + done.stderr
+    return folder
+
+
+def programs(page: str, language: str) -> list[str]:
+    return re.findall(rf"```{language}\n(.*?)```", (DOCS / page).read_text(), re.S)
+
+
+# ---- the site ----
+
+
+def test_every_page_is_in_the_site(site):
+    for page in DOCS.rglob("*.md"):
+        assert (site / page.relative_to(DOCS).with_suffix(".html")).exists()
+
+
+def test_every_function_and_status_is_in_the_reference(site):
+    header = (hosts.PROJECT / "include/optplug.h").read_text()
+    reference = (site / "reference.html").read_text()
+    functions = set(re.findall(r"^(?:int|int64_t|const char \*)\s?\*?(opt_\w+)\(", header, re.M))
+    assert len(functions) >= 28
+    assert functions | {"opt_callback"} <= set(re.findall(r'id="(opt_\w+)"', reference))
+    statuses = re.findall(r"(OPT_\w+) = (-?\d+)", header)
+    assert statuses == re.findall(r"<td><code>(OPT_\w+)</code></td>\s*<td>(-?\d+)</td>", reference)
+
+
+def test_every_word_of_the_header_is_in_the_reference(site):
+    header = (hosts.PROJECT / "include/optplug.h").read_text()
+    comments = " ".join(re.findall(r"^/\*.*?\*/", header, re.M | re.S)).partition("\n")[2]
+    reference = html.unescape(re.sub(r"<[^>]*>", "", (site / "reference.html").read_text()))
+    words = [set(re.findall(r"\w+", text.lower())) for text in (comments, reference)]
+    assert len(words[0]) > 400
+    assert words[0] - words[1] == set()
+
+
+@pytest.mark.parametrize(
+    ("page", "line", "complaint"),
+    [
+        ("docs/gpu.md", "[here](nothing.md)", "nothing.md"),
+        ("docs/gpu.md", "[here](checkpoints.md#nothing)", "#nothing"),
+        ("docs/gpu.md", "[here](../csrc/nothing.c)", "there is no file '../csrc/nothing.c'"),
+        ("docs/gpu.md", "[here](../include/optplug.h#opt_nothing)", "#opt_nothing"),
+        ("docs/gpu.md", '[here](../README.md#nothing "included")', "there is no section #nothing"),
+        ("docs/gpu.md", "![here](nothing.png)", "nothing.png"),
+        ("docs/new.md", "# A page that nobody finds", "new.md"),
+        ("bindings/matlab/README.md", "[here](nothing.m)", "there is no file 'nothing.m'"),
+    ],
+)
+def test_a_dead_link_is_an_error(source, tmp_path, page, line, complaint):
+    path = source / page
+    before = path.read_text() if path.exists() else None
+    path.write_text(f"{before or ''}\n{line}\n")
+    done = mkdocs(source, tmp_path)
+    path.unlink() if before is None else path.write_text(before)
+    assert done.returncode != 0
+    assert complaint in done.stderr
+
+
+def test_links_to_the_source_are_the_repositorys_if_it_has_an_address(source, tmp_path):
+    settings = source / "mkdocs.yml"
+    before = settings.read_text()
+    settings.write_text(f"{before}\nrepo_url: https://example.org/optplug\n")
+    done = mkdocs(source, tmp_path)
+    settings.write_text(before)
+    assert done.returncode == 0, done.stderr
+    page = (tmp_path / "index.html").read_text()
+    assert 'href="https://example.org/optplug/blob/HEAD/examples/heat_inverse.f90"' in page
+
+
+def test_nothing_is_loaded_from_elsewhere(site):
+    for page in site.rglob("*.html"):
+        assert not re.findall(r'(?:src|<link[^>]*href)="(?:https?:)?//[^"]*"', page.read_text())
+
+
+def test_every_link_of_other_markdown_files_leads_to_a_file():
+    for path in [*hosts.PROJECT.glob("*.md"), *hosts.PROJECT.glob("[bpe]*/**/*.md"), *DOCS.rglob("*.md")]:
+        if "build" in path.parts:
+            continue
+        for target in re.findall(r"\]\(([^()#:\s]+)(?:#\S*)?(?: \"included\")?\)", path.read_text()):
+            assert (path.parent / target).exists(), (path, target)
+
+
+# ---- the programs ----
+
+
+def test_the_programs_in_c_print_what_the_page_says(tmp_path):
+    page = (DOCS / "first-steps/c.md").read_text()
+    fit, closure = programs("first-steps/c.md", "c")
+    for source, output in ((fit, re.search(r"```text\n(.*?)```", page, re.S)[1]), (closure, CLOSURE)):
+        build(source, tmp_path)
+        assert hosts.run(tmp_path / "main").stdout == output
+
+
+def test_the_closure_in_cxx_runs(tmp_path):
+    if not hosts.CXX:
+        pytest.skip("no C++ compiler (Debian, Ubuntu: apt-get install g++)")
+    build(programs("first-steps/cxx.md", "cpp")[0], tmp_path, "main.cpp", (hosts.CXX, "-std=c++17"))
+    assert hosts.run(tmp_path / "main").stdout == CLOSURE
+
+
+def test_the_closure_in_fortran_runs(tmp_path):
+    if not hosts.FC:
+        pytest.skip("no Fortran compiler (Debian, Ubuntu: apt-get install gfortran)")
+    compiler = (hosts.FC, "-Wno-unused-dummy-argument", f"{config('--fortran')[0]}/optplug.f90")
+    build(programs("first-steps/fortran.md", "fortran")[0], tmp_path, "main.f90", compiler)
+    assert hosts.run(tmp_path / "main").stdout == CLOSURE
+
+
+def test_the_closure_in_python_runs():
+    assert hosts.run(sys.executable, "-c", programs("first-steps/python.md", "python")[0]).stdout == CLOSURE
+
+
+def test_the_program_under_mpi_runs(tmp_path):
+    compiler, start = shutil.which("mpicc"), shutil.which("mpiexec")
+    if not compiler or not start:
+        pytest.skip("no MPI (Debian, Ubuntu: apt-get install libopenmpi-dev openmpi-bin)")
+    build(programs("clusters.md", "c")[0], tmp_path, "main.c", (compiler, "-std=c99"))
+    allowed = {
+        "OMPI_ALLOW_RUN_AS_ROOT": "1",
+        "OMPI_ALLOW_RUN_AS_ROOT_CONFIRM": "1",
+        "OMPI_MCA_rmaps_base_oversubscribe": "1",
+        "PRTE_MCA_rmaps_default_mapping_policy": ":oversubscribe",
+    }
+    output = "0.500\n"
+    assert f"`{output.strip()}`" in (DOCS / "clusters.md").read_text()
+    assert hosts.run(start, "-n", "2", str(tmp_path / "main"), env=allowed).stdout == output
+
+
+# ---- the messages ----
+
+
+def messages() -> list[str]:
+    """Return the messages that the page on troubleshooting lists, as they stand there."""
+    page = (DOCS / "troubleshooting.md").read_text()
+    cells = re.findall(r"^\| (`.*?) \| ", page.partition("## Starting")[2], re.M)
+    return [message for cell in cells for message in re.findall(r"`([^`]+)`", cell)]
+
+
+#: What optplug passes on.
+OTHERS = {"No module named 'torch': ...", "Invalid learning rate: ...", "view size is not compatible ..."}
+
+
+def test_every_message_is_one_that_is_told():
+    text = ""
+    for path in [*(hosts.PROJECT / "csrc").glob("*.c"), *(hosts.PROJECT / "python/optplug").glob("*.py")]:
+        code = re.sub(r"SONAME", '"libpython3.X.so.1.0"', path.read_text())
+        code = re.sub(r"PYTHON_VERSION", '"3.X"', code)
+        text += re.sub(r"[\"']\s*f?[\"']", "", code)
+        text += "".join(f"no {kind}\n" for kind in re.findall(r'choose\(.*, f?"([^"{]+)', code))
+    assert len(messages()) > 30
+    for message in set(messages()) - OTHERS:
+        for piece in re.split(r"\.\.\.|3\.Y", message.replace("compile=True: ", "")):
+            assert piece.strip(" :,;") in text, (message, piece)
