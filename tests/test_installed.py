@@ -8,6 +8,7 @@ import shutil
 import subprocess
 import sys
 import zipfile
+from collections.abc import Iterator
 
 import pytest
 
@@ -58,11 +59,17 @@ def installed(request) -> pathlib.Path:
 
 
 @pytest.fixture
-def scratch(tmp_path) -> pathlib.Path:
-    """A project with the README's program in each language."""
+def scratch(tmp_path) -> Iterator[pathlib.Path]:
+    """A project with the README's program in each language; what is built in it names no source of ours."""
     for name, language in {"main.c": "c", "main.cpp": "cpp", "main.f90": "fortran"}.items():
         (tmp_path / name).write_text(hosts.program(language))
-    return tmp_path
+    yield tmp_path
+    names = ("bindings", "cmake", "csrc", "include", "python")
+    sources = [f"{hosts.PROJECT / name}/".encode() for name in names]
+    for path in tmp_path.rglob("*"):
+        if path.is_file() and not path.is_symlink():
+            content = path.read_bytes()
+            assert [source for source in sources if source in content] == [], path
 
 
 @needs_pkgconfig
