@@ -152,8 +152,7 @@ int opt_bind_nd(int opt, const char *name, const char *dtype, const char *device
                 const int64_t *shape, void *data, const int64_t *strides, void *grad,
                 const int64_t *grad_strides);
 
-/* Make a step with arrays that are lent for this call alone, where a host's memory moves or is short-lived
- * (MATLAB's, Julia's).
+/* Make a step with arrays that are lent for this call alone, where a host's memory moves or is short-lived.
  *
  * They hold every parameter that was bound with NULL arrays, one after the other in the order of binding,
  * and are copied: arrays that are bound are not.  Clipping, closures and opt_average_swap take only those. */
