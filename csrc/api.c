@@ -47,15 +47,17 @@ static int begin_call(struct call *call, int opt, int anywhere)
 
 static int begin(struct call *call, int opt) { return begin_call(call, opt, 0); }
 
-/* Begin a call that may change what a plan has fixed: Python gives the plan back if it still holds.  That
- * it goes first, and here, keeps an interrupt in Python from leaving one that steps arrays of before. */
-static int begin_change(struct call *call, int opt)
+/* Let go of the plan in a call that has begun and may change what that has fixed: Python gives the plan back
+ * if it still holds.  That it goes first, and here, keeps an interrupt in Python from leaving one that steps
+ * arrays of before. */
+static int drop_plan(struct call *call, int status)
 {
-    int status = begin(call, opt);
     if (status == OPT_OK)
         handle_set_plan(call->slot, NULL);
     return status;
 }
+
+static int begin_change(struct call *call, int opt) { return drop_plan(call, begin(call, opt)); }
 
 static int begin_anywhere(struct call *call, int opt) { return begin_call(call, opt, 1); }
 
@@ -361,7 +363,7 @@ API int opt_step_closure(int opt, opt_callback closure, void *user, double *loss
     if (!closure)
         return fail(OPT_EINVAL, "closure must not be NULL");
     struct call call;
-    int status = need_arrays(&call, begin_change(&call, opt));
+    int status = drop_plan(&call, need_arrays(&call, begin(&call, opt)));
     double first;
     if (status == OPT_OK)
         status = end(&call, host_python()->step_closure(opt, closure, user, &first));
@@ -373,7 +375,7 @@ API int opt_step_closure(int opt, opt_callback closure, void *user, double *loss
 API int opt_iterate(int opt, double loss)
 {
     struct call call;
-    int status = need_arrays(&call, begin_change(&call, opt));
+    int status = drop_plan(&call, need_arrays(&call, begin(&call, opt)));
     int wanted = 0;
     if (status == OPT_OK)
         status = end(&call, host_python()->iterate(opt, loss, &wanted));
@@ -412,7 +414,7 @@ API int opt_average_get(int opt, const char *name, void *data)
 API int opt_average_swap(int opt)
 {
     struct call call;
-    int status = need_arrays(&call, begin_change(&call, opt));
+    int status = drop_plan(&call, need_arrays(&call, begin(&call, opt)));
     return status < 0 ? status : end(&call, host_python()->average_swap(opt));
 }
 
