@@ -8,10 +8,10 @@ import inspect
 import os
 import pathlib
 import sys
-import time
-from collections.abc import Callable
 
 import torch
+
+from optplug.bench import seconds_of
 
 
 def setup(implementation: str, name: str, count: int, size: int):
@@ -44,16 +44,6 @@ def setup(implementation: str, name: str, count: int, size: int):
     except (RuntimeError, TypeError):
         return None
     return step
-
-
-def seconds_of(function: Callable[[], object], least: float) -> float:
-    """Return the seconds that one call takes."""
-    done, batch, start, spent = 0, 1, time.perf_counter(), 0.0
-    while spent < least:
-        for _ in range(batch):
-            function()
-        done, batch, spent = done + batch, 2 * batch, time.perf_counter() - start
-    return spent / done
 
 
 def save(optimizer: torch.optim.Optimizer) -> None:

@@ -19,6 +19,7 @@ import time
 import torch
 
 import optplug
+from optplug.bench import processor
 from optplug.compiled import OPTIMIZERS as COMPILED
 
 HERE = pathlib.Path(__file__).resolve().parent
@@ -174,14 +175,6 @@ def case_name(count: int, size: int) -> str:
 def number(threads: int) -> str:
     """Format a number of threads."""
     return f"{threads} thread{'s' * (threads > 1)}"
-
-
-def processor() -> str:
-    """Return the processor's name."""
-    path = pathlib.Path("/proc/cpuinfo")
-    lines = path.read_text().splitlines() if path.exists() else []
-    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
-    return names[0] if names else platform.processor()
 
 
 def find(results: dict, threads: int, optimizer: str, count: int, size: int) -> dict[str, float]:

@@ -101,7 +101,7 @@ class _Host:
         described = dict(line.strip().split(": ", 1) for line in self._process.stdout)
         return {
             "date": datetime.datetime.now().astimezone().isoformat(" ", "seconds"),
-            "processor": _processor(),
+            "processor": processor(),
             "system": platform.platform(),
             "optplug": described["optplug"],
             "torch": str(torch.__version__),
@@ -123,7 +123,7 @@ def _measure(host: _Host, text: str, size: int) -> dict[str, Any]:
     for _ in range(_ROUNDS):
         times["optplug"].append(host.seconds(text, size))
         for name, step in ways.items():
-            times.setdefault(name, []).append(_seconds(step))
+            times.setdefault(name, []).append(seconds_of(step, _SECONDS))
     medians = {name: 1e6 * statistics.median(values[-_ROUNDS:]) for name, values in times.items()}
     ours, torchs, fused = (medians.get(name) for name in ("optplug", "torch", "torch, fused"))
     return {
@@ -148,16 +148,18 @@ def _stepper(
     return step
 
 
-def _seconds(step: Callable[[], object]) -> float:
+def seconds_of(function: Callable[[], object], least: float) -> float:
+    """Return the seconds that one call takes, of as many as fill ``least`` seconds."""
     done, batch, start, spent = 0, 1, time.perf_counter(), 0.0
-    while spent < _SECONDS:
+    while spent < least:
         for _ in range(batch):
-            step()
+            function()
         done, batch, spent = done + batch, 2 * batch, time.perf_counter() - start
     return spent / done
 
 
-def _processor() -> str:
+def processor() -> str:
+    """Return what this machine's processor calls itself."""
     information = pathlib.Path("/proc/cpuinfo")
     lines = information.read_text().splitlines() if information.exists() else []
     names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
