@@ -131,6 +131,18 @@ static void schedules_groups_and_hyperparameters()
     CHECK_THROWS(OPT_EHANDLE, "is no optimizer", made.step());
     CHECK_THROWS(OPT_EHANDLE, "is no optimizer", made.describe());
 
+    Optimizer refused("SGD(lr=1)");
+    refused.bind("a", a, d);
+    try {
+        refused.schedule("LambdaLR()", [](double, int) -> double { throw std::domain_error("mine"); });
+        failed(__LINE__, "nothing was thrown");
+    } catch (const std::domain_error &) {
+    }
+    refused.schedule("StepLR(step_size=1, gamma=0.5)");
+    refused.step();
+    refused.schedule_step(); /* of which that function is no part */
+    CHECK(refused.get(0, "lr") == 0.5);
+
     Optimizer plateau("SGD(lr=1)");
     plateau.bind("a", a, d);
     plateau.schedule("ReduceLROnPlateau(factor=0.5, patience=0)");
