@@ -78,6 +78,17 @@ static void a_parameter_changes_between_lent_and_bound(void)
     CHECK(opt_free(opt) == OPT_OK);
 }
 
+static void binding_one_again_keeps_the_others(void)
+{
+    double w[] = {1, 2, 3}, dw[] = {2, 2, 2};
+    int opt = opt_create("SGD(lr=0.5)");
+    CHECK(opt > 0 && opt_bind(opt, "a", "float64", 1, NULL, NULL) == OPT_OK);
+    CHECK(opt_bind(opt, "b", "float64", 2, NULL, NULL) == OPT_OK);
+    CHECK(opt_bind(opt, "a", "float64", 1, NULL, NULL) == OPT_OK);
+    CHECK(opt_step_f64(opt, w, dw) == OPT_OK && w[0] == 0 && w[1] == 1 && w[2] == 2);
+    CHECK(opt_free(opt) == OPT_OK);
+}
+
 static void lent_and_bound_parameters_are_stepped_together(void)
 {
     double w[] = {1}, dw[] = {1}, b[] = {1}, db[] = {2};
@@ -134,6 +145,15 @@ static void a_step_that_fails_leaves_the_hosts_arrays(void)
     CHECK(opt > 0 && opt_bind(opt, "w", "float64", 1, NULL, NULL) == OPT_OK);
     CHECK_FAILS(OPT_ENONFINITE, "'w'", opt_step_f64(opt, w, dw));
     CHECK(w[0] == 1 && opt_free(opt) == OPT_OK);
+
+    /* Also where PyTorch notices it in its second group: the rate is no float32. */
+    float f[] = {1, 1}, df[] = {1, 1};
+    opt = opt_create("SGD(lr=0.5, fused=False)");
+    CHECK(opt > 0 && opt_bind(opt, "a", "float32", 1, NULL, NULL) == OPT_OK);
+    CHECK(opt_group(opt, "lr=0.5") == OPT_OK && opt_bind(opt, "b", "float32", 1, NULL, NULL) == OPT_OK);
+    CHECK(opt_step_f32(opt, f, df) == OPT_OK && opt_set(opt, 1, "lr=1e39") == OPT_OK);
+    CHECK(opt_step_f32(opt, f, df) < 0);
+    CHECK(f[0] == 0.5f && f[1] == 0.5f && opt_free(opt) == OPT_OK);
 }
 
 int main(void)
@@ -144,6 +164,7 @@ int main(void)
     they_may_be_float32();
     what_lies_in_gaps_stays();
     a_parameter_changes_between_lent_and_bound();
+    binding_one_again_keeps_the_others();
     lent_and_bound_parameters_are_stepped_together();
     what_would_need_their_arrays_is_refused();
     a_step_that_fails_leaves_the_hosts_arrays();
