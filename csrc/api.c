@@ -157,8 +157,8 @@ API int opt_clip_grad_norm(int opt, double max_norm, double norm_type, int error
     int status = need_arrays(&call, begin_anywhere(&call, opt));
     double norm;
     if (status == OPT_OK)
-        status =
-            end(&call, host_python()->clip_grad_norm(opt, max_norm, norm_type, error_if_nonfinite, &norm));
+        status = end(&call, host_python()->clip_grad_norm(opt, max_norm, norm_type, error_if_nonfinite,
+                                                          total_norm ? &norm : NULL));
     if (status == OPT_OK && total_norm)
         *total_norm = norm;
     return status;
@@ -254,6 +254,8 @@ API int opt_bind_nd(int opt, const char *name, const char *dtype, const char *de
     if (!shape && ndim > 0)
         return fail(OPT_EINVAL, "shape must not be NULL where ndim is %d", ndim);
     int come_later = !data && !grad && has_elements(ndim, shape);
+    if (come_later && strcmp(device, "cpu") != 0)
+        return fail(OPT_EINVAL, "device must be 'cpu' where data and grad are NULL, got '%.200s'", device);
     if (!data && grad && has_elements(ndim, shape))
         return fail(OPT_EINVAL, "data must not be NULL where grad is not");
     if (!grad && data && has_elements(ndim, shape))
@@ -387,6 +389,22 @@ API int opt_schedule_callback(int opt, const char *spec, opt_callback function, 
     if (!function)
         return fail(OPT_EINVAL, "function must not be NULL");
     return schedule(opt, spec, function, user);
+}
+
+/* ---- GPUs ---- */
+
+API int opt_stream(int opt, void *stream)
+{
+    struct call call;
+    int status = begin_change(&call, opt);
+    return status < 0 ? status : end(&call, host_python()->stream(opt, stream));
+}
+
+API int opt_grad_scale(int opt, const void *scale, const void *found_inf)
+{
+    struct call call;
+    int status = begin_change(&call, opt);
+    return status < 0 ? status : end(&call, host_python()->grad_scale(opt, scale, found_inf));
 }
 
 /* ---- averages ---- */

@@ -18,26 +18,33 @@ typedef int (*optplug_callback)(void *user, double *value);
 typedef struct optplug_tensor {
     void *data;
     int64_t n;
-    const char *dtype;
+    const char *dtype; /* NULL: no tensor, where one may be left out */
+    int gpu;           /* which one's memory; -1: the CPU's */
 } optplug_tensor;
 
-/* One operator of torch's, for a step without Python: of lists of tensors, doubles, bools, and two more
- * tensors that are left out.  Or a kernel, a library made by AOTInductor: of one tensor of each list, for
- * each of them in turn, and of one double as a tensor.
+/* One operator of torch's, for a step without Python: of lists of tensors, doubles, bools, and tensors by
+ * themselves.  Or a kernel, a library made by AOTInductor: of one tensor of each list, for each of them in
+ * turn, and of one double as a tensor.
  *
  * What it points to is read at once; the memory of the tensors stays. */
 typedef struct optplug_operator {
     const char *name; /* with its namespace; a kernel's file */
+    const char *overload;
     int is_kernel;
-    int lists, doubles, bools;     /* how many it takes, in this order */
-    const int *lengths;            /* of the lists */
-    const optplug_tensor *tensors; /* of all lists, one after the other */
-    const double *scalars;         /* the doubles and then the bools */
-    int counters;                  /* the list of step counts, which rise by one before; -1: none */
-    int alone;                     /* whether to keep to the caller's thread */
-    int gradients;                 /* the list that is to be finite, ... */
-    int bytes;                     /* ... the bytes of a value in it, 0 if it need not be finite, ... */
-    uint64_t infinity;             /* ... and the bits of an infinity */
+    int lists, doubles, bools, singles; /* how many it takes, in this order */
+    int optional;                       /* whether the singles may be left out */
+    const int *lengths;                 /* of the lists */
+    const optplug_tensor *tensors;      /* of all lists, one after the other, and the singles */
+    const double *scalars;              /* the doubles and then the bools */
+    int gpu;                            /* which one it runs on; -1: the CPU */
+    int has_stream;                     /* whether it runs on a stream of the host's, ... */
+    void *stream;                       /* ... and which */
+    int counters;                       /* the list of step counts, which rise by one before, and fall by the
+                                         * value of the last single after; -1: none */
+    int alone;                          /* whether to keep to the caller's thread */
+    int gradients;                      /* the list that is to be finite, ... */
+    int bytes;                          /* ... the bytes of a value in it, 0 if it need not be finite, ... */
+    uint64_t infinity;                  /* ... and the bits of an infinity */
 } optplug_operator;
 
 /* What Python does for C. */
@@ -55,6 +62,8 @@ typedef struct optplug_python {
     int (*step)(int opt);
     int (*step_closure)(int opt, optplug_callback closure, void *user, double *loss);
     int (*iterate)(int opt, double loss, int *wanted);
+    int (*stream)(int opt, void *stream);
+    int (*grad_scale)(int opt, const void *scale, const void *found_inf);
     int (*zero_grad)(int opt);
     int (*clip_grad_norm)(int opt, double max_norm, double norm_type, int error_if_nonfinite,
                           double *total_norm);
@@ -80,7 +89,8 @@ typedef struct optplug_python {
  * if Python were not there; set the number of threads for all; note that Python ends;
  * note a KeyboardInterrupt of a call, which the host is to get after it.
  *
- * open_torch finds torch's C functions in its library, and returns whether there can be plans.  plan lets
+ * open_torch finds torch's C functions in its library, and those for GPUs in another one, and returns
+ * whether there can be plans.  plan lets
  * opt_step run operators instead of Python, or Python again if there are none, and returns whether it does;
  * through torch's stable ABI alone if `stable` is 1, and if it is -1 where the host is a Python.
  * plan_scalars gives an operator's doubles and bools anew.  A call that may change what a plan has fixed
@@ -94,7 +104,7 @@ typedef struct optplug_host {
     int (*thread_count)(int count);
     void (*end)(void);
     void (*interrupt)(void);
-    int (*open_torch)(const char *library);
+    int (*open_torch)(const char *library, const char *gpu_library);
     int (*plan)(int opt, const optplug_operator *operators, int count, int stable);
     void (*plan_scalars)(int opt, int which, const double *scalars);
 } optplug_host;

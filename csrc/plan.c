@@ -12,6 +12,7 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <unistd.h>
 
 #include "error.h"
 #include "host.h"
@@ -33,13 +34,22 @@ typedef struct tensor *tensor_handle;
     F(int32_t, aoti_torch_device_type_cpu, (void))                                                           \
     F(uint64_t, aoti_torch_abi_version, (void))
 
+/* Those of its library for a GPU, which for AMD's may lack them: Python makes the steps then. */
+#define GPU_FUNCTIONS(F)                                                                                     \
+    F(int, aoti_torch_create_cuda_stream_guard, (void *stream, int32_t device, void **guard))                \
+    F(int, aoti_torch_delete_cuda_stream_guard, (void *guard))
+
 #define DECLARE(result, name, arguments) result(*name) arguments;
 static struct {
     TORCH_FUNCTIONS(DECLARE)
+    GPU_FUNCTIONS(DECLARE)
+    int32_t (*aoti_torch_device_type_cuda)(void);
+    int has_gpu;                      /* whether these are there */
+    void *(*new_memory)(size_t size); /* C++'s operator new, since torch deletes what is made with it */
 } torch;
 static void *_Atomic torch_library;
 
-enum { MAX_LISTS = 7, MAX_SCALARS = 8 };
+enum { MAX_LISTS = 7, MAX_SCALARS = 8, MAX_SINGLES = 2 };
 
 /* An operator's own entry.  The calling conventions of x86-64 and AArch64 put words and doubles in places
  * of their own, each in their order, and let a caller give more of them than are wanted.  A list is two
@@ -78,31 +88,47 @@ struct kernel {
 struct operation {
     optplug_operator form; /* without its pointers */
     char name[64];         /* "aten::_fused_adam_"; a kernel has none */
+    char overload[16];
     struct list lists[MAX_LISTS];
     double scalars[MAX_SCALARS];
-    entry entry; /* NULL: boxed only */
+    struct list singles;             /* those that are there: NULL in the place of one that is not */
+    boxed optionals[MAX_SINGLES][2]; /* the same, each as a std::optional */
+    entry entry;                     /* NULL: boxed only */
     struct kernel kernel;
     boxed words[MAX_WORDS];
 };
 
 struct plan {
+    pid_t process; /* that has made it */
+    int on_gpu;
     int proven; /* has run boxed, which turns torch's exceptions into errors */
     int count;
     struct operation operations[];
 };
 
-int plan_open_torch(const char *library)
+int plan_open_torch(const char *library, const char *gpu_library)
 {
     void *opened = dlopen(library, RTLD_NOW | RTLD_NOLOAD);
     if (!opened)
         return 0;
+    int found = 1;
 #define LOOK_UP(result, name, arguments)                                                                     \
     torch.name = (result(*) arguments)dlsym(opened, #name);                                                  \
-    if (!torch.name)                                                                                         \
-        return 0;
+    found &= torch.name != NULL;
     TORCH_FUNCTIONS(LOOK_UP)
-#undef LOOK_UP
+    void *new_memory =
+        dlsym(RTLD_DEFAULT, "_Znwm"); /* which a host may have replaced, and then torch has it too */
+    torch.new_memory = (void *(*)(size_t))(new_memory ? new_memory : dlsym(opened, "_Znwm"));
+    if (!found || !torch.new_memory)
+        return 0;
     torch_library = opened;
+    torch.aoti_torch_device_type_cuda = (int32_t (*)(void))dlsym(opened, "aoti_torch_device_type_cuda");
+    opened = dlopen(gpu_library, RTLD_NOW | RTLD_NOLOAD);
+    if (!opened)
+        return 1;
+    GPU_FUNCTIONS(LOOK_UP)
+#undef LOOK_UP
+    torch.has_gpu = found && torch.aoti_torch_device_type_cuda;
     return 1;
 }
 
@@ -124,6 +150,17 @@ static int32_t dtype_number(const char *dtype)
     return number ? number() : -1;
 }
 
+/* Make a tensor over the memory that is given; 0 if that fails. */
+static int make_tensor(tensor_handle *tensor, const optplug_tensor *given)
+{
+    const int64_t stride = 1;
+    int32_t dtype = dtype_number(given->dtype);
+    int32_t type = given->gpu < 0 ? torch.aoti_torch_device_type_cpu() : torch.aoti_torch_device_type_cuda();
+    return dtype >= 0 &&
+           torch.aoti_torch_create_tensor_from_blob(given->data, 1, &given->n, &stride, 0, dtype, type,
+                                                    given->gpu < 0 ? 0 : given->gpu, tensor) == 0;
+}
+
 /* Fill in a list with tensors over the memory that is given; 0 if that fails. */
 static int make_list(struct list *list, const optplug_tensor *given, int length)
 {
@@ -134,14 +171,12 @@ static int make_list(struct list *list, const optplug_tensor *given, int length)
     if (!list->memory || !list->handles || !list->tensors)
         return 0;
     for (int i = 0; i < length; i++) {
-        const int64_t stride = 1;
-        int32_t dtype = dtype_number(given[i].dtype);
-        if (dtype < 0 || torch.aoti_torch_create_tensor_from_blob(given[i].data, 1, &given[i].n, &stride, 0,
-                                                                  dtype, torch.aoti_torch_device_type_cpu(),
-                                                                  0, &list->handles[i]) != 0)
-            return 0;
+        if (given[i].dtype) {
+            if (!make_tensor(&list->handles[i], &given[i]))
+                return 0;
+            list->tensors[i] = *(void **)list->handles[i];
+        }
         list->memory[i] = given[i];
-        list->tensors[i] = *(void **)list->handles[i];
         list->length++;
     }
     return 1;
@@ -158,14 +193,19 @@ static int is_as_known(tensor_handle tensor)
     return same;
 }
 
-/* Find at::cpu::NAME(ArrayRef<Tensor>..., double..., bool..., optional<Tensor> const &, the same). */
+/* Find at::cpu::NAME(ArrayRef<Tensor>..., double..., bool..., optional<Tensor> const &, the same).
+ *
+ * On a GPU there is none that could be called: an error of the host's own kernels comes up at any later
+ * launch, as an exception. */
 static entry find_entry(const struct operation *operation)
 {
 #if defined __x86_64__ || (defined __aarch64__ && defined __linux__)
+    const optplug_operator *form = &operation->form;
+    if (form->gpu >= 0 || !form->optional || form->singles != 2)
+        return NULL;
     if (operation->lists[0].length == 0 || !is_as_known(operation->lists[0].handles[0]))
         return NULL;
     const char *name = strrchr(operation->name, ':') + 1;
-    const optplug_operator *form = &operation->form;
     char symbol[256];
     snprintf(symbol, sizeof symbol,
              "_ZN2at3cpu%zu%sEN3c108ArrayRefINS_6TensorEEE%.*s%.*s%.*sRKSt8optionalIS3_ES8_", strlen(name),
@@ -181,7 +221,6 @@ static entry find_entry(const struct operation *operation)
 /* Take over the doubles and bools, and write down the words that the entry is called with. */
 static void set_scalars(struct operation *operation, const double *scalars)
 {
-    static const boxed nothing[2]; /* an empty std::optional */
     const optplug_operator *form = &operation->form;
     memcpy(operation->scalars, scalars, (size_t)(form->doubles + form->bools) * sizeof *scalars);
     boxed *word = operation->words;
@@ -191,8 +230,8 @@ static void set_scalars(struct operation *operation, const double *scalars)
     }
     for (int i = 0; i < form->bools; i++)
         *word++ = scalars[form->doubles + i] != 0;
-    *word++ = (boxed)(uintptr_t)nothing;
-    *word++ = (boxed)(uintptr_t)nothing;
+    for (int i = 0; i < form->singles; i++)
+        *word++ = (boxed)(uintptr_t)operation->optionals[i];
 }
 
 /* Load a kernel; 0 if that fails. */
@@ -217,20 +256,30 @@ static int load_kernel(struct operation *operation, const char *file)
 /* Fill in an operation; 0 if that fails. */
 static int make_operation(struct operation *operation, const optplug_operator *given, int stable)
 {
+    if (given->gpu >= 0 && !torch.has_gpu)
+        return 0;
     if (given->lists < 1 || given->lists > MAX_LISTS || given->doubles + given->bools > MAX_SCALARS ||
-        2 * given->lists + given->bools + 2 > MAX_WORDS)
+        given->singles > MAX_SINGLES || 2 * given->lists + given->bools + given->singles > MAX_WORDS)
         return 0;
     operation->form = *given;
     operation->form.name = NULL;
+    operation->form.overload = NULL;
     operation->form.lengths = NULL;
     operation->form.tensors = NULL;
     operation->form.scalars = NULL;
     if (!given->is_kernel)
         snprintf(operation->name, sizeof operation->name, "%s", given->name);
+    snprintf(operation->overload, sizeof operation->overload, "%s", given->overload);
     const optplug_tensor *tensors = given->tensors;
     for (int i = 0; i < given->lists; tensors += given->lengths[i++])
         if (!make_list(&operation->lists[i], tensors, given->lengths[i]))
             return 0;
+    if (!make_list(&operation->singles, tensors, given->singles))
+        return 0;
+    for (int i = 0; i < given->singles; i++) {
+        operation->optionals[i][0] = (boxed)(uintptr_t)operation->singles.tensors[i];
+        operation->optionals[i][1] = operation->singles.tensors[i] != NULL;
+    }
     set_scalars(operation, given->scalars);
     if (given->is_kernel)
         return load_kernel(operation, given->name);
@@ -244,25 +293,34 @@ struct plan *plan_new(const optplug_operator *operators, int count, int stable)
     if (!plan)
         return NULL;
     plan->count = count;
-    for (int i = 0; i < count; i++)
+    plan->process = getpid();
+    for (int i = 0; i < count; i++) {
+        plan->on_gpu |= operators[i].gpu >= 0;
         if (!make_operation(&plan->operations[i], &operators[i], stable)) {
             plan_free(plan);
             return NULL;
         }
+    }
     return plan;
+}
+
+static void free_list(struct list *list)
+{
+    for (int i = 0; i < list->length; i++)
+        if (list->handles[i])
+            torch.aoti_torch_delete_tensor_object(list->handles[i]);
+    free(list->memory);
+    free(list->handles);
+    free(list->tensors);
 }
 
 void plan_free(struct plan *plan)
 {
-    for (int i = 0; plan && i < plan->count; i++)
-        for (int j = 0; j < MAX_LISTS; j++) {
-            struct list *list = &plan->operations[i].lists[j];
-            for (int k = 0; k < list->length; k++)
-                torch.aoti_torch_delete_tensor_object(list->handles[k]);
-            free(list->memory);
-            free(list->handles);
-            free(list->tensors);
-        }
+    for (int i = 0; plan && i < plan->count; i++) {
+        for (int j = 0; j < MAX_LISTS; j++)
+            free_list(&plan->operations[i].lists[j]);
+        free_list(&plan->operations[i].singles);
+    }
     for (int i = 0; plan && i < plan->count; i++) {
         struct kernel *kernel = &plan->operations[i].kernel;
         if (kernel->rate)
@@ -304,6 +362,8 @@ static int is_finite(const optplug_tensor *memory, const optplug_operator *form)
 
 static int is_guarded_and_bad(const struct operation *operation)
 {
+    if (operation->form.gradients < 0)
+        return 0;
     const struct list *list = &operation->lists[operation->form.gradients];
     for (int i = 0; operation->form.bytes && i < list->length; i++)
         if (!is_finite(&list->memory[i], &operation->form))
@@ -311,10 +371,19 @@ static int is_guarded_and_bad(const struct operation *operation)
     return 0;
 }
 
+/* Return what the step counts are to fall by, since the step was left out. */
+static float left_out(const struct operation *operation)
+{
+    int last = operation->form.singles - 1;
+    const float *value =
+        operation->form.counters >= 0 && last >= 0 ? operation->singles.memory[last].data : NULL;
+    return value ? *value : 0;
+}
+
 /* Raise the step counts, as torch does before its kernels. */
 static void count_step(const struct operation *operation, float by)
 {
-    if (operation->form.counters < 0)
+    if (operation->form.counters < 0 || by == 0)
         return;
     const struct list *list = &operation->lists[operation->form.counters];
     for (int i = 0; i < list->length; i++)
@@ -343,10 +412,28 @@ static void *box_list(const struct list *list)
     return failed ? NULL : box;
 }
 
+/* Make a tensor that the call will consume, as an optional one if `optional`; 0 if memory runs out. */
+static int box_single(tensor_handle tensor, int optional, boxed *box)
+{
+    tensor_handle copy = NULL;
+    *box = 0;
+    if (!tensor)
+        return 1;
+    if (torch.aoti_torch_new_tensor_handle(tensor, &copy) != 0)
+        return 0;
+    *box = (boxed)(uintptr_t)copy;
+    if (optional) {
+        boxed *held = torch.new_memory(sizeof *held);
+        *held = *box;
+        *box = (boxed)(uintptr_t)held;
+    }
+    return 1;
+}
+
 static int run_boxed(const struct operation *operation)
 {
     const optplug_operator *form = &operation->form;
-    boxed stack[MAX_LISTS + MAX_SCALARS + 2] = {0}; /* the last two: no tensor */
+    boxed stack[MAX_LISTS + MAX_SCALARS + MAX_SINGLES];
     boxed *next = stack;
     for (int i = 0; i < form->lists; i++) {
         void *box = box_list(&operation->lists[i]);
@@ -358,7 +445,17 @@ static int run_boxed(const struct operation *operation)
     next += form->doubles;
     for (int i = 0; i < form->bools; i++)
         *next++ = operation->scalars[form->doubles + i] != 0;
-    return torch.torch_call_dispatcher(operation->name, "", stack, torch.aoti_torch_abi_version()) == 0;
+    for (int i = 0; i < form->singles; i++)
+        if (!box_single(operation->singles.handles[i], form->optional, next++))
+            return 0;
+    void *guard = NULL;
+    if (form->has_stream && torch.aoti_torch_create_cuda_stream_guard(form->stream, form->gpu, &guard) != 0)
+        return 0;
+    int status = torch.torch_call_dispatcher(operation->name, operation->overload, stack,
+                                             torch.aoti_torch_abi_version());
+    if (guard)
+        torch.aoti_torch_delete_cuda_stream_guard(guard);
+    return status == 0;
 }
 
 static int run_kernel(const struct operation *operation)
@@ -386,6 +483,8 @@ static int run_operation(const struct plan *plan, const struct operation *operat
 
 int plan_run(struct plan *plan)
 {
+    if (plan->on_gpu && getpid() != plan->process)
+        return 0; /* Python says that no GPU survives a fork */
     for (int i = 0; i < plan->count; i++)
         if (is_guarded_and_bad(&plan->operations[i]))
             return 0; /* Python says whose gradient it is */
@@ -394,8 +493,10 @@ int plan_run(struct plan *plan)
         const struct operation *operation = &plan->operations[i];
         host_thread_count(operation->form.alone ? 1 : threads);
         count_step(operation, 1);
-        if (run_operation(plan, operation))
+        if (run_operation(plan, operation)) {
+            count_step(operation, -left_out(operation));
             continue;
+        }
         count_step(operation, -1);
         host_clear_exception();
         return fail(OPT_ERUNTIME, "torch did not run %s, though it did the step before",

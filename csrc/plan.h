@@ -6,9 +6,9 @@
 
 struct plan;
 
-/* Find torch's C functions in its library, which is loaded already; 0 if one is missing, and then there
- * are no plans. */
-int plan_open_torch(const char *library);
+/* Find torch's C functions in its library, and those for a GPU in another one, which are loaded already; 0 if
+ * one of the first is missing, and then there are no plans; without the others there are none on GPUs. */
+int plan_open_torch(const char *library, const char *gpu_library);
 
 /* Return torch's library, for dlsym; NULL where plan_open_torch has not succeeded. */
 void *plan_torch_library(void);
@@ -23,7 +23,8 @@ struct plan *plan_new(const optplug_operator *operators, int count, int stable);
 /* Give the operator of an index its doubles and bools anew. */
 void plan_set_scalars(struct plan *plan, int index, const double *scalars);
 
-/* Make the step: 1 for success, or a status; 0 if Python is to make it, since a gradient is not finite. */
+/* Make the step: 1 for success, or a status; 0 if Python is to make it, or to say why
+ * that does not go: a gradient is not finite, a forked process has no GPU. */
 int plan_run(struct plan *plan);
 
 /* Free a plan; NULL is fine. */

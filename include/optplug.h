@@ -15,7 +15,8 @@
  *     opt_free(opt);
  *
  * Names.  Whatever PyTorch names is the string that PyTorch uses: optimizers and their arguments
- * ("AdamW(lr=3e-4, betas=(0.9, 0.99))"), dtypes ("float32", "float64", "bfloat16"), devices ("cpu").
+ * ("AdamW(lr=3e-4, betas=(0.9, 0.99))"), dtypes ("float32", "float64", "bfloat16"), devices ("cpu",
+ * "cuda:0", also for AMD's GPUs).
  * PyTorch's documentation is the manual for them.  A string is parsed, never evaluated.
  *
  * Memory.  The arrays stay yours.  optplug borrows them from opt_bind to opt_free, reads and writes
@@ -147,7 +148,10 @@ const char *opt_traceback(void);
  * shape has ndim values, and so have strides and grad_strides, which count elements, not bytes.
  * NULL strides mean row-major (C order).  A column-major (Fortran) array of shape {m, n} has strides
  * {1, m}.  Strides may not be negative, nor let two elements share memory, nor rows
- * interleave.  ndim 0 is a scalar.  NULL for both arrays: they come with each step, by opt_step_f64. */
+ * interleave.  ndim 0 is a scalar.  NULL for both arrays: they come with each step, by opt_step_f64.
+ *
+ * device is where both arrays are, "cpu" or "cuda:0"; "cuda" is this thread's current one.  What is not there
+ * is an error.  For memory of a GPU, see opt_stream. */
 int opt_bind_nd(int opt, const char *name, const char *dtype, const char *device, int ndim,
                 const int64_t *shape, void *data, const int64_t *strides, void *grad,
                 const int64_t *grad_strides);
@@ -204,13 +208,36 @@ int opt_iterate(int opt, double loss);
  * "LambdaLR()", or for the scale_fn of CyclicLR.  It and user must outlive the optimizer. */
 int opt_schedule_callback(int opt, const char *spec, opt_callback function, void *user);
 
+/* ---- GPUs ---- */
+
+/* Let an optimizer's work on the GPU that `stream` belongs to, a cudaStream_t (hipStream_t), go onto that
+ * stream from now on; parameters must be bound there.  NULL: onto PyTorch's current one again, on all GPUs.
+ * That is the legacy default stream, unless a host in Python has chosen another one for its thread.
+ *
+ * The stream stays yours and must outlive the optimizer or the next opt_stream.  A call puts its work onto
+ * the stream and returns, as a kernel launch does.  It waits for the GPU only where it gives back numbers or
+ * memory of the CPU: total_norm, error_if_nonfinite, opt_average_get into the CPU's memory, opt_save,
+ * opt_load.  A later opt_step may be captured into a CUDA graph, with the hyperparameters as they are. */
+int opt_stream(int opt, void *stream);
+
+/* Let each step from now on divide the gradients by *scale, the factor of your loss, and be left out where
+ * *found_inf is 1 and not 0: what torch.amp.GradScaler does for PyTorch's programs.
+ *
+ * Both are one float32 on the device where the parameters are, or NULL for none.  They stay yours and must
+ * outlive the optimizer or the next opt_grad_scale; a step reads them when it runs.  It may leave the
+ * gradients divided in your arrays.  Fused kernels read them on the GPU; the first step, and steps
+ * of other kernels, wait for the GPU to see found_inf.  A step that is left out counts in opt_average.  A
+ * closure scales its loss and gradients itself. */
+int opt_grad_scale(int opt, const void *scale, const void *found_inf);
+
 /* ---- averages of the weights ---- */
 
 /* Average the parameters after each step from now on, as torch.optim.swa_utils does: "AveragedModel()"
  * with equal weights, "AveragedModel(multi_avg_fn=get_ema_multi_avg_fn(0.999))" exponentially. */
 int opt_average(int opt, const char *spec);
 
-/* Copy the average of one parameter into data, of the same dtype and shape as the parameter, in C order. */
+/* Copy the average of one parameter into data, of the same dtype and shape as the parameter, in C order.
+ * It may be memory of the parameter's GPU, or of the CPU. */
 int opt_average_get(int opt, const char *name, void *data);
 
 /* Exchange the values of all parameters with their averages, in your arrays; the next call takes them
@@ -259,6 +286,8 @@ int opt_load_memory(int opt, const void *buffer, int64_t size);
  *                                   those in the file into your arrays
  *   third_party=True                let a spec name a class outside torch.optim, with its module:
  *                                   "pytorch_optimizer:Lion(lr=1e-4)"; the module is imported
+ *   master_weights=True             keep a float32 copy of each float16 and bfloat16 parameter, and step
+ * that: your arrays get it rounded, and what else is written into them is lost unless they are bound again
  *   compile=True                    compile the steps of ASGD, Adadelta, Adamax, NAdam, RAdam, RMSprop and
  *                                   Rprop, on dense float32 and float64 arrays, into one pass over memory,
  *                                   with PyTorch's compiler and a C++ compiler: the second opt_step takes
@@ -270,7 +299,8 @@ int opt_load_memory(int opt, const void *buffer, int64_t size);
  *   plans=False                     let every step go through Python; or 'stable', or 'direct': step without
  *                                   it through PyTorch's stable C ABI, or, a microsecond faster, by its
  *                                   kernels' own entries, which is the default where the host is no Python
- * The last four hold for the optimizers that are created after that, and False undoes them.
+ * All but the first two and save_parameters hold for the optimizers that are created after that, and False
+ * undoes them.
  * Without python=, the environment is the one that the environment variable OPTPLUG_PYTHON names, or else
  * the one recorded when cmake (not pip) built optplug, or else the one in which liboptplug lies.
  * OPTPLUG_LIBPYTHON names a libpython to load. */

@@ -6,6 +6,7 @@ Importing it attaches it.  The functions are those of ``csrc/bridge.h``, a line 
 from __future__ import annotations
 
 import atexit
+import contextlib
 import functools
 import os
 import pathlib
@@ -30,7 +31,7 @@ if tuple(int(n) for n in torch.__version__.split(".")[:2]) < (2, 11):
         f"run {sys.executable} -m pip install --upgrade torch"
     )
 
-from optplug import buffers, checkpoint, optimizer, schedules, spec
+from optplug import buffers, checkpoint, devices, optimizer, schedules, spec
 from optplug._optplug import ffi, lib
 from optplug.errors import FileError, HostError, NonFiniteError, StateError
 from optplug.iterate import Iteration
@@ -44,12 +45,12 @@ _settings = {
     "plans": True,
     "compile": False,
     "save_parameters": False,
+    "master_weights": False,
 }
 _planned: dict[int, tuple[Plan, int]] = {}  # the plans that C has, and which version of each
 _in_call = threading.local()
 _warnings_of_iterations: list[bytes] = []  # made in their threads, for the host's to read
 _doubles = ffi.typeof("double[]")
-_DEVICES = ("cpu",)
 
 
 _NO_MEMORY = ("can't allocate memory", "not enough memory")  # how torch says it, in a RuntimeError
@@ -126,13 +127,26 @@ def _plans(function: Callable[..., None]) -> Callable[..., None]:
     return call
 
 
+def _on_streams(function: Callable[..., None]) -> Callable[..., None]:
+    """Let a function's work on GPUs go onto the host's streams."""
+
+    @functools.wraps(function)
+    def call(opt: int, *args: object) -> None:
+        streams = _optimizers[opt].streams
+        streams.check_process()
+        with streams.current() if streams else contextlib.nullcontext():
+            function(opt, *args)
+
+    return call
+
+
 def _hand_over(opt: int) -> None:
     optimizer = _optimizers[opt]
     plan = optimizer.plan
     if plan is None:
         return
     alive: list[object] = []  # what the operators point to
-    operators = [_operator(o, optimizer.error_if_nonfinite, alive) for o in plan.operations]
+    operators = [_operator(o, optimizer, alive) for o in plan.operations]
     stable = {"stable": 1, "direct": 0}.get(optimizer.plans, -1)
     if _host.plan(opt, ffi.new("optplug_operator[]", operators), len(operators), stable):
         _planned[opt] = plan, plan.version
@@ -152,18 +166,21 @@ def _refresh(opt: int) -> None:
         _planned[opt] = plan, plan.version
 
 
-def _operator(operation: Operation, guarded: bool, alive: list[object]) -> dict[str, object]:
+def _operator(operation: Operation, optimizer: Optimizer, alive: list[object]) -> dict[str, object]:
     """Return an operation as C takes it."""
-    names = {t.dtype: ffi.new("char[]", buffers.name_of(t.dtype).encode()) for t in chain(*operation.lists)}
-    tensors = [(ffi.cast("void *", t.data_ptr()), t.numel(), names[t.dtype]) for t in chain(*operation.lists)]
-    dtype = operation.lists[operation.gradients][0].dtype
+    tensors = [*chain(*operation.lists), *operation.singles]
+    names = {t.dtype: ffi.new("char[]", buffers.name_of(t.dtype).encode()) for t in tensors if t is not None}
+    gpu = _gpu(operation.lists[0][0])
+    stream = optimizer.streams.address(gpu)
+    checked = operation.lists[operation.gradients][0].dtype if operation.gradients >= 0 else None
     fields = {
+        "overload": ffi.new("char[]", operation.form.overload.encode()),
         "name": ffi.new(
             "char[]",
             os.fsencode(operation.operator if operation.is_kernel else f"aten::{operation.operator}"),
         ),
         "lengths": ffi.new("int[]", [len(tensors) for tensors in operation.lists]),
-        "tensors": ffi.new("optplug_tensor[]", tensors),
+        "tensors": ffi.new("optplug_tensor[]", [_tensor(t, names) for t in tensors]),
         "scalars": ffi.new("double[]", operation.scalars),
     }
     alive += [names, fields]
@@ -171,13 +188,29 @@ def _operator(operation: Operation, guarded: bool, alive: list[object]) -> dict[
         "lists": len(operation.form.lists),
         "doubles": len(operation.form.doubles),
         "bools": len(operation.form.bools),
+        "singles": len(operation.singles),
+        "optional": operation.form.optional,
         "is_kernel": operation.is_kernel,
+        "gpu": gpu,
+        "has_stream": stream is not None,
+        "stream": ffi.cast("void *", stream or 0),
         "counters": operation.counters,
         "gradients": operation.gradients,
         "alone": operation.alone,
-        "bytes": dtype.itemsize if guarded else 0,
-        "infinity": buffers.infinity(dtype),
+        "bytes": checked.itemsize if checked and optimizer.error_if_nonfinite else 0,
+        "infinity": buffers.infinity(checked) if checked else 0,
     }
+
+
+def _tensor(t: torch.Tensor | None, names: dict[torch.dtype, object]) -> tuple[object, ...]:
+    """Return a tensor, or none, as C takes it."""
+    if t is None:
+        return ffi.NULL, 0, ffi.NULL, -1
+    return ffi.cast("void *", t.data_ptr()), t.numel(), names[t.dtype], _gpu(t)
+
+
+def _gpu(t: torch.Tensor) -> int:
+    return t.device.index if t.is_cuda else -1
 
 
 def _catch_warnings() -> None:
@@ -267,13 +300,15 @@ def py_create(opt, text):
         error_if_nonfinite=_settings["error_if_nonfinite"],
         plans=_can_plan and _settings["plans"],
         may_compile=_settings["compile"],
+        master_weights=_settings["master_weights"],
     )
 
 
 @_callback
 @_plans
+@_on_streams
 def py_bind(opt, name, dtype, device, ndim, shape, data, strides, grad, grad_strides):
-    dtype, device = _text("dtype", dtype), _text("device", device)
+    dtype, device = _text("dtype", dtype), devices.find(_text("device", device))
     sizes = _int64s(shape, ndim) or []
     _optimizers[opt].bind(
         _text("name", name),
@@ -289,11 +324,11 @@ def py_bind(opt, name, dtype, device, ndim, shape, data, strides, grad, grad_str
 def py_bind_sparse(opt, name, dtype, rows, columns, data, capacity, count, indices, grad_rows):
     dtype = _text("dtype", dtype)
     grad = SparseGrad(
-        buffers.wrap("count", _address(count), "int64", "cpu", []),
-        buffers.wrap("indices", _address(indices), "int64", "cpu", [capacity]),
-        buffers.wrap("grad_rows", _address(grad_rows), dtype, "cpu", [capacity, columns]),
+        buffers.wrap("count", _address(count), "int64", devices.CPU, []),
+        buffers.wrap("indices", _address(indices), "int64", devices.CPU, [capacity]),
+        buffers.wrap("grad_rows", _address(grad_rows), dtype, devices.CPU, [capacity, columns]),
     )
-    table = buffers.wrap("data", _address(data), dtype, "cpu", [rows, columns])
+    table = buffers.wrap("data", _address(data), dtype, devices.CPU, [rows, columns])
     _optimizers[opt].bind(_text("name", name), table, grad)
 
 
@@ -305,22 +340,33 @@ def py_group(opt, options):
 
 @_callback
 @_plans
+@_on_streams
 def py_step(opt):
     _optimizers[opt].step()
 
 
 @_callback
 @_plans
+@_on_streams
 def py_step_closure(opt, closure, user, loss):
-    loss[0] = _optimizers[opt].step_closure(lambda: _call("closure", closure, user, 0.0))
+    optimizer = _optimizers[opt]
+
+    def evaluate() -> float:
+        with optimizer.streams.set_aside():  # the host's function finds its own
+            return _call("closure", closure, user, 0.0)
+
+    loss[0] = optimizer.step_closure(evaluate)
 
 
 @_callback
 @_plans
+@_on_streams
 def py_iterate(opt, loss, wanted):
     count = _host.thread_count(0)
+    streams = devices.current_streams(_optimizers[opt].gpus())
 
     def prepare() -> None:
+        devices.make_current(*streams)
         # Sums over long arrays depend on the number of threads: the step's is the caller's.
         torch.get_num_threads()  # torch sets it once itself
         _host.thread_count(count)
@@ -331,16 +377,40 @@ def py_iterate(opt, loss, wanted):
 
 
 @_callback
+@_plans
+def py_stream(opt, stream):
+    _optimizers[opt].stream(_address(stream))
+
+
+@_callback
+@_plans
+def py_grad_scale(opt, scale, found_inf):
+    _optimizers[opt].grad_scale(_number("scale", scale, opt), _number("found_inf", found_inf, opt))
+
+
+def _number(name: str, pointer: object, opt: int) -> torch.Tensor | None:
+    """Return one number of the host's, where the parameters are."""
+    if pointer == ffi.NULL:
+        return None
+    return buffers.wrap(name, _address(pointer), "float32", _optimizers[opt].device("opt_grad_scale"), [])
+
+
+@_callback
+@_on_streams
 def py_zero_grad(opt):
     _optimizers[opt].zero_grad()
 
 
 @_callback
+@_on_streams
 def py_clip_grad_norm(opt, max_norm, norm_type, error_if_nonfinite, total_norm):
-    total_norm[0] = _optimizers[opt].clip_grad_norm(max_norm, norm_type, bool(error_if_nonfinite))
+    norm = _optimizers[opt].clip_grad_norm(max_norm, norm_type, bool(error_if_nonfinite))
+    if total_norm != ffi.NULL:
+        total_norm[0] = float(norm)
 
 
 @_callback
+@_on_streams
 def py_clip_grad_value(opt, clip_value):
     _optimizers[opt].clip_grad_value(clip_value)
 
@@ -376,29 +446,35 @@ def py_schedule_step(opt, metric):
 
 @_callback
 @_plans
+@_on_streams
 def py_average(opt, text):
     _optimizers[opt].average(_text("spec", text))
 
 
 @_callback
+@_on_streams
 def py_average_get(opt, name, data):
     average = _optimizers[opt].read_average(_text("name", name))
-    dtype = str(average.dtype).removeprefix("torch.")
-    buffers.wrap("data", _address(data), dtype, "cpu", average.shape).copy_(average)
+    device = devices.place_of(_address(data), average.device)
+    dtype = buffers.name_of(average.dtype)
+    buffers.wrap("data", _address(data), dtype, device, average.shape).copy_(average)
 
 
 @_callback
 @_plans
+@_on_streams
 def py_average_swap(opt):
     _optimizers[opt].swap_average()
 
 
 @_callback
+@_on_streams
 def py_save(opt, path):
     checkpoint.save(os.fsdecode(ffi.string(path)), _content(opt))
 
 
 @_callback
+@_on_streams
 def py_save_memory(opt, buffer, size, written):
     room = ffi.buffer(buffer, size) if buffer != ffi.NULL else None
     written[0] = checkpoint.save_memory(room, _content(opt))
@@ -406,12 +482,14 @@ def py_save_memory(opt, buffer, size, written):
 
 @_callback
 @_plans
+@_on_streams
 def py_load(opt, path):
     _load(opt, checkpoint.load, os.fsdecode(ffi.string(path)), "path")
 
 
 @_callback
 @_plans
+@_on_streams
 def py_load_memory(opt, buffer, size):
     _load(opt, checkpoint.load_memory, ffi.buffer(buffer, size), "buffer")
 
@@ -444,7 +522,7 @@ def py_describe_library(lines):
     text = os.fsdecode(ffi.string(lines)) + (
         f"python: {sys.version.split()[0]} ({sys.executable})\n"
         f"torch: {torch.__version__} ({pathlib.Path(torch.__file__).parent})\n"
-        f"devices: {', '.join(_DEVICES)}\n"
+        f"devices: {', '.join(devices.names())}\n"
         f"threads: {torch.get_num_threads()}\n"
         f"plans: {_settings['plans'] if _can_plan else 'none: this torch lacks the C functions for them'}\n"
     )
@@ -459,7 +537,7 @@ def py_list(kind):
         "optimizers": optimizer.classes(),
         "schedulers": schedules.classes(),
         "dtypes": buffers.DTYPES,
-        "devices": _DEVICES,
+        "devices": devices.names(),
     }
     spec.choose(name, [*lists, *classes], "list")
     lines = lists[name] if name in lists else spec.arguments_of(classes[name])
@@ -473,8 +551,12 @@ if _host == ffi.NULL:
         f"{pathlib.Path(__file__).parent}: link to the one that `python -m optplug config --library` names"
     )
 _suffix = "dylib" if sys.platform == "darwin" else "so"
-_torch_library = pathlib.Path(torch.__file__).parent / "lib" / f"libtorch_cpu.{_suffix}"
-_can_plan = bool(_host.open_torch(os.fsencode(_torch_library)))
+_libraries = pathlib.Path(torch.__file__).parent / "lib"
+_can_plan = bool(
+    _host.open_torch(
+        os.fsencode(_libraries / f"libtorch_cpu.{_suffix}"), os.fsencode(_libraries / devices.LIBRARY)
+    )
+)
 _warm_up()
 _catch_warnings()
 atexit.register(_host.end)

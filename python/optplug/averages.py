@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 from torch.optim import swa_utils
 
@@ -48,7 +49,25 @@ class Average:
 
     def update(self, module: nn.Module) -> None:
         """Take the parameters as they are now into the average."""
-        self._averaged.update_parameters(module)
+        if any(p.is_cuda for p in module.parameters()):
+            self._update_on_gpu([p.detach() for p in module.parameters()])
+        else:
+            self._averaged.update_parameters(module)
+
+    def _update_on_gpu(self, current: list[Tensor]) -> None:
+        """Do what ``update_parameters`` does with the count where it is, on the CPU.
+
+        Torch's own copies that to the GPU and back, and waits for both.
+        """
+        averaged, count = [p.detach() for p in self._averaged.parameters()], self._averaged.n_averaged
+        if not count:
+            torch._foreach_copy_(averaged, current)
+        elif self._averaged.avg_fn and not self._averaged.multi_avg_fn:
+            for average, value in zip(averaged, current, strict=True):
+                average.copy_(self._averaged.avg_fn(average, value, count))
+        else:
+            (self._averaged.multi_avg_fn or swa_utils.get_swa_multi_avg_fn())(averaged, current, count)
+        count += 1
 
     def read(self, index: int) -> Tensor:
         """Return the average of the parameter of that index."""
@@ -56,6 +75,10 @@ class Average:
         if self.swapped:
             raise StateError("the averages are swapped in, and lie where the parameters did")
         return list(self._averaged.parameters())[index].detach()
+
+    def memory(self) -> list[Tensor]:
+        """Return all tensors that are large."""
+        return [p.detach() for p in self._averaged.parameters()]
 
     def state_dict(self, names: Iterable[str]) -> dict[str, Any]:
         """Return the averages, by the parameters' names, and how many steps are in them."""

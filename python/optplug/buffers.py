@@ -13,7 +13,8 @@ from collections.abc import Sequence
 
 import torch
 
-from optplug.spec import choose, shown
+from optplug import devices
+from optplug.spec import choose
 
 # DLDataTypeCode, bits
 DTYPES = {
@@ -25,7 +26,7 @@ DTYPES = {
     "complex128": (5, 128),
 }
 _INDICES = {"int64": (0, 64)}
-_CPU = 1  # kDLCPU
+_CPU, _CUDA, _ROCM = 1, 2, 10  # DLDeviceType
 
 
 class _DLTensor(ctypes.Structure):
@@ -62,7 +63,7 @@ def wrap(
     name: str,
     address: int,
     dtype: str,
-    device: str,
+    device: torch.device,
     shape: Sequence[int],
     strides: Sequence[int] | None = None,
     strides_name: str = "strides",
@@ -74,13 +75,12 @@ def wrap(
         strides: in elements; row-major if None.
 
     Raises:
-        ValueError: no such memory can be: unknown dtype or device, negative sizes or strides, elements
-            that share memory, more bytes than an address space has, an address not aligned for the dtype.
+        ValueError: no such memory can be: unknown dtype, negative sizes or strides, elements that share
+            memory, more bytes than an address space has, an address not aligned for the dtype, another
+            device's memory.
     """
     if dtype not in _INDICES:
         choose(dtype, DTYPES, "dtype")
-    if device != "cpu":
-        raise ValueError(f"no device {shown(device)}: 'cpu' is the one that this optplug knows")
     for i, n in enumerate(shape):
         if n < 0:
             raise ValueError(f"shape[{i}] must not be negative, got {n}")
@@ -100,7 +100,8 @@ def wrap(
         raise ValueError(
             f"{name} is at address {address:#x}, which is not aligned to {alignment} bytes for {dtype}"
         )
-    return torch.from_dlpack(_capsule(address, code, bits, shape, strides))
+    devices.check_place(name, address, 0 if 0 in shape else extent * bits // 8, device)
+    return torch.from_dlpack(_capsule(address, device, code, bits, shape, strides))
 
 
 def name_of(dtype: torch.dtype) -> str:
@@ -152,7 +153,9 @@ def _check_strides(name: str, shape: Sequence[int], strides: Sequence[int]) -> N
         inside += s * (n - 1)
 
 
-def _capsule(address: int, code: int, bits: int, shape: Sequence[int], strides: Sequence[int]) -> object:
+def _capsule(
+    address: int, device: torch.device, code: int, bits: int, shape: Sequence[int], strides: Sequence[int]
+) -> object:
     """Make a DLPack capsule in one block of C memory, which torch frees with C's own free().
 
     So nothing of Python is called when torch lets go of it, at whatever time and on whatever thread.
@@ -168,8 +171,8 @@ def _capsule(address: int, code: int, bits: int, shape: Sequence[int], strides: 
     int64s = ctypes.POINTER(ctypes.c_int64)
     managed.tensor = _DLTensor(
         data=address or None,
-        device_type=_CPU,
-        device_id=0,
+        device_type=_CPU if device.type == "cpu" else _ROCM if torch.version.hip else _CUDA,
+        device_id=device.index or 0,
         ndim=n,
         code=code,
         bits=bits,

@@ -9,6 +9,8 @@
             dw[:] = gradient(w)
             opt.step()
 
+Arrays of a GPU will do as well: what has ``__cuda_array_interface__``, as CuPy's, Numba's and torch's have.
+
 `load` gives the bare functions, with the types that ``optplug.h`` declares: strings are bytes, a failure is a
 negative status.  The header's comments are the manual of both.
 """
@@ -17,9 +19,11 @@ from __future__ import annotations
 
 import ctypes
 import functools
+import math
 import pathlib
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from types import TracebackType
 from typing import Any
 
@@ -32,17 +36,43 @@ import optplug
 CALLBACK = ctypes.CFUNCTYPE(ctypes.c_int, ctypes.c_void_p, ctypes.POINTER(ctypes.c_double))
 
 
+@dataclass
+class _Memory:
+    """Where an array lies, and how."""
+
+    address: int
+    dtype: np.dtype[Any]
+    shape: tuple[int, ...]
+    strides: tuple[int, ...] | None  # in bytes; None in C order
+    is_writable: bool
+    is_on_gpu: bool
+
+
+def _memory(array: Any) -> _Memory | None:
+    """Return the memory of a numpy array, or of one of a GPU; None if it is neither."""
+    if isinstance(array, np.ndarray):
+        address, writable = array.ctypes.data, array.flags.writeable
+        return _Memory(address, array.dtype, array.shape, array.strides, writable, False)
+    # https://numba.readthedocs.io/en/stable/cuda/cuda_array_interface.html
+    interface = getattr(array, "__cuda_array_interface__", None)
+    if interface is None:
+        return None
+    address, is_read_only = interface["data"]
+    dtype, strides = np.dtype(interface["typestr"]), interface.get("strides")
+    return _Memory(address, dtype, tuple(interface["shape"]), strides, not is_read_only, True)
+
+
 class _Array:
-    """``void *`` as the type of an argument: a numpy array, or whatever ctypes takes."""
+    """``void *`` as the type of an argument: an array, or whatever ctypes takes."""
 
     @staticmethod
     def from_param(value: Any) -> Any:
-        address = value.ctypes.data if isinstance(value, np.ndarray) else value
-        return ctypes.c_void_p.from_param(address)
+        memory = _memory(value)
+        return ctypes.c_void_p.from_param(memory.address if memory else value)
 
 
 class _Values:
-    """A pointer to values of a type: a list, a numpy array, or whatever ctypes takes."""
+    """A pointer to values of a type: a list or tuple, a numpy array, or whatever ctypes takes."""
 
     def __init__(self, type_: Any) -> None:
         self._type, self._pointer = type_, ctypes.POINTER(type_)
@@ -50,7 +80,7 @@ class _Values:
     def from_param(self, value: Any) -> Any:
         if isinstance(value, np.ndarray) and value.dtype == self._type and value.flags.c_contiguous:
             value = value.ctypes.data_as(self._pointer)
-        elif isinstance(value, list):
+        elif isinstance(value, list | tuple):
             value = (self._type * len(value))(*value)
         return self._pointer.from_param(value)
 
@@ -149,7 +179,7 @@ def warning() -> str:
 
 
 class Optimizer:
-    """One optimizer, on numpy arrays, which it keeps alive for as long as it has them.
+    """One optimizer, on arrays of numpy's or of a GPU, which it keeps alive for as long as it has them.
 
     Raises:
         Error: a call failed, and changed nothing.  An exception out of a function of yours that a step
@@ -159,6 +189,8 @@ class Optimizer:
     def __init__(self, spec: str) -> None:
         self._handle = 0
         self._arrays: dict[str, tuple[Any, ...]] = {}
+        self._forms: dict[str, tuple[tuple[int, ...], np.dtype[Any]]] = {}  # that averages have
+        self._scale: tuple[Any, Any] = (None, None)
         self._functions: list[Any] = []
         self._thrown: BaseException | None = None
         self._handle = _check(_library().opt_create(spec.encode()))
@@ -178,44 +210,97 @@ class Optimizer:
         self._call("opt_free")
         self._handle = 0
         self._arrays.clear()
+        self._forms.clear()
+        self._scale = (None, None)
 
-    def bind(self, name: str, data: NDArray[Any], grad: NDArray[Any], dtype: str | None = None) -> None:
+    def bind(
+        self, name: str, data: Any, grad: Any, dtype: str | None = None, device: str | None = None
+    ) -> None:
         """Lend a parameter: an array of any shape and layout, and one like it for its gradient.
 
         Args:
             name: binding a name again moves the parameter and keeps its state.
-            data: written in place.
+            data: of numpy's, or with ``__cuda_array_interface__``; written in place.
             grad: of the same shape and dtype.
             dtype: torch's word for it, if numpy has none: "bfloat16", in arrays of ``uint16``.
+            device: where arrays of a GPU are, "cuda:1"; this thread's current one if None.  See `stream`.
         """
+        memories = []
         for what, array in (("data", data), ("grad", grad)):
-            if not isinstance(array, np.ndarray) or not array.flags.writeable:
-                shown = type(array).__name__ if not isinstance(array, np.ndarray) else "one that is read-only"
-                raise TypeError(f"parameter {name!r}: {what} must be a numpy array to write to, got {shown}")
-            if any(stride % array.itemsize for stride in array.strides):
-                raise ValueError(
-                    f"parameter {name!r}: {what} has strides of {array.strides} bytes, which "
-                    f"values of {array.itemsize} bytes do not divide"
+            memory = _memory(array)
+            if memory is None or not memory.is_writable:
+                shown = type(array).__name__ if memory is None else "one that is read-only"
+                raise TypeError(
+                    f"parameter {name!r}: {what} must be a numpy array, or one of a GPU, to write to, "
+                    f"got {shown}"
                 )
-        if (data.shape, data.dtype) != (grad.shape, grad.dtype):
+            if any(stride % memory.dtype.itemsize for stride in memory.strides or ()):
+                raise ValueError(
+                    f"parameter {name!r}: {what} has strides of {memory.strides} bytes, which "
+                    f"values of {memory.dtype.itemsize} bytes do not divide"
+                )
+            if not memory.dtype.isnative:  # whose name is that of the others
+                raise ValueError(f"parameter {name!r}: {what} is {memory.dtype}, of another byte order")
+            memories.append(memory)
+        a, b = memories
+        if (a.shape, a.dtype) != (b.shape, b.dtype):
             raise ValueError(
-                f"parameter {name!r}: data is {data.dtype} of shape {data.shape} and grad {grad.dtype} "
-                f"of {grad.shape}: they must be alike"
+                f"parameter {name!r}: data is {a.dtype} of shape {a.shape} and grad {b.dtype} "
+                f"of {b.shape}: they must be alike"
             )
-        strides = [[s // a.itemsize for s in a.strides] for a in (data, grad)]
+        strides = [m.strides and tuple(s // m.dtype.itemsize for s in m.strides) for m in memories]
+        self.bind_device(
+            name,
+            dtype or a.dtype.name,
+            device or ("cuda" if a.is_on_gpu or b.is_on_gpu else "cpu"),
+            a.shape,
+            a.address,
+            b.address,
+            *strides,
+        )
+        self._arrays[name] = (data, grad)
+        self._forms[name] = (a.shape, a.dtype)
+
+    def bind_device(
+        self,
+        name: str,
+        dtype: str,
+        device: str,
+        shape: Sequence[int],
+        data: int,
+        grad: int,
+        strides: Sequence[int] | None = None,
+        grad_strides: Sequence[int] | None = None,
+    ) -> None:
+        """Lend a parameter by the addresses of memory, which you keep alive.
+
+        Args:
+            name: as for `bind`.
+            dtype: "float32", "bfloat16".
+            device: "cpu" or "cuda:0".
+            shape: of both arrays.
+            data: the address of the first value.
+            grad: likewise.
+            strides: in elements; those of C order if None.
+            grad_strides: likewise.
+        """
+        for given in (strides, grad_strides):
+            if given is not None and len(given) != len(shape):
+                raise ValueError(f"parameter {name!r}: {len(given)} strides for {len(shape)} dimensions")
         self._call(
             "opt_bind_nd",
             name.encode(),
-            (dtype or data.dtype.name).encode(),
-            b"cpu",
-            data.ndim,
-            list(data.shape),
+            dtype.encode(),
+            device.encode(),
+            len(shape),
+            shape,
             data,
-            strides[0],
+            strides,
             grad,
-            strides[1],
+            grad_strides,
         )
-        self._arrays[name] = (data, grad)
+        self._arrays[name] = ()
+        self._forms[name] = (tuple(shape), np.dtype("uint16" if dtype == "bfloat16" else dtype))
 
     def bind_sparse(
         self,
@@ -262,6 +347,7 @@ class Optimizer:
             grad_rows,
         )
         self._arrays[name] = (data, count, indices, grad_rows)
+        self._forms[name] = (data.shape, data.dtype)
 
     def group(self, options: str) -> None:
         """Let the parameters bound from now on be a group with options of its own."""
@@ -328,15 +414,37 @@ class Optimizer:
         """Step the schedulers; with a metric, those alone that take one."""
         self._call("opt_schedule_step") if metric is None else self._call("opt_schedule_step_metric", metric)
 
+    def stream(self, address: int | None) -> None:
+        """Let work on a GPU go onto a stream of yours, a ``cudaStream_t``, from now on; None: torch's again.
+
+        CuPy has the address as ``stream.ptr``, torch as ``stream.cuda_stream``.  It must outlive the
+        optimizer.
+        """
+        self._call("opt_stream", address)
+
+    def grad_scale(self, scale: Any, found_inf: Any = None) -> None:
+        """Let steps from now on divide gradients by ``scale``, and be left out where ``found_inf`` is 1.
+
+        Args:
+            scale: an array of one float32 where the parameters are, or the address of one; None for none.
+            found_inf: likewise.
+        """
+        for what, number in (("scale", scale), ("found_inf", found_inf)):
+            memory = _memory(number)
+            if memory is None and not isinstance(number, int | None):
+                raise TypeError(f"{what} must be an array or an address, got {type(number).__name__}")
+            if memory and (memory.dtype, math.prod(memory.shape)) != (np.float32, 1):
+                raise ValueError(f"{what} must be one float32, got {memory.dtype} of shape {memory.shape}")
+        self._call("opt_grad_scale", scale, found_inf)
+        self._scale = (scale, found_inf)
+
     def average(self, spec: str) -> None:
         """Average the parameters after each step from now on."""
         self._call("opt_average", spec.encode())
 
     def average_get(self, name: str) -> NDArray[Any]:
         """Return the average of one parameter."""
-        if name not in self._arrays:
-            raise KeyError(name)
-        average = np.empty(self._arrays[name][0].shape, self._arrays[name][0].dtype)
+        average = np.empty(*self._forms[name])
         self._call("opt_average_get", name.encode(), average)
         return average
 

@@ -55,6 +55,7 @@ def _contents(content: dict[str, Any]) -> dict[str, Any]:
         "average": average and f"{average['spec']} of {average['n_averaged']} steps",
         "bytes of state": sum(row["bytes"] for row in tensors),
         "bytes of the average": average and sum(t.nbytes for t in average["values"].values()),
+        "bytes of master copies": sum(t.nbytes for t in (content.get("masters") or {}).values()) or None,
         "bytes of parameters": sum(t.nbytes for t in values.values()) or None,
     }
     forms = about["parameters"] if about else {}

@@ -13,18 +13,20 @@ import re
 import warnings
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
+from itertools import chain
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from optplug import compiled, schedules, spec
+from optplug import compiled, devices, masters, schedules, spec
 from optplug import plans as planning
 from optplug.averages import Average
 from optplug.buffers import is_dense, name_of, same_order
 from optplug.errors import CompileError, HostError, NonFiniteError, StateError
 from optplug.iterate import Iteration
 from optplug.lean import Calls, Gradients, has_hooks, lean, step_again, step_and_record
+from optplug.masters import Masters
 from optplug.spec import Call, SpecError, shown
 from optplug.state import IMPLEMENTATIONS, lie_as, order, put
 
@@ -102,6 +104,7 @@ class Optimizer:
         error_if_nonfinite: whether a step is refused where a gradient has an inf or a nan in it.
         plans: whether to state steps as plans, which then run elsewhere instead of ``step``; or how they do.
         may_compile: whether plans may have kernels in them that torch compiles: see `compiled`.
+        master_weights: whether parameters in half precision are stepped in float32: see `masters`.
 
     Raises:
         ValueError: the spec cannot be read, names no optimizer, or PyTorch refuses a hyperparameter.
@@ -114,6 +117,7 @@ class Optimizer:
         error_if_nonfinite: bool = False,
         plans: bool | str = False,
         may_compile: bool = False,
+        master_weights: bool = False,
     ) -> None:
         #: The dummy module.  It numbers its parameters, so that their names can be any strings.
         self.module = nn.ParameterList()
@@ -127,6 +131,10 @@ class Optimizer:
         self.error_if_nonfinite = error_if_nonfinite
         #: Whether to make plans, or how they are to run.
         self.plans = plans
+        #: Where work on GPUs goes.
+        self.streams = devices.Streams()
+        self._scale: tuple[Tensor | None, Tensor | None] = (None, None)  # see grad_scale
+        self._master_weights, self._masters = master_weights, Masters()
         self._may_compile = bool(plans) and may_compile
         self._has_compiled = False
         self._fixed: list[dict[str, Any]] = []  # hyperparameters at the last recorded step
@@ -167,7 +175,10 @@ class Optimizer:
             StateError: a new name once the optimizer is built.
         """
         self._check_idle("opt_bind")
-        if self._must_fuse and not self._can_fuse(data, grad):
+        has_master = self._master_weights and data.dtype in masters.DTYPES
+        if has_master and isinstance(grad, SparseGrad):
+            raise ValueError(f"parameter {shown(name)}: there is no master copy where gradients are sparse")
+        if self._must_fuse and not has_master and not self._can_fuse(data, grad):
             raise ValueError(
                 f"parameter {shown(name)}: with fused=True data and grad must be real, without gaps, of one "
                 f"layout, and of a dtype that PyTorch's fused {self._class.__name__} steps rightly, got "
@@ -181,7 +192,9 @@ class Optimizer:
                 f"name {shown(name)} is new after the first step or schedule: bind all parameters before"
             )
         else:
-            self._add(name, data, grad)
+            self._add(name, data, grad, has_master)
+        if data.is_cuda:
+            self.streams.use_gpu()
         if isinstance(grad, SparseGrad):
             self._sparse[name] = grad
         else:
@@ -262,31 +275,45 @@ class Optimizer:
                 f"{self._class.__name__} evaluates the loss several times a step: "
                 "call opt_step_closure or opt_iterate"
             )
+        self._masters.read_values(not self._stepped)
         if self._stepped:
             self._check_gradients()
-            if self._calls and not has_hooks(self.torch):
-                calls, self._calls = self._calls, []  # torch may leave a list of them changed if it fails
-                step_again(calls)
-                self._calls = calls
-            elif self._sparse:  # their gradients are new tensors each time
-                self.torch.step()
-            else:
-                self._calls = step_and_record(self.torch)
-                self._compile()
+            if self._is_wanted(self.torch):
+                self._step_on()
         else:
             with self._ready("opt_step") as optimizer:
                 self._check_gradients()
-                with self._undone_on_error(optimizer, closure=False):
-                    optimizer.step()
+                if self._is_wanted(optimizer):
+                    with self._undone_on_error(optimizer, closure=False):
+                        optimizer.step()
+        self._masters.give_values()
         self._update_average()
-        if self.plans and self.plan is None and self._average is None:
-            self.plan = planning.make(self.torch)
+        if self._stepped and self.plans and self.plan is None and self._average is None:
+            self.plan = planning.make(self.torch, self._masters, self._scale, self.error_if_nonfinite)
+            if self.plan:
+                self._calls = []  # the state may lie elsewhere now
+
+    def _step_on(self) -> None:
+        """Make a step that is not the first."""
+        if self._calls and not has_hooks(self.torch):
+            calls, self._calls = self._calls, []  # torch may leave a list of them changed if it fails
+            step_again(calls)
+            self._calls = calls
+        elif self._sparse:  # their gradients are new tensors each time
+            self.torch.step()
+        else:
+            self._calls = step_and_record(self.torch)
+            self._compile()
 
     def step_closure(self, closure: Callable[[], float]) -> float:
         """Make one step with a function that computes loss and gradients, and return its first loss.
 
         An error of the closure ends the step, and leaves parameters and state as they were.
+
+        Raises:
+            StateError: the host's gradients are scaled, which is for it to undo here.
         """
+        self._check_unscaled("opt_step_closure")
         if self._stepped:
             self._check_idle("opt_step_closure")
             return self._step_closure(self.torch, closure)
@@ -301,6 +328,7 @@ class Optimizer:
             they are now; False if the step is made.
         """
         if self._iteration is None:
+            self._check_unscaled("opt_iterate")
             with self._ready("opt_iterate") as optimizer:
                 self._iteration = Iteration(lambda f: self._step_closure(optimizer, f), prepare)
                 self._forget()  # until the step is made, opt_step is an error
@@ -322,10 +350,11 @@ class Optimizer:
 
     def zero_grad(self) -> None:
         """Set every gradient to zero, in place."""
-        for grad in list(self._gradients()):  # all are checked before any is changed
-            grad.zero_()
+        grads = list(self._gradients())
+        if grads:
+            torch._foreach_zero_(grads)
 
-    def clip_grad_norm(self, max_norm: float, norm_type: float, error_if_nonfinite: bool) -> float:
+    def clip_grad_norm(self, max_norm: float, norm_type: float, error_if_nonfinite: bool) -> Tensor:
         """Scale all gradients so that their norm is ``max_norm`` at the most, and return what it was.
 
         ``torch.nn.utils.clip_grad_norm_``, with its arguments.
@@ -335,12 +364,11 @@ class Optimizer:
         if norm_type != norm_type:
             raise ValueError(f"norm_type must be a number, got {norm_type}")
         try:
-            norm = nn.utils.clip_grad_norm_(self._clippable(), max_norm, norm_type, error_if_nonfinite)
+            return nn.utils.clip_grad_norm_(self._clippable(), max_norm, norm_type, error_if_nonfinite)
         except RuntimeError as error:
             if "non-finite" not in str(error):
                 raise
             raise NonFiniteError(str(error)) from error
-        return float(norm)
 
     def clip_grad_value(self, clip_value: float) -> None:
         """Clamp every gradient to ``-clip_value`` to ``clip_value``: ``torch.nn.utils.clip_grad_value_``."""
@@ -350,6 +378,41 @@ class Optimizer:
             if p.is_complex():
                 raise ValueError(f"parameter {shown(name)}: clamp is not supported for complex types")
         nn.utils.clip_grad_value_(self._clippable(), clip_value)
+
+    def grad_scale(self, scale: Tensor | None, found_inf: Tensor | None) -> None:
+        """Let steps from now on divide gradients by ``scale``, and be left out where ``found_inf`` is 1.
+
+        Both are read when a step runs: ``torch.amp.GradScaler`` does the same.
+        """
+        self._check_idle("opt_grad_scale")
+        self._scale = scale, found_inf
+        if self.torch:
+            self.torch.grad_scale = self.torch.found_inf = None
+        self._forget()
+
+    # ---- GPUs ----
+
+    def stream(self, address: int) -> None:
+        """Let work on the GPU of a stream go there: see `devices.Streams.take`."""
+        self._check_idle("opt_stream")
+        gpus = self.gpus()
+        if address and not gpus:
+            raise StateError(f"stream {address:#x}: no parameter is on a GPU, bind one before")
+        states = self.torch.state.values() if self.torch else ()
+        memory = [t for state in states for t in state.values() if isinstance(t, Tensor)]
+        operations = self.plan.operations if self.plan else ()
+        memory += [t for operation in operations for t in chain(*operation.lists)]
+        memory += self._masters.memory() + (self._average.memory() if self._average else [])
+        self.streams.take(address, gpus, memory)
+
+    def gpus(self) -> set[int]:
+        """Return those on which parameters are."""
+        return {p.device.index for p in self.module if p.is_cuda}
+
+    def device(self, what: str) -> torch.device:
+        """Return where the parameters are, or some of them."""
+        self._check_bound(what)
+        return next((p.device for p in self.module if p.is_cuda), devices.CPU)
 
     # ---- schedules ----
 
@@ -377,12 +440,13 @@ class Optimizer:
     def read_average(self, name: str) -> Tensor:
         """Return the average of one parameter."""
         spec.choose(name, self.parameters, "parameter")
-        return self._averaged().read(list(self.parameters).index(name))
+        return self._averaged().read(list(self.parameters).index(name)).to(self._arrays(name)[0].dtype)
 
     def swap_average(self) -> None:
         """Exchange all parameters with their averages, in place; again: back."""
         self._check_idle("opt_average_swap")
         self._averaged().swap(self.module)
+        self._masters.give_values()
 
     def _averaged(self) -> Average:
         if self._average is None:
@@ -394,9 +458,11 @@ class Optimizer:
     def state_dict(self, with_parameters: bool = False) -> dict[str, Any]:
         """Return all that a later process needs to go on: plain values, containers and tensors.
 
-        ``"optimizer"`` is what torch's ``state_dict`` says.  The tensors are the optimizer's own.
+        ``"optimizer"`` is what torch's ``state_dict`` says.  The tensors are the optimizer's own, or copies
+        on the CPU.
         """
         self._check_bound("opt_save")
+        self._masters.read_values(not self._stepped)
         content: dict[str, Any] = {
             "optimizer": (self.torch or self._build()).state_dict(),
             "schedulers": [
@@ -409,12 +475,15 @@ class Optimizer:
                 "torch": str(torch.__version__),
                 "class": self._class.__name__,
                 "stepped": self._stepped,
-                "parameters": {name: _form(p) for name, p in self.parameters.items()},
+                "parameters": {name: _form(self._arrays(name)[0]) for name in self.parameters},
             },
         }
+        copies = self._masters.state_dict()
+        if copies:
+            content["masters"] = copies
         if with_parameters:
-            content["parameters"] = {name: p.detach().clone() for name, p in self.parameters.items()}
-        return content
+            content["parameters"] = {name: self._arrays(name)[0].detach().clone() for name in self.parameters}
+        return devices.to_cpu(content) if self.gpus() else content
 
     def load_state_dict(self, content: dict[str, Any], with_parameters: bool = False) -> None:
         """Go on from what `state_dict` returned, here or elsewhere, or from plain PyTorch's state.
@@ -430,6 +499,7 @@ class Optimizer:
             about = content.get("optplug")
             if about is not None:
                 self._check_about(about)
+                self._masters.check(content.get("masters", {}))
             self._take_over(content, about, with_parameters)
         except (HostError, NonFiniteError, StateError):
             raise
@@ -441,9 +511,9 @@ class Optimizer:
             raise ValueError(f"it is of format {about['format']}, and this optplug reads format {_FORMAT}")
         if about["class"] != self._class.__name__:
             raise ValueError(f"it is of {about['class']}, and this optimizer is {self._class.__name__}")
-        for name, p in self.parameters.items():
+        for name in self.parameters:
             theirs = about["parameters"].get(name)
-            ours = _form(p)
+            ours = _form(self._arrays(name)[0])
             if theirs is not None and theirs != ours:
                 raise ValueError(
                     f"parameter {shown(name)} is {theirs['dtype']} of shape {tuple(theirs['shape'])} in it, "
@@ -474,7 +544,9 @@ class Optimizer:
         # Nothing fails from here on.
         with Gradients(False):
             for name, value in values.items():
-                self.parameters[name].copy_(value)
+                self._arrays(name)[0].copy_(value)
+        if about is not None:
+            self._masters.load_state_dict(content.get("masters", {}))
         self.torch, self._groups, self._average = optimizer, groups, average
         self._schedulers, self._schedules = schedulers, made_of
         self._stepped = stepped
@@ -505,8 +577,8 @@ class Optimizer:
         values = content.get("parameters")
         if values is None:
             raise ValueError('it has no parameters in it: save with opt_init("save_parameters=True")')
-        for name, p in self.parameters.items():
-            if values[name].shape != p.shape or values[name].dtype != p.dtype:
+        for name in self.parameters:
+            if _form(values[name]) != _form(self._arrays(name)[0]):
                 raise ValueError(f"its values of parameter {shown(name)} have another shape or dtype")
         return {name: values[name] for name in self.parameters}
 
@@ -528,11 +600,13 @@ class Optimizer:
             options = {k: v for k, v in group.items() if k not in ("params", "param_names")}
             lines.append(f"group {i}: {', '.join(f'{k}={v!r}' for k, v in options.items())}")
             for name in self._groups[i].names:
-                p = self.parameters[name]
-                grad = self._sparse.get(name, p.grad)
+                data, grad = self._arrays(name)
+                master = ", stepped in float32" if self._masters.get(name) else ""
                 lines.append(
-                    f"parameter {name!r}: group {i}, {p.device}, {_layout(p)}, gradient {_layout(grad)}"
+                    f"parameter {name!r}: group {i}, {data.device}, {_layout(data)}, "
+                    f"gradient {_layout(grad)}{master}"
                 )
+        lines += self.streams.describe()
         lines += [f"scheduler: {' '.join(text.split())}" for text, _ in self._schedules]
         if self._average:
             lines.append(f"average: {' '.join(self._average.text.split())}")
@@ -566,7 +640,7 @@ class Optimizer:
 
     def _compile(self) -> None:
         """Make a plan of kernels for the step that has been recorded, where that is wanted and possible."""
-        if not self._may_compile or self._average is not None:
+        if not self._may_compile or self._average is not None or self._is_scaled():
             return
         # A schedule may move what a kernel has fixed, such as betas: wait until it has let that alone.
         fixed = [{k: v for k, v in g.items() if k not in ("params", "lr")} for g in self.torch.param_groups]
@@ -575,7 +649,7 @@ class Optimizer:
             return
         may_make, self._has_compiled = not self._has_compiled, True
         try:
-            self.plan = planning.make_compiled(self.torch, self._calls, may_make)
+            self.plan = planning.make_compiled(self.torch, self._calls, may_make, self._masters)
         except (CompileError, KeyboardInterrupt) as error:  # the step is made all the same
             self._may_compile = False
             reason = str(error) or "interrupted"
@@ -598,6 +672,10 @@ class Optimizer:
         if self._average and self._average.swapped and what != "opt_average_swap":
             raise StateError(f"{what} while the averages are swapped in: call opt_average_swap again before")
 
+    def _check_unscaled(self, what: str) -> None:
+        if self._is_scaled():
+            raise StateError(f"{what} after opt_grad_scale: call that with NULL, and scale in the closure")
+
     def _check_bound(self, what: str) -> None:
         self._check_idle(what)
         if not self.parameters:
@@ -613,18 +691,48 @@ class Optimizer:
         ]
         return self._class(made, **self._arguments, **self._implementation())
 
-    def _can_fuse(self, data: Tensor, grad: Tensor | SparseGrad) -> bool:
-        """Tell whether the fused CPU kernels step these arrays rightly.
+    def _arrays(self, name: str) -> tuple[Tensor, Tensor | SparseGrad]:
+        """Return the host's arrays of a parameter."""
+        master, p = self._masters.get(name), self.parameters[name]
+        return (master.data, master.grad) if master else (p, self._sparse.get(name, p.grad))
 
-        They run over both as if flat: where the layouts differ or have gaps they give wrong numbers and
-        write outside of the array (torch 2.13), without an error.
+    def _is_scaled(self) -> bool:
+        return any(number is not None for number in self._scale)
+
+    def _is_wanted(self, optimizer: torch.optim.Optimizer) -> bool:
+        """Take account of the host's scale before a step; False if the step is to be left out.
+
+        Fused kernels do both by themselves, without a look at the numbers here; but SGD's would go on from a
+        momentum buffer that the step which makes it has left out, so that such a step is not made.
+        """
+        if not self._is_scaled():
+            return True
+        scale, found_inf = self._scale
+        is_fused = all(group.get("fused") for group in optimizer.param_groups)
+        is_known = is_fused and bool(self._calls)
+        if found_inf is not None and not is_known and found_inf.item():
+            return False
+        optimizer.grad_scale, optimizer.found_inf = self._scale if is_fused else (None, None)
+        if scale is not None and not is_fused:
+            with Gradients(False):
+                for name, p in self.parameters.items():
+                    sparse = self._sparse.get(name)
+                    grad = sparse.rows(name, len(p)) if sparse else p.grad
+                    grad.div_(scale.to(grad.device))
+        return True
+
+    def _can_fuse(self, data: Tensor, grad: Tensor | SparseGrad) -> bool:
+        """Tell whether the fused kernels step these arrays rightly.
+
+        They run over both as if flat: where the layouts differ or have gaps, those for the CPU give wrong
+        numbers and write outside of the array (torch 2.13), without an error.
         """
         return (
             isinstance(grad, Tensor)
             and data.is_floating_point()
             and is_dense(data.shape, data.stride())
             and same_order(data.shape, data.stride(), grad.stride())
-            and _fuses_rightly(self._class, data.dtype)
+            and _fuses_rightly(self._class, data.dtype, data.device.type)
         )
 
     def _implementation(self) -> dict[str, bool]:
@@ -634,6 +742,8 @@ class Optimizer:
         ):
             return {"fused": True}
         if self._class not in _FOREACH_IS_EQUAL or any(n in self._arguments for n in IMPLEMENTATIONS):
+            return {}
+        if self.gpus():  # where foreach is torch's own default
             return {}
         if self._may_compile and self._class.__name__ in compiled.OPTIMIZERS:
             return {}
@@ -663,7 +773,8 @@ class Optimizer:
         Returns:
             The class's default options.
         """
-        what = (arguments, None if like is None else (like.dtype, like.dim()), sparse, options, change)
+        kind = None if like is None else (like.dtype, like.dim(), like.device.type)
+        what = (arguments, kind, sparse, options, change)
         key = (self._class, repr(what))
         known = _went_well.get(key)
         if known is not None:
@@ -683,14 +794,19 @@ class Optimizer:
         change: dict[str, Any] | None = None,
     ) -> torch.optim.Optimizer:
         """Build and step an optimizer: see `_try`."""
+        device = devices.CPU if like is None else like.device
+        if like is None and arguments.get("capturable") and torch.cuda.is_available():
+            arguments = {**arguments, "capturable": False}  # on the CPU, where this trial is
         if self._may_fuse and not sparse and (like is None or like.is_floating_point()):
-            arguments = {"fused": True, **arguments}
+            fused = device == devices.CPU or _fuses_rightly(self._class, like.dtype, device.type)
+            arguments = {"fused": fused, **arguments}
         shape = (
             [2, 2]
             if like is None
             else [min(n, 2) if n > 0 and i < 2 else 1 for i, n in enumerate(like.shape)]
         )
-        parameter = nn.Parameter(torch.zeros(shape, dtype=None if like is None else like.dtype))
+        dtype = None if like is None else like.dtype
+        parameter = nn.Parameter(torch.zeros(shape, dtype=dtype, device=device))
         parameter.grad = torch.ones_like(parameter)
         if sparse:
             parameter.grad = parameter.grad.to_sparse(1)
@@ -710,10 +826,12 @@ class Optimizer:
     def _try_step(self, optimizer: torch.optim.Optimizer) -> None:
         optimizer.step(*[lambda: 0.0] * self._needs_closure)
 
-    def _add(self, name: str, data: Tensor, grad: Tensor | SparseGrad) -> None:
-        self._try_parameter(name, data, grad, self._groups[-1].options)
-        parameter = nn.Parameter(data)
-        if isinstance(grad, Tensor):
+    def _add(self, name: str, data: Tensor, grad: Tensor | SparseGrad, has_master: bool) -> None:
+        parameter = masters.parameter(data) if has_master else nn.Parameter(data)
+        self._try_parameter(name, parameter.detach(), grad, self._groups[-1].options)
+        if has_master:
+            self._masters.put(name, parameter, data, grad)
+        elif isinstance(grad, Tensor):
             parameter.grad = grad
         self.parameters[name] = parameter
         self.module.append(parameter)
@@ -733,10 +851,12 @@ class Optimizer:
             raise ValueError(f"parameter {shown(name)}: {error}") from error
 
     def _move(self, name: str, parameter: nn.Parameter, data: Tensor, grad: Tensor | SparseGrad) -> None:
+        master = self._masters.get(name)
+        before = master.data if master else parameter
         for what, old, new in (
-            ("shape", tuple(parameter.shape), tuple(data.shape)),
-            ("dtype", parameter.dtype, data.dtype),
-            ("device", parameter.device, data.device),
+            ("shape", tuple(before.shape), tuple(data.shape)),
+            ("dtype", before.dtype, data.dtype),
+            ("device", before.device, data.device),
         ):
             if old != new:
                 raise ValueError(f"name {shown(name)} is bound with {what} {old}, got {new}")
@@ -748,6 +868,10 @@ class Optimizer:
                 )
             options = next(group.options for group in self._groups if name in group.names)
             self._try_parameter(name, data, grad, options)
+        if master:
+            self._masters.move(name, data, grad)
+            self._forget()
+            return
         # The fused kernels take the state to lie as the parameter does.
         state = self.torch.state.get(parameter, {}) if self.torch else {}
         moved = {key: lie_as(value, data) for key, value in state.items()}
@@ -781,7 +905,7 @@ class Optimizer:
     def _kinds(self, names: list[str]) -> list[tuple[Tensor | None, bool]]:
         """Return one of each kind among parameters, and whether its gradient is sparse."""
         bound = [(self.parameters[name], name in self._sparse) for name in names]
-        kinds = {(p.dtype, p.dim(), sparse): (p, sparse) for p, sparse in bound}
+        kinds = {(p.dtype, p.dim(), p.device, sparse): (p, sparse) for p, sparse in bound}
         return list(kinds.values()) or [(None, False)]
 
     def _accepted(self) -> set[str]:
@@ -796,12 +920,15 @@ class Optimizer:
 
     def _step_closure(self, optimizer: torch.optim.Optimizer, closure: Callable[[], float]) -> float:
         def evaluate() -> float:
+            self._masters.give_values()
             loss = closure()
             self._check_gradients()
             return loss
 
+        self._masters.read_values(not self._stepped)
         with self._undone_on_error(optimizer, closure=True):
             loss = optimizer.step(evaluate)
+        self._masters.give_values()
         self._update_average()
         return float(loss)
 
@@ -818,6 +945,8 @@ class Optimizer:
         may_have_moved |= first and len(self._groups) > 1
         parameters = list(self.parameters.values())
         values, state = self._copy(optimizer) if may_have_moved else ([], {})
+        lent = self._masters.values()[0] if closure else []  # which a closure finds stepped
+        lent_values = [data.clone() for data in lent]
         try:
             yield
             self._stepped = True
@@ -825,6 +954,8 @@ class Optimizer:
             with torch.no_grad():
                 for p, value in zip(parameters, values, strict=False):
                     p.copy_(value)
+                for data, value in zip(lent, lent_values, strict=True):
+                    data.copy_(value)
             if may_have_moved or first:
                 optimizer.state.clear()
                 optimizer.state.update(self._build().state if first else state)
@@ -860,16 +991,16 @@ class Optimizer:
     def _gradients(self) -> Iterator[Tensor]:
         """Yield the memory of each gradient; of a sparse one, the rows that are there."""
         for name, p in self.parameters.items():
-            sparse = self._sparse.get(name)
-            yield sparse.rows(name, len(p)) if sparse else p.grad
+            grad = self._arrays(name)[1]
+            yield grad.rows(name, len(p)) if isinstance(grad, SparseGrad) else grad
 
     def _clippable(self) -> list[Tensor]:
-        """Return the parameters, with a stand-in for a sparse gradient, which clipping cannot take."""
+        """Return the parameters, with stand-ins where the host's gradient is another than theirs."""
         result: list[Tensor] = []
         for name, grad in zip(self.parameters, list(self._gradients()), strict=True):
-            if name not in self._sparse:
+            if name not in self._sparse and not self._masters.get(name):
                 result.append(self.parameters[name])
-            elif len(grad):  # of no rows there is no norm
+            elif len(grad) or name not in self._sparse:  # of no rows there is no norm
                 stand_in = torch.empty_like(grad)
                 stand_in.grad = grad
                 result.append(stand_in)
@@ -883,6 +1014,7 @@ class Optimizer:
             for name, grad in zip(self.parameters, self._gradients(), strict=True):
                 if not _is_finite(grad):
                     raise NonFiniteError(f"the gradient of parameter {shown(name)} has an inf or a nan in it")
+        self._masters.take_gradients()
 
 
 def _is_finite(tensor: Tensor) -> bool:
@@ -911,20 +1043,28 @@ def _layout(tensor: Tensor | SparseGrad) -> str:
 
 
 @functools.cache
-def _fuses_rightly(class_: type[torch.optim.Optimizer], dtype: torch.dtype) -> bool:
-    """Tell whether the fused CPU kernels of a class step numbers of a dtype, by trying that out.
+def _fuses_rightly(class_: type[torch.optim.Optimizer], dtype: torch.dtype, device: str) -> bool:
+    """Tell whether the fused kernels of a class step numbers of a dtype, by trying that out.
 
-    That of SGD in torch 2.13 leaves half-precision numbers as they are, 16 by 16, without an error.
+    That of SGD for the CPU in torch 2.13 leaves half-precision numbers as they are, 16 by 16, without an
+    error.  On a GPU, where to look at the numbers would wait for it, only whether there are any is tried.
     """
-    stepped = []
-    for fused in (False, True):
-        parameter = nn.Parameter(torch.ones(100, dtype=dtype))
+
+    def step(fused: bool) -> Tensor:
+        parameter = nn.Parameter(torch.ones(100, dtype=dtype, device=device))
         parameter.grad = torch.ones_like(parameter)
         optimizer = class_([parameter], lr=0.5, fused=fused)
         with Gradients(False):
             inspect.unwrap(class_.step)(optimizer)  # without hooks, which are for the host's steps
-        stepped.append(parameter.detach())
-    return torch.allclose(*stepped, rtol=0.05)
+        return parameter.detach()
+
+    if device == "cpu":
+        return torch.allclose(step(False), step(True), rtol=0.05)
+    try:
+        step(True)
+    except RuntimeError:
+        return False
+    return True
 
 
 @functools.cache

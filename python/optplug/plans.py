@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import functools
 import pathlib
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -19,6 +19,7 @@ from torch import Tensor
 from optplug import compiled
 from optplug.buffers import is_dense, same_order
 from optplug.lean import Calls, has_hooks, lean
+from optplug.masters import Masters
 
 Group = dict[str, Any]
 
@@ -42,6 +43,7 @@ _STATE = {
 }
 # The hyperparameter without which a list is empty.
 _ONLY_WITH = {"max_exp_avg_sqs": "amsgrad", "momentum_buffer_list": "momentum"}
+_SINGLES = ["grad_scale", "found_inf"]
 # How many values make it worth to call in other threads, which the kernels do for any number of them.
 _WORTH_THREADS = 16384
 # Scalars that are no hyperparameters by that name.
@@ -49,16 +51,30 @@ _SCALARS: dict[str, Callable[[Group], float]] = {
     "beta1": lambda group: group["betas"][0],
     "beta2": lambda group: group["betas"][1],
     "is_first_step": lambda _: False,
+    "non_blocking": lambda _: False,
 }
 
 
 @dataclass(frozen=True)
 class Form:
-    """What an operator takes: lists of tensors, doubles, bools, by name and in this order."""
+    """What an operator takes: lists of tensors, doubles, bools, tensors, by name and in this order."""
 
     lists: tuple[str, ...]
-    doubles: tuple[str, ...]
-    bools: tuple[str, ...]
+    doubles: tuple[str, ...] = ()
+    bools: tuple[str, ...] = ()
+    singles: tuple[str, ...] = ()
+    optional: bool = False  # whether singles may be left out
+    overload: str = ""
+
+
+# Float32 copies and back: see `masters`.
+_COPY = "_foreach_copy_"
+_TAKE_FORM = Form(("self", "grads"), bools=("non_blocking",))
+_GIVE_FORM = Form(("self", "src"), bools=("non_blocking",))
+# On a GPU the step counts are there, and this adds to them: the other operators that add take a Scalar, which
+# torch's stable ABI does not.
+_ADD = "_foreach_addcmul_"
+_ADD_FORM = Form(("self", "tensor1", "tensor2"), singles=("scalars",), overload="Tensor")
 
 
 @functools.cache
@@ -68,10 +84,10 @@ def _form(operator: str) -> Form:
     names: dict[str, list[str]] = {"List[Tensor]": [], "float": [], "bool": [], "Optional[Tensor]": []}
     for argument in arguments:
         names[str(argument.type)].append(argument.name)
-    lists, doubles, bools, rest = names.values()
-    if lists + doubles + bools + ["grad_scale", "found_inf"] != [a.name for a in arguments] or len(rest) != 2:
+    lists, doubles, bools, singles = names.values()
+    if lists + doubles + bools + singles != [a.name for a in arguments] or singles != _SINGLES:
         raise ValueError(f"aten::{operator} of this torch takes {arguments}")
-    return Form(tuple(lists), tuple(doubles), tuple(bools))
+    return Form(tuple(lists), tuple(doubles), tuple(bools), tuple(singles), optional=True)
 
 
 @dataclass
@@ -83,10 +99,11 @@ class Operation:
 
     operator: str
     form: Form
-    group: Group
+    group: Group  # whose hyperparameters are the scalars
     lists: list[list[Tensor]]
     scalars: list[float]
     alone: bool  # too small to be worth more than one thread
+    singles: Sequence[Tensor | None] = ()
 
     @property
     def is_kernel(self) -> bool:
@@ -95,14 +112,17 @@ class Operation:
 
     @property
     def counters(self) -> int:
-        """Return which list has the step counts in it, which rise by one before; -1 if none has."""
-        has_any = "state_steps" in self.form.lists and not self.is_kernel
+        """Return which list has the step counts in it, which rise by one before; -1 if none has.
+
+        On a GPU there are operations for that.
+        """
+        has_any = "state_steps" in self.form.lists and not self.is_kernel and not self.lists[0][0].is_cuda
         return self.form.lists.index("state_steps") if has_any else -1
 
     @property
     def gradients(self) -> int:
-        """Return which list has the gradients in it."""
-        return self.form.lists.index("grads")
+        """Return which list has the host's gradients in it; -1 if none has."""
+        return self.form.lists.index("grads") if "grads" in self.form.lists else -1
 
 
 class Plan:
@@ -143,9 +163,24 @@ class Plan:
         ]
 
 
-def make(optimizer: torch.optim.Optimizer) -> Plan | None:
-    """State the next step of an optimizer that has stepped before; None if only Python can make it."""
+def make(
+    optimizer: torch.optim.Optimizer,
+    masters: Masters | None = None,
+    scale: tuple[Tensor | None, Tensor | None] = (None, None),
+    error_if_nonfinite: bool = False,
+) -> Plan | None:
+    """State the next step of an optimizer that has stepped before; None if only Python can make it.
+
+    Args:
+        masters: those of its parameters that are copies of the host's, if any.
+        scale: what gradients are divided by, and what leaves a step out: one number each.
+        error_if_nonfinite: whether gradients are looked at before, which C can do in the CPU's memory alone.
+    """
     if type(optimizer) not in _OPERATORS or has_hooks(optimizer):
+        return None
+    on_gpu = any(p.is_cuda for group in optimizer.param_groups for p in group["params"])
+    # In a capture what is made here would be the graph's, and be filled by its replays.
+    if on_gpu and (error_if_nonfinite or torch.cuda.is_current_stream_capturing()):
         return None
     operations = []
     try:
@@ -153,16 +188,64 @@ def make(optimizer: torch.optim.Optimizer) -> Plan | None:
             if not group["fused"]:
                 return None
             operator = _operator(optimizer, group)
-            alike: dict[tuple[torch.dtype, bool], list[Tensor]] = {}
-            for p in group["params"]:
-                alike.setdefault((p.dtype, p.numel() < _WORTH_THREADS), []).append(p)
             form = _form(operator)
-            for (_, small), parameters in alike.items():
+            alike: dict[tuple[torch.device, torch.dtype, bool], list[Tensor]] = {}
+            for p in group["params"]:
+                small = not p.is_cuda and p.numel() < _WORTH_THREADS
+                alike.setdefault((p.device, p.dtype, small), []).append(p)
+            for (device, _, small), parameters in alike.items():
+                counts = None
+                if device.type == "cuda" and "state_steps" in form.lists:
+                    counts = _gather_counts(parameters, optimizer)
                 lists = [_list(name, parameters, optimizer, group) for name in form.lists]
-                operations.append(Operation(operator, form, group, lists, _scalars(form, group), small))
+                if any(number is not None and number.device != device for number in scale):
+                    return None
+                step = Operation(operator, form, group, lists, _scalars(form, group), small, scale)
+                operations += [step] if counts is None else _counted(step, counts)
+        return Plan(_with_copies(operations, masters))
     except (AttributeError, KeyError, OverflowError, TypeError, ValueError):
         return None  # a state that is still to be made, or a torch that is not known here
-    return Plan(operations)
+
+
+def _gather_counts(parameters: list[Tensor], optimizer: torch.optim.Optimizer) -> Tensor:
+    """Put the step counts of parameters on a GPU side by side, so that one launch raises them all."""
+    counts = torch.stack([optimizer.state[p]["step"] for p in parameters])
+    for p, count in zip(parameters, counts.unbind(), strict=True):
+        optimizer.state[p]["step"] = count
+    return counts
+
+
+def _counted(step: Operation, counts: Tensor) -> list[Operation]:
+    """Return an operation on a GPU, with those that count its steps.
+
+    There is one more before, as with torch, and one less after if found_inf has left it out.
+    """
+    found_inf, ones = step.singles[1], torch.ones_like(counts)
+
+    def add(value: Tensor, sign: float) -> Operation:
+        return Operation(_ADD, _ADD_FORM, {}, [[counts], [value], [ones]], [], False, (torch.tensor([sign]),))
+
+    return [add(ones, 1.0), step] + ([] if found_inf is None else [add(found_inf, -1.0)])
+
+
+def _with_copies(operations: list[Operation], masters: Masters | None) -> list[Operation]:
+    """Return operations between those that copy the host's gradients, and the parameters to the host."""
+    if masters is None:
+        return operations
+    before, after = masters.gradients(), masters.values()
+    return [*_copies(_TAKE_FORM, *before), *operations, *_copies(_GIVE_FORM, *after)]
+
+
+def _copies(form: Form, targets: list[Tensor], sources: list[Tensor]) -> Iterator[Operation]:
+    alike: dict[tuple[torch.device, torch.dtype, torch.dtype, bool], list[tuple[Tensor, Tensor]]] = {}
+    for target, source in zip(targets, sources, strict=True):
+        shape = target.shape
+        if not (is_dense(shape, target.stride()) and same_order(shape, target.stride(), source.stride())):
+            raise ValueError("an array of the host's has gaps")
+        small = not target.is_cuda and target.numel() < _WORTH_THREADS
+        alike.setdefault((target.device, target.dtype, source.dtype, small), []).append((target, source))
+    for (*_, small), pairs in alike.items():
+        yield Operation(_COPY, form, {}, [list(t) for t in zip(*pairs, strict=True)], [0.0], small)
 
 
 def _operator(optimizer: torch.optim.Optimizer, group: Group) -> str:
@@ -206,7 +289,9 @@ def _check(name: str, p: Tensor, tensor: Tensor) -> None:
         raise ValueError(name)
 
 
-def make_compiled(optimizer: torch.optim.Optimizer, calls: Calls, may_compile: bool) -> Plan | None:
+def make_compiled(
+    optimizer: torch.optim.Optimizer, calls: Calls, may_compile: bool, masters: Masters | None = None
+) -> Plan | None:
     """State the next step of an optimizer with kernels; None if it has none, or is not laid out for them.
 
     Args:
@@ -238,13 +323,17 @@ def make_compiled(optimizer: torch.optim.Optimizer, calls: Calls, may_compile: b
             lists = [list(tensors) for tensors in zip(*rows, strict=True)]
             form = Form(("self", "grads", *map(str, range(2, len(lists)))), ("lr",), ())
             operations.append(Operation(str(file), form, group, lists, _scalars(form, group), small))
-    return Plan(operations)
+    try:
+        return Plan(_with_copies(operations, masters))
+    except ValueError:
+        return None
 
 
 def _fit(p: Tensor, tensors: list[Tensor]) -> bool:
     """Tell whether a flat pass over these is one over a parameter, its gradient and its state."""
     return (
         p.dtype in compiled.TOLERANCE
+        and not p.is_cuda
         and p.numel() > 0
         and is_dense(p.shape, p.stride())
         and all(

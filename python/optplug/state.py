@@ -148,7 +148,16 @@ def _check(
             raise ValueError(
                 f"parameter {shown(name)}: {key} has shape {shape}, and the parameter {tuple(p.shape)}"
             )
-    return {key: lie_as(value, p.detach()) for key, value in state.items()}
+    return {key: _place(lie_as(value, p.detach()), expected.get(key), p) for key, value in state.items()}
+
+
+def _place(value: Any, like: Any, p: Tensor) -> Any:
+    """Return a state, or a list of them, on the device where an example's is, or else the parameter's."""
+    if isinstance(value, list):
+        return [_place(v, None, p) for v in value]
+    if not isinstance(value, Tensor):
+        return value
+    return value.to(like.device if isinstance(like, Tensor) else p.device)
 
 
 def _reduces(shape: tuple[int, ...], like: tuple[int, ...], full: tuple[int, ...]) -> bool:
