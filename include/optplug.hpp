@@ -126,12 +126,20 @@ class Optimizer
     void bind(const std::string &name, T *data, T *grad, const Sizes &shape, const Sizes &strides = {},
               const Sizes &grad_strides = {})
     {
+        bind_device(name, "cpu", data, grad, shape, strides, grad_strides);
+    }
+    /* The same in the memory of a GPU, "cuda:0". */
+    template <class T>
+    void bind_device(const std::string &name, const std::string &device, T *data, T *grad, const Sizes &shape,
+                     const Sizes &strides = {}, const Sizes &grad_strides = {})
+    {
         for (const Sizes *sizes : {&strides, &grad_strides})
             if (!sizes->empty() && sizes->size() != shape.size())
                 throw Error(OPT_EINVAL, "parameter '" + name + "': " + std::to_string(sizes->size()) +
                                             " strides for " + std::to_string(shape.size()) + " dimensions");
-        check(opt_bind_nd(handle_, name.c_str(), dtype<T>::name, "cpu", static_cast<int>(shape.size()),
-                          shape.data(), data, strides.empty() ? nullptr : strides.data(), grad,
+        check(opt_bind_nd(handle_, name.c_str(), dtype<T>::name, device.c_str(),
+                          static_cast<int>(shape.size()), shape.data(), data,
+                          strides.empty() ? nullptr : strides.data(), grad,
                           grad_strides.empty() ? nullptr : grad_strides.data()));
     }
     /* A parameter whose arrays come with each step. */
@@ -209,6 +217,13 @@ class Optimizer
     }
     void schedule_step() { check_functions(opt_schedule_step(handle_)); }
     void schedule_step(double metric) { check_functions(opt_schedule_step_metric(handle_, metric)); }
+
+    /* A cudaStream_t is a pointer; nullptr is PyTorch's current stream again. */
+    void stream(void *stream) { check(opt_stream(handle_, stream)); }
+    void grad_scale(const void *scale, const void *found_inf = nullptr)
+    {
+        check(opt_grad_scale(handle_, scale, found_inf));
+    }
 
     void average(const std::string &spec) { check(opt_average(handle_, spec.c_str())); }
     template <class T> void average_get(const std::string &name, T *data) const

@@ -17,7 +17,8 @@
 !>   stat an error stops the program.  A call that fails changes nothing.
 !> * An array is bound as what it is: its kind gives the dtype, and PyTorch sees its true shape, in Fortran's
 !>   order.  The compiler refuses what it would have to copy: data and grad must have TARGET and no gaps.  What
-!>   has gaps, the inside of a field with halos for example, goes into pointers of yours, and bind_section.
+!>   has gaps, the inside of a field with halos for example, goes into pointers of yours, and bind_section; what
+!>   is in a GPU's memory goes into bind_device, by its addresses.
 !> * An optimizer ends with its variable (FINAL) or by free.  It owns its handle and cannot be copied.
 !> * It has been run with gfortran 12.2, and with no other compiler yet.
 !> * Parameter groups, the schedules' epochs and the rows of sparse gradients count from 0, as in PyTorch.
@@ -94,6 +95,7 @@ module optplug
     generic :: bind_scalar => scalar_real32, scalar_real64, scalar_complex32, scalar_complex64
     procedure, private :: section_real32, section_real64, section_complex32, section_complex64
     generic :: bind_section => section_real32, section_real64, section_complex32, section_complex64
+    procedure :: bind_device
     procedure, private :: step_bound, step_real32, step_real64
     generic :: step => step_bound, step_real32, step_real64
     procedure :: free => free_optimizer
@@ -111,6 +113,8 @@ module optplug
     procedure :: group
     procedure :: step_closure
     procedure :: iterate
+    procedure :: stream => set_stream
+    procedure :: grad_scale
     procedure :: average
     procedure, private :: average_get_real32, average_get_real64, average_get_complex32, average_get_complex64
     generic :: average_get => average_get_real32, average_get_real64, average_get_complex32, &
@@ -269,6 +273,18 @@ module optplug
       character(kind=c_char), intent(in) :: spec(*)
       type(c_funptr), value :: function
       type(c_ptr), value :: user
+    end function
+
+    integer(c_int) function c_stream(opt, stream) bind(c, name="opt_stream")
+      import :: c_int, c_ptr
+      integer(c_int), value :: opt
+      type(c_ptr), value :: stream
+    end function
+
+    integer(c_int) function c_grad_scale(opt, scale, found_inf) bind(c, name="opt_grad_scale")
+      import :: c_int, c_ptr
+      integer(c_int), value :: opt
+      type(c_ptr), value :: scale, found_inf
     end function
 
     integer(c_int) function c_average(opt, spec) bind(c, name="opt_average")
@@ -516,6 +532,31 @@ contains
     call bind_layouts(self, name, "complex128", layout_complex64(data), layout_complex64(grad), stat, errmsg)
   end subroutine
 
+  !> Lend the optimizer a parameter in the memory of a device, "cuda:0", by where it and its gradient begin:
+  !>
+  !>     !$acc host_data use_device(w, dw)
+  !>     call opt%bind_device("w", "float32", "cuda:0", [nx, ny], c_loc(w), c_loc(dw))
+  !>     !$acc end host_data
+  !>
+  !> dtype is PyTorch's word, "bfloat16" too.  strides count elements; without them an array has no gaps, and is
+  !> in Fortran's order.  The compiler cannot look at what an address is of: kind and shape are as you say.
+  subroutine bind_device(self, name, dtype, device, shape, data, grad, strides, grad_strides, stat, errmsg)
+    class(optimizer), intent(inout) :: self
+    character(*), intent(in) :: name, dtype, device
+    integer, intent(in) :: shape(:)
+    type(c_ptr), intent(in) :: data, grad
+    integer, intent(in), optional :: strides(:), grad_strides(:)
+    integer, intent(out), optional :: stat
+    character(*), intent(inout), optional :: errmsg
+    type(layout) :: of_data, of_grad
+
+    of_data = without_gaps(int(shape, int64), data)
+    of_grad = without_gaps(int(shape, int64), grad)
+    if (present(strides)) call stride(of_data, strides)
+    if (present(grad_strides)) call stride(of_grad, grad_strides)
+    call bind_layouts(self, name, dtype, of_data, of_grad, stat, errmsg, device)
+  end subroutine
+
   !> Let a parameter of this shape be one whose values come with each step: step(data, grad).
   subroutine bind_shape(self, name, dtype, shape, stat, errmsg)
     class(optimizer), intent(inout) :: self
@@ -529,15 +570,18 @@ contains
     call bind_layouts(self, name, dtype, nowhere, nowhere, stat, errmsg)
   end subroutine
 
-  subroutine bind_layouts(self, name, dtype, data, grad, stat, errmsg)
+  subroutine bind_layouts(self, name, dtype, data, grad, stat, errmsg, device)
     class(optimizer), intent(inout) :: self
     character(*), intent(in) :: name, dtype
     type(layout), intent(in) :: data, grad
     integer, intent(out), optional :: stat
     character(*), intent(inout), optional :: errmsg
-    character(:), allocatable :: mistake
+    character(*), intent(in), optional :: device
+    character(:), allocatable :: mistake, place
     integer(c_int) :: status
 
+    place = "cpu"
+    if (present(device)) place = trim(device)
     mistake = ""
     if (grad%mistake /= "") mistake = "grad " // trim(grad%mistake)
     if (data%mistake /= "") mistake = "data " // trim(data%mistake)
@@ -549,7 +593,7 @@ contains
       return
     end if
     status = c_bind_nd(self%handle, trim(name) // c_null_char, trim(dtype) // c_null_char, &
-      "cpu" // c_null_char, data%ndim, data%shape, data%first, data%strides, grad%first, grad%strides)
+      place // c_null_char, data%ndim, data%shape, data%first, data%strides, grad%first, grad%strides)
     if (status == opt_ok) call note(self, parameter(trim(name), trim(dtype), data%shape(:data%ndim), &
       .not. c_associated(data%first)))
     call settle(status, stat, errmsg)
@@ -903,6 +947,35 @@ contains
     status = -abs(int(stat, c_int))
   end function
 
+  ! ---- GPUs ----
+
+  !> Let the optimizer's work on a GPU go onto this stream of yours, a cudaStream_t as CUDA's C has it, from now
+  !> on; c_null_ptr: onto PyTorch's current one again.  An integer for it is one by transfer(it, c_null_ptr).
+  !>
+  !> A call then returns as a kernel launch does, before the work is done: see opt_stream in optplug.h.
+  subroutine set_stream(self, stream, stat, errmsg)
+    class(optimizer), intent(inout) :: self
+    type(c_ptr), intent(in) :: stream
+    integer, intent(out), optional :: stat
+    character(*), intent(inout), optional :: errmsg
+
+    call settle(c_stream(self%handle, stream), stat, errmsg)
+  end subroutine
+
+  !> Let each step from now on divide the gradients by what is at scale, the factor of your loss, and be left
+  !> out where what is at found_inf is 1 and not 0.
+  !>
+  !> Both are one real(real32) where the parameters are, or c_null_ptr for none, and must outlive the optimizer
+  !> or the next grad_scale.
+  subroutine grad_scale(self, scale, found_inf, stat, errmsg)
+    class(optimizer), intent(inout) :: self
+    type(c_ptr), intent(in) :: scale, found_inf
+    integer, intent(out), optional :: stat
+    character(*), intent(inout), optional :: errmsg
+
+    call settle(c_grad_scale(self%handle, scale, found_inf), stat, errmsg)
+  end subroutine
+
   ! ---- averages of the weights ----
 
   !> Average the parameters after each step from now on: "AveragedModel()".
@@ -1241,6 +1314,20 @@ contains
     this%strides = column_major(this%shape)
     this%first = first
   end function
+
+  !> Let an array have gaps, or another order of dimensions.
+  subroutine stride(this, strides)
+    type(layout), intent(inout) :: this
+    integer, intent(in) :: strides(:)
+
+    if (this%mistake /= "") return
+    if (size(strides) == this%ndim) then
+      this%strides(:this%ndim) = strides
+    else
+      this%mistake = "has strides " // shown(int(strides, int64)) // " for " // &
+        shown([int(this%ndim, int64)]) // " dimensions"
+    end if
+  end subroutine
 
   !> Find where an array lies that may have gaps, by where its values are.  A pointer of its rank is needed, and
   !> values, not sections: gfortran 12 forgets the gaps between components of structures otherwise.
