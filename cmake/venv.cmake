@@ -34,11 +34,22 @@ if(failed)
   message(FATAL_ERROR "${OPTPLUG_PYTHON} does not run: delete ${venv} and configure again")
 endif()
 
+# OPTPLUG_PINNED has other versions, or more: torch==2.11.0;...
+set(OPTPLUG_PINNED "" CACHE STRING "What pip is to install instead of, or beside, what constraints.txt pins")
+file(READ ${PROJECT_SOURCE_DIR}/constraints.txt pinned)
+foreach(requirement IN LISTS OPTPLUG_PINNED)
+  string(REGEX REPLACE "=.*" "" name ${requirement})
+  string(REGEX REPLACE "\n${name}==[^\n]*" "" pinned "${pinned}")
+  string(APPEND pinned "${requirement}\n")
+endforeach()
+file(CONFIGURE OUTPUT ${venv}.txt CONTENT "${pinned}" @ONLY)
+set_property(DIRECTORY APPEND PROPERTY CMAKE_CONFIGURE_DEPENDS ${PROJECT_SOURCE_DIR}/constraints.txt)
+
 set(pip ${clean} ${OPTPLUG_PYTHON} -m pip --disable-pip-version-check)
 add_custom_command(OUTPUT ${venv}/pinned.stamp
-  COMMAND ${pip} install -r ${PROJECT_SOURCE_DIR}/constraints.txt
+  COMMAND ${pip} install -r ${venv}.txt
   COMMAND ${CMAKE_COMMAND} -E touch ${venv}/pinned.stamp
-  DEPENDS ${PROJECT_SOURCE_DIR}/constraints.txt
+  DEPENDS ${venv}.txt
   COMMENT "Installing PyTorch and what else constraints.txt pins (the first time: minutes)"
   USES_TERMINAL VERBATIM)
 

@@ -57,6 +57,8 @@ FORWARD(int, opt_step_closure, (int opt, opt_callback closure, void *user, doubl
 FORWARD(int, opt_iterate, (int opt, double loss), (opt, loss))
 FORWARD(int, opt_schedule_callback, (int opt, const char *spec, opt_callback function, void *user),
         (opt, spec, function, user))
+FORWARD(int, opt_stream, (int opt, void *stream), (opt, stream))
+FORWARD(int, opt_grad_scale, (int opt, const void *scale, const void *found_inf), (opt, scale, found_inf))
 FORWARD(int, opt_average, (int opt, const char *spec), (opt, spec))
 FORWARD(int, opt_average_get, (int opt, const char *name, void *data), (opt, name, data))
 FORWARD(int, opt_average_swap, (int opt), (opt))

@@ -197,7 +197,9 @@ struct optimizer {
     int iterating; /* opt_iterate is in the middle of a step, before which the arrays were as in ... */
     unsigned char *start;
     struct arena arrays;
-    struct arena indices; /* a count first, and indices at the end: never written to */
+    struct arena indices;           /* a count first, and indices at the end: never written to */
+    struct arena numbers;           /* a found_inf first, and a scale at the end: never written to */
+    const float *scale, *found_inf; /* those it has been given */
     int count;
     struct parameter parameters[MOST];
 };
@@ -391,6 +393,22 @@ static void scribble_indices(struct fuzzer *f, struct optimizer *o)
         }
     }
     memcpy(arena->shadow, arena->bytes, arena->size);
+}
+
+static float *scale_of(struct optimizer *o)
+{
+    return (float *)(void *)(o->numbers.bytes + o->numbers.size - sizeof(float));
+}
+
+static float *found_inf_of(struct optimizer *o) { return (float *)(void *)o->numbers.bytes; }
+
+/* Choose another scale, and whether the next steps are left out: 1 says so, as torch.amp.GradScaler does. */
+static void scribble_numbers(struct fuzzer *f, struct optimizer *o)
+{
+    const float scales[] = {1, 2, 1024, 0.5f, -1, 0, INFINITY, NAN, 1e-40f};
+    *scale_of(o) = scales[below(f, sizeof scales / sizeof *scales)];
+    *found_inf_of(o) = (float)one_in(f, 3);
+    memcpy(o->numbers.shadow, o->numbers.bytes, o->numbers.size);
 }
 
 /* ---- what layouts mean ---- */
@@ -751,12 +769,15 @@ static int a_group(struct frame *c)
     return one_in(c->fuzzer, 6) ? (int)odd_integer(c->fuzzer) : below(c->fuzzer, 3) - 1;
 }
 
+static int is_scaled(const struct optimizer *o) { return o && (o->scale || o->found_inf); }
+
 /* ---- the calls, one function of the API each ---- */
 
 static void forget(struct fuzzer *f, struct optimizer *o)
 {
     f->stale[below(f, 32)] = o->handle;
     o->live = o->iterating = o->count = 0;
+    o->scale = o->found_inf = NULL;
     memset(o->arrays.lent, 0, o->arrays.size);
 }
 
@@ -1026,19 +1047,27 @@ static int try_step_f64(struct frame *c) { return try_step_lent(c, 1); }
 
 static int try_step_f32(struct frame *c) { return try_step_lent(c, 0); }
 
+/* See that a step with a closure is refused where gradients are scaled. */
+static int unscaled(struct frame *c, int status)
+{
+    if (status >= 0 && is_scaled(c->optimizer))
+        failed(c->fuzzer, "a step with a closure has been made after opt_grad_scale");
+    return status;
+}
+
 static int try_step_closure(struct frame *c)
 {
     opt_callback closure = a_callback(c);
     double *loss = a_result(c);
     note(c, "opt_step_closure(%d, %s, &cookie, %p)", c->handle, closure ? "callback" : "NULL", (void *)loss);
-    return opt_step_closure(c->handle, closure, (void *)&cookie, loss);
+    return unscaled(c, opt_step_closure(c->handle, closure, (void *)&cookie, loss));
 }
 
 static int try_iterate(struct frame *c)
 {
     double loss = any_double(c->fuzzer);
     note(c, "opt_iterate(%d, %g)", c->handle, loss);
-    return opt_iterate(c->handle, loss);
+    return unscaled(c, opt_iterate(c->handle, loss));
 }
 
 static int try_zero_grad(struct frame *c)
@@ -1089,6 +1118,41 @@ static int try_schedule_step_metric(struct frame *c)
     double value = any_double(c->fuzzer);
     note(c, "opt_schedule_step_metric(%d, %g)", c->handle, value);
     return opt_schedule_step_metric(c->handle, value);
+}
+
+/* No parameter is on a GPU. */
+static int try_stream(struct frame *c)
+{
+    struct fuzzer *f = c->fuzzer;
+    void *const garbage[] = {f->small, f->small + 1, (void *)next(f), (void *)1, (void *)2, (void *)-1};
+    void *stream = one_in(f, 3) ? NULL : garbage[below(f, sizeof garbage / sizeof *garbage)];
+    note(c, "opt_stream(%d, %p)", c->handle, stream);
+    int status = opt_stream(c->handle, stream);
+    if (stream && c->optimizer && !c->optimizer->shared && status != OPT_ESTATE)
+        failed(f, "opt_stream returned %d where nothing is on a GPU", status);
+    return status;
+}
+
+static int try_grad_scale(struct frame *c)
+{
+    struct fuzzer *f = c->fuzzer;
+    struct optimizer *o = c->optimizer, *owner = o ? o : f->pool;
+    const float *scale = one_in(f, 2) ? scale_of(owner) : NULL;
+    const float *found_inf = one_in(f, 2) ? found_inf_of(owner) : NULL;
+    int odd = one_in(f, 10) ? 1 + below(f, 3) : 0, is_odd = odd && (scale || found_inf);
+    if (one_in(f, 3))
+        scale = found_inf = NULL, is_odd = 0;
+    const void *a = scale ? (const char *)scale - odd : NULL;
+    const void *b = found_inf ? (const char *)found_inf + odd : NULL;
+    note(c, "opt_grad_scale(%d, %p, %p)", c->handle, a, b);
+    int status = opt_grad_scale(c->handle, a, b);
+    if (status == OPT_OK && is_odd)
+        failed(f, "opt_grad_scale has taken an address that is not aligned");
+    if (status == OPT_EINVAL && !strstr(opt_error(), "is not aligned"))
+        failed(f, "opt_grad_scale refuses numbers that are there");
+    if (status == OPT_OK && o && !o->shared)
+        o->scale = scale, o->found_inf = found_inf;
+    return status;
 }
 
 static int try_average(struct frame *c)
@@ -1288,6 +1352,8 @@ static const struct {
     {"opt_step_closure", try_step_closure, DATA | HANDLE | BARRED, 10},
     {"opt_iterate", try_iterate, DATA | HANDLE | BARRED, 16},
     {"opt_schedule_callback", try_schedule_callback, HANDLE | BARRED, 4},
+    {"opt_stream", try_stream, HANDLE | BARRED, 2},
+    {"opt_grad_scale", try_grad_scale, HANDLE | BARRED, 5},
     {"opt_average", try_average, HANDLE | BARRED, 2},
     {"opt_average_get", try_average_get, HANDLE, 4},
     {"opt_average_swap", try_average_swap, DATA | HANDLE | BARRED, 4},
@@ -1419,10 +1485,13 @@ static void check_arrays(struct frame *c, int status)
     int writes = status >= 0 || gives_up || is_half ? functions[c->which].flags & (DATA | GRAD) : 0;
     if (is_free && !gives_up)
         writes = 0;
+    if (strcmp(name, "opt_step") == 0 && writes)
+        writes = (o->found_inf && *o->found_inf != 0 ? 0 : DATA) | (o->scale ? GRAD : 0);
     if (is_iterate && status == OPT_EVALUATE && !o->iterating)
         memcpy(o->start, o->arrays.shadow, o->arrays.size);
     check_arena(c, &o->arrays, writes, o->stepping ? DATA : 0, c->callbacks);
     check_arena(c, &o->indices, 0, 0, 0);
+    check_arena(c, &o->numbers, 0, 0, 0);
     if (gives_up && !is_half)
         check_undone(c);
     if (is_iterate)
@@ -1512,6 +1581,8 @@ static void be_the_host(struct fuzzer *f, struct optimizer *o)
         scribble(f, o, DATA);
     if (one_in(f, 4))
         scribble_indices(f, o);
+    if (one_in(f, 4))
+        scribble_numbers(f, o);
 }
 
 /* What an optimizer says of itself but how its next step is made, which may change; to be freed. */
@@ -1615,6 +1686,7 @@ static void make_optimizer(struct fuzzer *f, struct optimizer *o)
 {
     make_watched_arena(&o->arrays, ARENA);
     make_watched_arena(&o->indices, ARENA);
+    make_watched_arena(&o->numbers, (size_t)sysconf(_SC_PAGESIZE));
     o->start = calloc(ARENA, 1);
     CHECK(o->start);
     memcpy(o->arrays.bytes, f->small, ARENA);

@@ -161,6 +161,92 @@ def test_sparse_rows_are_stepped():
         opt.bind_sparse("table", table, count, indices, rows[:1])
 
 
+class OnGpu:
+    """What numpy's arrays would be on a GPU; this memory is of the CPU."""
+
+    def __init__(self, array, **changes):
+        is_plain = array.flags.c_contiguous
+        self.__cuda_array_interface__ = {
+            "shape": array.shape,
+            "typestr": array.dtype.str,
+            "data": (array.ctypes.data, False),
+            "version": 3,
+            "strides": None if is_plain else array.strides,
+            "stream": 1,
+        } | changes
+
+
+@pytest.mark.parametrize("dtype", ["<f2", "<f4", "<f8", "<c8", "<c16"])
+def test_arrays_of_a_gpu_say_where_they_are(dtype):
+    m, dm = np.ones((4, 3), dtype), np.full((2, 3), 2, dtype, order="F")
+    with Optimizer("SGD(lr=0.5)") as opt:
+        opt.bind("m", OnGpu(m[::2]), OnGpu(dm), device="cpu")  # which is a device, too
+        opt.average("AveragedModel()")
+        opt.step()
+        assert not m[::2].any()
+        assert (m[1::2] == 1).all()
+        average = opt.average_get("m")
+        assert (average.shape, average.dtype.str) == ((2, 3), dtype)
+        with pytest.raises(Error, match=r"no device 'cuda'|memory of the CPU, not of cuda"):
+            opt.bind("m", OnGpu(m[::2]), OnGpu(dm))
+        with pytest.raises(Error, match="no device 'cuda:99'"):
+            opt.bind("m", OnGpu(m[::2]), dm, device="cuda:99")
+        with pytest.raises(TypeError, match="got one that is read-only"):
+            opt.bind("m", OnGpu(m[::2], data=(m.ctypes.data, True)), OnGpu(dm))
+
+
+def test_memory_is_bound_by_addresses():
+    w, dw = (torch.full((2, 3), x, dtype=torch.bfloat16) for x in (1, 2))
+    with Optimizer("SGD(lr=0.5)") as opt:
+        opt.bind_device("w", "bfloat16", "cpu", w.shape, w.data_ptr(), dw.data_ptr())
+        opt.bind_device("row", "bfloat16", "cpu", [3], w.data_ptr(), dw.data_ptr(), [1], (1,))
+        opt.bind_device("none", "float32", "cpu", [0], 0, 0)
+        opt.average("AveragedModel()")
+        opt.step()
+        assert w.tolist() == [[-1] * 3, [0] * 3]
+        assert opt.average_get("w").dtype == np.uint16
+        with pytest.raises(KeyError):
+            opt.average_get("v")
+        with pytest.raises(ValueError, match="1 strides for 2 dimensions"):
+            opt.bind_device("w", "bfloat16", "cpu", w.shape, w.data_ptr(), dw.data_ptr(), [1])
+        with pytest.raises(Error, match="no device 'cuda:99'"):
+            opt.bind_device("w", "bfloat16", "cuda:99", w.shape, w.data_ptr(), dw.data_ptr())
+
+
+def test_gradients_are_divided_by_the_scale():
+    x, found_inf = np.ones(1), np.zeros(1, np.float32)
+    with sgd(x=x) as opt:
+        opt.grad_scale(np.full((), 2, np.float32), OnGpu(found_inf))  # which nobody else has
+        gc.collect()
+        np.full((), 5, np.float32)
+        opt.step()
+        assert x == 0.5
+        found_inf[:] = 1
+        opt.step()
+        assert x == 0.5
+        found_inf[:] = 0
+        opt.grad_scale(None, found_inf.ctypes.data)
+        opt.step()
+        assert x < 0.5
+        opt.grad_scale(None)
+        with pytest.raises(Error, match=r"scale is at address .* which is not aligned to 4 bytes"):
+            opt.grad_scale(found_inf.ctypes.data + 1)
+        with pytest.raises(ValueError, match=r"scale must be one float32, got float64 of shape \(1,\)"):
+            opt.grad_scale(x)
+        with pytest.raises(ValueError, match=r"found_inf must be one float32, got float32 of shape \(2,\)"):
+            opt.grad_scale(None, np.zeros(2, np.float32))
+        with pytest.raises(TypeError, match="scale must be an array or an address, got float"):
+            opt.grad_scale(2.0)
+
+
+def test_streams_are_for_gpus():
+    with sgd(x=np.ones(1)) as opt:
+        opt.stream(None)
+        opt.stream(0)
+        with pytest.raises(Error, match="stream 0x7f00: no parameter is on a GPU"):
+            opt.stream(0x7F00)
+
+
 def test_failures_are_errors_with_status_message_and_traceback():
     with pytest.raises(Error, match="did you mean Adam") as caught:
         Optimizer("Adm()")
@@ -182,15 +268,16 @@ def test_failures_are_errors_with_status_message_and_traceback():
 @pytest.mark.parametrize(
     ("data", "grad", "error", "words"),
     [
-        ([1.0], np.ones(1), TypeError, "data must be a numpy array to write to, got list"),
+        ([1.0], np.ones(1), TypeError, "data must be a numpy array, or one of a GPU, to write to, got list"),
         (
             np.ones(1),
             np.broadcast_to(1.0, 1),
             TypeError,
-            "grad must be a numpy array to write to, got one that",
+            "to write to, got one that is read-only",
         ),
         (np.ones(2), np.ones(3), ValueError, r"of shape \(2,\) and grad float64 of \(3,\)"),
         (np.ones(2), np.ones(2, "f"), ValueError, "data is float64 of .* and grad float32"),
+        (np.ones(2, ">f8"), np.ones(2, ">f8"), ValueError, "data is >f8, of another byte order"),
         (np.ones(2, int), np.ones(2, int), Error, "floating point and complex"),
         (np.ones(2)[::-1], np.ones(2), Error, "must not be negative"),
         (np.ones(2, "d,f")["f0"], np.ones(2), ValueError, "do not divide"),

@@ -197,6 +197,44 @@ static void sparse_rows_are_stepped()
     CHECK(table[3][0] == -0.5 && table[3][1] == -0.5 && table[0][0] == 0);
 }
 
+static void memory_of_a_device_is_bound_by_its_name() /* the CPU is a device, too */
+{
+    double m[]{1, 1, 1, 1}, dm[]{2, 9, 2, 9, 2, 9, 2, 9};
+    Optimizer opt("SGD(lr=0.5)");
+    opt.bind_device("m", "cpu", m, dm, {2, 2}, {1, 2}, {2, 4});
+    opt.step();
+    for (double value : m)
+        CHECK(value == 0);
+    CHECK_THROWS(OPT_EINVAL, "no device 'cuda:99'", opt.bind_device("m", "cuda:99", m, dm, {4}));
+    CHECK_THROWS(OPT_EINVAL, "1 strides for 2 dimensions",
+                 opt.bind_device("m", "cuda:99", m, dm, {2, 2}, {1}));
+}
+
+static void streams_and_scales()
+{
+    double x[]{1}, dx[]{2};
+    float scale = 2, found_inf = 0;
+    Optimizer opt("SGD(lr=0.5)");
+    CHECK_THROWS(OPT_ESTATE, "nothing is bound", opt.grad_scale(&scale));
+    opt.bind("x", x, dx);
+    opt.stream(nullptr);
+    CHECK_THROWS(OPT_ESTATE, "no parameter is on a GPU", opt.stream(x));
+    opt.grad_scale(&scale, &found_inf);
+    opt.step();
+    CHECK(x[0] == 0.5);
+    found_inf = 1;
+    opt.step();
+    CHECK(x[0] == 0.5);
+    opt.grad_scale(&scale);
+    dx[0] = 2;
+    opt.step();
+    CHECK(x[0] == 0);
+    opt.grad_scale(nullptr);
+    dx[0] = 2;
+    opt.step();
+    CHECK(x[0] == -1);
+}
+
 static void errors_are_exceptions()
 {
     CHECK_THROWS(OPT_EINVAL, "did you mean Adam", Optimizer("Adm()"));
@@ -223,5 +261,7 @@ int main()
     schedules_groups_and_hyperparameters();
     gradients_averages_and_checkpoints();
     sparse_rows_are_stepped();
+    memory_of_a_device_is_bound_by_its_name();
+    streams_and_scales();
     errors_are_exceptions();
 }

@@ -1,5 +1,6 @@
 !> The Fortran module, with numbers worked out by hand: all of them are exact in binary.
 module cases
+  use, intrinsic :: iso_c_binding, only: c_loc, c_null_ptr
   use, intrinsic :: iso_fortran_env, only: error_unit, int64, int8, real32, real64
   use optplug
   implicit none
@@ -26,6 +27,9 @@ contains
     call reverse_communication_makes_the_same_step()
     call gradients_are_clipped_and_zeroed()
     call sparse_rows_are_columns()
+    call memory_of_a_device_is_bound_by_its_address()
+    call gradients_are_divided_by_the_scale()
+    call streams_are_for_gpus()
     call averages_come_in_fortrans_order()
     call checkpoints_in_files_and_memory()
     call an_optimizer_ends_with_its_variable()
@@ -392,6 +396,74 @@ contains
     call check(stat == opt_einval .and. index(message, "grad_rows is of shape (2, 2), and must be of (2, 3)") > 0, message)
     call opt%bind_sparse("table", table(:, ::2), count, indices, rows, stat, message)
     call check(stat == opt_einval .and. index(message, "contiguous") > 0, message)
+  end subroutine
+
+  !> The CPU is a device, too.
+  subroutine memory_of_a_device_is_bound_by_its_address()
+    real(real64), target :: m(2, 3) = 1, dm(3, 3), average(2, 3)
+    real(real32), target :: v(2) = 1, dv(2) = 2
+    type(optimizer) :: opt
+    character(200) :: message
+    integer :: i, stat
+
+    dm = reshape([(i, i=1, 9)], shape(dm))
+    call opt%create("SGD(lr=0.5)")
+    call opt%bind_device("m", "float64", "cpu", [2, 3], c_loc(m), c_loc(dm), grad_strides=[1, 3])
+    call opt%bind_device("v  ", "float32  ", "cpu  ", [2], c_loc(v), c_loc(dv), [1], [1])
+    call opt%average("AveragedModel()")
+    call opt%step()
+    call check(all(m == 1 - dm(:2, :) / 2) .and. all(v == 0), "in Fortran's order, and by strides")
+    call opt%average_get("m", average)
+    call check(all(average == m), "the average")
+    call opt%bind_device("m", "float64", "cuda:99", [2, 3], c_loc(m), c_loc(dm), stat=stat, errmsg=message)
+    call check(stat == opt_einval .and. index(message, "no device 'cuda:99'") > 0, message)
+    call opt%bind_device("m", "float64", "cpu", [2, 3], c_loc(m), c_loc(dm), [1], stat=stat, errmsg=message)
+    call check(stat == opt_einval .and. message == "parameter 'm': data has strides (1) for (2) dimensions", message)
+    call opt%bind_device("m", "float64", "cpu", [2, 3], c_loc(m), c_loc(dm), [1, 2], [1, 1], stat, message)
+    call check(stat == opt_einval .and. index(message, "grad_strides") > 0, message)
+    call opt%bind_device("m", "float64", "cpu", [2, 3], c_loc(m), c_null_ptr, stat=stat, errmsg=message)
+    call check(stat == opt_einval .and. index(message, "grad must not be NULL") > 0, message)
+    call opt%bind_device("m", "float64", "cpu", [(1, i=1, 8)], c_loc(m), c_loc(dm), [1], stat=stat, errmsg=message)
+    call check(stat == opt_einval .and. index(message, "7 is the most") > 0, message)
+  end subroutine
+
+  subroutine gradients_are_divided_by_the_scale()
+    real(real64), target :: x(2) = 1, dx(2) = 2
+    real(real32), target :: scale = 2, found_inf = 0
+    type(optimizer) :: opt
+    character(200) :: message
+    integer :: stat
+
+    call opt%create("SGD(lr=0.5)")
+    call opt%grad_scale(c_loc(scale), c_null_ptr, stat, message)
+    call check(stat == opt_estate .and. index(message, "nothing is bound") > 0, message)
+    call opt%bind("x", x, dx)
+    call opt%grad_scale(c_loc(scale), c_loc(found_inf))
+    call opt%step()
+    call check(all(x == 0.5_real64), "half the gradient")
+    found_inf = 1
+    dx = huge(dx)
+    call opt%step()
+    call check(all(x == 0.5_real64), "left out")
+    call opt%grad_scale(c_null_ptr, c_null_ptr)
+    dx = 1
+    call opt%step()
+    call check(all(x == 0), "the whole gradient")
+  end subroutine
+
+  subroutine streams_are_for_gpus()
+    real(real64), target :: x(1) = 1, dx(1) = 2
+    type(optimizer) :: opt
+    character(200) :: message
+    integer :: stat
+
+    call opt%create("SGD(lr=0.5)")
+    call opt%bind("x", x, dx)
+    call opt%stream(c_loc(x), stat, message)
+    call check(stat == opt_estate .and. index(message, "no parameter is on a GPU") > 0, message)
+    call opt%stream(c_null_ptr)
+    call opt%step()
+    call check(x(1) == 0, "PyTorch's stream")
   end subroutine
 
   subroutine averages_come_in_fortrans_order()

@@ -35,6 +35,44 @@ static void clipping_scales_all_gradients_together(void)
     CHECK(opt_free(opt) == OPT_OK);
 }
 
+static void scaled_gradients_are_divided_or_left_out(void)
+{
+    float x[2] = {0, 0}, dx[2], scale = 4, found_inf = 0;
+    int opt = opt_create("SGD(lr=1, momentum=0.5)");
+    CHECK(opt > 0);
+    CHECK_FAILS(OPT_ESTATE, "nothing is bound", opt_grad_scale(opt, &scale, &found_inf));
+    CHECK(opt_bind(opt, "x", "float32", 2, x, dx) == OPT_OK);
+    CHECK(opt_grad_scale(opt, &scale, &found_inf) == OPT_OK);
+    /* by hand: the momentum is 1, 1.5, 1.75, 1.875 times 1 and 2 */
+    const float expected[] = {0, -1, -1, -2.5f, -4.25f, -4.25f, -6.125f};
+    for (int i = 0; i < 7; i++) {
+        dx[0] = 4, dx[1] = 8;
+        found_inf = i == 0 || i == 2 || i == 5;
+        CHECK(opt_step(opt) == OPT_OK && x[0] == expected[i] && x[1] == 2 * expected[i]);
+    }
+    CHECK(opt_grad_scale(opt, NULL, NULL) == OPT_OK);
+    dx[0] = dx[1] = -1.875f * 0.5f; /* less the momentum of before, for x[0] */
+    CHECK(opt_step(opt) == OPT_OK && x[0] == -6.125f);
+    CHECK(opt_stream(opt, NULL) == OPT_OK);
+    CHECK_FAILS(OPT_ESTATE, "no parameter is on a GPU, bind one before", opt_stream(opt, x));
+    CHECK(opt_free(opt) == OPT_OK);
+}
+
+/* Steps of 2 to the -12, which bfloat16 numbers of 1 cannot take one by one. */
+static void small_steps_are_not_lost_with_master_copies(void)
+{
+    CHECK(opt_init("master_weights=True") == OPT_OK);
+    uint16_t x[1], dx[1] = {0x3F80}; /* 1 */
+    int opt = opt_create("SGD(lr=0.000244140625)");
+    CHECK(opt > 0 && opt_init("master_weights=False") == OPT_OK);
+    CHECK(opt_bind(opt, "x", "bfloat16", 1, x, dx) == OPT_OK);
+    x[0] = 0x3F80; /* as late as that */
+    for (int i = 0; i < 64; i++)
+        CHECK(opt_step(opt) == OPT_OK);
+    CHECK(x[0] == 0x3F7C); /* 1 - 1 / 64 */
+    CHECK(opt_free(opt) == OPT_OK);
+}
+
 static void gradients_that_are_not_finite_can_be_refused(void)
 {
     int plain = bound("SGD(lr=1)");
@@ -204,6 +242,8 @@ int main(void)
 {
     int quiet = check_quiet();
     clipping_scales_all_gradients_together();
+    scaled_gradients_are_divided_or_left_out();
+    small_steps_are_not_lost_with_master_copies();
     gradients_that_are_not_finite_can_be_refused();
     sparse_rows_are_added_up_and_stepped();
     sparse_adam_moves_only_the_rows_that_are_there();

@@ -171,6 +171,7 @@ enum { MANY = 1 << 20 }; /* enough for torch to want several threads */
 static float w[MANY], dw[MANY];
 static double v[4], dv[4], average[4];
 static int64_t rows = 1, row[1];
+static const float scale = 2, found_inf = 0;
 static int adam, sgd, lbfgs, sparse, rmsprop, pending, lent;
 
 static int closure(void *user, double *value)
@@ -319,6 +320,12 @@ DEFINE(schedule_wrong, opt_schedule(adam, "StepLR()"))
 DEFINE(schedule_callback, opt_schedule_callback(sgd, "LambdaLR()", factor, NULL))
 DEFINE(schedule_step, opt_schedule_step(sgd))
 DEFINE(schedule_metric, opt_schedule_step_metric(adam, 1))
+DEFINE(stream, opt_stream(adam, NULL))
+DEFINE(stream_wrong, opt_stream(adam, w))
+DEFINE(grad_scale, opt_grad_scale(adam, &scale, &found_inf))
+DEFINE(grad_scale_sgd, opt_grad_scale(sgd, &scale, &found_inf))
+DEFINE(grad_scale_wrong, opt_grad_scale(adam, (const char *)&scale + 1, NULL))
+DEFINE(grad_scale_none, opt_grad_scale(adam, NULL, NULL))
 DEFINE(average_on, opt_average(rmsprop, "AveragedModel()"))
 DEFINE(average_wrong, opt_average(rmsprop, "AveragedModl()"))
 DEFINE(average_get, opt_average_get(rmsprop, "v", average))
@@ -408,6 +415,18 @@ static const struct {
     CALL(step_sgd, 0),
     CALL(schedule_step, 0),
     CALL(schedule_metric, 1),
+    CALL(stream, 0),
+    CALL(stream_wrong, 1),
+    CALL(grad_scale, 0),
+    CALL(grad_scale_wrong, 1),
+    CALL(step, 0),
+    CALL(step, 0),
+    CALL(step_overflow, 0),
+    CALL(step_nothing, 0),
+    CALL(grad_scale_none, 0),
+    CALL(step, 0),
+    CALL(grad_scale_sgd, 0),
+    CALL(step_sgd, 0),
     CALL(average_on, 0),
     CALL(average_wrong, 1),
     CALL(step_rmsprop, 0),

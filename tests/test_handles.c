@@ -48,6 +48,8 @@ static void check_is_none(int opt)
     CHECK_FAILS(OPT_EHANDLE, "is no optimizer", opt_schedule_step_metric(opt, 1));
     CHECK_FAILS(OPT_EHANDLE, "is no optimizer", opt_step_closure(opt, loss, NULL, NULL));
     CHECK_FAILS(OPT_EHANDLE, "is no optimizer", opt_iterate(opt, 0));
+    CHECK_FAILS(OPT_EHANDLE, "is no optimizer", opt_stream(opt, NULL));
+    CHECK_FAILS(OPT_EHANDLE, "is no optimizer", opt_grad_scale(opt, NULL, NULL));
     CHECK_FAILS(OPT_EHANDLE, "is no optimizer", opt_average(opt, "AveragedModel()"));
     CHECK_FAILS(OPT_EHANDLE, "is no optimizer", opt_average_get(opt, "w", w));
     CHECK_FAILS(OPT_EHANDLE, "is no optimizer", opt_average_swap(opt));
