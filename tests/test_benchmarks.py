@@ -8,6 +8,8 @@ import shutil
 import subprocess
 import sys
 
+import pytest
+
 import hosts
 
 
@@ -37,3 +39,78 @@ def test_the_benchmark_writes_its_report_and_pictures(tmp_path):
         assert f"| {name} |" in report
     for picture in ("benchmarks-time.png", "benchmarks-limit.png"):
         assert (tmp_path / picture).read_bytes().startswith(b"\x89PNG")
+
+
+# ---- on a GPU, as far as that can be tested without one ----
+
+
+@pytest.fixture
+def gpu(monkeypatch):
+    monkeypatch.syspath_prepend(hosts.PROJECT / "benchmarks")
+    import gpu
+
+    return gpu
+
+
+def test_the_c_host_for_a_gpu_compiles_without_cuda_and_says_where_it_is_missing(gpu, tmp_path, monkeypatch):
+    monkeypatch.setenv("CC", hosts.CC)
+    assert gpu.build_steps(tmp_path, "-Wall", "-Wextra", "-Werror") == ""
+    done = subprocess.run(
+        [tmp_path / "gpu_steps"],
+        input="new\tAdam\t1\t50\n",
+        env={**os.environ, "BENCHMARK_CUDA": "/nowhere/libcudart.so"},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert (done.returncode, done.stdout) == (1, "")
+    assert done.stderr == "no cudaMalloc of CUDA's runtime in /nowhere/libcudart.so\n"
+
+
+def test_a_program_that_does_not_compile_is_left_out_with_the_compilers_line(gpu, tmp_path, monkeypatch):
+    monkeypatch.setenv("CC", hosts.CC)
+    assert "error" in gpu.build_steps(tmp_path, "-include", "nowhere.h")
+    monkeypatch.setenv("CC", "no-compiler")
+    assert gpu.build_steps(tmp_path) == "there is no no-compiler"
+
+
+def test_without_a_gpu_the_benchmark_says_what_is_missing(tmp_path):
+    done = subprocess.run(
+        [sys.executable, hosts.PROJECT / "benchmarks" / "gpu.py", "--programs", tmp_path, "--docs", tmp_path],
+        env={**os.environ, "CUDA_VISIBLE_DEVICES": ""},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert (done.returncode, done.stdout) == (2, "")
+    assert done.stderr.startswith("no device 'cuda:0': torch ")
+    assert done.stderr.count("\n") == 1
+    assert not list(tmp_path.iterdir())
+
+
+def test_the_report_of_a_gpu_has_goals_and_fractions_of_the_limit(gpu):
+    times = {"host": 2e-6, "device": 4e-3}
+    results = {
+        **{name: f"({name})" for name in ("date", "gpu", "driver", "cuda", "processor", "system")},
+        **{name: f"({name})" for name in ("optplug", "torch", "python")},
+        "rounds": 3,
+        "without_libtorch": "there is no c++",
+        # 28 bytes for each of 1e8 values, at 1e12 bytes a second: 2.8 ms.
+        "steps": [
+            [1, 50, 1e9, {"optplug": times}],
+            [1, 10**8, 1e12, {"optplug": times, "PyTorch fused": times}],
+            [200, 100, 1e12, {"optplug": times}],
+        ],
+    }
+    page = gpu.report(results)
+    for fact in ("on GPU (gpu), driver (driver)", "torch (torch) for CUDA (cuda)", "medians of 3 rounds"):
+        assert fact in page
+    assert "| Adam, 50 values, host time | 2.00 µs | under 15.0 µs |" in page
+    assert (
+        f"| Adam, 100,000,000 values, device time | 4,000 µs | under 3,080 µs, 1.1 {gpu.TIMES} the limit |"
+        in page
+    )
+    assert "| 100,000,000 | PyTorch fused | 2.00 | 4,000 | 2,800 | 0.70 |" in page
+    assert f"| 200 {gpu.TIMES} 100 | optplug |" in page
+    assert "LibTorch's rows are left out: `there is no c++`" in page
+    assert "left out" not in gpu.report({**results, "without_libtorch": ""})
