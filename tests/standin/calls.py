@@ -414,6 +414,21 @@ def test_master_copies_are_made_on_the_gpu():
     assert "stepped in float32" in run.describe()
 
 
+def test_a_scale_with_averages_waits_at_the_first_steps_alone():
+    run, scale, found_inf = Run("Adam()"), torch.ones(1).to("cuda:0"), torch.zeros(1).to("cuda:0")
+    run.do("opt_average", b"AveragedModel()")
+    run.do("opt_grad_scale", scale.data_ptr(), found_inf.data_ptr())
+    assert waits(run.steps(1))
+    assert not waits(run.steps(3))
+
+
+def test_memory_of_before_a_stream_is_kept_until_that_has_done_with_it():
+    assert lib.opt_init(b"master_weights=True") == 0
+    run = Run("AdamW()", dtype=torch.bfloat16)  # whose copies are made before
+    run.steps()
+    assert f"stream {run.on}: record" in run.do("opt_free")
+
+
 def test_a_look_at_gradients_waits():
     assert lib.opt_init(b"error_if_nonfinite=True") == 0
     run = Run("Adam()")
