@@ -123,8 +123,10 @@ int opt_schedule(int opt, const char *spec);
  * opt_step, once a step or once an epoch, as their numbers are meant. */
 int opt_schedule_step(int opt);
 
-/* Step those schedulers alone that take a value: ReduceLROnPlateau, which watches it (a validation loss,
- * for example), and CosineAnnealingWarmRestarts, to which it is the epoch, whole or not. */
+/* Step ReduceLROnPlateau alone, which watches the value: a validation loss, for example.
+ *
+ * Where none is attached, step CosineAnnealingWarmRestarts, to which the value is the epoch, whole or not.
+ * Beside a ReduceLROnPlateau, opt_schedule_step steps that by whole epochs. */
 int opt_schedule_step_metric(int opt, double value);
 
 /* ---- when something goes wrong ---- */

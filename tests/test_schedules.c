@@ -107,6 +107,29 @@ static void warm_restarts_take_fractions_of_an_epoch(void)
     CHECK(opt_free(opt) == OPT_OK);
 }
 
+/* A loss is no epoch: beside a plateau, which watches one, restarts go by opt_schedule_step. */
+static void a_loss_is_for_the_plateau_alone(void)
+{
+    const char *const restarts[] = {
+        "CosineAnnealingWarmRestarts(T_0=2)",
+        "ChainedScheduler([CosineAnnealingWarmRestarts(T_0=2)])",
+        "SequentialLR([CosineAnnealingWarmRestarts(T_0=2), StepLR(9)], milestones=[9])",
+    };
+    for (size_t i = 0; i < 2 * sizeof restarts / sizeof *restarts; i++) {
+        int opt = bound("SGD(lr=1)");
+        const char *first = "ReduceLROnPlateau(factor=0.5, patience=0)", *second = restarts[i / 2];
+        CHECK(opt_schedule(opt, i % 2 ? first : second) == OPT_OK);
+        CHECK(opt_schedule(opt, i % 2 ? second : first) == OPT_OK);
+        step(opt);
+        CHECK(fabs(rate(opt) - 0.5) < 1e-15);
+        CHECK(opt_schedule_step_metric(opt, 0.25) == OPT_OK && fabs(rate(opt) - 0.5) < 1e-15);
+        step(opt);
+        CHECK(rate(opt) == 1); /* the restart */
+        CHECK(opt_schedule_step_metric(opt, 0.5) == OPT_OK && rate(opt) == 0.5);
+        CHECK(opt_free(opt) == OPT_OK);
+    }
+}
+
 static int calls;
 
 static int by_group(void *user, double *value)
@@ -230,6 +253,7 @@ int main(void)
     a_plateau_lowers_the_rate();
     a_warm_up_goes_by_steps_and_a_plateau_by_epochs();
     warm_restarts_take_fractions_of_an_epoch();
+    a_loss_is_for_the_plateau_alone();
     a_function_is_told_the_group();
     a_function_that_fails_or_has_no_use_is_an_error();
     functions_of_the_host_give_factors();

@@ -773,7 +773,8 @@ contains
     call settle(c_schedule_step(self%handle), stat, errmsg)
   end subroutine
 
-  !> Step those schedulers alone that take a value: ReduceLROnPlateau, CosineAnnealingWarmRestarts.
+  !> Step ReduceLROnPlateau by the loss it watches or, where none is attached, CosineAnnealingWarmRestarts by the
+  !> epoch.
   subroutine schedule_step_metric(self, metric, stat, errmsg)
     class(optimizer), intent(inout) :: self
     real(real64), intent(in) :: metric

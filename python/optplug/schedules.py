@@ -8,7 +8,7 @@ from contextlib import contextmanager
 
 import torch
 from torch.optim import lr_scheduler, swa_utils
-from torch.optim.lr_scheduler import LRScheduler, ReduceLROnPlateau
+from torch.optim.lr_scheduler import CosineAnnealingWarmRestarts, LRScheduler, ReduceLROnPlateau
 
 from optplug import spec
 from optplug.errors import HostError, StateError
@@ -83,8 +83,8 @@ class _Builder:
 def step(optimizer: torch.optim.Optimizer, schedulers: Iterable[LRScheduler], value: float | None) -> None:
     """Step schedulers in the order in which they were attached, all or none.
 
-    Without a value, those that need none; with one, those that take one: ReduceLROnPlateau for its
-    metric, CosineAnnealingWarmRestarts for the epoch.
+    Without a value, those that need none.  With one, ReduceLROnPlateau alone, whose metric it is; only where
+    there is none may it be the epoch of CosineAnnealingWarmRestarts, which would take a loss for one.
 
     Raises:
         StateError: there is no such scheduler.
@@ -97,8 +97,9 @@ def step(optimizer: torch.optim.Optimizer, schedulers: Iterable[LRScheduler], va
         if not chosen:
             raise StateError("ReduceLROnPlateau needs a value: call opt_schedule_step_metric")
     else:
-        takers = (ReduceLROnPlateau, lr_scheduler.CosineAnnealingWarmRestarts)
-        chosen = [s for s in schedulers if isinstance(s, takers)]
+        takers = (ReduceLROnPlateau, CosineAnnealingWarmRestarts)
+        found = ([s for s in schedulers if isinstance(s, taker)] for taker in takers)
+        chosen = next(filter(None, found), [])
         if not chosen:
             raise StateError(f"no scheduler takes the value {value}: call opt_schedule_step")
     with undone_on_error(optimizer, chosen):

@@ -326,8 +326,8 @@ classdef Optimizer < handle
             %SCHEDULE_STEP Step the schedulers.
             %
             %   schedule_step(opt) steps all but ReduceLROnPlateau, after a step.
-            %   schedule_step(opt, metric) steps those that take a value: ReduceLROnPlateau,
-            %   and CosineAnnealingWarmRestarts, to which it is the epoch.
+            %   schedule_step(opt, metric) steps ReduceLROnPlateau by the loss it watches or,
+            %   where none is attached, CosineAnnealingWarmRestarts by the epoch.
             if nargin < 2
                 self.ask('opt_schedule_step');
             else
