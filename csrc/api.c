@@ -195,8 +195,6 @@ API int opt_set(int opt, int group, const char *options)
 
 static int schedule(int opt, const char *spec, opt_callback function, void *user)
 {
-    if (!spec)
-        return fail(OPT_EINVAL, "spec must not be NULL");
     struct call call;
     int status = begin_change(&call, opt);
     return status < 0 ? status : end(&call, host_python()->schedule(opt, spec, function, user));
@@ -386,6 +384,8 @@ API int opt_iterate(int opt, double loss)
 
 API int opt_schedule_callback(int opt, const char *spec, opt_callback function, void *user)
 {
+    if (!spec)
+        return fail(OPT_EINVAL, "spec must not be NULL");
     if (!function)
         return fail(OPT_EINVAL, "function must not be NULL");
     return schedule(opt, spec, function, user);

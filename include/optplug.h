@@ -116,7 +116,8 @@ int opt_set(int opt, int group, const char *options);
  * "StepLR(step_size=30)", or nested, "SequentialLR([LinearLR(total_iters=5),
  * CosineAnnealingLR(T_max=100)], milestones=[5])".
  *
- * It sets the learning rate at once.  Attaching another one chains them. */
+ * It sets the learning rate at once.  Attaching another one chains them.  NULL takes all of them off: the
+ * learning rates stay as they are, and a scheduler attached later starts from them. */
 int opt_schedule(int opt, const char *spec);
 
 /* Step the schedulers, all but ReduceLROnPlateau, in the order in which they were attached: after

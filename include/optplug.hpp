@@ -15,6 +15,7 @@
 #define OPTPLUG_HPP
 
 #include <complex>
+#include <cstddef>
 #include <cstdint>
 #include <exception>
 #include <functional>
@@ -197,6 +198,12 @@ class Optimizer
     }
     void set(int group, const std::string &options) { check(opt_set(handle_, group, options.c_str())); }
     void schedule(const std::string &spec) { check(opt_schedule(handle_, spec.c_str())); }
+    /* Take all schedulers off, and let go of their functions. */
+    void schedule(std::nullptr_t)
+    {
+        check(opt_schedule(handle_, nullptr));
+        functions_.clear();
+    }
     void schedule(const std::string &spec, ScheduleFunction function)
     {
         functions_.push_back({std::move(function), nullptr});

@@ -121,6 +121,10 @@ def test_groups_schedules_and_hyperparameters():
     opt.schedule_step(1.0)
     opt.schedule_step(1.0)
     assert opt.get(-1, "lr") == 1
+    opt.schedule(None)
+    with pytest.raises(Error, match="there is no scheduler"):
+        opt.schedule_step()
+    assert opt.get(-1, "lr") == 1
 
 
 def test_gradients_averages_and_checkpoints(tmp_path):

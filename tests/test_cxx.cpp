@@ -143,6 +143,12 @@ static void schedules_groups_and_hyperparameters()
     refused.schedule_step(); /* of which that function is no part */
     CHECK(refused.get(0, "lr") == 0.5);
 
+    auto used = std::make_shared<int>(0);
+    refused.schedule("LambdaLR()", [used](double, int) -> double { return ++*used / 4.0; });
+    refused.schedule(nullptr);
+    CHECK(used.use_count() == 1 && *used == 1 && refused.get(0, "lr") == 0.25);
+    CHECK_THROWS(OPT_ESTATE, "there is no scheduler", refused.schedule_step());
+
     Optimizer plateau("SGD(lr=1)");
     plateau.bind("a", a, d);
     plateau.schedule("ReduceLROnPlateau(factor=0.5, patience=0)");

@@ -263,6 +263,12 @@ contains
     call opt%schedule_step()
     call opt%get(0, "lr", rate)
     call check(rate == 0.5_real64 .and. count%calls == 2, "a function with a context")
+    call opt%schedule()
+    call opt%schedule("StepLR(step_size=1, gamma=0.5)")
+    call opt%step()
+    call opt%schedule_step()
+    call opt%get(0, "lr", rate)
+    call check(rate == 0.25_real64 .and. count%calls == 2, "another schedule in the place of both")
     call opt%free()
 
     call opt%create("SGD(lr=1)")

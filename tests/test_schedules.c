@@ -204,13 +204,55 @@ static void functions_of_the_host_give_factors(void)
     CHECK(opt_free(opt) == OPT_OK);
 }
 
+static void schedulers_are_taken_off(void)
+{
+    int opt = opt_create("SGD(lr=1)");
+    CHECK(opt_schedule(opt, NULL) == OPT_OK); /* there is none */
+    CHECK(opt_bind(opt, "w", "float64", 1, w, dw) == OPT_OK);
+    CHECK(opt_schedule(opt, NULL) == OPT_OK);
+    CHECK(opt_schedule(opt, "StepLR(1, gamma=0.5)") == OPT_OK);
+    step(opt);
+    CHECK(opt_schedule(opt, NULL) == OPT_OK && rate(opt) == 0.5);
+    CHECK_FAILS(OPT_ESTATE, "there is no scheduler: call opt_schedule first", opt_schedule_step(opt));
+    w[0] = 0;
+    for (int i = 0; i < 3; i++)
+        CHECK(opt_step(opt) == OPT_OK);
+    CHECK(w[0] == -1.5);
+
+    double slope = 0.5;
+    CHECK(opt_schedule_callback(opt, "LambdaLR()", factor, &slope) == OPT_OK);
+    CHECK(rate(opt) == 0.5); /* the first factor is 1, and of the rate as it was */
+    CHECK(opt_step(opt) == OPT_OK && opt_schedule_step(opt) == OPT_OK && rate(opt) == 0.75);
+    CHECK_FAILS(OPT_EINVAL, "spec must not be NULL", opt_schedule_callback(opt, NULL, factor, &slope));
+    CHECK(opt_schedule(opt, NULL) == OPT_OK);
+    int before = calls;
+    CHECK(opt_schedule(opt, "StepLR(1, gamma=0.5)") == OPT_OK && rate(opt) == 0.75);
+    step(opt);
+    CHECK(calls == before && rate(opt) == 0.375);
+    CHECK(opt_iterate(opt, 0) == OPT_EVALUATE);
+    CHECK_FAILS(OPT_ESTATE, "opt_schedule in the middle of a step", opt_schedule(opt, NULL));
+    CHECK(opt_free(opt) == OPT_OK);
+}
+
+static void a_momentum_stays_where_its_scheduler_has_left_it(void)
+{
+    double before, after;
+    int opt = bound("SGD(lr=1, momentum=0.5)");
+    CHECK(opt_schedule(opt, "OneCycleLR(max_lr=2, total_steps=10)") == OPT_OK);
+    step(opt);
+    CHECK(opt_get(opt, 0, "momentum", &before) == OPT_OK);
+    CHECK(opt_schedule(opt, NULL) == OPT_OK && opt_get(opt, 0, "momentum", &after) == OPT_OK);
+    CHECK(before == after && before != 0.5);
+    CHECK_FAILS(OPT_EINVAL, "no hyperparameter 'max_lr'", opt_get(opt, 0, "max_lr", &after));
+    CHECK(opt_free(opt) == OPT_OK);
+}
+
 static void mistakes_are_errors_that_change_nothing(void)
 {
     int opt = opt_create("SGD(lr=1)");
     CHECK_FAILS(OPT_ESTATE, "nothing is bound: call opt_bind before opt_schedule",
                 opt_schedule(opt, "StepLR(1)"));
     CHECK(opt_bind(opt, "w", "float64", 1, w, dw) == OPT_OK);
-    CHECK_FAILS(OPT_EINVAL, "spec must not be NULL", opt_schedule(opt, NULL));
     CHECK_FAILS(OPT_EINVAL, "function must not be NULL",
                 opt_schedule_callback(opt, "LambdaLR()", NULL, NULL));
     CHECK_FAILS(OPT_EINVAL, "spec 'StepLr(1)': no scheduler 'StepLr': did you mean StepLR",
@@ -257,6 +299,8 @@ int main(void)
     a_function_is_told_the_group();
     a_function_that_fails_or_has_no_use_is_an_error();
     functions_of_the_host_give_factors();
+    schedulers_are_taken_off();
+    a_momentum_stays_where_its_scheduler_has_left_it();
     mistakes_are_errors_that_change_nothing();
     CHECK(strcmp(opt_warning(), "") == 0);
     warnings_are_kept_for_who_asks();

@@ -104,8 +104,8 @@ module optplug
     procedure :: clip_grad_value
     procedure :: get
     procedure :: set
-    procedure, private :: schedule_spec, schedule_callback
-    generic :: schedule => schedule_spec, schedule_callback
+    procedure, private :: schedule_spec, schedule_callback, schedule_none
+    generic :: schedule => schedule_spec, schedule_callback, schedule_none
     procedure, private :: schedule_step_epoch, schedule_step_metric
     generic :: schedule_step => schedule_step_epoch, schedule_step_metric
     procedure, private :: bind_sparse_real32, bind_sparse_real64
@@ -189,7 +189,7 @@ module optplug
     integer(c_int) function c_schedule(opt, spec) bind(c, name="opt_schedule")
       import :: c_char, c_int
       integer(c_int), value :: opt
-      character(kind=c_char), intent(in) :: spec(*)
+      character(kind=c_char), intent(in), optional :: spec(*)
     end function
 
     integer(c_int) function c_schedule_step(opt) bind(c, name="opt_schedule_step")
@@ -761,6 +761,18 @@ contains
     else
       deallocate (kept)
     end if
+    call settle(status, stat, errmsg)
+  end subroutine
+
+  !> Take all schedulers off, and let go of their functions; the learning rates stay as they are.
+  subroutine schedule_none(self, stat, errmsg)
+    class(optimizer), intent(inout) :: self
+    integer, intent(out), optional :: stat
+    character(*), intent(inout), optional :: errmsg
+    integer(c_int) :: status
+
+    status = c_schedule(self%handle)
+    if (status == opt_ok) call forget_schedules(self)
     call settle(status, stat, errmsg)
   end subroutine
 
@@ -1519,15 +1531,21 @@ contains
 
   subroutine forget(self)
     type(optimizer), intent(inout) :: self
-    type(callback), pointer :: next
 
     self%handle = 0
+    call forget_schedules(self)
+    if (allocated(self%parameters)) deallocate (self%parameters)
+  end subroutine
+
+  subroutine forget_schedules(self)
+    class(optimizer), intent(inout) :: self
+    type(callback), pointer :: next
+
     do while (associated(self%schedules))
       next => self%schedules%next
       deallocate (self%schedules)
       self%schedules => next
     end do
-    if (allocated(self%parameters)) deallocate (self%parameters)
   end subroutine
 
   impure elemental subroutine finish(self)

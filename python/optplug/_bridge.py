@@ -429,6 +429,9 @@ def py_set(opt, group, options):
 @_callback
 @_plans
 def py_schedule(opt, text, function, user):
+    if text == ffi.NULL:
+        _optimizers[opt].unschedule()
+        return
     factor = None
     if function != ffi.NULL:
 

@@ -397,8 +397,15 @@ class Optimizer:
         """Set hyperparameters of a group, or with -1 of all."""
         self._call("opt_set", group, options.encode())
 
-    def schedule(self, spec: str, function: Callable[[float, int], float] | None = None) -> None:
-        """Attach a scheduler; if it takes a function of yours, one from an epoch and a group to a factor."""
+    def schedule(self, spec: str | None, function: Callable[[float, int], float] | None = None) -> None:
+        """Attach a scheduler; if it takes a function of yours, one from an epoch and a group to a factor.
+
+        None takes all schedulers off; the learning rates stay as they are.
+        """
+        if spec is None:
+            self._call("opt_schedule", None)
+            self._functions.clear()
+            return
         if function is None:
             self._call("opt_schedule", spec.encode())
             return

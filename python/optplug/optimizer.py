@@ -423,6 +423,14 @@ class Optimizer:
             self._schedules.append((text, function))
             self._forget()  # the scheduler wants to see one step of the optimizer itself
 
+    def unschedule(self) -> None:
+        """Take all schedulers off: see `schedules.detach`."""
+        self._check_idle("opt_schedule")
+        if self.torch:
+            schedules.detach(self.torch)
+        self._schedulers, self._schedules = [], []
+        self._forget()
+
     def schedule_step(self, value: float | None = None) -> None:
         """Step the schedulers: see `schedules.step`."""
         with self._ready("opt_schedule_step") as optimizer:

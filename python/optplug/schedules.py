@@ -17,6 +17,9 @@ from optplug.spec import Call, SpecError, shown
 # A function of the host's: of the epoch (and the group), or of whatever torch's argument is of.
 Function = Callable[..., float]
 
+#: What schedulers keep in the parameter groups, beside the hyperparameters that they set.
+GROUP_KEYS = ("initial_lr", "swa_lr", "max_lr", "min_lr", "max_momentum", "base_momentum")
+
 
 def classes() -> dict[str, type[LRScheduler]]:
     """Return the schedulers of torch by name."""
@@ -46,6 +49,15 @@ def attach(optimizer: torch.optim.Optimizer, text: str, function: Function | Non
         except Exception as error:
             raise SpecError(f"spec {shown(text)}: {error}") from error
     return scheduler
+
+
+def detach(optimizer: torch.optim.Optimizer) -> None:
+    """Let go of an optimizer's schedulers: hyperparameters stay, and later schedulers start from them."""
+    for group in optimizer.param_groups:
+        for key in GROUP_KEYS:
+            group.pop(key, None)
+    if hasattr(vars(optimizer).get("step"), "_wrapped_by_lr_sched"):
+        del optimizer.step  # torch's wrapper around that of the class
 
 
 class _Builder:

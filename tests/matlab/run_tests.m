@@ -268,6 +268,9 @@ assert(seen, [1 0.5 0.5 0.25]);
 opt.schedule_step(1);
 opt.schedule_step(2);
 assert(opt.get('lr'), 0.025, 1e-15);
+opt.schedule([]);
+assert(opt.get('lr'), 0.025, 1e-15);
+fails('optplug:state', 'there is no scheduler', @() opt.schedule_step());
 end
 
 function test_averages_are_made_and_swapped()

@@ -308,6 +308,7 @@ classdef Optimizer < handle
             %SCHEDULE Attach a scheduler of torch.optim.lr_scheduler, once every array is bound.
             %
             %   Those that take a function, LambdaLR for one, cannot be had here: use set.
+            %   schedule(opt, []) takes all schedulers off; the learning rates stay as they are.
             %
             %   Example:
             %       opt = optplug.Optimizer('SGD(lr=1.0)');
@@ -319,7 +320,10 @@ classdef Optimizer < handle
             %           opt.schedule_step();
             %       end
             %       disp(opt.get('lr'))
-            self.ask('opt_schedule', optplug.internal.text(spec, 'spec'));
+            if ~isequal(spec, [])
+                spec = optplug.internal.text(spec, 'spec');
+            end
+            self.ask('opt_schedule', spec);
         end
 
         function schedule_step(self, metric)
