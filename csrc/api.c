@@ -571,3 +571,50 @@ API const char *opt_list(const char *kind)
 }
 
 API const char *opt_version(void) { return OPTPLUG_VERSION; }
+
+/* ---- the same by longer names ---- */
+
+/* Of the type that the header declares, or the compiler says so.  macOS has no such aliases: the linker makes
+ * them there (library.cmake). */
+#ifdef __APPLE__
+#define ALIAS(name) extern __typeof__(opt_##name) optplug_##name;
+#else
+#define ALIAS(name) extern API __typeof__(opt_##name) optplug_##name __attribute__((alias("opt_" #name)));
+#endif
+
+ALIAS(create)
+ALIAS(bind)
+ALIAS(step)
+ALIAS(free)
+ALIAS(zero_grad)
+ALIAS(clip_grad_norm)
+ALIAS(clip_grad_value)
+ALIAS(get)
+ALIAS(set)
+ALIAS(schedule)
+ALIAS(schedule_step)
+ALIAS(schedule_step_metric)
+ALIAS(error)
+ALIAS(warning)
+ALIAS(traceback)
+ALIAS(bind_nd)
+ALIAS(step_f64)
+ALIAS(step_f32)
+ALIAS(bind_sparse)
+ALIAS(group)
+ALIAS(step_closure)
+ALIAS(iterate)
+ALIAS(schedule_callback)
+ALIAS(stream)
+ALIAS(grad_scale)
+ALIAS(average)
+ALIAS(average_get)
+ALIAS(average_swap)
+ALIAS(save)
+ALIAS(load)
+ALIAS(save_memory)
+ALIAS(load_memory)
+ALIAS(init)
+ALIAS(describe)
+ALIAS(list)
+ALIAS(version)

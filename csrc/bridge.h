@@ -11,7 +11,7 @@
 
 #include <stdint.h>
 
-/* A function of the host's: opt_callback. */
+/* A function of the host's, as in optplug.h. */
 typedef int (*optplug_callback)(void *user, double *value);
 
 /* Values of one dtype, without gaps. */

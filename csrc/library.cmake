@@ -19,9 +19,22 @@ function(add_optplug_library name)
     PUBLIC $<BUILD_INTERFACE:${PROJECT_SOURCE_DIR}/include>
     PRIVATE ${Python_INCLUDE_DIRS}) # types only: nothing of Python is linked
   target_link_libraries(${name} PRIVATE Threads::Threads ${CMAKE_DL_LIBS} m)
-  if(NOT APPLE)
+  if(APPLE)
+    # clang has no aliases there, which api.c makes elsewhere.
+    file(READ ${PROJECT_SOURCE_DIR}/include/optplug.h header)
+    string(REGEX MATCHALL "\n(int|int64_t|const char \\*) ?opt_[a-z0-9_]+" aliases "${header}")
+    list(TRANSFORM aliases REPLACE ".*opt_" "")
+    list(TRANSFORM aliases REPLACE "(.+)" "_opt_\\1 _optplug_\\1")
+    list(JOIN aliases "\n" aliases)
+    file(CONFIGURE OUTPUT ${CMAKE_CURRENT_BINARY_DIR}/aliases.txt CONTENT "${aliases}" @ONLY)
+    target_link_options(${name} PRIVATE -Wl,-alias_list,${CMAKE_CURRENT_BINARY_DIR}/aliases.txt)
+  else()
+    # Bsymbolic: our own calls reach our own functions, whatever functions the host has.
     # nodelete: Python cannot be unloaded, so a host that closes and opens us again must find it running.
     # defs: a function of Python that is called by name instead of through dlsym is an error here.
-    target_link_options(${name} PRIVATE -Wl,-z,nodelete -Wl,-z,defs)
+    set(exports ${CMAKE_CURRENT_FUNCTION_LIST_DIR}/exports.map)
+    target_link_options(${name} PRIVATE
+      -Wl,-z,nodelete -Wl,-z,defs -Wl,-Bsymbolic-functions -Wl,--version-script=${exports})
+    set_target_properties(${name} PROPERTIES LINK_DEPENDS ${exports})
   endif()
 endfunction()

@@ -161,6 +161,8 @@ def reference(header: str) -> str:
                 f"```c\n{code}```",
                 comment(text),
             ]
+        elif code:
+            parts += [comment(text), f"```c\n{code}```"]
         else:
             title, _, rest = text.partition("\n")
             parts += ["# C reference", f"From the comments of `{HEADER}`.", comment(rest)]

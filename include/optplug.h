@@ -43,6 +43,8 @@
 extern "C" {
 #endif
 
+#ifndef OPTPLUG_NO_SHORT_NAMES
+
 /* What a call returns.  These numbers never change; new ones may be added. */
 enum {
     OPT_OK = 0,
@@ -323,6 +325,72 @@ const char *opt_list(const char *kind);
 
 /* Return the version of the library that is loaded: OPTPLUG_VERSION, as it was when that was built. */
 const char *opt_version(void);
+
+#endif /* OPTPLUG_NO_SHORT_NAMES */
+
+/* ---- the same by longer names ---- */
+
+/* For a program that has an opt_init or an OPT_OK of its own.  After
+ *
+ *     #define OPTPLUG_NO_SHORT_NAMES
+ *
+ * optplug.h declares these alone.  They are the functions and statuses above, which optplug.hpp and the other
+ * bindings use by these names. */
+enum {
+    OPTPLUG_OK = 0,
+    OPTPLUG_DONE = 0,
+    OPTPLUG_EVALUATE = 1,
+    OPTPLUG_EINVAL = -1,
+    OPTPLUG_EHANDLE = -2,
+    OPTPLUG_ESTATE = -3,
+    OPTPLUG_ESTART = -4,
+    OPTPLUG_ERUNTIME = -5,
+    OPTPLUG_ENOMEM = -6,
+    OPTPLUG_ENONFINITE = -7,
+    OPTPLUG_EIO = -8
+};
+typedef int (*optplug_callback)(void *user, double *value);
+int optplug_create(const char *spec);
+int optplug_bind(int opt, const char *name, const char *dtype, int64_t n, void *data, void *grad);
+int optplug_step(int opt);
+int optplug_free(int opt);
+int optplug_zero_grad(int opt);
+int optplug_clip_grad_norm(int opt, double max_norm, double norm_type, int error_if_nonfinite,
+                           double *total_norm);
+int optplug_clip_grad_value(int opt, double clip_value);
+int optplug_get(int opt, int group, const char *name, double *value);
+int optplug_set(int opt, int group, const char *options);
+int optplug_schedule(int opt, const char *spec);
+int optplug_schedule_step(int opt);
+int optplug_schedule_step_metric(int opt, double value);
+const char *optplug_error(void);
+const char *optplug_warning(void);
+const char *optplug_traceback(void);
+int optplug_bind_nd(int opt, const char *name, const char *dtype, const char *device, int ndim,
+                    const int64_t *shape, void *data, const int64_t *strides, void *grad,
+                    const int64_t *grad_strides);
+int optplug_step_f64(int opt, double *data, const double *grad);
+int optplug_step_f32(int opt, float *data, const float *grad);
+int optplug_bind_sparse(int opt, const char *name, const char *dtype, int64_t rows, int64_t columns,
+                        void *data, int64_t capacity, const int64_t *count, const int64_t *indices,
+                        void *grad_rows);
+int optplug_group(int opt, const char *options);
+int optplug_step_closure(int opt, optplug_callback closure, void *user, double *loss);
+int optplug_iterate(int opt, double loss);
+int optplug_schedule_callback(int opt, const char *spec, optplug_callback function, void *user);
+int optplug_stream(int opt, void *stream);
+int optplug_grad_scale(int opt, const void *scale, const void *found_inf);
+int optplug_average(int opt, const char *spec);
+int optplug_average_get(int opt, const char *name, void *data);
+int optplug_average_swap(int opt);
+int optplug_save(int opt, const char *path);
+int optplug_load(int opt, const char *path);
+int64_t optplug_save_memory(int opt, void *buffer, int64_t size);
+int optplug_load_memory(int opt, const void *buffer, int64_t size);
+int optplug_init(const char *options);
+const char *optplug_describe(int opt);
+const char *optplug_list(const char *kind);
+const char *optplug_version(void);
 
 #ifdef __cplusplus
 }

@@ -10,7 +10,9 @@
  *     }
  *
  * What fails throws optplug::Error, and changes nothing.  An exception out of a function of yours that a
- * step calls ends that step, and comes out of it as it is.  An optimizer can be moved and not copied. */
+ * step calls ends that step, and comes out of it as it is.  An optimizer can be moved and not copied.
+ *
+ * In a program that has an opt_init or an OPT_OK of its own, define OPTPLUG_NO_SHORT_NAMES before. */
 #ifndef OPTPLUG_HPP
 #define OPTPLUG_HPP
 
@@ -53,20 +55,23 @@ class Error : public std::runtime_error
 template <class Result> Result check(Result result)
 {
     if (result < 0)
-        throw Error(static_cast<int>(result), opt_error(), opt_traceback());
+        throw Error(static_cast<int>(result), optplug_error(), optplug_traceback());
     return result;
 }
 
 inline std::string check_text(const char *text, int status)
 {
-    return text ? text : throw Error(status, opt_error(), opt_traceback());
+    return text ? text : throw Error(status, optplug_error(), optplug_traceback());
 }
 
-inline void init(const std::string &options = "") { check(opt_init(options.c_str())); }
-inline std::string list(const std::string &kind) { return check_text(opt_list(kind.c_str()), OPT_EINVAL); }
-inline std::string describe() { return check_text(opt_describe(0), OPT_ERUNTIME); }
-inline std::string warning() { return opt_warning(); }
-inline std::string version() { return opt_version(); }
+inline void init(const std::string &options = "") { check(optplug_init(options.c_str())); }
+inline std::string list(const std::string &kind)
+{
+    return check_text(optplug_list(kind.c_str()), OPTPLUG_EINVAL);
+}
+inline std::string describe() { return check_text(optplug_describe(0), OPTPLUG_ERUNTIME); }
+inline std::string warning() { return optplug_warning(); }
+inline std::string version() { return optplug_version(); }
 
 /* What torch calls the type of a value; specialize it for a half-precision type of yours. */
 template <class T> struct dtype;
@@ -90,7 +95,7 @@ class Optimizer
     /* The factor of an epoch, for a parameter group; or what scale_fn makes of x. */
     using ScheduleFunction = std::function<double(double epoch, int group)>;
 
-    explicit Optimizer(const std::string &spec) : handle_(check(opt_create(spec.c_str()))) {}
+    explicit Optimizer(const std::string &spec) : handle_(check(optplug_create(spec.c_str()))) {}
     Optimizer(Optimizer &&other) noexcept
         : handle_(std::exchange(other.handle_, 0)), functions_(std::move(other.functions_))
     {
@@ -104,7 +109,7 @@ class Optimizer
     ~Optimizer()
     {
         if (handle_ != 0)
-            opt_free(handle_);
+            optplug_free(handle_);
     }
 
     /* For what is not here; 0 once the optimizer was moved from. */
@@ -114,13 +119,14 @@ class Optimizer
     template <class Data, class Grad> void bind(const std::string &name, Data &data, Grad &grad)
     {
         if (std::size(data) != std::size(grad))
-            throw Error(OPT_EINVAL, "parameter '" + name + "': data has " + std::to_string(std::size(data)) +
-                                        " values and grad " + std::to_string(std::size(grad)));
+            throw Error(OPTPLUG_EINVAL, "parameter '" + name + "': data has " +
+                                            std::to_string(std::size(data)) + " values and grad " +
+                                            std::to_string(std::size(grad)));
         bind(name, std::data(data), std::data(grad), static_cast<std::int64_t>(std::size(data)));
     }
     template <class T> void bind(const std::string &name, T *data, T *grad, std::int64_t n)
     {
-        check(opt_bind(handle_, name.c_str(), dtype<T>::name, n, data, grad));
+        check(optplug_bind(handle_, name.c_str(), dtype<T>::name, n, data, grad));
     }
     /* Any shape; strides count values, and none are row-major. */
     template <class T>
@@ -136,12 +142,13 @@ class Optimizer
     {
         for (const Sizes *sizes : {&strides, &grad_strides})
             if (!sizes->empty() && sizes->size() != shape.size())
-                throw Error(OPT_EINVAL, "parameter '" + name + "': " + std::to_string(sizes->size()) +
-                                            " strides for " + std::to_string(shape.size()) + " dimensions");
-        check(opt_bind_nd(handle_, name.c_str(), dtype<T>::name, device.c_str(),
-                          static_cast<int>(shape.size()), shape.data(), data,
-                          strides.empty() ? nullptr : strides.data(), grad,
-                          grad_strides.empty() ? nullptr : grad_strides.data()));
+                throw Error(OPTPLUG_EINVAL, "parameter '" + name + "': " + std::to_string(sizes->size()) +
+                                                " strides for " + std::to_string(shape.size()) +
+                                                " dimensions");
+        check(optplug_bind_nd(handle_, name.c_str(), dtype<T>::name, device.c_str(),
+                              static_cast<int>(shape.size()), shape.data(), data,
+                              strides.empty() ? nullptr : strides.data(), grad,
+                              grad_strides.empty() ? nullptr : grad_strides.data()));
     }
     /* A parameter whose arrays come with each step. */
     template <class T> void bind(const std::string &name, const Sizes &shape)
@@ -153,20 +160,20 @@ class Optimizer
                      std::int64_t capacity, const std::int64_t *count, const std::int64_t *indices,
                      T *grad_rows)
     {
-        check(opt_bind_sparse(handle_, name.c_str(), dtype<T>::name, rows, columns, data, capacity, count,
-                              indices, grad_rows));
+        check(optplug_bind_sparse(handle_, name.c_str(), dtype<T>::name, rows, columns, data, capacity, count,
+                                  indices, grad_rows));
     }
-    void group(const std::string &options) { check(opt_group(handle_, options.c_str())); }
+    void group(const std::string &options) { check(optplug_group(handle_, options.c_str())); }
 
-    void step() { check(opt_step(handle_)); }
-    void step(double *data, const double *grad) { check(opt_step_f64(handle_, data, grad)); }
-    void step(float *data, const float *grad) { check(opt_step_f32(handle_, data, grad)); }
+    void step() { check(optplug_step(handle_)); }
+    void step(double *data, const double *grad) { check(optplug_step_f64(handle_, data, grad)); }
+    void step(float *data, const float *grad) { check(optplug_step_f32(handle_, data, grad)); }
     /* closure() computes the gradients and returns the loss.  Returns the first loss. */
     template <class Closure> double step_closure(Closure &&closure)
     {
         Call<std::remove_reference_t<Closure>> call{closure, nullptr};
         double loss = 0;
-        int status = opt_step_closure(
+        int status = optplug_step_closure(
             handle_,
             [](void *user, double *value) {
                 auto &its = *static_cast<Call<std::remove_reference_t<Closure>> *>(user);
@@ -179,35 +186,35 @@ class Optimizer
         return loss;
     }
     /* while (opt.iterate(loss)) loss = loss_and_gradient(w, dw); */
-    bool iterate(double loss) { return check(opt_iterate(handle_, loss)) == OPT_EVALUATE; }
+    bool iterate(double loss) { return check(optplug_iterate(handle_, loss)) == OPTPLUG_EVALUATE; }
 
-    void zero_grad() { check(opt_zero_grad(handle_)); }
+    void zero_grad() { check(optplug_zero_grad(handle_)); }
     double clip_grad_norm(double max_norm, double norm_type = 2, bool error_if_nonfinite = false)
     {
         double norm = 0;
-        check(opt_clip_grad_norm(handle_, max_norm, norm_type, error_if_nonfinite, &norm));
+        check(optplug_clip_grad_norm(handle_, max_norm, norm_type, error_if_nonfinite, &norm));
         return norm;
     }
-    void clip_grad_value(double clip_value) { check(opt_clip_grad_value(handle_, clip_value)); }
+    void clip_grad_value(double clip_value) { check(optplug_clip_grad_value(handle_, clip_value)); }
 
     double get(int group, const std::string &name) const
     {
         double value = 0;
-        check(opt_get(handle_, group, name.c_str(), &value));
+        check(optplug_get(handle_, group, name.c_str(), &value));
         return value;
     }
-    void set(int group, const std::string &options) { check(opt_set(handle_, group, options.c_str())); }
-    void schedule(const std::string &spec) { check(opt_schedule(handle_, spec.c_str())); }
+    void set(int group, const std::string &options) { check(optplug_set(handle_, group, options.c_str())); }
+    void schedule(const std::string &spec) { check(optplug_schedule(handle_, spec.c_str())); }
     /* Take all schedulers off, and let go of their functions. */
     void schedule(std::nullptr_t)
     {
-        check(opt_schedule(handle_, nullptr));
+        check(optplug_schedule(handle_, nullptr));
         functions_.clear();
     }
     void schedule(const std::string &spec, ScheduleFunction function)
     {
         functions_.push_back({std::move(function), nullptr});
-        int status = opt_schedule_callback(
+        int status = optplug_schedule_callback(
             handle_, spec.c_str(),
             [](void *user, double *value) {
                 auto &its = *static_cast<Call<ScheduleFunction> *>(user);
@@ -222,38 +229,42 @@ class Optimizer
             std::rethrow_exception(thrown);
         check(status);
     }
-    void schedule_step() { check_functions(opt_schedule_step(handle_)); }
-    void schedule_step(double metric) { check_functions(opt_schedule_step_metric(handle_, metric)); }
+    void schedule_step() { check_functions(optplug_schedule_step(handle_)); }
+    void schedule_step(double metric) { check_functions(optplug_schedule_step_metric(handle_, metric)); }
 
     /* A cudaStream_t is a pointer; nullptr is PyTorch's current stream again. */
-    void stream(void *stream) { check(opt_stream(handle_, stream)); }
+    void stream(void *stream) { check(optplug_stream(handle_, stream)); }
     void grad_scale(const void *scale, const void *found_inf = nullptr)
     {
-        check(opt_grad_scale(handle_, scale, found_inf));
+        check(optplug_grad_scale(handle_, scale, found_inf));
     }
 
-    void average(const std::string &spec) { check(opt_average(handle_, spec.c_str())); }
+    void average(const std::string &spec) { check(optplug_average(handle_, spec.c_str())); }
     template <class T> void average_get(const std::string &name, T *data) const
     {
-        check(opt_average_get(handle_, name.c_str(), data));
+        check(optplug_average_get(handle_, name.c_str(), data));
     }
-    void average_swap() { check(opt_average_swap(handle_)); }
+    void average_swap() { check(optplug_average_swap(handle_)); }
 
-    void save(const std::string &path) const { check(opt_save(handle_, path.c_str())); }
-    void load(const std::string &path) { check_functions(opt_load(handle_, path.c_str())); }
+    void save(const std::string &path) const { check(optplug_save(handle_, path.c_str())); }
+    void load(const std::string &path) { check_functions(optplug_load(handle_, path.c_str())); }
     std::vector<unsigned char> save_memory() const
     {
         std::vector<unsigned char> bytes(
-            static_cast<std::size_t>(check(opt_save_memory(handle_, nullptr, 0))));
-        auto size = check(opt_save_memory(handle_, bytes.data(), static_cast<std::int64_t>(bytes.size())));
+            static_cast<std::size_t>(check(optplug_save_memory(handle_, nullptr, 0))));
+        auto size =
+            check(optplug_save_memory(handle_, bytes.data(), static_cast<std::int64_t>(bytes.size())));
         bytes.resize(static_cast<std::size_t>(size));
         return bytes;
     }
     void load_memory(const std::vector<unsigned char> &bytes)
     {
-        check_functions(opt_load_memory(handle_, bytes.data(), static_cast<std::int64_t>(bytes.size())));
+        check_functions(optplug_load_memory(handle_, bytes.data(), static_cast<std::int64_t>(bytes.size())));
     }
-    std::string describe() const { return check_text(opt_describe(handle_ ? handle_ : -1), OPT_EHANDLE); }
+    std::string describe() const
+    {
+        return check_text(optplug_describe(handle_ ? handle_ : -1), OPTPLUG_EHANDLE);
+    }
 
   private:
     template <class Function> struct Call {

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import re
 import subprocess
 import sys
@@ -25,7 +26,31 @@ def test_it_exports_what_the_header_declares_and_the_bridges_door():
     assert len(declared) > 8
     listed = tool("nm", "-gU" if sys.platform == "darwin" else "-D", optplug.library())
     exported = set(re.findall(r" T _?(\w+)$", listed, re.M))
-    assert exported == declared | {"optplug_attach"}
+    longer = {name.replace("opt_", "optplug_") for name in declared}
+    assert exported == declared | longer | {"optplug_attach"}
+
+
+def test_each_function_and_status_has_its_longer_name():
+    short, longer = (
+        {
+            re.sub(r"\s+", " ", text)
+            for text in re.findall(
+                rf"^(?:int|int64_t|const char \*) ?{prefix}_\w+\(.*?\);", HEADER, re.M | re.S
+            )
+            + re.findall(rf"^typedef .*\b{prefix}_\w+\).*;", HEADER, re.M)
+            + re.findall(rf"\b{prefix.upper()}_\w+ = -?\d+", HEADER)
+        }
+        for prefix in ("opt", "optplug")
+    )
+    assert len(short) > 45
+    assert {re.sub(r"\bopt_", "optplug_", text.replace("OPT_", "OPTPLUG_")) for text in short} == longer
+    library = ctypes_api.load()
+    for name in re.findall(r"\b(opt_\w+)\(", " ".join(short)):
+        addresses = {
+            ctypes.cast(getattr(library, each), ctypes.c_void_p).value
+            for each in (name, name.replace("opt_", "optplug_"))
+        }
+        assert len(addresses) == 1, name
 
 
 @pytest.mark.skipif(sys.platform == "darwin", reason="reads ELF")

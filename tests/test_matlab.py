@@ -20,7 +20,9 @@ PROTOTYPE = (FOLDER / "liboptplug_proto.m").read_text()
 PACKAGE = hosts.PROJECT / "bindings" / "matlab" / "+optplug"
 
 #: Functions that take one of the host's, which MATLAB has none of.
-WITH_CALLBACK = {"opt_step_closure", "opt_schedule_callback"}
+WITH_CALLBACK = {
+    f"{prefix}_{name}" for prefix in ("opt", "optplug") for name in ("step_closure", "schedule_callback")
+}
 
 #: C's types by MATLAB's names, as loadlibrary's documentation has them.
 TYPES = {
@@ -59,8 +61,8 @@ def broken_rules(header: str) -> list[str]:
         "known types": all(
             re.sub(r"^const (.*?) ?\*", r"\1 *", f"const {kind} {star}".strip()).removeprefix("const ")
             in TYPES
-            or kind == "opt_callback"
-            for arguments in re.findall(r"\bopt_\w+\(([^()]*)\)", c)
+            or kind in ("opt_callback", "optplug_callback")
+            for arguments in re.findall(r"\bopt(?:plug)?_\w+\(([^()]*)\)", c)
             for kind, star in re.findall(r"(?:const )?(\w+) (\*?)\w+(?:,|$)", arguments)
         ),
     }
@@ -107,7 +109,7 @@ def parsed_header() -> tuple[cffi.FFI, dict[str, cffi.FFI.CType]]:
     return ffi, {
         name: ffi.typeof(getattr(library, name))
         for name in dir(library)
-        if name.startswith("opt_") and name not in WITH_CALLBACK
+        if name.startswith(("opt_", "optplug_")) and name not in WITH_CALLBACK
     }
 
 
@@ -223,9 +225,9 @@ def test_the_class_names_every_status_as_the_header_does():
 def test_the_class_calls_all_but_what_its_own_ways_replace_and_what_is_for_gpus():
     code = "".join(path.read_text() for path in PACKAGE.rglob("*.m"))
     called = set(re.findall(r"(?:call|ask|optplug_mex)\('(opt\w+)'", code))
-    replaced = {"opt_bind", "opt_bind_sparse", "opt_step_f64", "opt_step_f32"}
-    for_gpus = {"opt_stream", "opt_grad_scale"}  # MATLAB does not tell where a gpuArray lies
-    assert called == set(ENTRIES) - replaced - for_gpus
+    replaced = {"optplug_bind", "optplug_bind_sparse", "optplug_step_f64", "optplug_step_f32"}
+    for_gpus = {"optplug_stream", "optplug_grad_scale"}  # MATLAB does not tell where a gpuArray lies
+    assert called == {name for name in ENTRIES if name.startswith("optplug_")} - replaced - for_gpus
 
 
 def test_the_mex_file_has_what_the_class_calls():

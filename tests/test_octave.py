@@ -144,11 +144,11 @@ def test_the_mex_file_refuses_what_it_does_not_hold(mex):
     hold = "p = optplug_mex('hold', 1); "
     calls = {
         "optplug_mex()": "takes the name",
-        "optplug_mex('opt_nothing')": "no function 'opt_nothing'",
-        "optplug_mex('opt_step')": "takes 1 arguments, got 0",
-        "optplug_mex('opt_step', 'x')": "takes a number",
-        "optplug_mex('opt_step', 1e10)": "takes an int here, got 1e+10",
-        "optplug_mex('opt_create', 1)": "takes text",
+        "optplug_mex('optplug_nothing')": "no function 'optplug_nothing'",
+        "optplug_mex('optplug_step')": "takes 1 arguments, got 0",
+        "optplug_mex('optplug_step', 'x')": "takes a number",
+        "optplug_mex('optplug_step', 1e10)": "takes an int here, got 1e+10",
+        "optplug_mex('optplug_create', 1)": "takes text",
         "optplug_mex('hold', {1})": "takes a double, single or uint8 array",
         "optplug_mex('hold', 1i)": "takes a real, full array",
         "optplug_mex('held', 99)": "no array is held as 99",
@@ -156,11 +156,10 @@ def test_the_mex_file_refuses_what_it_does_not_hold(mex):
         hold + "optplug_mex('release', p); optplug_mex('held', p)": "no array is held",
         hold + "optplug_mex('optplug_copy', p, [1 2], 8)": "has another size or class",
         hold + "optplug_mex('optplug_copy', p, single(1), 8)": "has another size or class",
-        hold + "optplug_mex('opt_load_memory', 1, p, 9)": "has 1 elements, not 9",
+        hold + "optplug_mex('optplug_load_memory', 1, p, 9)": "has 1 elements, not 9",
         hold
-        + "n = int64(2); optplug_mex('opt_bind_nd', 1, 'w', 'float64', 'cpu', 1, n, p, n, p, n)": "not 2",
-        hold
-        + "optplug_mex('opt_bind_nd', 1, 'w', 'float64', 'cpu', 1, 1, p, 1, p, 1)": "takes an int64 array",
+        + "n = int64(2); optplug_mex('optplug_bind_nd', 1, 'w', 'float64', 'cpu', 1, n, p, n, p, n)": "not 2",
+        hold + "optplug_mex('optplug_bind_nd', 1, 'w', 'float64', 'cpu', 1, 1, p, 1, p, 1)": "an int64 array",
     }
     code = "\n".join(f"try, {call}; disp('no error'); catch e, disp(e.message), end" for call in calls)
     for message, (call, expected) in zip(octave(code, mex).splitlines(), calls.items(), strict=True):

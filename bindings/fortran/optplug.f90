@@ -139,84 +139,84 @@ module optplug
   end type
 
   interface
-    integer(c_int) function c_create(spec) bind(c, name="opt_create")
+    integer(c_int) function c_create(spec) bind(c, name="optplug_create")
       import :: c_char, c_int
       character(kind=c_char), intent(in) :: spec(*)
     end function
 
-    integer(c_int) function c_step(opt) bind(c, name="opt_step")
+    integer(c_int) function c_step(opt) bind(c, name="optplug_step")
       import :: c_int
       integer(c_int), value :: opt
     end function
 
-    integer(c_int) function c_free(opt) bind(c, name="opt_free")
+    integer(c_int) function c_free(opt) bind(c, name="optplug_free")
       import :: c_int
       integer(c_int), value :: opt
     end function
 
-    integer(c_int) function c_zero_grad(opt) bind(c, name="opt_zero_grad")
+    integer(c_int) function c_zero_grad(opt) bind(c, name="optplug_zero_grad")
       import :: c_int
       integer(c_int), value :: opt
     end function
 
     integer(c_int) function c_clip_grad_norm(opt, max_norm, norm_type, error_if_nonfinite, total_norm) &
-      bind(c, name="opt_clip_grad_norm")
+      bind(c, name="optplug_clip_grad_norm")
       import :: c_double, c_int
       integer(c_int), value :: opt, error_if_nonfinite
       real(c_double), value :: max_norm, norm_type
       real(c_double), intent(inout) :: total_norm
     end function
 
-    integer(c_int) function c_clip_grad_value(opt, clip_value) bind(c, name="opt_clip_grad_value")
+    integer(c_int) function c_clip_grad_value(opt, clip_value) bind(c, name="optplug_clip_grad_value")
       import :: c_double, c_int
       integer(c_int), value :: opt
       real(c_double), value :: clip_value
     end function
 
-    integer(c_int) function c_get(opt, group, name, value) bind(c, name="opt_get")
+    integer(c_int) function c_get(opt, group, name, value) bind(c, name="optplug_get")
       import :: c_char, c_double, c_int
       integer(c_int), value :: opt, group
       character(kind=c_char), intent(in) :: name(*)
       real(c_double), intent(inout) :: value
     end function
 
-    integer(c_int) function c_set(opt, group, options) bind(c, name="opt_set")
+    integer(c_int) function c_set(opt, group, options) bind(c, name="optplug_set")
       import :: c_char, c_int
       integer(c_int), value :: opt, group
       character(kind=c_char), intent(in) :: options(*)
     end function
 
-    integer(c_int) function c_schedule(opt, spec) bind(c, name="opt_schedule")
+    integer(c_int) function c_schedule(opt, spec) bind(c, name="optplug_schedule")
       import :: c_char, c_int
       integer(c_int), value :: opt
       character(kind=c_char), intent(in), optional :: spec(*)
     end function
 
-    integer(c_int) function c_schedule_step(opt) bind(c, name="opt_schedule_step")
+    integer(c_int) function c_schedule_step(opt) bind(c, name="optplug_schedule_step")
       import :: c_int
       integer(c_int), value :: opt
     end function
 
-    integer(c_int) function c_schedule_step_metric(opt, metric) bind(c, name="opt_schedule_step_metric")
+    integer(c_int) function c_schedule_step_metric(opt, metric) bind(c, name="optplug_schedule_step_metric")
       import :: c_double, c_int
       integer(c_int), value :: opt
       real(c_double), value :: metric
     end function
 
-    type(c_ptr) function c_error() bind(c, name="opt_error")
+    type(c_ptr) function c_error() bind(c, name="optplug_error")
       import :: c_ptr
     end function
 
-    type(c_ptr) function c_warning() bind(c, name="opt_warning")
+    type(c_ptr) function c_warning() bind(c, name="optplug_warning")
       import :: c_ptr
     end function
 
-    type(c_ptr) function c_traceback() bind(c, name="opt_traceback")
+    type(c_ptr) function c_traceback() bind(c, name="optplug_traceback")
       import :: c_ptr
     end function
 
     integer(c_int) function c_bind_nd(opt, name, dtype, device, ndim, shape, data, strides, grad, &
-      grad_strides) bind(c, name="opt_bind_nd")
+      grad_strides) bind(c, name="optplug_bind_nd")
       import :: c_char, c_int, c_int64_t, c_ptr
       integer(c_int), value :: opt, ndim
       character(kind=c_char), intent(in) :: name(*), dtype(*), device(*)
@@ -224,14 +224,14 @@ module optplug
       type(c_ptr), value :: data, grad
     end function
 
-    integer(c_int) function c_step_f64(opt, data, grad) bind(c, name="opt_step_f64")
+    integer(c_int) function c_step_f64(opt, data, grad) bind(c, name="optplug_step_f64")
       import :: c_double, c_int
       integer(c_int), value :: opt
       real(c_double), intent(inout) :: data(*)
       real(c_double), intent(in) :: grad(*)
     end function
 
-    integer(c_int) function c_step_f32(opt, data, grad) bind(c, name="opt_step_f32")
+    integer(c_int) function c_step_f32(opt, data, grad) bind(c, name="optplug_step_f32")
       import :: c_float, c_int
       integer(c_int), value :: opt
       real(c_float), intent(inout) :: data(*)
@@ -239,7 +239,7 @@ module optplug
     end function
 
     integer(c_int) function c_bind_sparse(opt, name, dtype, rows, columns, data, capacity, count, indices, &
-      grad_rows) bind(c, name="opt_bind_sparse")
+      grad_rows) bind(c, name="optplug_bind_sparse")
       import :: c_char, c_int, c_int64_t, c_ptr
       integer(c_int), value :: opt
       character(kind=c_char), intent(in) :: name(*), dtype(*)
@@ -247,13 +247,13 @@ module optplug
       type(c_ptr), value :: data, count, indices, grad_rows
     end function
 
-    integer(c_int) function c_group(opt, options) bind(c, name="opt_group")
+    integer(c_int) function c_group(opt, options) bind(c, name="optplug_group")
       import :: c_char, c_int
       integer(c_int), value :: opt
       character(kind=c_char), intent(in) :: options(*)
     end function
 
-    integer(c_int) function c_step_closure(opt, closure, user, loss) bind(c, name="opt_step_closure")
+    integer(c_int) function c_step_closure(opt, closure, user, loss) bind(c, name="optplug_step_closure")
       import :: c_double, c_funptr, c_int, c_ptr
       integer(c_int), value :: opt
       type(c_funptr), value :: closure
@@ -261,13 +261,13 @@ module optplug
       real(c_double), intent(inout) :: loss
     end function
 
-    integer(c_int) function c_iterate(opt, loss) bind(c, name="opt_iterate")
+    integer(c_int) function c_iterate(opt, loss) bind(c, name="optplug_iterate")
       import :: c_double, c_int
       integer(c_int), value :: opt
       real(c_double), value :: loss
     end function
 
-    integer(c_int) function c_schedule_callback(opt, spec, function, user) bind(c, name="opt_schedule_callback")
+    integer(c_int) function c_schedule_callback(opt, spec, function, user) bind(c, name="optplug_schedule_callback")
       import :: c_char, c_funptr, c_int, c_ptr
       integer(c_int), value :: opt
       character(kind=c_char), intent(in) :: spec(*)
@@ -275,78 +275,78 @@ module optplug
       type(c_ptr), value :: user
     end function
 
-    integer(c_int) function c_stream(opt, stream) bind(c, name="opt_stream")
+    integer(c_int) function c_stream(opt, stream) bind(c, name="optplug_stream")
       import :: c_int, c_ptr
       integer(c_int), value :: opt
       type(c_ptr), value :: stream
     end function
 
-    integer(c_int) function c_grad_scale(opt, scale, found_inf) bind(c, name="opt_grad_scale")
+    integer(c_int) function c_grad_scale(opt, scale, found_inf) bind(c, name="optplug_grad_scale")
       import :: c_int, c_ptr
       integer(c_int), value :: opt
       type(c_ptr), value :: scale, found_inf
     end function
 
-    integer(c_int) function c_average(opt, spec) bind(c, name="opt_average")
+    integer(c_int) function c_average(opt, spec) bind(c, name="optplug_average")
       import :: c_char, c_int
       integer(c_int), value :: opt
       character(kind=c_char), intent(in) :: spec(*)
     end function
 
-    integer(c_int) function c_average_get(opt, name, data) bind(c, name="opt_average_get")
+    integer(c_int) function c_average_get(opt, name, data) bind(c, name="optplug_average_get")
       import :: c_char, c_int, c_ptr
       integer(c_int), value :: opt
       character(kind=c_char), intent(in) :: name(*)
       type(c_ptr), value :: data
     end function
 
-    integer(c_int) function c_average_swap(opt) bind(c, name="opt_average_swap")
+    integer(c_int) function c_average_swap(opt) bind(c, name="optplug_average_swap")
       import :: c_int
       integer(c_int), value :: opt
     end function
 
-    integer(c_int) function c_save(opt, path) bind(c, name="opt_save")
+    integer(c_int) function c_save(opt, path) bind(c, name="optplug_save")
       import :: c_char, c_int
       integer(c_int), value :: opt
       character(kind=c_char), intent(in) :: path(*)
     end function
 
-    integer(c_int) function c_load(opt, path) bind(c, name="opt_load")
+    integer(c_int) function c_load(opt, path) bind(c, name="optplug_load")
       import :: c_char, c_int
       integer(c_int), value :: opt
       character(kind=c_char), intent(in) :: path(*)
     end function
 
-    integer(c_int64_t) function c_save_memory(opt, buffer, size) bind(c, name="opt_save_memory")
+    integer(c_int64_t) function c_save_memory(opt, buffer, size) bind(c, name="optplug_save_memory")
       import :: c_int, c_int64_t, c_ptr
       integer(c_int), value :: opt
       type(c_ptr), value :: buffer
       integer(c_int64_t), value :: size
     end function
 
-    integer(c_int) function c_load_memory(opt, buffer, size) bind(c, name="opt_load_memory")
+    integer(c_int) function c_load_memory(opt, buffer, size) bind(c, name="optplug_load_memory")
       import :: c_int, c_int64_t, c_ptr
       integer(c_int), value :: opt
       type(c_ptr), value :: buffer
       integer(c_int64_t), value :: size
     end function
 
-    integer(c_int) function c_init(options) bind(c, name="opt_init")
+    integer(c_int) function c_init(options) bind(c, name="optplug_init")
       import :: c_char, c_int
       character(kind=c_char), intent(in) :: options(*)
     end function
 
-    type(c_ptr) function c_describe(opt) bind(c, name="opt_describe")
+    type(c_ptr) function c_describe(opt) bind(c, name="optplug_describe")
       import :: c_int, c_ptr
       integer(c_int), value :: opt
     end function
 
-    type(c_ptr) function c_list(kind) bind(c, name="opt_list")
+    type(c_ptr) function c_list(kind) bind(c, name="optplug_list")
       import :: c_char, c_ptr
       character(kind=c_char), intent(in) :: kind(*)
     end function
 
-    type(c_ptr) function c_version() bind(c, name="opt_version")
+    type(c_ptr) function c_version() bind(c, name="optplug_version")
       import :: c_ptr
     end function
 

@@ -66,8 +66,9 @@ def functions(header: str) -> dict[str, tuple[str, list[str]]]:
     """Return, by name, each function's result and arguments as C types; functions of the host's are none."""
     text = re.sub(r"/\*.*?\*/", "", header, flags=re.S)
     found = {}
+    pointers = re.findall(r"^typedef .*\(\*(\w+)\)", text, re.M)
     for result, name, arguments in FUNCTION.findall(f"{text}\n{COPY};"):
-        if "opt_callback" not in arguments:  # MATLAB has no function pointers
+        if not any(pointer in arguments for pointer in pointers):  # which MATLAB has not
             parameters = [] if arguments == "void" else re.split(r",\s*", arguments)
             found[name] = (
                 declaration(f"{result}result".replace("  ", " ")),

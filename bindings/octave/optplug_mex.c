@@ -1,6 +1,6 @@
 /* optplug.h for Octave and MATLAB, as the class optplug.Optimizer calls it.
  *
- *     [result, ...] = optplug_mex('opt_get', opt, group, name, 0)
+ *     [result, ...] = optplug_mex('optplug_get', opt, group, name, 0)
  *
  * Arguments and results are those of MATLAB's calllib: a function's own result, and one for each pointer
  * argument of those that write to it.  Arrays that the library keeps pointers to are held here, each under
@@ -10,6 +10,8 @@
 #include <string.h>
 
 #include "mex.h"
+
+#define OPTPLUG_NO_SHORT_NAMES
 #include "optplug.h"
 
 /* ---- arguments ---- */
@@ -150,13 +152,13 @@ static mxArray *scalar(double value) { return mxCreateDoubleScalar(value); }
 
 static mxArray *string(const char *value) { return mxCreateString(value ? value : ""); }
 
-static void create(mxArray **out, const mxArray **in) { *out = scalar(opt_create(text(in[0]))); }
+static void create(mxArray **out, const mxArray **in) { *out = scalar(optplug_create(text(in[0]))); }
 
-static void init(mxArray **out, const mxArray **in) { *out = scalar(opt_init(text(in[0]))); }
+static void init(mxArray **out, const mxArray **in) { *out = scalar(optplug_init(text(in[0]))); }
 
-static void list(mxArray **out, const mxArray **in) { *out = string(opt_list(text(in[0]))); }
+static void list(mxArray **out, const mxArray **in) { *out = string(optplug_list(text(in[0]))); }
 
-static void describe(mxArray **out, const mxArray **in) { *out = string(opt_describe(integer(in[0]))); }
+static void describe(mxArray **out, const mxArray **in) { *out = string(optplug_describe(integer(in[0]))); }
 
 static void bind_nd(mxArray **out, const mxArray **in)
 {
@@ -169,15 +171,16 @@ static void bind_nd(mxArray **out, const mxArray **in)
     for (int i = 0; i < ndim; i++)
         if (shape[i] < 0 || __builtin_mul_overflow(count, shape[i], &count))
             mexErrMsgIdAndTxt("optplug:invalid", "%s: the shape is too large", command);
-    *out =
-        scalar(opt_bind_nd(integer(in[0]), text(in[1]), text(in[2]), text(in[3]), ndim, shape,
-                           pointer(in[6], count), mxGetData(in[7]), pointer(in[8], count), mxGetData(in[9])));
+    *out = scalar(optplug_bind_nd(integer(in[0]), text(in[1]), text(in[2]), text(in[3]), ndim, shape,
+                                  pointer(in[6], count), mxGetData(in[7]), pointer(in[8], count),
+                                  mxGetData(in[9])));
 }
 
 static void clip_grad_norm(mxArray **out, const mxArray **in)
 {
     double norm = number(in[4]);
-    out[0] = scalar(opt_clip_grad_norm(integer(in[0]), number(in[1]), number(in[2]), integer(in[3]), &norm));
+    out[0] =
+        scalar(optplug_clip_grad_norm(integer(in[0]), number(in[1]), number(in[2]), integer(in[3]), &norm));
     out[1] = scalar(norm);
 }
 
@@ -185,31 +188,31 @@ static void get(mxArray **out, const mxArray **in)
 {
     double value = number(in[3]);
     const char *name = text(in[2]);
-    out[0] = scalar(opt_get(integer(in[0]), integer(in[1]), name, &value));
+    out[0] = scalar(optplug_get(integer(in[0]), integer(in[1]), name, &value));
     out[1] = string(name);
     out[2] = scalar(value);
 }
 
 static void set(mxArray **out, const mxArray **in)
 {
-    *out = scalar(opt_set(integer(in[0]), integer(in[1]), text(in[2])));
+    *out = scalar(optplug_set(integer(in[0]), integer(in[1]), text(in[2])));
 }
 
 static void average_get(mxArray **out, const mxArray **in)
 {
-    *out = scalar(opt_average_get(integer(in[0]), text(in[1]), (*find(in[2]))->memory));
+    *out = scalar(optplug_average_get(integer(in[0]), text(in[1]), (*find(in[2]))->memory));
 }
 
 static void save_memory(mxArray **out, const mxArray **in)
 {
     int64_t bytes = size(in[2]);
-    *out = scalar((double)opt_save_memory(integer(in[0]), pointer(in[1], bytes), bytes));
+    *out = scalar((double)optplug_save_memory(integer(in[0]), pointer(in[1], bytes), bytes));
 }
 
 static void load_memory(mxArray **out, const mxArray **in)
 {
     int64_t bytes = size(in[2]);
-    *out = scalar(opt_load_memory(integer(in[0]), pointer(in[1], bytes), bytes));
+    *out = scalar(optplug_load_memory(integer(in[0]), pointer(in[1], bytes), bytes));
 }
 
 /* What can be called: by a function above, or one of the library's with arguments of one of these kinds. */
@@ -226,34 +229,34 @@ static const struct {
     {"held", 1, .run = held},
     {"release", 1, .run = release},
     {"optplug_copy", 3, .run = copy},
-    {"opt_create", 1, .run = create},
-    {"opt_free", 1, .with_opt = opt_free},
-    {"opt_bind_nd", 10, .run = bind_nd},
-    {"opt_group", 2, .with_text = opt_group},
-    {"opt_step", 1, .with_opt = opt_step},
-    {"opt_iterate", 2, .with_double = opt_iterate},
-    {"opt_zero_grad", 1, .with_opt = opt_zero_grad},
-    {"opt_clip_grad_norm", 5, .run = clip_grad_norm},
-    {"opt_clip_grad_value", 2, .with_double = opt_clip_grad_value},
-    {"opt_get", 4, .run = get},
-    {"opt_set", 3, .run = set},
-    {"opt_schedule", 2, .with_text = opt_schedule},
-    {"opt_schedule_step", 1, .with_opt = opt_schedule_step},
-    {"opt_schedule_step_metric", 2, .with_double = opt_schedule_step_metric},
-    {"opt_average", 2, .with_text = opt_average},
-    {"opt_average_get", 3, .run = average_get},
-    {"opt_average_swap", 1, .with_opt = opt_average_swap},
-    {"opt_save", 2, .with_text = opt_save},
-    {"opt_load", 2, .with_text = opt_load},
-    {"opt_save_memory", 3, .run = save_memory},
-    {"opt_load_memory", 3, .run = load_memory},
-    {"opt_init", 1, .run = init},
-    {"opt_list", 1, .run = list},
-    {"opt_describe", 1, .run = describe},
-    {"opt_version", 0, .give_text = opt_version},
-    {"opt_error", 0, .give_text = opt_error},
-    {"opt_warning", 0, .give_text = opt_warning},
-    {"opt_traceback", 0, .give_text = opt_traceback},
+    {"optplug_create", 1, .run = create},
+    {"optplug_free", 1, .with_opt = optplug_free},
+    {"optplug_bind_nd", 10, .run = bind_nd},
+    {"optplug_group", 2, .with_text = optplug_group},
+    {"optplug_step", 1, .with_opt = optplug_step},
+    {"optplug_iterate", 2, .with_double = optplug_iterate},
+    {"optplug_zero_grad", 1, .with_opt = optplug_zero_grad},
+    {"optplug_clip_grad_norm", 5, .run = clip_grad_norm},
+    {"optplug_clip_grad_value", 2, .with_double = optplug_clip_grad_value},
+    {"optplug_get", 4, .run = get},
+    {"optplug_set", 3, .run = set},
+    {"optplug_schedule", 2, .with_text = optplug_schedule},
+    {"optplug_schedule_step", 1, .with_opt = optplug_schedule_step},
+    {"optplug_schedule_step_metric", 2, .with_double = optplug_schedule_step_metric},
+    {"optplug_average", 2, .with_text = optplug_average},
+    {"optplug_average_get", 3, .run = average_get},
+    {"optplug_average_swap", 1, .with_opt = optplug_average_swap},
+    {"optplug_save", 2, .with_text = optplug_save},
+    {"optplug_load", 2, .with_text = optplug_load},
+    {"optplug_save_memory", 3, .run = save_memory},
+    {"optplug_load_memory", 3, .run = load_memory},
+    {"optplug_init", 1, .run = init},
+    {"optplug_list", 1, .run = list},
+    {"optplug_describe", 1, .run = describe},
+    {"optplug_version", 0, .give_text = optplug_version},
+    {"optplug_error", 0, .give_text = optplug_error},
+    {"optplug_warning", 0, .give_text = optplug_warning},
+    {"optplug_traceback", 0, .give_text = optplug_traceback},
 };
 
 void mexFunction(int nlhs, mxArray *plhs[], int nrhs, const mxArray *prhs[])

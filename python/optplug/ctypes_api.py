@@ -98,6 +98,7 @@ _TYPES = {
     "const float *": _Values(ctypes.c_float),
     "const int64_t *": _Values(ctypes.c_int64),
     "opt_callback": CALLBACK,
+    "optplug_callback": CALLBACK,
 }
 
 
@@ -108,7 +109,7 @@ def _header() -> tuple[dict[str, tuple[Any, list[Any]]], dict[str, int]]:
     text = re.sub(r"/\*.*?\*/", "", text, flags=re.S)
     functions = {}
     for result, name, arguments in re.findall(
-        r"^(int|int64_t|const char \*) ?(opt_\w+)\((.*?)\);", text, re.M | re.S
+        r"^(int|int64_t|const char \*) ?(opt(?:plug)?_\w+)\((.*?)\);", text, re.M | re.S
     ):
         types = re.findall(r"((?:const )?\w+ \*|\w+ )\w+(?:,|$)", " ".join(arguments.split()))
         functions[name] = (_TYPES[result], [_TYPES[type_.strip()] for type_ in types])
@@ -148,7 +149,7 @@ _library = functools.cache(load)
 
 def _check(result: int) -> int:
     if result < 0:
-        raise Error(result, _library().opt_error().decode(), _library().opt_traceback().decode())
+        raise Error(result, _library().optplug_error().decode(), _library().optplug_traceback().decode())
     return result
 
 
@@ -160,22 +161,22 @@ def _check_text(text: bytes | None, status: str) -> str:
 
 def init(options: str = "") -> None:
     """Set options of the library, ``"num_threads=1"``."""
-    _check(_library().opt_init(options.encode()))
+    _check(_library().optplug_init(options.encode()))
 
 
 def listing(kind: str) -> list[str]:
     """List what PyTorch has here: "optimizers", "schedulers", "dtypes", "devices", or a class's arguments."""
-    return _check_text(_library().opt_list(kind.encode()), "OPT_EINVAL").splitlines()
+    return _check_text(_library().optplug_list(kind.encode()), "OPT_EINVAL").splitlines()
 
 
 def describe() -> str:
     """Describe the library: which Python, libpython, torch and devices are used."""
-    return _check_text(_library().opt_describe(0), "OPT_ERUNTIME")
+    return _check_text(_library().optplug_describe(0), "OPT_ERUNTIME")
 
 
 def warning() -> str:
     """Return what PyTorch has warned of in this thread's calls since this was last asked."""
-    return _library().opt_warning().decode()
+    return _library().optplug_warning().decode()
 
 
 class Optimizer:
@@ -193,7 +194,7 @@ class Optimizer:
         self._scale: tuple[Any, Any] = (None, None)
         self._functions: list[Any] = []
         self._thrown: BaseException | None = None
-        self._handle = _check(_library().opt_create(spec.encode()))
+        self._handle = _check(_library().optplug_create(spec.encode()))
 
     def __enter__(self) -> Optimizer:
         return self
@@ -203,11 +204,11 @@ class Optimizer:
 
     def __del__(self) -> None:
         if self._handle:
-            _library().opt_free(self._handle)
+            _library().optplug_free(self._handle)
 
     def free(self) -> None:
         """End the optimizer; the arrays are left as they are."""
-        self._call("opt_free")
+        self._call("optplug_free")
         self._handle = 0
         self._arrays.clear()
         self._forms.clear()
@@ -288,7 +289,7 @@ class Optimizer:
             if given is not None and len(given) != len(shape):
                 raise ValueError(f"parameter {name!r}: {len(given)} strides for {len(shape)} dimensions")
         self._call(
-            "opt_bind_nd",
+            "optplug_bind_nd",
             name.encode(),
             dtype.encode(),
             device.encode(),
@@ -336,7 +337,7 @@ class Optimizer:
                 f"{grad_rows.shape} are not (rows, columns), (1,), (capacity,) and (capacity, columns)"
             )
         self._call(
-            "opt_bind_sparse",
+            "optplug_bind_sparse",
             name.encode(),
             data.dtype.name.encode(),
             *data.shape,
@@ -351,11 +352,11 @@ class Optimizer:
 
     def group(self, options: str) -> None:
         """Let the parameters bound from now on be a group with options of its own."""
-        self._call("opt_group", options.encode())
+        self._call("optplug_group", options.encode())
 
     def step(self) -> None:
         """Make one step: update every bound array from its gradient."""
-        self._call("opt_step")
+        self._call("optplug_step")
 
     def step_closure(self, closure: Callable[[], float]) -> float:
         """Make one step with a function that computes the gradients and returns the loss; return it."""
@@ -364,38 +365,38 @@ class Optimizer:
             return self._guard(value, closure)
 
         loss = ctypes.c_double()
-        self._call("opt_step_closure", CALLBACK(evaluate), None, ctypes.byref(loss))
+        self._call("optplug_step_closure", CALLBACK(evaluate), None, ctypes.byref(loss))
         return loss.value
 
     def iterate(self, loss: float) -> bool:
         """Make that step by reverse communication: as long as it is true, compute loss and gradients anew."""
-        return self._call("opt_iterate", loss) == statuses()["OPT_EVALUATE"]
+        return self._call("optplug_iterate", loss) == statuses()["OPT_EVALUATE"]
 
     def zero_grad(self) -> None:
         """Set every gradient to zero."""
-        self._call("opt_zero_grad")
+        self._call("optplug_zero_grad")
 
     def clip_grad_norm(
         self, max_norm: float, norm_type: float = 2.0, error_if_nonfinite: bool = False
     ) -> float:
         """Scale all gradients so that their norm is ``max_norm`` at the most; return what it was."""
         norm = ctypes.c_double()
-        self._call("opt_clip_grad_norm", max_norm, norm_type, error_if_nonfinite, ctypes.byref(norm))
+        self._call("optplug_clip_grad_norm", max_norm, norm_type, error_if_nonfinite, ctypes.byref(norm))
         return norm.value
 
     def clip_grad_value(self, clip_value: float) -> None:
         """Clamp each value of each gradient."""
-        self._call("opt_clip_grad_value", clip_value)
+        self._call("optplug_clip_grad_value", clip_value)
 
     def get(self, group: int, name: str) -> float:
         """Return a hyperparameter of a group, or with -1 of all, as a number: "lr", "betas[0]"."""
         value = ctypes.c_double()
-        self._call("opt_get", group, name.encode(), ctypes.byref(value))
+        self._call("optplug_get", group, name.encode(), ctypes.byref(value))
         return value.value
 
     def set(self, group: int, options: str) -> None:
         """Set hyperparameters of a group, or with -1 of all."""
-        self._call("opt_set", group, options.encode())
+        self._call("optplug_set", group, options.encode())
 
     def schedule(self, spec: str | None, function: Callable[[float, int], float] | None = None) -> None:
         """Attach a scheduler; if it takes a function of yours, one from an epoch and a group to a factor.
@@ -407,19 +408,21 @@ class Optimizer:
             self._functions.clear()
             return
         if function is None:
-            self._call("opt_schedule", spec.encode())
+            self._call("optplug_schedule", spec.encode())
             return
 
         def evaluate(_: Any, value: Any) -> int:
             return self._guard(value, lambda: function(value[0], int(value[1])))
 
         callback = CALLBACK(evaluate)
-        self._call("opt_schedule_callback", spec.encode(), callback, None)
+        self._call("optplug_schedule_callback", spec.encode(), callback, None)
         self._functions.append(callback)
 
     def schedule_step(self, metric: float | None = None) -> None:
         """Step the schedulers; with a metric, those alone that take one."""
-        self._call("opt_schedule_step") if metric is None else self._call("opt_schedule_step_metric", metric)
+        self._call("optplug_schedule_step") if metric is None else self._call(
+            "optplug_schedule_step_metric", metric
+        )
 
     def stream(self, address: int | None) -> None:
         """Let work on a GPU go onto a stream of yours, a ``cudaStream_t``, from now on; None: torch's again.
@@ -427,7 +430,7 @@ class Optimizer:
         CuPy has the address as ``stream.ptr``, torch as ``stream.cuda_stream``.  It must outlive the
         optimizer.
         """
-        self._call("opt_stream", address)
+        self._call("optplug_stream", address)
 
     def grad_scale(self, scale: Any, found_inf: Any = None) -> None:
         """Let steps from now on divide gradients by ``scale``, and be left out where ``found_inf`` is 1.
@@ -442,43 +445,43 @@ class Optimizer:
                 raise TypeError(f"{what} must be an array or an address, got {type(number).__name__}")
             if memory and (memory.dtype, math.prod(memory.shape)) != (np.float32, 1):
                 raise ValueError(f"{what} must be one float32, got {memory.dtype} of shape {memory.shape}")
-        self._call("opt_grad_scale", scale, found_inf)
+        self._call("optplug_grad_scale", scale, found_inf)
         self._scale = (scale, found_inf)
 
     def average(self, spec: str) -> None:
         """Average the parameters after each step from now on."""
-        self._call("opt_average", spec.encode())
+        self._call("optplug_average", spec.encode())
 
     def average_get(self, name: str) -> NDArray[Any]:
         """Return the average of one parameter."""
         average = np.empty(*self._forms[name])
-        self._call("opt_average_get", name.encode(), average)
+        self._call("optplug_average_get", name.encode(), average)
         return average
 
     def average_swap(self) -> None:
         """Exchange the values of all parameters with their averages; the next call takes them back."""
-        self._call("opt_average_swap")
+        self._call("optplug_average_swap")
 
     def save(self, path: str | pathlib.Path) -> None:
         """Write all that the optimizer needs to go on into a file."""
-        self._call("opt_save", str(path).encode())
+        self._call("optplug_save", str(path).encode())
 
     def load(self, path: str | pathlib.Path) -> None:
         """Go on from a file."""
-        self._call("opt_load", str(path).encode())
+        self._call("optplug_load", str(path).encode())
 
     def save_memory(self) -> bytes:
         """Return what `save` writes."""
-        buffer = np.empty(self._call("opt_save_memory", None, 0), np.uint8)
-        return buffer[: self._call("opt_save_memory", buffer, buffer.size)].tobytes()
+        buffer = np.empty(self._call("optplug_save_memory", None, 0), np.uint8)
+        return buffer[: self._call("optplug_save_memory", buffer, buffer.size)].tobytes()
 
     def load_memory(self, content: bytes) -> None:
         """Go on from what `save_memory` has returned."""
-        self._call("opt_load_memory", content, len(content))
+        self._call("optplug_load_memory", content, len(content))
 
     def describe(self) -> str:
         """Describe the optimizer in a few lines of "name: value"."""
-        return _check_text(_library().opt_describe(self._handle or -1), "OPT_EHANDLE")
+        return _check_text(_library().optplug_describe(self._handle or -1), "OPT_EHANDLE")
 
     def _call(self, name: str, *arguments: Any) -> int:
         result = getattr(_library(), name)(self._handle, *arguments)

@@ -373,7 +373,7 @@ fails('optplug:handle', 'is no optimizer', @() same.step([1 2], [1 2]));
 fails('optplug:handle', 'is no optimizer', @() opt.describe());
 fails('optplug:handle', 'is no optimizer', @() opt.save_memory());
 fails('optplug:handle', 'is no optimizer', @() opt.get('lr'));
-assert(optplug.internal.call('opt_free', handle) < 0); % freed, and not twice
+assert(optplug.internal.call('optplug_free', handle) < 0); % freed, and not twice
 delete(opt);
 end
 
@@ -382,9 +382,9 @@ opt = optplug.Optimizer('SGD(lr=0.5)');
 handle = opt.Handle;
 same = opt;
 clear opt
-assert(~isempty(optplug.internal.call('opt_describe', handle)));
+assert(~isempty(optplug.internal.call('optplug_describe', handle)));
 clear same
-assert(isempty(optplug.internal.call('opt_describe', handle)));
+assert(isempty(optplug.internal.call('optplug_describe', handle)));
 end
 
 function test_an_optimizer_stays_out_of_mat_files()

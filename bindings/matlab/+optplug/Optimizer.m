@@ -81,7 +81,7 @@ classdef Optimizer < handle
                 end
             end
             optplug.internal.start();
-            handle = optplug.internal.call('opt_create', self.Spec);
+            handle = optplug.internal.call('optplug_create', self.Spec);
             self.Handle = handle;
             optplug.internal.check(handle);
         end
@@ -89,7 +89,7 @@ classdef Optimizer < handle
         function delete(self)
             %DELETE End the optimizer and release its state.
             if self.Handle > 0
-                optplug.internal.call('opt_free', self.Handle);
+                optplug.internal.call('optplug_free', self.Handle);
                 self.Handle = -1;
             end
         end
@@ -153,7 +153,7 @@ classdef Optimizer < handle
             elseif nargin == 3
                 self.take(params, grads);
             end
-            optplug.internal.check(optplug.internal.call('opt_step', self.Handle));
+            optplug.internal.check(optplug.internal.call('optplug_step', self.Handle));
             if nargin == 3
                 params = self.fill(params, 'data');
             elseif nargout > 0
@@ -242,12 +242,12 @@ classdef Optimizer < handle
             %GROUP Let the arrays bound from now on be a group of their own.
             %
             %   group(opt, 'lr=1e-4, weight_decay=0'); see bind for an example.
-            self.ask('opt_group', optplug.internal.text(options, 'options'));
+            self.ask('optplug_group', optplug.internal.text(options, 'options'));
         end
 
         function zero_grad(self)
             %ZERO_GRAD Set every gradient to zero.
-            self.ask('opt_zero_grad');
+            self.ask('optplug_zero_grad');
         end
 
         function norm = clip_grad_norm(self, max_norm, norm_type, error_if_nonfinite)
@@ -263,7 +263,7 @@ classdef Optimizer < handle
             if nargin < 4
                 error_if_nonfinite = false;
             end
-            [status, norm] = optplug.internal.call('opt_clip_grad_norm', self.Handle, ...
+            [status, norm] = optplug.internal.call('optplug_clip_grad_norm', self.Handle, ...
                 optplug.internal.number(max_norm, 'max_norm'), ...
                 optplug.internal.number(norm_type, 'norm_type'), ...
                 double(optplug.internal.number(error_if_nonfinite, 'error_if_nonfinite') ~= 0), 0);
@@ -272,7 +272,7 @@ classdef Optimizer < handle
 
         function clip_grad_value(self, clip_value)
             %CLIP_GRAD_VALUE Clamp each value of each gradient to -clip_value ... clip_value.
-            self.ask('opt_clip_grad_value', optplug.internal.number(clip_value, 'clip_value'));
+            self.ask('optplug_clip_grad_value', optplug.internal.number(clip_value, 'clip_value'));
         end
 
         function value = get(self, name, group)
@@ -288,7 +288,7 @@ classdef Optimizer < handle
             if nargin < 3
                 group = -1;
             end
-            [status, ~, value] = optplug.internal.call('opt_get', self.Handle, group_number(group), ...
+            [status, ~, value] = optplug.internal.call('optplug_get', self.Handle, group_number(group), ...
                 optplug.internal.text(name, 'name'), 0);
             optplug.internal.check(status);
         end
@@ -301,7 +301,7 @@ classdef Optimizer < handle
             if nargin < 3
                 group = -1;
             end
-            self.ask('opt_set', group_number(group), optplug.internal.text(options, 'options'));
+            self.ask('optplug_set', group_number(group), optplug.internal.text(options, 'options'));
         end
 
         function schedule(self, spec)
@@ -323,7 +323,7 @@ classdef Optimizer < handle
             if ~isequal(spec, [])
                 spec = optplug.internal.text(spec, 'spec');
             end
-            self.ask('opt_schedule', spec);
+            self.ask('optplug_schedule', spec);
         end
 
         function schedule_step(self, metric)
@@ -333,9 +333,9 @@ classdef Optimizer < handle
             %   schedule_step(opt, metric) steps ReduceLROnPlateau by the loss it watches or,
             %   where none is attached, CosineAnnealingWarmRestarts by the epoch.
             if nargin < 2
-                self.ask('opt_schedule_step');
+                self.ask('optplug_schedule_step');
             else
-                self.ask('opt_schedule_step_metric', optplug.internal.number(metric, 'metric'));
+                self.ask('optplug_schedule_step_metric', optplug.internal.number(metric, 'metric'));
             end
         end
 
@@ -353,7 +353,7 @@ classdef Optimizer < handle
             %       opt.step();
             %       opt.step();
             %       disp([opt.data() opt.average_get()])
-            self.ask('opt_average', optplug.internal.text(spec, 'spec'));
+            self.ask('optplug_average', optplug.internal.text(spec, 'spec'));
         end
 
         function value = average_get(self, name)
@@ -371,7 +371,7 @@ classdef Optimizer < handle
 
         function average_swap(self)
             %AVERAGE_SWAP Exchange the parameters with their averages; the next call takes them back.
-            self.ask('opt_average_swap');
+            self.ask('optplug_average_swap');
         end
 
         function save(self, path)
@@ -390,20 +390,20 @@ classdef Optimizer < handle
             %       again.load(file);
             %       disp(isequal(again.step(w, w), opt.step(w, w)))
             %       delete(file);
-            self.ask('opt_save', optplug.internal.text(path, 'path'));
+            self.ask('optplug_save', optplug.internal.text(path, 'path'));
         end
 
         function load(self, path)
             %LOAD Go on from a file of save's, once the same arrays are bound; save has an example.
-            self.ask('opt_load', optplug.internal.text(path, 'path'));
+            self.ask('optplug_load', optplug.internal.text(path, 'path'));
         end
 
         function bytes = save_memory(self)
             %SAVE_MEMORY Return what save writes as a uint8 column, for a file of your own.
-            size = optplug.internal.call('opt_save_memory', self.Handle, [], 0);
+            size = optplug.internal.call('optplug_save_memory', self.Handle, [], 0);
             optplug.internal.check(size);
             block = optplug.internal.Block(zeros(size, 1, 'uint8'));
-            size = optplug.internal.call('opt_save_memory', self.Handle, block.Pointer, size);
+            size = optplug.internal.call('optplug_save_memory', self.Handle, block.Pointer, size);
             optplug.internal.check(size);
             bytes = block.read();
             bytes = bytes(1:size);
@@ -415,14 +415,14 @@ classdef Optimizer < handle
                 optplug.internal.refuse('bytes', 'uint8, as save_memory returns it', bytes);
             end
             block = optplug.internal.Block(bytes(:));
-            self.ask('opt_load_memory', block.Pointer, numel(bytes));
+            self.ask('optplug_load_memory', block.Pointer, numel(bytes));
         end
 
         function text = describe(self)
             %DESCRIBE Describe the optimizer in a few lines of "name: value".
-            text = optplug.internal.call('opt_describe', self.Handle);
+            text = optplug.internal.call('optplug_describe', self.Handle);
             if isempty(text)
-                error('optplug:handle', '%s', optplug.internal.call('opt_error'));
+                error('optplug:handle', '%s', optplug.internal.call('optplug_error'));
             end
         end
 
@@ -445,7 +445,7 @@ classdef Optimizer < handle
 
         function iterate(self, loss)
             evaluate = 1; % OPT_EVALUATE
-            status = optplug.internal.call('opt_iterate', self.Handle, loss);
+            status = optplug.internal.call('optplug_iterate', self.Handle, loss);
             self.IsInStep = status == evaluate;
             optplug.internal.check(status);
         end
@@ -460,7 +460,7 @@ classdef Optimizer < handle
             dtypes = struct('double', 'float64', 'single', 'float32');
             entry = struct('name', name, 'class', class(value), 'size', size(value), 'shape', shape, ...
                 'data', optplug.internal.Block(value), 'grad', optplug.internal.Block(zeros(size(value), class(value))));
-            status = optplug.internal.call('opt_bind_nd', self.Handle, name, dtypes.(class(value)), 'cpu', ...
+            status = optplug.internal.call('optplug_bind_nd', self.Handle, name, dtypes.(class(value)), 'cpu', ...
                 numel(shape), int64(shape), entry.data.Pointer, strides, entry.grad.Pointer, strides);
             if status >= 0 % kept before check, whose warnings may be errors
                 at = find(strcmp(name, {self.Parameters.name}));
@@ -549,7 +549,7 @@ classdef Optimizer < handle
         function value = average_of(self, at)
             entry = self.Parameters(at);
             block = optplug.internal.Block(zeros(entry.size, entry.class));
-            self.ask('opt_average_get', entry.name, block.Pointer);
+            self.ask('optplug_average_get', entry.name, block.Pointer);
             value = block.read();
             if numel(entry.shape) > 1 % it comes in C order
                 last = numel(entry.shape);

@@ -7,5 +7,5 @@ function text = describe()
 %   See also optplug.Optimizer.
 
 optplug.internal.start();
-text = optplug.internal.call('opt_describe', 0);
+text = optplug.internal.call('optplug_describe', 0);
 end

@@ -15,5 +15,5 @@ if nargin < 1
 end
 options = optplug.internal.text(options, 'options');
 optplug.internal.start();
-optplug.internal.check(optplug.internal.call('opt_init', options));
+optplug.internal.check(optplug.internal.call('optplug_init', options));
 end

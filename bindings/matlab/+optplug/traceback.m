@@ -11,5 +11,5 @@ function text = traceback()
 %   See also optplug.Optimizer.
 
 optplug.internal.start();
-text = optplug.internal.call('opt_traceback');
+text = optplug.internal.call('optplug_traceback');
 end

@@ -7,5 +7,5 @@ function text = version()
 %   See also optplug.describe.
 
 optplug.internal.start();
-text = optplug.internal.call('opt_version');
+text = optplug.internal.call('optplug_version');
 end

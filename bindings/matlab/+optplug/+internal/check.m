@@ -3,9 +3,9 @@ function check(status)
 
 if status < 0
     identifiers = {'invalid', 'handle', 'state', 'start', 'runtime', 'memory', 'nonfinite', 'io'};
-    error(['optplug:' identifiers{-status}], '%s', optplug.internal.call('opt_error'));
+    error(['optplug:' identifiers{-status}], '%s', optplug.internal.call('optplug_error'));
 end
-text = optplug.internal.call('opt_warning');
+text = optplug.internal.call('optplug_warning');
 if ~isempty(text)
     warning('optplug:warning', '%s', strtrim(text));
 end
