@@ -5,7 +5,10 @@ from __future__ import annotations
 import os
 import pathlib
 import re
+import shutil
 import subprocess
+
+import pytest
 
 import optplug
 
@@ -15,6 +18,17 @@ CC = os.environ["OPTPLUG_TEST_CC"]
 CXX = os.environ.get("OPTPLUG_TEST_CXX")
 FC = os.environ.get("OPTPLUG_TEST_FC")
 
+
+def needs(what: str, packages: str, is_here: object) -> pytest.MarkDecorator:
+    """Skip a test where something is not installed, and say what to install."""
+    return pytest.mark.skipif(not is_here, reason=f"no {what} (Debian, Ubuntu: apt-get install {packages})")
+
+
+needs_cxx = needs("C++ compiler", "g++", CXX)
+needs_fortran = needs("Fortran compiler", "gfortran", FC)
+needs_make = needs("make", "make", shutil.which("make"))
+needs_mpi = needs("MPI", "libopenmpi-dev openmpi-bin", shutil.which("mpicc") and shutil.which("mpiexec"))
+needs_pkgconfig = needs("pkg-config", "pkg-config", shutil.which("pkg-config"))
 
 README = (PROJECT / "README.md").read_text()
 

@@ -128,16 +128,14 @@ def test_the_programs_in_c_print_what_the_page_says(tmp_path):
         assert hosts.run(tmp_path / "main").stdout == output
 
 
+@hosts.needs_cxx
 def test_the_closure_in_cxx_runs(tmp_path):
-    if not hosts.CXX:
-        pytest.skip("no C++ compiler (Debian, Ubuntu: apt-get install g++)")
     build(programs("first-steps/cxx.md", "cpp")[0], tmp_path, "main.cpp", (hosts.CXX, "-std=c++17"))
     assert hosts.run(tmp_path / "main").stdout == CLOSURE
 
 
+@hosts.needs_fortran
 def test_the_closure_in_fortran_runs(tmp_path):
-    if not hosts.FC:
-        pytest.skip("no Fortran compiler (Debian, Ubuntu: apt-get install gfortran)")
     compiler = (hosts.FC, "-Wno-unused-dummy-argument", f"{config('--fortran')[0]}/optplug.f90")
     build(programs("first-steps/fortran.md", "fortran")[0], tmp_path, "main.f90", compiler)
     assert hosts.run(tmp_path / "main").stdout == CLOSURE
@@ -147,11 +145,9 @@ def test_the_closure_in_python_runs():
     assert hosts.run(sys.executable, "-c", programs("first-steps/python.md", "python")[0]).stdout == CLOSURE
 
 
+@hosts.needs_mpi
 def test_the_program_under_mpi_runs(tmp_path):
-    compiler, start = shutil.which("mpicc"), shutil.which("mpiexec")
-    if not compiler or not start:
-        pytest.skip("no MPI (Debian, Ubuntu: apt-get install libopenmpi-dev openmpi-bin)")
-    build(programs("clusters.md", "c")[0], tmp_path, "main.c", (compiler, "-std=c99"))
+    build(programs("clusters.md", "c")[0], tmp_path, "main.c", ("mpicc", "-std=c99"))
     allowed = os.environ | {
         "OMPI_ALLOW_RUN_AS_ROOT": "1",
         "OMPI_ALLOW_RUN_AS_ROOT_CONFIRM": "1",
@@ -160,7 +156,7 @@ def test_the_program_under_mpi_runs(tmp_path):
     }
     output = "0.500\n"
     assert f"`{output.strip()}`" in (DOCS / "clusters.md").read_text()
-    command = [start, "-n", "2", tmp_path / "main"]
+    command = ["mpiexec", "-n", "2", tmp_path / "main"]
     done = subprocess.run(command, env=allowed, stdout=subprocess.PIPE, text=True, check=True)
     assert done.stdout == output
 

@@ -10,9 +10,7 @@ import pytest
 
 import hosts
 
-pytestmark = pytest.mark.skipif(
-    not hosts.FC, reason="no Fortran compiler (Debian, Ubuntu: apt-get install gfortran)"
-)
+pytestmark = hosts.needs_fortran
 MODULE = hosts.PROJECT / "bindings" / "fortran" / "optplug.f90"
 HEADER = (hosts.PROJECT / "include" / "optplug.h").read_text()
 

@@ -14,9 +14,7 @@ import pytest
 import hosts
 
 PROGRAM = os.environ.get("OPTPLUG_TEST_HEAT")
-pytestmark = pytest.mark.skipif(
-    not PROGRAM, reason="no Fortran compiler (Debian, Ubuntu: apt-get install gfortran)"
-)
+pytestmark = hosts.needs("Fortran compiler", "gfortran", PROGRAM)
 NAMELIST = (hosts.PROJECT / "examples/heat_inverse.nml").read_text()
 ADAM = {"spec": "Adam(lr=0.05)", "schedule": "CosineAnnealingLR(T_max=100)"}
 LBFGS = {"spec": "LBFGS(line_search_fn='strong_wolfe')", "schedule": "", "iterations": 8}

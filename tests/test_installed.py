@@ -18,13 +18,6 @@ import optplug
 OUTPUT = hosts.program("text")
 PACKAGE = pathlib.Path(optplug.__file__).parent
 VERSION = optplug.__version__
-needs_fortran = pytest.mark.skipif(
-    not hosts.FC, reason="no Fortran compiler (Debian, Ubuntu: apt-get install gfortran)"
-)
-needs_cxx = pytest.mark.skipif(not hosts.CXX, reason="no C++ compiler (Debian, Ubuntu: apt-get install g++)")
-needs_pkgconfig = pytest.mark.skipif(
-    not shutil.which("pkg-config"), reason="no pkg-config (Debian, Ubuntu: apt-get install pkg-config)"
-)
 
 
 def run(*command: str | pathlib.Path, cwd: pathlib.Path, **env: str) -> str:
@@ -72,7 +65,8 @@ def scratch(tmp_path) -> Iterator[pathlib.Path]:
             assert [source for source in sources if source in content] == [], path
 
 
-@needs_pkgconfig
+@hosts.needs_make
+@hosts.needs_pkgconfig
 def test_a_makefile_with_pkg_config(scratch, installed):
     (scratch / "Makefile").write_text(
         "CFLAGS += $(shell pkg-config --cflags optplug)\n"
@@ -98,10 +92,8 @@ def cmake_project(scratch: pathlib.Path, language: str, source: str, target: str
     ("language", "source", "target"),
     [
         ("C", "main.c", "optplug::optplug"),
-        pytest.param(
-            "C CXX", "main.cpp", "optplug::cxx", marks=pytest.mark.skipif(not hosts.CXX, reason="g++")
-        ),
-        pytest.param("C Fortran", "main.f90", "optplug::fortran", marks=needs_fortran),
+        pytest.param("C CXX", "main.cpp", "optplug::cxx", marks=hosts.needs_cxx),
+        pytest.param("C Fortran", "main.f90", "optplug::fortran", marks=hosts.needs_fortran),
     ],
 )
 def test_cmake_with_find_package(scratch, installed, language, source, target):
@@ -135,7 +127,7 @@ def sdist(tmp_path_factory) -> pathlib.Path:
     return archive
 
 
-@needs_cxx
+@hosts.needs_cxx
 def test_cmake_with_fetchcontent(scratch, sdist):
     """Python is named, as it must be where the first on PATH has no torch."""
     find = (
@@ -149,7 +141,7 @@ def test_cmake_with_fetchcontent(scratch, sdist):
     assert run(main, cwd=scratch) == OUTPUT
 
 
-@needs_fortran
+@hosts.needs_fortran
 def test_fpm_takes_it_as_a_dependency(scratch):
     config = run(sys.executable, "-m", "optplug", "config", "--libs", "--fortran", cwd=scratch)
     flags, folder = config.splitlines()
@@ -184,7 +176,7 @@ def test_the_environment_is_chosen_at_run_time(scratch, prefix):
 
 
 def test_the_sdist_makes_the_wheel(sdist, tmp_path):
-    run("tar", "-xf", sdist, cwd=tmp_path)
+    shutil.unpack_archive(sdist, tmp_path, filter="data")
     [source] = tmp_path.iterdir()
     contents = []
     for folder in (source, hosts.PROJECT):

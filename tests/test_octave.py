@@ -13,7 +13,7 @@ import hosts
 import optplug
 
 OCTAVE = os.environ.get("OPTPLUG_TEST_OCTAVE")
-pytestmark = pytest.mark.skipif(not OCTAVE, reason="no Octave: apt-get install octave octave-dev")
+pytestmark = hosts.needs("Octave, or no mkoctfile", "octave octave-dev", OCTAVE)
 
 FOLDER = hosts.PROJECT / "tests" / "matlab"
 TESTS = re.findall(r"^function (test_\w+)", (FOLDER / "run_tests.m").read_text(), re.M)

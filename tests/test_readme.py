@@ -8,8 +8,6 @@ import subprocess
 import sys
 import textwrap
 
-import pytest
-
 import hosts
 from hosts import program
 from optplug import ctypes_api
@@ -35,16 +33,14 @@ def test_the_readmes_program_prints_what_the_readme_says(tmp_path):
     assert hosts.run(tmp_path / "main").stdout == OUTPUT
 
 
+@hosts.needs_cxx
 def test_it_prints_the_same_in_cxx(tmp_path):
-    if not hosts.CXX:
-        pytest.skip("no C++ compiler (Debian, Ubuntu: apt-get install g++)")
     build(program("cpp"), tmp_path, "main.cpp", (hosts.CXX, "-std=c++17"))
     assert hosts.run(tmp_path / "main").stdout == OUTPUT
 
 
+@hosts.needs_fortran
 def test_it_prints_the_same_in_fortran(tmp_path):
-    if not hosts.FC:
-        pytest.skip("no Fortran compiler (Debian, Ubuntu: apt-get install gfortran)")
     module = f"{config('--fortran')[0]}/optplug.f90"
     build(program("fortran"), tmp_path, "main.f90", (hosts.FC, module))
     assert hosts.run(tmp_path / "main").stdout == OUTPUT
@@ -76,9 +72,8 @@ def example(path: str, margin: str) -> str:
     return "\n".join(line[len(margin) :] for line in block.splitlines())
 
 
+@hosts.needs_cxx
 def test_the_cxx_headers_program_runs(tmp_path):
-    if not hosts.CXX:
-        pytest.skip("no C++ compiler (Debian, Ubuntu: apt-get install g++)")
     source = (
         "#include <cstdio>\n#include <optplug.hpp>\n"
         "static void gradient(const std::vector<double> &w, std::vector<double> &dw)\n"
@@ -90,9 +85,8 @@ def test_the_cxx_headers_program_runs(tmp_path):
     assert hosts.run(tmp_path / "main").stdout == "0.0 1.0 2.0\n"
 
 
+@hosts.needs_fortran
 def test_the_fortran_modules_program_runs(tmp_path):
-    if not hosts.FC:
-        pytest.skip("no Fortran compiler (Debian, Ubuntu: apt-get install gfortran)")
     lines = example("bindings/fortran/optplug.f90", "!> ").replace("\n\n", "\n    integer :: i\n\n", 1)
     source = (
         f"program main\n  use, intrinsic :: iso_fortran_env, only: real64\n{lines}\n"

@@ -1,0 +1,35 @@
+# What a machine may lack: C++ and Fortran, enabled here where there is a compiler that works, and `skip`, which
+# says what to install.
+
+include(CheckLanguage)
+
+# .ci/packages has all that tests can use.
+macro(skip what packages)
+  message(STATUS "Skipping ${what} (Debian, Ubuntu: apt-get install ${packages})")
+endmacro()
+
+# check_language keeps NOTFOUND for ever, and a NOTFOUND that is passed on is taken for a compiler's name.
+macro(enable_if_found language)
+  if(NOT CMAKE_${language}_COMPILER)
+    unset(CMAKE_${language}_COMPILER CACHE)
+  endif()
+  check_language(${language})
+  if(CMAKE_${language}_COMPILER)
+    enable_language(${language})
+  else()
+    unset(CMAKE_${language}_COMPILER CACHE)
+    unset(CMAKE_${language}_COMPILER)
+  endif()
+endmacro()
+
+enable_if_found(CXX)
+if(NOT CMAKE_CXX_COMPILER)
+  skip("C++ hosts, and LibTorch in the benchmark: no C++ compiler" g++)
+endif()
+
+enable_if_found(Fortran)
+if(CMAKE_Fortran_COMPILER)
+  add_subdirectory(${PROJECT_SOURCE_DIR}/bindings/fortran ${PROJECT_BINARY_DIR}/fortran)
+else()
+  skip("the Fortran module and its hosts: no Fortran compiler" gfortran)
+endif()
