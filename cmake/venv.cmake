@@ -1,4 +1,5 @@
-# The environment of the work place: build/venv, with what constraints.txt pins and the package itself.
+# The environment of the work place: build/venv, with the package and what it and the demo need; the target
+# `tools`, part of all, adds the rest of constraints.txt, for the tests and for who works here.
 #
 # Sets OPTPLUG_PYTHON, its interpreter, and OPTPLUG_SITE, where its packages lie, and makes
 # optplug::optplug, the library as pip installed it there, and optplug::cxx, for C++.
@@ -37,20 +38,22 @@ endif()
 # OPTPLUG_PINNED has other versions, or more: torch==2.11.0;...
 set(OPTPLUG_PINNED "" CACHE STRING "What pip is to install instead of, or beside, what constraints.txt pins")
 file(READ ${PROJECT_SOURCE_DIR}/constraints.txt pinned)
+set(needed torch numpy cffi scikit-build-core matplotlib) # `pip check` says what is missing
 foreach(requirement IN LISTS OPTPLUG_PINNED)
   string(REGEX REPLACE "=.*" "" name ${requirement})
   string(REGEX REPLACE "\n${name}==[^\n]*" "" pinned "${pinned}")
   string(APPEND pinned "${requirement}\n")
+  list(APPEND needed ${name})
 endforeach()
 file(CONFIGURE OUTPUT ${venv}.txt CONTENT "${pinned}" @ONLY)
 set_property(DIRECTORY APPEND PROPERTY CMAKE_CONFIGURE_DEPENDS ${PROJECT_SOURCE_DIR}/constraints.txt)
 
 set(pip ${clean} ${OPTPLUG_PYTHON} -m pip --disable-pip-version-check)
 add_custom_command(OUTPUT ${venv}/pinned.stamp
-  COMMAND ${pip} install -r ${venv}.txt
+  COMMAND ${pip} install -c ${venv}.txt ${needed}
   COMMAND ${CMAKE_COMMAND} -E touch ${venv}/pinned.stamp
   DEPENDS ${venv}.txt
-  COMMENT "Installing PyTorch and what else constraints.txt pins (the first time: minutes)"
+  COMMENT "Installing PyTorch (the first time: minutes)"
   USES_TERMINAL VERBATIM)
 
 file(GLOB_RECURSE sources CONFIGURE_DEPENDS
@@ -68,6 +71,15 @@ add_custom_command(OUTPUT ${venv}/package.stamp
   COMMENT "Installing optplug into ${venv}"
   VERBATIM)
 add_custom_target(package DEPENDS ${venv}/package.stamp)
+
+add_custom_command(OUTPUT ${venv}/tools.stamp
+  COMMAND ${pip} install -r ${venv}.txt
+  COMMAND ${CMAKE_COMMAND} -E touch ${venv}/tools.stamp
+  DEPENDS ${venv}/pinned.stamp
+  COMMENT "Installing what the tests need"
+  USES_TERMINAL VERBATIM)
+add_custom_target(tools ALL DEPENDS ${venv}/tools.stamp)
+add_dependencies(tools package) # one pip at a time
 
 file(MAKE_DIRECTORY ${OPTPLUG_SITE}/optplug/include) # CMake wants it there now, before pip has run
 add_library(optplug::optplug SHARED IMPORTED GLOBAL)

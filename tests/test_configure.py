@@ -119,3 +119,16 @@ def test_what_is_missing_is_skipped_with_what_to_install_and_found_once_it_is(ba
     assert ("heat_inverse_demo" in bare.targets()) == bool(shutil.which("gfortran"))
     if shutil.which("gfortran"):
         assert tests["fortran.py"]["OPTPLUG_TEST_FC"] == str(bare.bin / "gfortran")
+
+
+def test_the_demo_installs_what_it_needs_and_the_tests_the_rest(bare):
+    bare.configure()
+    pinned = set(re.findall(r"^([\w-]+)==", (hosts.PROJECT / "constraints.txt").read_text(), re.M))
+    build = ["cmake", "--build", bare.build]
+    [names] = re.findall(
+        "pip.* install -c [^ ]*venv.txt (.*)", bare.run(*build, "--target", "demo", "--", "-n")
+    )
+    assert {"torch", "matplotlib"} < set(names.split()) < pinned
+    assert not set(names.split()) & {"pytest", "ruff", "pre-commit", "mkdocs", "cibuildwheel"}
+    (bare.build / "venv" / "pinned.stamp").touch()  # that is done
+    assert re.findall("pip.* install -r [^ ]*venv.txt", bare.run(*build, "--target", "tools", "--", "-n"))
