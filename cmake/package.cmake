@@ -2,6 +2,17 @@
 # build without pip `built`, in the build folder, where it runs as well.
 
 find_package(Python 3.10 REQUIRED COMPONENTS Interpreter Development.Module)
+# What was found may be a script that starts the interpreter, as pyenv's are, and another one in another folder.
+execute_process(COMMAND ${Python_EXECUTABLE} -c "import sys; print(sys.executable)"
+  OUTPUT_VARIABLE Python_EXECUTABLE OUTPUT_STRIP_TRAILING_WHITESPACE COMMAND_ERROR_IS_FATAL ANY)
+execute_process(COMMAND ${Python_EXECUTABLE} -c "import cffi" RESULT_VARIABLE failed OUTPUT_QUIET ERROR_QUIET)
+if(failed)
+  file(STRINGS ${PROJECT_SOURCE_DIR}/pyproject.toml dependencies REGEX "^dependencies")
+  string(REGEX MATCH "cffi[^\"]*" cffi "${dependencies}")
+  message(FATAL_ERROR "${Python_EXECUTABLE} has no cffi, which builds optplug's bridge: run\n"
+    "  ${Python_EXECUTABLE} -m pip install '${cffi}'\n"
+    "or name the Python of an environment that has it with -DPython_EXECUTABLE=...")
+endif()
 if(SKBUILD)
   set(package optplug)
 else()

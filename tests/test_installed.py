@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import pathlib
+import re
 import shutil
 import subprocess
 import sys
@@ -129,16 +130,30 @@ def sdist(tmp_path_factory) -> pathlib.Path:
 
 @hosts.needs_cxx
 def test_cmake_with_fetchcontent(scratch, sdist):
-    """Python is named, as it must be where the first on PATH has no torch."""
+    """Python is named by a script that starts it, as pyenv's are."""
+    shim = scratch / "shim"
+    shim.write_text(f'#!/bin/sh\nexec {sys.executable} "$@"\n')
+    shim.chmod(0o755)
     find = (
         "include(FetchContent)\n"
         f"FetchContent_Declare(optplug URL {sdist.as_uri()})\n"
         "FetchContent_MakeAvailable(optplug)"
     )
     main = cmake_project(scratch, "C CXX", "main.cpp", "optplug::cxx", find)
-    run("cmake", "-B", "build", f"-DPython_EXECUTABLE={sys.executable}", cwd=scratch)
+    run("cmake", "-B", "build", f"-DPython_EXECUTABLE={shim}", cwd=scratch)
     run("cmake", "--build", "build", cwd=scratch)
     assert run(main, cwd=scratch) == OUTPUT
+
+
+def test_a_python_without_cffi_is_refused_when_configuring_with_the_line_to_run(tmp_path):
+    run(sys.executable, "-m", "venv", "--without-pip", "venv", cwd=tmp_path)
+    python = tmp_path / "venv" / "bin" / "python"
+    command = ["cmake", "-S", hosts.PROJECT, "-B", tmp_path / "build", "-DOPTPLUG_VENV=OFF"]
+    done = subprocess.run(
+        [*command, f"-DPython_EXECUTABLE={python}"], capture_output=True, text=True, check=False
+    )
+    assert done.returncode != 0
+    assert re.search(rf"{python} -m pip install\s+'cffi>=[\d.]+'", done.stderr), done.stderr
 
 
 @hosts.needs_fortran
