@@ -62,8 +62,8 @@ enum {
 
 /* ---- one optimizer, from creation to the end ---- */
 
-/* Create an optimizer from a constructor call, written as PyTorch's documentation writes it but
- * without the parameters: "SGD(lr=0.1, momentum=0.9)".
+/* Create an optimizer from a constructor call, written as PyTorch's documentation writes it, without
+ * the parameters or with a word for them: "SGD(lr=0.1, momentum=0.9)", "optim.SGD(params, lr=0.1)".
  *
  * Any class of torch.optim will do; LBFGS steps by opt_step_closure or opt_iterate, SparseAdam after
  * opt_bind_sparse.  Returns a handle, which is positive.  Hyperparameters are checked here, by PyTorch.

@@ -74,7 +74,11 @@ inline std::string warning() { return optplug_warning(); }
 inline std::string version() { return optplug_version(); }
 
 /* What torch calls the type of a value; specialize it for a half-precision type of yours. */
-template <class T> struct dtype;
+template <class T> struct dtype {
+    static_assert(sizeof(T) == 0,
+                  "parameters are float, double, std::complex<float> or std::complex<double>");
+    static constexpr const char *name = "";
+};
 template <> struct dtype<float> {
     static constexpr const char *name = "float32";
 };

@@ -57,7 +57,7 @@ static void mistakes_are_errors(void)
     CHECK_FAILS(OPT_ESTATE, "nothing is bound", opt_average(opt, "AveragedModel()"));
     CHECK(opt_bind(opt, "w", "float64", 2, w, dw) == OPT_OK);
     CHECK_FAILS(OPT_ESTATE, "there is no average: call opt_average first", opt_average_swap(opt));
-    CHECK_FAILS(OPT_EINVAL, "spec 'EMA()': no average 'EMA': there are AveragedModel",
+    CHECK_FAILS(OPT_EINVAL, "spec 'EMA()': no average 'EMA': write 'AveragedModel()'",
                 opt_average(opt, "EMA()"));
     CHECK_FAILS(OPT_EINVAL, "no averaging function 'update_bn'",
                 opt_average(opt, "AveragedModel(avg_fn=update_bn())"));

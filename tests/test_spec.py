@@ -39,6 +39,20 @@ def test_a_module_may_be_followed_by_colons():
     assert spec.parse("a.b:C(x={'a': 1}, y='d:e')") == Call("C", (), {"x": {"a": 1}, "y": "d:e"}, "a.b")
 
 
+def test_modules_of_torch_and_what_a_caller_supplies_may_stand_before():
+    assert spec.parse("x.y = optim.Adam(net.parameters(), lr=1)") == Call(
+        "Adam", (spec.Supplied("net.parameters()"),), {"lr": 1}, "torch.optim"
+    )
+    assert spec.parse("lr_scheduler.StepLR(3)").module == "torch.optim.lr_scheduler"
+    assert spec.parse("A(optimizer=self.optimizer)").kwargs == {"optimizer": spec.Supplied("self.optimizer")}
+    assert spec.parse("A(x=true, y=[False, FALSE])").kwargs == {"x": True, "y": [False, False]}
+
+
+def test_a_call_is_shown_as_it_is_written():
+    text = "somebodys.module:A(1, [B(x='y')], c=C(params))"
+    assert repr(spec.parse(text)) == text
+
+
 def test_infinity_and_none_are_values():
     assert spec.parse("A(x=-1e999, y=None)").kwargs == {"x": -math.inf, "y": None}
 
@@ -69,6 +83,12 @@ def test_infinity_and_none_are_values():
         "A(" * 500 + ")" * 500,
         "Adam(lr=\x00)",
         "Adam(lr=1, lr=2)",
+        "Adam(lr=" + "a." * 20000 + "b)",
+        "a." * 20000 + "Adam(lr=1)",
+        "lr=0.1",
+        "a = b = Adam()",
+        "Adam(1, params)",
+        "Adam(params.x())",
     ],
 )
 def test_nothing_but_calls_and_literals_is_read(text):

@@ -246,6 +246,12 @@ def _text(name: str, value: object) -> str:
         raise ValueError(f"{name} is not UTF-8: {spec.shown(ffi.string(value))}") from error
 
 
+def _dtype(value: object) -> str:
+    name = _text("dtype", value)
+    buffers.check_dtype(name)
+    return name
+
+
 def _int64s(values: object, count: int) -> list[int] | None:
     return None if values == ffi.NULL else ffi.unpack(values, count)
 
@@ -308,7 +314,7 @@ def py_create(opt, text):
 @_plans
 @_on_streams
 def py_bind(opt, name, dtype, device, ndim, shape, data, strides, grad, grad_strides):
-    dtype, device = _text("dtype", dtype), devices.find(_text("device", device))
+    dtype, device = _dtype(dtype), devices.find(_text("device", device))
     sizes = _int64s(shape, ndim) or []
     _optimizers[opt].bind(
         _text("name", name),
@@ -322,7 +328,7 @@ def py_bind(opt, name, dtype, device, ndim, shape, data, strides, grad, grad_str
 @_callback
 @_plans
 def py_bind_sparse(opt, name, dtype, rows, columns, data, capacity, count, indices, grad_rows):
-    dtype = _text("dtype", dtype)
+    dtype = _dtype(dtype)
     grad = SparseGrad(
         buffers.wrap("count", _address(count), "int64", devices.CPU, []),
         buffers.wrap("indices", _address(indices), "int64", devices.CPU, [capacity]),

@@ -15,6 +15,8 @@ from optplug.spec import Call, SpecError, shown
 
 # What AveragedModel takes for its avg_fn and multi_avg_fn.
 _FUNCTIONS = ("get_ema_avg_fn", "get_ema_multi_avg_fn", "get_swa_avg_fn", "get_swa_multi_avg_fn")
+_EMA = "AveragedModel(multi_avg_fn=get_ema_multi_avg_fn(0.999))"
+_HINT = f"write 'AveragedModel()' for equal weights, or {_EMA!r} for an exponential average"
 
 
 class Average:
@@ -31,11 +33,12 @@ class Average:
 
     def __init__(self, text: str, module: nn.Module) -> None:
         try:
-            call = spec.parse(text)
-            spec.choose(call.name, ["AveragedModel"], "average")
+            call = _read(text)
             arguments = spec.check_arguments(swa_utils.AveragedModel, call, implied=1)
             if "device" in arguments:
-                raise SpecError("device is the parameters' own")
+                raise SpecError(
+                    f"device={shown(arguments['device'])}: device is the parameters' own: {_HINT}"
+                )
             arguments = {name: _argument(name, value) for name, value in arguments.items()}
             trial = swa_utils.AveragedModel(nn.Linear(1, 1), **arguments)
             for _ in range(2):  # the first update copies, the second averages
@@ -116,6 +119,18 @@ class Average:
             raise StateError("no step has been averaged yet: opt_average takes in those after it")
 
 
+def _read(text: str) -> Call:
+    if text.strip().isidentifier():
+        raise SpecError(_HINT)
+    call = spec.parse(text)
+    if call.name != "AveragedModel":
+        raise SpecError(f"no average {shown(call.name)}: {_HINT}")
+    if "decay" in call.kwargs:
+        raise SpecError(f"no argument 'decay': {_HINT}")
+    spec.check_module(call, swa_utils.__name__)
+    return call
+
+
 def _argument(name: str, value: object) -> object:
     if not isinstance(value, Call):
         if name in ("avg_fn", "multi_avg_fn") and value is not None:
@@ -124,5 +139,6 @@ def _argument(name: str, value: object) -> object:
             )
         return value
     spec.choose(value.name, _FUNCTIONS, "averaging function")
+    spec.check_module(value, swa_utils.__name__)
     function = getattr(swa_utils, value.name)
     return function(**spec.check_arguments(function, value, implied=0))

@@ -14,7 +14,7 @@ from collections.abc import Sequence
 import torch
 
 from optplug import devices
-from optplug.spec import choose
+from optplug.spec import choose, shown
 
 # DLDataTypeCode, bits
 DTYPES = {
@@ -26,6 +26,18 @@ DTYPES = {
     "complex128": (5, 128),
 }
 _INDICES = {"int64": (0, 64)}
+# What other languages, and torch in short, call them; "float" is 32 bits in C and 64 in numpy.
+_ALSO = {
+    "half": "'float16'",
+    "single": "'float32'",
+    "double": "'float64'",
+    "float": "'float32' or 'float64'",
+    "real32": "'float32'",
+    "real64": "'float64'",
+    "complex": "'complex64' or 'complex128'",
+    "cfloat": "'complex64'",
+    "cdouble": "'complex128'",
+}
 _CPU, _CUDA, _ROCM = 1, 2, 10  # DLDeviceType
 
 
@@ -75,12 +87,10 @@ def wrap(
         strides: in elements; row-major if None.
 
     Raises:
-        ValueError: no such memory can be: unknown dtype, negative sizes or strides, elements that share
+        ValueError: no such memory can be: negative sizes or strides, elements that share
             memory, more bytes than an address space has, an address not aligned for the dtype, another
             device's memory.
     """
-    if dtype not in _INDICES:
-        choose(dtype, DTYPES, "dtype")
     for i, n in enumerate(shape):
         if n < 0:
             raise ValueError(f"shape[{i}] must not be negative, got {n}")
@@ -102,6 +112,20 @@ def wrap(
         )
     devices.check_place(name, address, 0 if 0 in shape else extent * bits // 8, device)
     return torch.from_dlpack(_capsule(address, device, code, bits, shape, strides))
+
+
+def check_dtype(dtype: str) -> None:
+    """Check that parameters may be of a dtype.
+
+    Raises:
+        ValueError: they may not; with what to write for it, or with those that there are.
+    """
+    short = dtype.strip().lower().removeprefix("torch.").removeprefix("np.").removeprefix("numpy.")
+    if dtype not in DTYPES and (short in DTYPES or short in _ALSO):
+        raise ValueError(f"no dtype {shown(dtype)}: write {_ALSO.get(short, repr(short))}")
+    if short.startswith(("int", "uint", "bool")):
+        raise ValueError(f"no dtype {shown(dtype)}: PyTorch steps no integers, only {', '.join(DTYPES)}")
+    choose(dtype, DTYPES, "dtype")
 
 
 def name_of(dtype: torch.dtype) -> str:

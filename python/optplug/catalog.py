@@ -100,7 +100,7 @@ def _is_literal(node: ast.expr) -> bool:
         value = spec.parse(f"_({ast.unparse(node)})").args[0]
     except spec.SpecError:
         return False
-    return not (isinstance(value, spec.Call) and value.name == "parameters")
+    return not isinstance(value, spec.Supplied)
 
 
 def _parsed(text: str) -> ast.expr | None:

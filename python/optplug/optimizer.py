@@ -1095,8 +1095,9 @@ def _read(text: str, third_party: bool) -> tuple[type[torch.optim.Optimizer], di
 
 
 def _find_class(call: Call, third_party: bool) -> type[torch.optim.Optimizer]:
-    if call.module in ("", "torch.optim"):
+    if call.module in ("", *spec.MODULES):
         spec.choose(call.name, classes(), "optimizer")
+        spec.check_module(call, "torch.optim")
         return classes()[call.name]
     if not third_party:
         raise SpecError(

@@ -68,6 +68,8 @@ class _Builder:
     def build(self, call: Call) -> LRScheduler:
         known = classes()
         spec.choose(call.name, known, "scheduler")
+        spec.check_module(call, known[call.name].__module__)
+        call = spec.without_supplied(known[call.name], call)
         args = tuple(self._argument(value) for value in call.args)
         kwargs = {name: self._argument(value) for name, value in call.kwargs.items()}
         if call.name in ("LambdaLR", "MultiplicativeLR") and not args and "lr_lambda" not in kwargs:

@@ -1,7 +1,8 @@
 """Read specs: constructor calls as text, parsed and never evaluated.
 
-A spec is what a user of PyTorch writes without the arguments that optplug supplies itself:
-``"Adam(lr=1e-3, betas=(0.9, 0.99))"``.  It may hold literals, containers of them, and further calls.
+A spec is what a user of PyTorch writes, with or without the arguments that optplug supplies itself:
+``"Adam(lr=1e-3, betas=(0.9, 0.99))"``, ``"optimizer = torch.optim.Adam(model.parameters(), lr=1e-3)"``.
+It may hold literals, containers of them, and further calls.
 """
 
 from __future__ import annotations
@@ -18,6 +19,15 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 _MODULE = re.compile(r"\s*[A-Za-z_][\w.]*\s*:")
+_ASSIGNED = re.compile(r"\s*(>>>\s*)?([A-Za-z_][\w.]*\s*=(?!=))?")  # what an example has before a call
+#: Whose names a spec may have in front of a call.
+MODULES = ("torch.optim", "torch.optim.lr_scheduler", "torch.optim.swa_utils")
+# As programs write them, whatever they import: "lr_scheduler".
+_WRITTEN = {full.split(".", i)[-1]: full for full in MODULES for i in range(full.count(".") + 1)}
+# What programs call what optplug supplies itself, alone or as the last part of a longer name.
+_SUPPLIED = {"params", "parameters", "model", "net", "network", "module", "optimizer", "opt"}
+_PARAMETERS = {"params", "optimizer", "model"}  # what the classes call it
+_WORDS = {"true": True, "false": False}  # as other languages write them
 # What makes Python's parser, which is written in C, call itself once more.
 _DEEPER = re.compile(r"[()\[\]{},]|\*\*|[-+~]|\b(?:not|lambda|if|await|yield)\b")
 _STRING = re.compile(r"'[^'\\]*'|\"[^\"\\]*\"")
@@ -41,6 +51,20 @@ class Call:
     kwargs: dict[str, Any] = field(default_factory=dict)
     module: str = ""
 
+    def __repr__(self) -> str:
+        arguments = [*map(repr, self.args), *(f"{name}={value!r}" for name, value in self.kwargs.items())]
+        return f"{self.module}{':' * bool(self.module)}{self.name}({', '.join(arguments)})"
+
+
+@dataclass(frozen=True)
+class Supplied:
+    """What stands for the parameters, the optimizer or the model, which the caller of a class has itself."""
+
+    source: str
+
+    def __repr__(self) -> str:
+        return self.source
+
 
 def shown(value: object, limit: int = 120) -> str:
     """Return a value as an error message shows it: quoted, on one line, of bounded length."""
@@ -54,13 +78,19 @@ def parse(text: str) -> Call:
     Raises:
         SpecError: the text is no single call of literals and further calls.
     """
+    text = text[_ASSIGNED.match(text).end() :]
     module, _, call = text.partition(":") if _MODULE.match(text) else ("", "", text)
     tree = _expression(call)
     if not isinstance(tree, ast.Call):
-        name = call.strip()
+        name = call.strip().rpartition(".")[2]
         hint = f"{name}()" if name.isidentifier() else "Adam(lr=1e-3)"
         raise SpecError(f"it must be a call, such as {shown(hint)}")
-    return replace(_value(tree), module=module.strip())
+    found = _value(tree)
+    if not module:
+        return found
+    if found.module:
+        raise SpecError(f"it has two modules, {module.strip()} and {found.module}")
+    return replace(found, module=module.strip())
 
 
 def arguments(text: str) -> dict[str, Any]:
@@ -74,7 +104,7 @@ def arguments(text: str) -> dict[str, Any]:
     tree = _expression(f"_({text.strip(' ,')}\n)")
     if not isinstance(tree, ast.Call) or not isinstance(tree.func, ast.Name) or tree.args:
         raise SpecError("it must be 'name=value, name=value'")
-    return _value(tree).kwargs
+    return {k.arg: _value(k.value) for k in _keywords(tree)}
 
 
 def choose(name: str, known: Iterable[str], kind: str) -> None:
@@ -87,6 +117,14 @@ def choose(name: str, known: Iterable[str], kind: str) -> None:
         raise SpecError(f"no {kind} {shown(name)}: {hint}there are {', '.join(known)}")
 
 
+def check_module(call: Call, module: str) -> None:
+    """Check that a call of something in ``module`` names no other one, or raise SpecError."""
+    if call.module not in ("", module):
+        raise SpecError(
+            f"module {shown(call.module)} is not the one of {call.name}: write {module}.{call.name}"
+        )
+
+
 def check_arguments(function: Callable[..., Any], call: Call, implied: int) -> dict[str, Any]:
     """Check a call's arguments against a signature whose first ``implied`` ones are supplied by us.
 
@@ -95,6 +133,7 @@ def check_arguments(function: Callable[..., Any], call: Call, implied: int) -> d
     """
     signature = signature_of(function)
     names = list(signature.parameters)[implied:]
+    call = without_supplied(function, call)
     if not any(p.kind is p.VAR_KEYWORD for p in signature.parameters.values()):
         for name in call.kwargs:
             choose(name, names, f"argument of {call.name}")
@@ -103,6 +142,21 @@ def check_arguments(function: Callable[..., Any], call: Call, implied: int) -> d
     except TypeError as error:
         raise SpecError(f"{call.name}: {error}") from None
     return {name: bound.arguments[name] for name in names if name in bound.arguments}
+
+
+def without_supplied(function: Callable[..., Any], call: Call) -> Call:
+    """Return a call of a function without the arguments that its caller supplies."""
+    names = signature_of(function).parameters.keys() & _PARAMETERS
+    args, kwargs = call.args, dict(call.kwargs)
+    if names and args and isinstance(args[0], Supplied):
+        args = args[1:]
+    for name in names:
+        if isinstance(kwargs.get(name), Supplied):
+            del kwargs[name]
+    for value in (*args, *kwargs.values()):
+        if isinstance(value, Supplied):
+            raise SpecError(f"{call.name} takes no {shown(str(value))}: leave it out")
+    return replace(call, args=args, kwargs=kwargs)
 
 
 #: ``inspect.signature``, which is slow, once for each function or class.
@@ -130,6 +184,8 @@ def _expression(text: str) -> ast.expr:
             return ast.parse(text.strip(), mode="eval").body
     except (SyntaxError, ValueError, MemoryError, RecursionError) as error:
         reason = error.msg if isinstance(error, SyntaxError) else str(error) or "too deeply nested"
+        if re.search(r"\.(true|false)\.", text, re.IGNORECASE):
+            reason = "write True and False, without dots"
         raise SpecError(f"it cannot be read: {reason}") from None
 
 
@@ -170,21 +226,75 @@ def _value(node: ast.expr) -> Any:
                 return [_value(e) for e in elements]
             case ast.Dict(keys=keys, values=values) if None not in keys:
                 return {_value(k): _value(v) for k, v in zip(keys, values, strict=True)}
-            case ast.Call(func=ast.Name(id=name), args=args, keywords=keywords) if all(
-                k.arg for k in keywords
-            ):
-                names = [k.arg for k in keywords]
-                twice = [n for n in names if names.count(n) > 1]
-                if twice:
-                    raise SpecError(f"argument {shown(twice[0])} comes twice")
-                return Call(name, tuple(_value(a) for a in args), {k.arg: _value(k.value) for k in keywords})
-        raise SpecError(
-            f"{shown(_source(node))} is neither a literal (a number, True, a tuple, ...) nor a plain call"
-        )
+            case ast.Name(id=name) if name.lower() in _WORDS:
+                return _WORDS[name.lower()]
+            case ast.Call():
+                return _call(node)
+        raise SpecError(_complaint(node))
     except RecursionError:
         raise SpecError("it is too deeply nested") from None
     except TypeError as error:  # a dict with a list for a key
         raise SpecError(str(error)) from None
+
+
+def _call(node: ast.Call) -> Call:
+    """Turn a call into a Call: of a plain name, or of one in a module of torch.optim."""
+    module, _, name = _dotted(node.func).rpartition(".")
+    if not name or (module and module not in _WRITTEN):
+        raise SpecError(_complaint(node))
+    args = [_argument("", a) if i == 0 else _value(a) for i, a in enumerate(node.args)]
+    kwargs = {k.arg: _argument(k.arg, k.value) for k in _keywords(node)}
+    return Call(name, tuple(args), kwargs, _WRITTEN.get(module, ""))
+
+
+def _argument(name: str, node: ast.expr) -> Any:
+    """Return the first argument of a call, or one with a name, which may be what the caller has itself."""
+    is_call = isinstance(node, ast.Call) and not (node.args or node.keywords)
+    last = _dotted(node.func if is_call else node).rpartition(".")[2]
+    if name in ("", *_PARAMETERS) and (last == "parameters" if is_call else last in _SUPPLIED):
+        return Supplied(ast.unparse(node))
+    try:
+        return _value(node)
+    except SpecError as error:
+        if name in ("lr_lambda", "scale_fn"):
+            raise SpecError(
+                f"{name}={_source(node)} is a function, which opt_schedule_callback takes: "
+                f"leave {name} out here"
+            ) from None
+        if name in ("", *_PARAMETERS):
+            raise SpecError(f"{error}; parameters, optimizer and model are left out") from None
+        raise
+
+
+def _keywords(node: ast.Call) -> list[ast.keyword]:
+    names = [k.arg for k in node.keywords]
+    if None in names:
+        raise SpecError(_complaint(node))
+    for name in names:
+        if names.count(name) > 1:
+            raise SpecError(f"argument {shown(name)} comes twice")
+    return node.keywords
+
+
+def _dotted(node: ast.expr) -> str:
+    """Return a name as it is written, "optim.Adam"; "" for anything else."""
+    parts: list[str] = []
+    while isinstance(node, ast.Attribute):
+        parts.append(node.attr)
+        node = node.value
+    return ".".join([node.id, *reversed(parts)]) if isinstance(node, ast.Name) else ""
+
+
+def _complaint(node: ast.expr) -> str:
+    source = shown(_source(node))
+    if isinstance(node, ast.Lambda):
+        return f"{source} is a function, and none can be written here: give yours to opt_schedule_callback"
+    name = _dotted(node.func if isinstance(node, ast.Call) else node)
+    if name.endswith("parameters"):
+        return f"{source}: parameters come by opt_bind, and groups of them by opt_group"
+    if name and not isinstance(node, ast.Call):
+        return f"{source} is a name, and its value is unknown here: write the value"
+    return f"{source} is neither a literal (a number, True, a tuple, ...) nor a plain call"
 
 
 def _source(node: ast.expr) -> str:
