@@ -132,6 +132,65 @@ static void a_closure_that_fails_undoes_the_step(void)
         }
 }
 
+static int answer; /* what a closure returns that sets nothing, or what it should not return */
+
+static int forget(void *user, double *value)
+{
+    struct problem *p = user;
+    (void)value;
+    p->dw[0] = 1;
+    return answer;
+}
+
+static int accumulate(void *user, double *value)
+{
+    *value += loss_and_gradient(user); /* to nothing */
+    return 0;
+}
+
+static int set(void *user, double *value)
+{
+    *value = loss_and_gradient(user);
+    return answer;
+}
+
+/* Sets a loss that is no number, which is not the same as none. */
+static int diverge(void *user, double *value)
+{
+    loss_and_gradient(user);
+    *value = NAN;
+    return 0;
+}
+
+static void a_closure_that_sets_no_loss_or_returns_more_than_0_fails(void)
+{
+    for (int s = 0; s < SPECS; s++) {
+        struct problem p;
+        start(&p, specs[s]);
+        for (int i = 0; i < 3; i++) {
+            double before[N], loss = 5;
+            memcpy(before, p.w, sizeof before);
+            answer = 0;
+            CHECK_FAILS(OPT_EINVAL, "returned 0 and did not set the loss",
+                        opt_step_closure(p.opt, forget, &p, &loss));
+            CHECK_FAILS(OPT_EINVAL, "returned 0 and did not set the loss",
+                        opt_step_closure(p.opt, accumulate, &p, &loss));
+            answer = 1 + i;
+            char words[80];
+            snprintf(words, sizeof words, "the host's closure returned %d, which is neither", answer);
+            CHECK_FAILS(OPT_EINVAL, words, opt_step_closure(p.opt, forget, &p, &loss));
+            CHECK_FAILS(OPT_EINVAL, words, opt_step_closure(p.opt, set, &p, &loss));
+            CHECK(loss == 5 && memcmp(p.w, before, sizeof before) == 0);
+            answer = 0;
+            CHECK(opt_step_closure(p.opt, set, &p, &loss) == OPT_OK && loss != 5);
+            CHECK(memcmp(p.w, before, sizeof before) != 0);
+        }
+        double loss = 0;
+        CHECK(opt_step_closure(p.opt, diverge, &p, &loss) == OPT_OK && isnan(loss));
+        CHECK(opt_free(p.opt) == OPT_OK);
+    }
+}
+
 static int meddle(void *user, double *value)
 {
     struct problem *p = user;
@@ -188,6 +247,7 @@ int main(void)
     lbfgs_finds_the_minimum();
     both_ways_have_the_same_numbers();
     a_closure_that_fails_undoes_the_step();
+    a_closure_that_sets_no_loss_or_returns_more_than_0_fails();
     a_closure_may_ask_and_clip_but_not_step();
     between_evaluations_only_asking_is_allowed();
     start(&p, specs[0]);

@@ -10,6 +10,7 @@ import contextlib
 import functools
 import os
 import pathlib
+import struct
 import sys
 import threading
 import traceback
@@ -256,13 +257,60 @@ def _int64s(values: object, count: int) -> list[int] | None:
     return None if values == ffi.NULL else ffi.unpack(values, count)
 
 
-def _call(what: str, function: object, user: object, *values: float) -> float:
-    """Call a function of the host's with ``values``, and return what it makes of the first."""
-    place = ffi.new(_doubles, values)
-    status = _host.call(function, user, place)
+# What no function computes: a nan with bits of our own.
+_UNSET = struct.unpack("=Q", b"unset\0\xf8\x7f" if sys.byteorder == "little" else b"\x7f\xf8\0unset")[0]
+
+
+def _call(what: str, function: object, user: object, values: object) -> None:
+    """Call a function of the host's on ``values``, which it changes."""
+    status = _host.call(function, user, values)
     if status < 0:
-        raise HostError(what, status)
+        raise HostError(f"the host's {what} failed with status {status}", status)
+    if status > 0:
+        raise HostError(
+            f"the host's {what} returned {status}, which is neither 0 nor negative", lib.OPT_EINVAL
+        )
+
+
+def _evaluate(closure: object, user: object) -> float:
+    """Return the loss that a closure of the host's computes."""
+    place = ffi.new(_doubles, 1)
+    bits = ffi.cast("uint64_t *", place)
+    bits[0] = _UNSET
+    _call("closure", closure, user, place)
+    if bits[0] == _UNSET:
+        raise HostError("the host's closure returned 0 and did not set the loss, *value", lib.OPT_EINVAL)
     return place[0]
+
+
+def _factor_of(function: object, user: object) -> schedules.Function:
+    """Return a schedule's function of the host's as Python calls it.
+
+    A factor may be the epoch by chance, but hardly twice in a row, other than 0 and 1: then the function has
+    not set it.
+    """
+    left_alone: dict[float, float] = {}  # by group: what the function has left alone in its last call
+
+    def factor(value: float, group: int = 0) -> float:
+        value, group = float(value), float(group)
+        place = ffi.new(_doubles, (value, group))
+        _call("function", function, user, place)
+        before = left_alone.pop(group, 0)
+        if place[0] != value:
+            return place[0]
+        if before not in (0, value):
+            left_alone[group] = before
+            raise HostError(
+                f"the host's function returned 0 and left value[0] alone, {before:g} and then {value:g}: "
+                "set it to the factor",
+                lib.OPT_EINVAL,
+            )
+        left_alone[group] = value
+        if value == 0:
+            warnings.warn("the host's function left value[0] alone: its first factor is 0", stacklevel=2)
+        return value
+
+    return factor
 
 
 def _address(pointer: object) -> int:
@@ -359,7 +407,7 @@ def py_step_closure(opt, closure, user, loss):
 
     def evaluate() -> float:
         with optimizer.streams.set_aside():  # the host's function finds its own
-            return _call("closure", closure, user, 0.0)
+            return _evaluate(closure, user)
 
     loss[0] = optimizer.step_closure(evaluate)
 
@@ -438,12 +486,7 @@ def py_schedule(opt, text, function, user):
     if text == ffi.NULL:
         _optimizers[opt].unschedule()
         return
-    factor = None
-    if function != ffi.NULL:
-
-        def factor(value: float, group: int = 0) -> float:
-            return _call("function", function, user, float(value), float(group))
-
+    factor = None if function == ffi.NULL else _factor_of(function, user)
     _optimizers[opt].schedule(_text("spec", text), factor)
 
 

@@ -40,9 +40,10 @@ class Average:
                     f"device={shown(arguments['device'])}: device is the parameters' own: {_HINT}"
                 )
             arguments = {name: _argument(name, value) for name, value in arguments.items()}
-            trial = swa_utils.AveragedModel(nn.Linear(1, 1), **arguments)
+            stand_in = nn.ParameterList([torch.zeros(1)])  # nn.Linear would draw random numbers
+            trial = swa_utils.AveragedModel(stand_in, **arguments)
             for _ in range(2):  # the first update copies, the second averages
-                trial.update_parameters(nn.Linear(1, 1))
+                trial.update_parameters(stand_in)
             self._averaged = swa_utils.AveragedModel(module, **arguments)
         except Exception as error:
             raise SpecError(f"spec {shown(text)}: {error}") from error

@@ -18,8 +18,8 @@ class CompileError(RuntimeError):
 
 
 class HostError(Exception):
-    """A function of the host's that failed; ``status`` is what it returned."""
+    """A function of the host's that failed; ``status`` is what the call of it returns."""
 
-    def __init__(self, what: str, status: int) -> None:
-        super().__init__(f"the host's {what} failed with status {status}")
+    def __init__(self, message: str, status: int) -> None:
+        super().__init__(message)
         self.status = status

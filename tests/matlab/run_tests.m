@@ -34,6 +34,10 @@ end
 assert(failed, 'nothing failed');
 end
 
+function taken(~)
+% Take the output of a call that is to fail.
+end
+
 % ---- what PyTorch does beside ----
 
 function w = run_adam()
@@ -80,6 +84,19 @@ function test_an_array_is_stepped()
 opt = optplug.Optimizer('SGD(lr=0.5)');
 assert(opt.step([1 2; 3 4], [2 0; 0 2]), [0 2; 3 3]);
 assert(opt.step([1 2; 3 4], [2 0; 0 2]), [0 2; 3 3]); % what is given counts, not what was held
+end
+
+function test_a_step_whose_result_nobody_takes_is_refused()
+opt = optplug.Optimizer('SGD(lr=0.5)');
+w = opt.step([1 2], [0 0]);
+fails('optplug:invalid', 'trains nothing: write params = step(opt, params, grads)', @() opt.step(w, w));
+fails('optplug:invalid', 'write params = step_closure(opt, fun, params)', ...
+    @() opt.step_closure(@(v) deal(0, v), w));
+assert(opt.data(), [1 2]);
+opt.grad([2 2]);
+opt.step(); % what is held needs no output
+opt.step_closure(@(w) deal(0, [2 2]));
+assert(opt.data(), [-1 0]);
 end
 
 function test_a_cell_array_is_stepped()
@@ -169,7 +186,7 @@ end
 
 function test_lbfgs_refuses_a_matrix_that_is_not_flat()
 opt = optplug.Optimizer('LBFGS()');
-fails('optplug:runtime', 'view size', @() opt.step_closure(@(w) deal(0, w), ones(2)));
+fails('optplug:runtime', 'view size', @() taken(opt.step_closure(@(w) deal(0, w), ones(2))));
 assert(opt.data(), ones(2));
 assert(~isempty(strfind(optplug.traceback(), 'lbfgs.py')));
 end
@@ -215,10 +232,10 @@ end
 function test_what_the_function_gives_is_checked()
 opt = optplug.Optimizer('SGD(lr=0.5)');
 fails('optplug:invalid', 'the loss that fun returns must be a real number, got a 1x2 double', ...
-    @() opt.step_closure(@(w) deal([1 2], w), 3));
+    @() taken(opt.step_closure(@(w) deal([1 2], w), 3)));
 fails('optplug:invalid', 'the gradient that fun returns must be a 1x1 double, got a 2x2 double', ...
-    @() opt.step_closure(@(w) deal(1, ones(2)), 3));
-fails('optplug:invalid', 'fun must be a function handle, got ''banana''', @() opt.step_closure('banana', 3));
+    @() taken(opt.step_closure(@(w) deal(1, ones(2)), 3)));
+fails('optplug:invalid', 'fun must be a function handle, got ''banana''', @() taken(opt.step_closure('banana', 3)));
 end
 
 % ---- gradients, hyperparameters, schedules, averages ----
@@ -369,7 +386,7 @@ assert(same.data(), [1 2]); % a copy is the same optimizer
 handle = opt.Handle;
 delete(opt);
 fails('optplug:handle', 'is no optimizer', @() opt.step());
-fails('optplug:handle', 'is no optimizer', @() same.step([1 2], [1 2]));
+fails('optplug:handle', 'is no optimizer', @() taken(same.step([1 2], [1 2])));
 fails('optplug:handle', 'is no optimizer', @() opt.describe());
 fails('optplug:handle', 'is no optimizer', @() opt.save_memory());
 fails('optplug:handle', 'is no optimizer', @() opt.get('lr'));
@@ -395,33 +412,33 @@ end
 function test_wrong_arrays_are_refused_by_name()
 opt = optplug.Optimizer('SGD(lr=0.5)');
 wanted = 'must be a single or double array, real, full and not empty, got ';
-fails('optplug:invalid', ['params ' wanted 'a 1x2 int32'], @() opt.step(int32([1 2]), int32([1 2])));
-fails('optplug:invalid', ['params ' wanted 'a 1x2 complex double'], @() opt.step([1i 2], [1 2]));
-fails('optplug:invalid', ['params ' wanted 'a 2x2 sparse double'], @() opt.step(sparse(eye(2)), eye(2)));
-fails('optplug:invalid', ['params ' wanted 'a 0x0 double'], @() opt.step([], []));
-fails('optplug:invalid', ['params ' wanted '''text'''], @() opt.step('text', 'text'));
-fails('optplug:invalid', ['params.b ' wanted '1'], @() opt.step(struct('w', 1, 'b', true), 1));
-fails('optplug:invalid', ['params{2} ' wanted 'a 1x2 logical'], @() opt.step({1, [true false]}, 1));
+fails('optplug:invalid', ['params ' wanted 'a 1x2 int32'], @() taken(opt.step(int32([1 2]), int32([1 2]))));
+fails('optplug:invalid', ['params ' wanted 'a 1x2 complex double'], @() taken(opt.step([1i 2], [1 2])));
+fails('optplug:invalid', ['params ' wanted 'a 2x2 sparse double'], @() taken(opt.step(sparse(eye(2)), eye(2))));
+fails('optplug:invalid', ['params ' wanted 'a 0x0 double'], @() taken(opt.step([], [])));
+fails('optplug:invalid', ['params ' wanted '''text'''], @() taken(opt.step('text', 'text')));
+fails('optplug:invalid', ['params.b ' wanted '1'], @() taken(opt.step(struct('w', 1, 'b', true), 1)));
+fails('optplug:invalid', ['params{2} ' wanted 'a 1x2 logical'], @() taken(opt.step({1, [true false]}, 1)));
 fails('optplug:invalid', 'params must be one struct, got a 1x2 struct', @() opt.bind(struct('w', {1, 2})));
 fails('optplug:invalid', ['w ' wanted 'a 1x1 cell'], @() opt.bind('w', {1}));
-fails('optplug:invalid', 'grads must have 2 arrays', @() opt.step({1, 2}, {1}));
-fails('optplug:invalid', 'grads.w must be a 1x2 double', @() opt.step(struct('w', [1 2]), struct('w', 1)));
+fails('optplug:invalid', 'grads must have 2 arrays', @() taken(opt.step({1, 2}, {1})));
+fails('optplug:invalid', 'grads.w must be a 1x2 double', @() taken(opt.step(struct('w', [1 2]), struct('w', 1))));
 fails('optplug:state', 'nothing is bound', @() opt.step()); % still
 opt.bind(struct('w', [1 2 3], 'b', single(1)));
 fails('optplug:invalid', 'params.w must be a 1x3 double, got a 3x1 double', ...
-    @() opt.step(struct('w', [1; 2; 3], 'b', single(1)), 1));
+    @() taken(opt.step(struct('w', [1; 2; 3], 'b', single(1)), 1)));
 right = struct('w', [4 5 6], 'b', single(7));
 fails('optplug:invalid', 'grads.b must be a 1x1 single, got 1', ...
-    @() opt.step(right, struct('w', [1 2 3], 'b', 1)));
+    @() taken(opt.step(right, struct('w', [1 2 3], 'b', 1))));
 fails('optplug:invalid', 'grads.w must be a 1x3 double, got a 1x3 complex double', ...
-    @() opt.step(right, struct('w', [1i 2 3], 'b', single(1))));
-fails('optplug:invalid', 'grads has no field ''b''', @() opt.step(right, struct('w', [1 2 3])));
+    @() taken(opt.step(right, struct('w', [1i 2 3], 'b', single(1)))));
+fails('optplug:invalid', 'grads has no field ''b''', @() taken(opt.step(right, struct('w', [1 2 3]))));
 fails('optplug:invalid', 'grads has a field ''c''', ...
-    @() opt.step(right, struct('w', [1 2 3], 'b', single(1), 'c', 1)));
+    @() taken(opt.step(right, struct('w', [1 2 3], 'b', single(1), 'c', 1))));
 fails('optplug:invalid', 'grads must have 2 arrays, as there are parameters, got a 1x3 cell', ...
-    @() opt.step(right, {1, 2, 3}));
-fails('optplug:invalid', 'grads must have 2 arrays', @() opt.step(right, 1));
-fails('optplug:invalid', 'step takes params and grads, or neither', @() opt.step(right));
+    @() taken(opt.step(right, {1, 2, 3})));
+fails('optplug:invalid', 'grads must have 2 arrays', @() taken(opt.step(right, 1)));
+fails('optplug:invalid', 'step takes params and grads, or neither', @() taken(opt.step(right)));
 fails('optplug:invalid', 'w must be a 1x3 double, got a 1x2 double', @() opt.data('w', [1 2]));
 fails('optplug:invalid', 'no parameter ''v'' is bound', @() opt.data('v'));
 fails('optplug:invalid', 'no parameter ''v'' is bound', @() opt.average_get('v'));

@@ -137,7 +137,8 @@ classdef Optimizer < handle
             %
             %   params = step(opt, params, grads) updates params from grads.  Both are an
             %   array, or a cell array or a struct of arrays, single or double, and always
-            %   of the same sizes.  The first call binds them.
+            %   of the same sizes.  The first call binds them.  Your params do not change: a
+            %   call that takes no output is refused.
             %
             %   step(opt) updates the arrays held from the gradients held: see bind, data
             %   and grad.  params = step(opt) returns them.
@@ -151,6 +152,7 @@ classdef Optimizer < handle
             if nargin == 2
                 error('optplug:invalid', 'step takes params and grads, or neither');
             elseif nargin == 3
+                need_output(nargout, 'params = step(opt, params, grads)');
                 self.take(params, grads);
             end
             optplug.internal.check(optplug.internal.call('optplug_step', self.Handle));
@@ -186,8 +188,11 @@ classdef Optimizer < handle
             end
             if nargin < 3
                 params = self.data();
-            elseif ~self.IsInStep
-                self.take(params);
+            else
+                need_output(nargout, 'params = step_closure(opt, fun, params)');
+                if ~self.IsInStep
+                    self.take(params);
+                end
             end
             loss = [];
             if ~self.IsInStep
@@ -573,6 +578,14 @@ elseif iscell(container)
 else
     names = {'x'};
     values = {container};
+end
+end
+
+function need_output(count, usage)
+% Refuse a call on arrays of the caller's that takes no output: they do not change.
+if count == 0
+    error('optplug:invalid', ['a step of arrays that are given, whose result nobody takes, trains ' ...
+        'nothing: write %s'], usage);
 end
 end
 
