@@ -257,9 +257,11 @@ int opt_average_swap(int opt);
  * and step counts, with the names, shapes and dtypes of its parameters.  Their values are yours to keep, or
  * are in it with opt_init("save_parameters=True").
  *
- * At any moment the file is the old one or the new one, whole: it is written beside, to path.tmp, put on
- * the disk and renamed.  PyTorch reads it: torch.load(path, weights_only=True)["optimizer"] is what
- * load_state_dict of the same torch.optim class takes. */
+ * At any moment the file is the old one or the new one, whole: it is written beside, under a name of its
+ * own, put on the disk and renamed.  If several save to one path, the last to finish stays.  A symbolic link
+ * stays one: the file that it names is replaced.  The new file gets the old one's mode, group and ACL.  What
+ * is no regular file, such as a device or a pipe, is refused.  PyTorch reads it: torch.load(path,
+ * weights_only=True)["optimizer"] is what load_state_dict of the same torch.optim class takes. */
 int opt_save(int opt, const char *path);
 
 /* Go on from a file of opt_save's, in an optimizer of the same class to which the same parameters are bound,

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import ctypes
-import fcntl
 import io
 import itertools
 import json
@@ -13,6 +12,7 @@ import random
 import signal
 import subprocess
 import sys
+import threading
 import time
 
 import pytest
@@ -477,18 +477,6 @@ def test_a_kill_at_any_moment_leaves_a_whole_file(tmp_path):
     run.free()
 
 
-@pytest.mark.filterwarnings("ignore:.*fork:DeprecationWarning")
-def test_two_processes_do_not_save_into_each_other(tmp_path):
-    path = tmp_path / "c.pt"
-    run = Run("Adam()")
-    with (tmp_path / "c.pt.tmp").open("w") as other:
-        fcntl.flock(other, fcntl.LOCK_EX)
-        assert lib.opt_save(run.opt, str(path).encode()) == -8
-        assert b"another process is saving to it" in lib.opt_error()
-    assert lib.opt_save(run.opt, str(path).encode()) == 0
-    run.free()
-
-
 @pytest.fixture
 def small_disk(tmp_path):
     """A disk of 64 KiB."""
@@ -530,15 +518,87 @@ def test_a_folder_that_may_not_be_written_is_an_error(tmp_path):
     run.free()
 
 
-def test_a_link_stays_one_and_a_file_gets_the_usual_mode(tmp_path):
+def test_a_new_file_gets_the_usual_mode_and_an_old_one_keeps_its_own(tmp_path):
     run = Run("Adam()")
-    (tmp_path / "there").mkdir()
-    (tmp_path / "link").symlink_to("there/c.pt")
+    path = tmp_path / "c.pt"
     before = os.umask(0o027)
     try:
-        assert lib.opt_save(run.opt, str(tmp_path / "link").encode()) == 0
+        assert lib.opt_save(run.opt, str(path).encode()) == 0, lib.opt_error()
+        assert path.stat().st_mode & 0o777 == 0o640
+        path.chmod(0o600)
+        assert lib.opt_save(run.opt, str(path).encode()) == 0, lib.opt_error()
+        assert path.stat().st_mode & 0o777 == 0o600
     finally:
         os.umask(before)
-    assert (tmp_path / "link").is_symlink()
-    assert (tmp_path / "there/c.pt").stat().st_mode & 0o777 == 0o640
     run.free()
+
+
+def test_a_pipe_is_an_error_and_waits_for_nobody(tmp_path):
+    run = Run("Adam()")
+    os.mkfifo(tmp_path / "pipe")
+    assert lib.opt_save(run.opt, str(tmp_path / "pipe").encode()) == -8
+    assert lib.opt_error().endswith(b"/pipe': it is a device, pipe or socket, and must be a file")
+    run.free()
+
+
+# ---- how it is written ----
+
+
+class Counting(io.BytesIO):
+    def __init__(self):
+        super().__init__()
+        self.writes = 0
+
+    def write(self, data):
+        self.writes += 1
+        return super().write(data)
+
+
+def sealed(content: dict) -> bytes:
+    file = io.BytesIO()
+    checkpoint.write(file, content)
+    return file.getvalue()
+
+
+def test_many_small_tensors_are_written_in_few_pieces(monkeypatch):
+    started = []
+    start = threading.Thread.start
+    monkeypatch.setattr(threading.Thread, "start", lambda thread: (started.append(thread), start(thread)))
+    file = Counting()
+    checkpoint.write(file, {"optimizer": {i: torch.zeros(8) for i in range(1000)}})
+    assert len(file.getvalue()) < 1 << 20
+    assert (file.writes, len(started)) == (2, 0)  # with the seal
+    checkpoint.write(Counting(), {"optimizer": torch.zeros(1 << 19)})
+    assert len(started) == 1
+
+
+def test_small_and_large_pieces_stay_in_their_order():
+    sizes = [1, 1 << 18, 3, 1 << 20, 5, 1 << 17, 1 << 17, 1 << 17, 7]
+    content = {"optimizer": [torch.full((n,), float(i)) for i, n in enumerate(sizes)]}
+    read = checkpoint.load_memory(sealed(content))
+    assert all(torch.equal(a, b) for a, b in zip(read["optimizer"], content["optimizer"], strict=True))
+
+
+def test_where_no_thread_can_be_made_a_checkpoint_is_written_all_the_same():
+    content = {"optimizer": torch.arange(1 << 19)}
+    before = threading.stack_size(1 << 46)  # more than there is
+    try:
+        with pytest.raises(RuntimeError, match="can't start new thread"):
+            threading.Thread(target=print).start()
+        written = sealed(content)
+    finally:
+        threading.stack_size(before)
+    assert torch.equal(checkpoint.load_memory(written)["optimizer"], content["optimizer"])
+
+
+@pytest.mark.parametrize("count", [10, 1 << 22])
+def test_memory_that_is_too_small_stays_as_it_was(count):
+    content = {"optimizer": torch.ones(count)}
+    size = checkpoint.save_memory(None, content)
+    room = bytearray(b"x" * (size + 5))
+    with pytest.raises(ValueError, match=f"size must be {size} at least, got {size - 1}"):
+        checkpoint.save_memory(memoryview(room)[: size - 1], content)
+    assert room == b"x" * (size + 5)
+    assert checkpoint.save_memory(room, content) == size
+    assert room[size:] == b"xxxxx"
+    assert torch.equal(checkpoint.load_memory(room[:size])["optimizer"], content["optimizer"])

@@ -7,7 +7,6 @@ that is before them.  Zip archives may be followed by other bytes, so PyTorch do
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import hashlib
 import io
 import os
@@ -17,13 +16,16 @@ from collections.abc import Iterator
 from typing import Any, BinaryIO
 
 import torch
+import torch.utils.serialization  # which torch.save would import when the file system may have gone
 
+from optplug import files
 from optplug.errors import FileError
 from optplug.spec import shown
 
 _SEAL = b"\noptplug checkpoint, sha256 "
 _DIGEST = hashlib.sha256().digest_size
 _CHUNK = 1 << 20
+_SPARE = 16 << 20  # bytes of memory that a save may take to be made in one pass
 
 
 def write(file: BinaryIO, content: dict[str, Any]) -> None:
@@ -35,7 +37,7 @@ def write(file: BinaryIO, content: dict[str, Any]) -> None:
         if sealing.error:  # which torch makes something else of
             raise sealing.error from None
         raise
-    file.write(_SEAL + sealing.digest())
+    sealing.end()
 
 
 def read(file: BinaryIO) -> dict[str, Any]:
@@ -65,28 +67,52 @@ def read(file: BinaryIO) -> dict[str, Any]:
     return content
 
 
-class _Sealing(io.RawIOBase):
-    """A file that takes note of what is written to it."""
+class _Sealing:
+    """What writes to a file and takes its checksum, in large pieces: torch writes many small ones."""
 
     def __init__(self, file: BinaryIO) -> None:
-        self._file, self._hash = file, hashlib.sha256()
+        self._file, self._hash, self._small = file, hashlib.sha256(), bytearray()
         self.error: OSError | None = None
 
     def write(self, data: Any) -> int:
+        view = memoryview(data).cast("B")
+        is_small = view.nbytes < _CHUNK
+        if is_small:
+            self._small += view
+        if not is_small or len(self._small) >= _CHUNK:
+            self._put(self._small)
+            self._small.clear()
+        if not is_small:
+            self._put(view)
+        return view.nbytes
+
+    def flush(self) -> None:
+        """Do nothing: torch asks for it, and `end` does it."""
+
+    def end(self) -> None:
+        """Write what is left, and the seal."""
+        self._put(self._small)
+        self._file.write(_SEAL + self._hash.digest())
+
+    def _put(self, piece: bytearray | memoryview) -> None:
         # Both let go of Python's lock, and take about as long.
-        hashing = threading.Thread(target=self._hash.update, args=(data,))
-        hashing.start()
+        hashing = threading.Thread(target=self._hash.update, args=(piece,))
+        is_beside = len(piece) >= _CHUNK
+        if is_beside:
+            try:
+                hashing.start()
+            except RuntimeError:  # the system has no thread for us
+                is_beside = False
+        if not is_beside:
+            self._hash.update(piece)
         try:
-            self._file.write(data)
+            self._file.write(piece)
         except OSError as error:
             self.error = error
             raise
         finally:
-            hashing.join()
-        return memoryview(data).nbytes
-
-    def digest(self) -> bytes:
-        return self._hash.digest()
+            if is_beside:
+                hashing.join()
 
 
 def _check_seal(file: BinaryIO) -> bool:
@@ -120,30 +146,11 @@ def _check_seal(file: BinaryIO) -> bool:
 def save(path: str, content: dict[str, Any]) -> None:
     """Write a checkpoint so that at any moment the file is the old one or the new one, whole.
 
-    It is written beside, to ``path.tmp``, and takes the file's place once it is on the disk.
-
     Raises:
-        FileError: the system refuses.
+        FileError: the system refuses, or the path leads to what is no file.
     """
-    with _file_errors(path):
-        target = os.path.realpath(path)
-        if os.path.isdir(target):  # noqa: PTH112 (a path of bytes that are no UTF-8 stays as it is)
-            raise IsADirectoryError(0, "it is a directory")
-        temporary = target + ".tmp"
-        with _locked(temporary) as file:
-            try:
-                write(file, content)
-                file.flush()
-                os.fsync(file.fileno())
-                os.replace(temporary, target)  # noqa: PTH105
-            except BaseException:
-                os.unlink(temporary)  # noqa: PTH108
-                raise
-        folder = os.open(os.path.dirname(target), os.O_RDONLY | os.O_CLOEXEC)  # noqa: PTH120
-        try:
-            os.fsync(folder)
-        finally:
-            os.close(folder)
+    with _file_errors(path), files.replacing(path) as file:
+        write(file, content)
 
 
 def load(path: str) -> dict[str, Any]:
@@ -158,24 +165,6 @@ def load(path: str) -> dict[str, Any]:
 
 
 @contextlib.contextmanager
-def _locked(path: str) -> Iterator[BinaryIO]:
-    """Open a file for writing that no other process is writing; what one that has died left is taken over."""
-    while True:
-        descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC, 0o666)
-        with open(descriptor, "wb") as file:  # noqa: PTH123
-            try:
-                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
-                raise BlockingIOError(0, "another process is saving to it") from None
-            with contextlib.suppress(FileNotFoundError):
-                if os.path.samestat(os.stat(path), os.fstat(descriptor)):  # noqa: PTH116
-                    os.ftruncate(descriptor, 0)
-                    yield file
-                    return
-        # The process that had it has given it its name in between.
-
-
-@contextlib.contextmanager
 def _file_errors(path: str) -> Iterator[None]:
     try:
         yield
@@ -186,34 +175,47 @@ def _file_errors(path: str) -> Iterator[None]:
 # ---- memory ----
 
 
-class _Room(io.RawIOBase):
-    """Memory of the host's that is written to; without any, a count of how much it must be."""
+class _Room:
+    """Memory that is written to as far as it goes, and a count of how much it must be."""
 
-    def __init__(self, room: Any = None) -> None:
-        self._room, self.written = room and memoryview(room).cast("B"), 0
+    def __init__(self, room: Any = b"") -> None:
+        self.room, self.written = memoryview(room).cast("B"), 0
 
     def write(self, data: Any) -> int:
-        count = memoryview(data).nbytes
-        if self._room is not None:
-            self._room[self.written : self.written + count] = memoryview(data).cast("B")
-        self.written += count
-        return count
+        view = memoryview(data).cast("B")
+        end = self.written + view.nbytes
+        if end <= len(self.room):
+            self.room[self.written : end] = view
+        self.written = end
+        return view.nbytes
+
+    def flush(self) -> None:
+        """Do nothing: torch asks for it."""
 
 
 def save_memory(room: Any, content: dict[str, Any]) -> int:
     """Write a checkpoint to memory, and return its size; with None for the memory, only that.
 
     Raises:
-        ValueError: the memory is too small.
+        ValueError: the memory is too small, and is as it was.
     """
-    count = _Room()
-    write(count, content)
+    in_one_pass = room is not None and len(room) <= _SPARE
+    made = _Room(bytearray(len(room)) if in_one_pass else b"")
+    if in_one_pass:
+        write(made, content)
+        size = made.written
+    else:
+        torch.save(content, made)
+        size = made.written + len(_SEAL) + _DIGEST
     if room is None:
-        return count.written
-    if count.written > len(room):
-        raise ValueError(f"size must be {count.written} at least, got {len(room)}")
-    write(_Room(room), content)
-    return count.written
+        return size
+    if size > len(room):
+        raise ValueError(f"size must be {size} at least, got {len(room)}")
+    if in_one_pass:
+        room[:size] = made.room[:size]
+    else:
+        write(_Room(room), content)
+    return size
 
 
 def load_memory(room: Any) -> dict[str, Any]:
