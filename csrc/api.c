@@ -222,6 +222,8 @@ API int opt_schedule_step_metric(int opt, double value) { return schedule_step(o
 
 API const char *opt_error(void) { return error_message(); }
 
+API int opt_error_status(void) { return error_status(); }
+
 API const char *opt_warning(void) { return warning_take(); }
 
 API const char *opt_traceback(void) { return error_traceback(); }
@@ -535,6 +537,15 @@ API int opt_init(const char *options)
     return status;
 }
 
+/* Return the text that a call has made, NULL if it has failed. */
+static const char *take_text(int status)
+{
+    const char *text = status < 0 ? NULL : text_get();
+    if (status >= 0 && !text)
+        fail(OPT_ENOMEM, "out of memory");
+    return text;
+}
+
 static const char *describe_library(void)
 {
     struct host_state saved;
@@ -546,7 +557,7 @@ static const char *describe_library(void)
     else
         text_set(lines);
     host_leave(&saved);
-    return status < 0 ? NULL : text_get();
+    return take_text(status);
 }
 
 API const char *opt_describe(int opt)
@@ -554,7 +565,8 @@ API const char *opt_describe(int opt)
     if (opt == 0)
         return describe_library();
     struct call call;
-    return begin_anywhere(&call, opt) < 0 || end(&call, host_python()->describe(opt)) < 0 ? NULL : text_get();
+    int status = begin_anywhere(&call, opt);
+    return take_text(status < 0 ? status : end(&call, host_python()->describe(opt)));
 }
 
 API const char *opt_list(const char *kind)
@@ -567,7 +579,7 @@ API const char *opt_list(const char *kind)
     host_enter(&saved);
     int status = translate(host_python()->list(kind));
     host_leave(&saved);
-    return status < 0 ? NULL : text_get();
+    return take_text(status);
 }
 
 API const char *opt_version(void) { return OPTPLUG_VERSION; }
@@ -595,6 +607,7 @@ ALIAS(schedule)
 ALIAS(schedule_step)
 ALIAS(schedule_step_metric)
 ALIAS(error)
+ALIAS(error_status)
 ALIAS(warning)
 ALIAS(traceback)
 ALIAS(bind_nd)

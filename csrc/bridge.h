@@ -96,7 +96,7 @@ typedef struct optplug_python {
  * plan_scalars gives an operator's doubles and bools anew.  A call that may change what a plan has fixed
  * comes to Python without one. */
 typedef struct optplug_host {
-    void (*record)(const char *message, const char *traceback);
+    void (*record)(int status, const char *message, const char *traceback);
     void (*warn)(const char *line);
     void (*text)(const char *text);
     int (*call)(optplug_callback function, void *user, double *value);

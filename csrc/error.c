@@ -8,6 +8,7 @@
 
 static _Thread_local char message[1024];
 static _Thread_local char traceback[8192];
+static _Thread_local int last_status;
 static _Thread_local char warnings[4096];
 static _Thread_local char taken_warnings[sizeof warnings];
 
@@ -53,11 +54,13 @@ int fail(int status, const char *format, ...)
     va_end(arguments);
     tidy();
     traceback[0] = '\0';
+    last_status = status;
     return status;
 }
 
-void error_record(const char *text, const char *trace)
+void error_record(int status, const char *text, const char *trace)
 {
+    last_status = status;
     snprintf(message, sizeof message, "%s", text);
     tidy();
     /* The end of a traceback tells more than its beginning. */
@@ -70,6 +73,7 @@ void error_record(const char *text, const char *trace)
 }
 
 const char *error_message(void) { return message; }
+int error_status(void) { return last_status; }
 const char *error_traceback(void) { return traceback; }
 
 void warning_add(const char *line)

@@ -2,13 +2,14 @@
 #ifndef OPTPLUG_ERROR_H
 #define OPTPLUG_ERROR_H
 
-/* Record a message, forget the traceback, and return `status`. */
+/* Record a status and a message, forget the traceback, and return the status. */
 __attribute__((format(printf, 2, 3))) int fail(int status, const char *format, ...);
 
 /* Record an error of Python's. */
-void error_record(const char *message, const char *traceback);
+void error_record(int status, const char *message, const char *traceback);
 
 const char *error_message(void);
+int error_status(void);
 const char *error_traceback(void);
 
 /* Keep a warning until warning_take returns it with the others, a line each. */

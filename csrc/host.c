@@ -491,7 +491,7 @@ static int import_bridge(void)
         const char *error = names ? get_text(names, "error") : "out of memory";
         snprintf(message, sizeof message, "Python '%.300s' cannot import optplug: %s", environment.python,
                  *error ? error : "another liboptplug of this process has done so");
-        error_record(message, names ? get_text(names, "trace") : "");
+        error_record(status, message, names ? get_text(names, "trace") : "");
     }
     py.PyErr_Clear_();
     py.Py_DecRef_(site);

@@ -139,6 +139,10 @@ int opt_schedule_step_metric(int opt, double value);
  * It stays until this thread's next failing call. */
 const char *opt_error(void);
 
+/* Return the status of that error, 0 if there was none: what opt_describe and opt_list, which return NULL,
+ * have failed with. */
+int opt_error_status(void);
+
 /* Return what PyTorch has warned of in this thread's calls since it was last asked, a line each; ""
  * for nothing.  The text is this thread's, until its next opt_warning. */
 const char *opt_warning(void);
@@ -368,6 +372,7 @@ int optplug_schedule(int opt, const char *spec);
 int optplug_schedule_step(int opt);
 int optplug_schedule_step_metric(int opt, double value);
 const char *optplug_error(void);
+int optplug_error_status(void);
 const char *optplug_warning(void);
 const char *optplug_traceback(void);
 int optplug_bind_nd(int opt, const char *name, const char *dtype, const char *device, int ndim,

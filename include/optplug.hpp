@@ -59,17 +59,14 @@ template <class Result> Result check(Result result)
     return result;
 }
 
-inline std::string check_text(const char *text, int status)
+inline std::string check_text(const char *text)
 {
-    return text ? text : throw Error(status, optplug_error(), optplug_traceback());
+    return text ? text : throw Error(optplug_error_status(), optplug_error(), optplug_traceback());
 }
 
 inline void init(const std::string &options = "") { check(optplug_init(options.c_str())); }
-inline std::string list(const std::string &kind)
-{
-    return check_text(optplug_list(kind.c_str()), OPTPLUG_EINVAL);
-}
-inline std::string describe() { return check_text(optplug_describe(0), OPTPLUG_ERUNTIME); }
+inline std::string list(const std::string &kind) { return check_text(optplug_list(kind.c_str())); }
+inline std::string describe() { return check_text(optplug_describe(0)); }
 inline std::string warning() { return optplug_warning(); }
 inline std::string version() { return optplug_version(); }
 
@@ -265,10 +262,7 @@ class Optimizer
     {
         check_functions(optplug_load_memory(handle_, bytes.data(), static_cast<std::int64_t>(bytes.size())));
     }
-    std::string describe() const
-    {
-        return check_text(optplug_describe(handle_ ? handle_ : -1), OPTPLUG_EHANDLE);
-    }
+    std::string describe() const { return check_text(optplug_describe(handle_ ? handle_ : -1)); }
 
   private:
     template <class Function> struct Call {

@@ -44,10 +44,12 @@ static inline void check_failed(const char *file, int line, const char *what)
 static inline void check_fails(const char *file, int line, const char *what, int status, const char *words,
                                int result)
 {
-    if (result != status || !strstr(opt_error(), words) || strchr(opt_error(), '\n')) {
+    if (result != status || opt_error_status() != status || !strstr(opt_error(), words) ||
+        strchr(opt_error(), '\n')) {
         FILE *log = check_log ? check_log : stderr;
-        fprintf(log, "%s:%d: %s\n  returned %d, not %d, or its message lacks '%s'\n", file, line, what,
-                result, status, words);
+        fprintf(log,
+                "%s:%d: %s\n  returned %d, not %d, or opt_error_status() is %d, or its message lacks '%s'\n",
+                file, line, what, result, status, opt_error_status(), words);
         check_failed(file, line, what);
     }
 }

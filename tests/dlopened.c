@@ -28,6 +28,7 @@ FORWARD(int, opt_bind, (int opt, const char *name, const char *dtype, int64_t n,
 FORWARD(int, opt_step, (int opt), (opt))
 FORWARD(int, opt_free, (int opt), (opt))
 FORWARD(const char *, opt_error, (void), ())
+FORWARD(int, opt_error_status, (void), ())
 FORWARD(const char *, opt_traceback, (void), ())
 FORWARD(int, opt_bind_nd,
         (int opt, const char *name, const char *dtype, const char *device, int ndim, const int64_t *shape,

@@ -1309,6 +1309,12 @@ static int try_error(struct frame *c)
     return strcmp(opt_error(), c->sentinel) == 0 ? OPT_OK : NO_TEXT;
 }
 
+static int try_error_status(struct frame *c)
+{
+    note(c, "opt_error_status()");
+    return opt_error_status() == OPT_EHANDLE ? OPT_OK : NO_TEXT; /* the sentinel's */
+}
+
 static int try_traceback(struct frame *c)
 {
     note(c, "opt_traceback()");
@@ -1342,6 +1348,7 @@ static const struct {
     {"opt_schedule_step", try_schedule_step, HANDLE | BARRED, 6},
     {"opt_schedule_step_metric", try_schedule_step_metric, HANDLE | BARRED, 4},
     {"opt_error", try_error, 0, 1},
+    {"opt_error_status", try_error_status, 0, 1},
     {"opt_warning", try_warning, 0, 2},
     {"opt_traceback", try_traceback, 0, 1},
     {"opt_bind_nd", try_bind_nd, HANDLE | BARRED, 14},
@@ -1402,6 +1409,9 @@ static void check_message(struct frame *c, int status)
     const char *message = opt_error();
     check_text(c, message);
     check_text(c, opt_traceback());
+    int told = opt_error_status();
+    if (status < 0 && (status == NO_TEXT ? told < OPT_EIO || told >= 0 : told != status))
+        failed(c->fuzzer, "opt_error_status() is %d after a call that returned %d", told, status);
     if (status >= 0) {
         if (!c->callbacks && strcmp(message, c->sentinel) != 0)
             failed(c->fuzzer, "a call that succeeds has left a message");

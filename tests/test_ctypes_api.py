@@ -5,6 +5,8 @@ from __future__ import annotations
 import ctypes
 import gc
 import re
+import sys
+import textwrap
 
 import numpy as np
 import pytest
@@ -269,6 +271,20 @@ def test_failures_are_errors_with_status_message_and_traceback():
         ctypes_api.init("num_threads=0")
     with pytest.raises(Error, match="optimisers"):
         ctypes_api.listing("optimisers")
+
+
+def test_a_text_that_is_not_there_has_the_status_of_its_own_failure():
+    code = """
+        import sys
+        sys.modules["torch"] = None  # so that no start succeeds
+        from optplug import ctypes_api
+        try:
+            ctypes_api.listing("optimizers")
+        except ctypes_api.Error as error:
+            print(error.status)
+    """
+    done = hosts.run(sys.executable, "-c", textwrap.dedent(code))
+    assert int(done.stdout) == ctypes_api.statuses()["OPT_ESTART"]
 
 
 @pytest.mark.parametrize(

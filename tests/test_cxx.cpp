@@ -241,6 +241,16 @@ static void streams_and_scales()
     CHECK(x[0] == -1);
 }
 
+/* What returns a text has no status of its own to fail with. */
+static void a_text_that_is_not_there_throws_its_status()
+{
+    setenv("OPTPLUG_PYTHON", "/nowhere", 1);
+    CHECK_THROWS(OPT_ESTART, "/nowhere", optplug::list("optimizers"));
+    unsetenv("OPTPLUG_PYTHON");
+    Optimizer opt("SGD(lr=0.5)"), taken(std::move(opt));
+    CHECK_THROWS(OPT_EHANDLE, "is no optimizer", opt.describe());
+}
+
 static void errors_are_exceptions()
 {
     CHECK_THROWS(OPT_EINVAL, "did you mean Adam", Optimizer("Adm()"));
@@ -261,6 +271,7 @@ static void errors_are_exceptions()
 
 int main()
 {
+    a_text_that_is_not_there_throws_its_status(); /* first, since it is about the start */
     what_has_data_and_size_is_bound();
     arrays_may_come_with_each_step();
     a_lambda_is_a_closure();

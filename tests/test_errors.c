@@ -248,7 +248,7 @@ static void bad_handles(int opt)
         CHECK_FAILS(OPT_EHANDLE, words, opt_free(made_up[i]));
         CHECK_FAILS(OPT_EHANDLE, words, opt_bind(made_up[i], "w", "float64", 2, w, dw));
         if (made_up[i] != 0)
-            CHECK(opt_describe(made_up[i]) == NULL && strstr(opt_error(), words));
+            CHECK_FAILS(OPT_EHANDLE, words, opt_describe(made_up[i]) ? OPT_OK : OPT_EHANDLE);
     }
     CHECK(opt_free(opt) == OPT_OK);
     CHECK_FAILS(OPT_EHANDLE, "is no optimizer", opt_step(opt));

@@ -339,6 +339,7 @@ DEFINE(list, ok(opt_list("optimizers")))
 DEFINE(list_wrong, ok(opt_list("optimisers")))
 DEFINE(version, ok(opt_version()))
 DEFINE(error, ok(opt_error()))
+DEFINE(error_status, opt_error_status() <= 0 ? OPT_OK : OPT_ERUNTIME)
 DEFINE(traceback, ok(opt_traceback()))
 DEFINE(warning, ok(opt_warning()))
 DEFINE(free_adam, opt_free(adam))
@@ -446,6 +447,7 @@ static const struct {
     CALL(list_wrong, 1),
     CALL(version, 0),
     CALL(error, 0),
+    CALL(error_status, 0),
     CALL(traceback, 0),
     CALL(warning, 0),
     CALL(free_adam, 0),

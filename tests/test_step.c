@@ -157,7 +157,7 @@ static void a_description_names_the_optimizer_its_options_and_its_parameters(voi
 int main(void)
 {
     CHECK(strcmp(opt_version(), OPTPLUG_VERSION) == 0);
-    CHECK(strcmp(opt_error(), "") == 0 && strcmp(opt_traceback(), "") == 0);
+    CHECK(strcmp(opt_error(), "") == 0 && strcmp(opt_traceback(), "") == 0 && opt_error_status() == 0);
     sgd_subtracts_the_learning_rate_times_the_gradient();
     maximize_adds_it();
     each_step_reads_the_gradient_that_is_there_then();

@@ -207,6 +207,10 @@ module optplug
       import :: c_ptr
     end function
 
+    integer(c_int) function c_error_status() bind(c, name="optplug_error_status")
+      import :: c_int
+    end function
+
     type(c_ptr) function c_warning() bind(c, name="optplug_warning")
       import :: c_ptr
     end function
@@ -1170,10 +1174,9 @@ contains
     character(:), allocatable :: text
     type(c_ptr) :: lines
 
-    lines = c_null_ptr
-    if (self%handle /= 0) lines = c_describe(self%handle)
+    lines = c_describe(merge(self%handle, -1_c_int, self%handle /= 0))
     text = text_of(lines)
-    call settle(int(merge(opt_ok, opt_ehandle, c_associated(lines)), c_int), stat, errmsg)
+    call settle(merge(opt_ok, c_error_status(), c_associated(lines)), stat, errmsg)
   end function
 
   ! ---- the library itself ----
@@ -1195,16 +1198,10 @@ contains
     character(*), intent(inout), optional :: errmsg
     character(:), allocatable :: text
     type(c_ptr) :: lines
-    integer(c_int) :: status
 
-    lines = c_null_ptr
-    status = c_init(c_null_char)
-    if (status == opt_ok) then
-      lines = c_list(trim(kind) // c_null_char)
-      if (.not. c_associated(lines)) status = opt_einval
-    end if
+    lines = c_list(trim(kind) // c_null_char)
     text = text_of(lines)
-    call settle(status, stat, errmsg)
+    call settle(merge(opt_ok, c_error_status(), c_associated(lines)), stat, errmsg)
   end function
 
   !> Describe the library: which Python, torch and devices are used.  Starts nothing.

@@ -223,6 +223,7 @@ static const struct {
     int (*with_opt)(int opt);
     int (*with_text)(int opt, const char *text);
     int (*with_double)(int opt, double value);
+    int (*give_number)(void);
     const char *(*give_text)(void);
 } commands[] = {
     {"hold", 1, .run = hold},
@@ -255,6 +256,7 @@ static const struct {
     {"optplug_describe", 1, .run = describe},
     {"optplug_version", 0, .give_text = optplug_version},
     {"optplug_error", 0, .give_text = optplug_error},
+    {"optplug_error_status", 0, .give_number = optplug_error_status},
     {"optplug_warning", 0, .give_text = optplug_warning},
     {"optplug_traceback", 0, .give_text = optplug_traceback},
 };
@@ -286,6 +288,8 @@ void mexFunction(int nlhs, mxArray *plhs[], int nrhs, const mxArray *prhs[])
         out[0] = scalar(commands[i].with_text(integer(in[0]), text(in[1])));
     else if (commands[i].with_double)
         out[0] = scalar(commands[i].with_double(integer(in[0]), number(in[1])));
+    else if (commands[i].give_number)
+        out[0] = scalar(commands[i].give_number());
     else
         out[0] = string(commands[i].give_text());
     for (int k = 0; k < MOST_RESULTS && (k < nlhs || k == 0) && out[k]; k++)

@@ -85,14 +85,15 @@ def _status(error: BaseException) -> int:
 
 
 def _record(kind: type[BaseException], error: BaseException, trace: object) -> int:
-    """Hand an exception to this thread's opt_error() and opt_traceback(), and return its status."""
+    """Hand an exception to this thread's opt_error() and its like, and return its status."""
     if isinstance(error, KeyboardInterrupt):
         _host.interrupt()  # the host gets it after the call
     ours = isinstance(error, ValueError | StateError | NonFiniteError | FileError | HostError)
     message = _message(error) if ours else f"{kind.__name__}: {_message(error)}"
     lines = "".join(traceback.format_exception(kind, error, trace))
-    _host.record(message.encode(errors="replace"), lines.encode(errors="replace"))
-    return _status(error)
+    status = _status(error)
+    _host.record(status, message.encode(errors="replace"), lines.encode(errors="replace"))
+    return status
 
 
 def _callback(function: Callable[..., None]) -> Callable[..., None]:

@@ -153,9 +153,9 @@ def _check(result: int) -> int:
     return result
 
 
-def _check_text(text: bytes | None, status: str) -> str:
+def _check_text(text: bytes | None) -> str:
     if text is None:
-        _check(statuses()[status])
+        _check(_library().optplug_error_status())
     return (text or b"").decode()
 
 
@@ -166,12 +166,12 @@ def init(options: str = "") -> None:
 
 def listing(kind: str) -> list[str]:
     """List what PyTorch has here: "optimizers", "schedulers", "dtypes", "devices", or a class's arguments."""
-    return _check_text(_library().optplug_list(kind.encode()), "OPT_EINVAL").splitlines()
+    return _check_text(_library().optplug_list(kind.encode())).splitlines()
 
 
 def describe() -> str:
     """Describe the library: which Python, libpython, torch and devices are used."""
-    return _check_text(_library().optplug_describe(0), "OPT_ERUNTIME")
+    return _check_text(_library().optplug_describe(0))
 
 
 def warning() -> str:
@@ -481,7 +481,7 @@ class Optimizer:
 
     def describe(self) -> str:
         """Describe the optimizer in a few lines of "name: value"."""
-        return _check_text(_library().optplug_describe(self._handle or -1), "OPT_EHANDLE")
+        return _check_text(_library().optplug_describe(self._handle or -1))
 
     def _call(self, name: str, *arguments: Any) -> int:
         result = getattr(_library(), name)(self._handle, *arguments)

@@ -426,9 +426,7 @@ classdef Optimizer < handle
         function text = describe(self)
             %DESCRIBE Describe the optimizer in a few lines of "name: value".
             text = optplug.internal.call('optplug_describe', self.Handle);
-            if isempty(text)
-                error('optplug:handle', '%s', optplug.internal.call('optplug_error'));
-            end
+            optplug.internal.check_text(text);
         end
 
         function disp(self)

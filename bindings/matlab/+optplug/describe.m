@@ -8,4 +8,5 @@ function text = describe()
 
 optplug.internal.start();
 text = optplug.internal.call('optplug_describe', 0);
+optplug.internal.check_text(text);
 end

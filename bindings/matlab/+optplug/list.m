@@ -12,10 +12,7 @@ function names = list(kind)
 
 kind = optplug.internal.text(kind, 'kind');
 optplug.internal.start();
-optplug.internal.check(optplug.internal.call('optplug_init', ''));
 text = optplug.internal.call('optplug_list', kind);
-if isempty(text)
-    error('optplug:invalid', '%s', optplug.internal.call('optplug_error'));
-end
+optplug.internal.check_text(text);
 names = strsplit(strtrim(text), sprintf('\n'))';
 end
