@@ -6,12 +6,14 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/stat.h>
 #include <unistd.h>
 
 #ifdef __APPLE__
 #include <mach-o/dyld.h>
 #else
 #include <link.h>
+#include <sys/auxv.h>
 #endif
 
 #include "error.h"
@@ -44,6 +46,17 @@ static int parent(char *path)
     *slash = '\0';
     return slash != path;
 }
+
+int find_is_privileged(void)
+{
+#ifdef __APPLE__
+    return issetugid();
+#else
+    return getauxval(AT_SECURE) != 0;
+#endif
+}
+
+const char *find_variable(const char *name) { return find_is_privileged() ? NULL : getenv(name); }
 
 int find_library(struct environment *found)
 {
@@ -133,19 +146,35 @@ static int find_base(struct environment *found, const char *source)
         source, found->python, found->base);
 }
 
+int find_interpreter(const char *chosen, char python[PATH_MAX])
+{
+    struct stat file;
+    const char *const names[] = {"/bin/python" PYTHON_VERSION, "/bin/python3"};
+    if (stat(chosen, &file) != 0 || !S_ISDIR(file.st_mode))
+        return join(python, chosen, "", "") && access(python, X_OK) == 0;
+    char folder[PATH_MAX];
+    if (!join(folder, chosen, "", ""))
+        return 0;
+    for (size_t end = strlen(folder); end > 1 && folder[end - 1] == '/'; end--)
+        folder[end - 1] = '\0';
+    for (int i = 0; i < 2; i++)
+        if (join(python, folder, names[i], "") && access(python, X_OK) == 0)
+            return 1;
+    return 0;
+}
+
 int find_python(struct environment *found, const char *wanted)
 {
     const char *source = "python";
     const char *chosen = wanted;
     if (!chosen || !*chosen) {
         source = "OPTPLUG_PYTHON";
-        chosen = getenv("OPTPLUG_PYTHON");
+        chosen = find_variable("OPTPLUG_PYTHON");
     }
     if (chosen && *chosen) {
-        if (access(chosen, X_OK) != 0 || !join(found->python, chosen, "", ""))
-            return fail(OPT_ESTART,
-                        "%s: '%.500s' is no program; give the path of an environment's bin/python3", source,
-                        chosen);
+        if (!find_interpreter(chosen, found->python))
+            return fail(OPT_ESTART, "%s: '%.500s' is neither an environment's folder nor its bin/python3",
+                        source, chosen);
         return find_base(found, source);
     }
 #ifdef RECORDED_PYTHON
@@ -162,7 +191,7 @@ int find_python(struct environment *found, const char *wanted)
 
 void *find_libpython(const struct environment *found)
 {
-    const char *wanted = getenv("OPTPLUG_LIBPYTHON");
+    const char *wanted = find_variable("OPTPLUG_LIBPYTHON");
     void *library = NULL;
     if (wanted && *wanted) {
         library = dlopen(wanted, RTLD_NOW | RTLD_GLOBAL);

@@ -13,14 +13,17 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
-#include <sys/syscall.h>
 #include <unistd.h>
 
+#include "apart.h"
 #include "error.h"
 #include "find.h"
 #include "handle.h"
+#include "openmp.h"
 #include "optplug.h"
 #include "plan.h"
+#include "room.h"
+#include "signals.h"
 
 #define PYTHON_FUNCTIONS(F)                                                                                  \
     F(Py_IsInitialized)                                                                                      \
@@ -61,8 +64,10 @@ static struct environment environment;
 static _Atomic int loaded;      /* `py` is filled in */
 static int ours;                /* we started Python, rather than borrowed it */
 static _Atomic int keeps_apart; /* torch was loaded so that it finds its own libraries before the host's */
-static int init_failed;         /* Python cannot be initialised twice: the first failure is for good */
-static char init_error[512];
+static struct {                 /* neither Python nor torch can be started twice: it is for good */
+    char message[1024];
+    char *traceback;
+} failure;
 static const optplug_python *_Atomic bridge; /* attached; a Python host may do that before any start */
 static _Atomic int started;
 static _Atomic int ended;  /* Python is gone, or the process about to go */
@@ -74,10 +79,9 @@ static _Atomic int torn;   /* ... or that was about to, in another thread */
 static pthread_mutex_t load_lock = PTHREAD_MUTEX_INITIALIZER;
 static pthread_mutex_t start_lock = PTHREAD_MUTEX_INITIALIZER;
 
-static int (*_Atomic omp_get)(void); /* omp_get_max_threads and omp_set_num_threads, or NULL */
-static void (*_Atomic omp_set)(int);
 static _Atomic int torch_threads;
 static _Thread_local int thread_is_known;
+static _Thread_local int granted, refused; /* how many threads this one's OpenMP can have, and cannot */
 static _Thread_local struct host_state *host_state; /* what the innermost call has put aside */
 
 /* ---- the shield ---- */
@@ -86,24 +90,21 @@ static _Thread_local struct host_state *host_state; /* what the innermost call h
  * unless torch keeps to its own libraries. */
 static void find_openmp(void)
 {
-    void *where = keeps_apart && plan_torch_library() ? plan_torch_library() : RTLD_DEFAULT;
-    void *get = dlsym(where, "omp_get_max_threads");
-    void *set = dlsym(where, "omp_set_num_threads");
-    omp_set = (void (*)(int))set;
-    omp_get = set ? (int (*)(void))get : NULL;
+    openmp_find(keeps_apart && plan_torch_library() ? plan_torch_library() : RTLD_DEFAULT);
 }
 
-/* By atomic_load, since gcc's code for the call of an atomic pointer reads it as any other. */
-static int get_openmp_threads(void)
+/* Return how many threads OpenMP may use of `count`: all, or one where they cannot be made, since GCC's then
+ * ends the process.  What it has once made for this thread it keeps. */
+static int affordable(int count)
 {
-    int (*get)(void) = atomic_load(&omp_get);
-    return get ? get() : 0;
-}
-
-static void set_openmp_threads(int count)
-{
-    void (*set)(int) = atomic_load(&omp_set);
-    set(count);
+    if (count <= granted || count <= 1 || openmp_in_parallel())
+        return count;
+    if (count == refused || room_for_threads(count - 1) < count - 1) {
+        refused = count;
+        return 1;
+    }
+    granted = count;
+    return count;
 }
 
 /* A host with floating-point traps, another rounding mode or flush-to-zero has them in its OpenMP workers
@@ -117,7 +118,7 @@ static void enter_openmp(int alone, int hosts_threads)
             host_python()->enter_thread();
         thread_is_known = 1;
     }
-    set_openmp_threads(alone ? 1 : torch_threads ? torch_threads : hosts_threads);
+    openmp_set_threads(alone ? 1 : affordable(torch_threads ? torch_threads : hosts_threads));
 }
 
 #if defined __x86_64__ && defined __GLIBC__
@@ -204,77 +205,28 @@ static int has_gil(void)
     return mine && mine == get_current_thread_state();
 }
 
-/* In a Python host Ctrl-C raises KeyboardInterrupt wherever its main thread is, and so in the middle of a
- * step, which it would leave half made.  As with any function that is written in C it waits: for the end
- * of the call, or for a function of the host's. */
-static volatile sig_atomic_t interrupted;
-
-static void note_interrupt(int number) { interrupted = number; }
+static const void *some_function_of_pythons(void) { return (void *)(intptr_t)py.Py_IsInitialized_; }
 
 /* One that came before the call began, and that Python has noticed in it. */
 static void interrupt_host(void)
 {
     if (host_state && host_state->holds_interrupts)
-        interrupted = SIGINT;
-}
-
-static int is_main_thread(void)
-{
-#ifdef __linux__
-    static _Thread_local int known; /* 1: yes, -1: no */
-    if (!known)
-        known = syscall(SYS_gettid) == getpid() ? 1 : -1;
-    return known > 0;
-#else
-    return pthread_main_np();
-#endif
-}
-
-static int is_pythons(void (*handler)(int))
-{
-    static void (*_Atomic known)(int);
-    Dl_info python, its;
-    if (handler == SIG_DFL || handler == SIG_IGN)
-        return 0;
-    if (handler == known)
-        return 1;
-    if (!dladdr((void *)(intptr_t)py.Py_IsInitialized_, &python) ||
-        !dladdr((void *)(intptr_t)handler, &its) || its.dli_fbase != python.dli_fbase)
-        return 0;
-    known = handler;
-    return 1;
-}
-
-static int hold_interrupts(struct sigaction *hosts)
-{
-    if (ours || !started || !is_main_thread() || sigaction(SIGINT, NULL, hosts) < 0 ||
-        !is_pythons(hosts->sa_handler))
-        return 0;
-    struct sigaction note = *hosts;
-    note.sa_handler = note_interrupt;
-    return sigaction(SIGINT, &note, NULL) == 0;
-}
-
-static void release_interrupts(const struct sigaction *hosts)
-{
-    sigaction(SIGINT, hosts, NULL);
-    if (interrupted) {
-        interrupted = 0;
-        raise(SIGINT);
-    }
+        signals_note_interrupt();
 }
 
 void host_enter(struct host_state *saved)
 {
     saved->error_number = errno;
     int alone = enter_arithmetic(saved) || forked;
-    saved->openmp_threads = get_openmp_threads();
+    if (!thread_is_known)
+        openmp_meet_thread();
+    saved->openmp_threads = openmp_threads();
     if (saved->openmp_threads)
         enter_openmp(alone, saved->openmp_threads);
 
     /* A caller that holds the GIL (ctypes.PyDLL) must not wait for our locks with it. */
     saved->interpreter_lock = has_gil() ? py.PyEval_SaveThread_() : NULL;
-    saved->holds_interrupts = hold_interrupts(&saved->interrupt);
+    saved->holds_interrupts = !ours && started && signals_hold(&saved->interrupt, some_function_of_pythons());
     saved->outer = host_state;
     host_state = saved;
 }
@@ -282,11 +234,11 @@ void host_enter(struct host_state *saved)
 void host_leave(const struct host_state *saved)
 {
     if (saved->holds_interrupts)
-        release_interrupts(&saved->interrupt);
+        signals_release(&saved->interrupt);
     if (saved->interpreter_lock)
         py.PyEval_RestoreThread_(saved->interpreter_lock);
     if (saved->openmp_threads)
-        set_openmp_threads(saved->openmp_threads);
+        openmp_set_threads(saved->openmp_threads);
     leave_arithmetic(saved);
     errno = saved->error_number;
     host_state = saved->outer;
@@ -313,9 +265,9 @@ static void set_threads(int count) { torch_threads = count; }
 
 int host_thread_count(int count)
 {
-    if (count > 0 && get_openmp_threads() > 0)
-        set_openmp_threads(count);
-    return get_openmp_threads();
+    if (count > 0 && openmp_threads() > 0)
+        openmp_set_threads(affordable(count));
+    return openmp_threads();
 }
 
 /* ---- the start ---- */
@@ -379,21 +331,31 @@ static int load_python(const char *python)
     return status;
 }
 
-static int keep_init_error(PyStatus status)
+/* Let later calls repeat this thread's last error, and try no more. */
+static void keep_failure(void)
 {
-    init_failed = 1;
-    snprintf(init_error, sizeof init_error, "Python '%.300s' did not start: %s", environment.python,
-             status.err_msg ? status.err_msg : "it gave no reason");
-    return fail(OPT_ESTART, "%s", init_error);
+    snprintf(failure.message, sizeof failure.message, "%s", error_message());
+    failure.traceback = strdup(error_traceback());
+}
+
+static int repeat_failure(void)
+{
+    error_record(OPT_ESTART, failure.message, failure.traceback ? failure.traceback : "");
+    return OPT_ESTART;
+}
+
+static int fail_to_initialize(PyStatus status)
+{
+    fail(OPT_ESTART, "Python '%.300s' did not start: %s", environment.python,
+         status.err_msg ? status.err_msg : "it gave no reason");
+    keep_failure();
+    return OPT_ESTART;
 }
 
 /* Start Python so that nothing of the host changes and nothing of the host's environment (PYTHONHOME,
  * PYTHONPATH, the locale) reaches it. */
 static int initialize_python(void)
 {
-    if (init_failed)
-        return fail(OPT_ESTART, "%s", init_error);
-
     PyPreConfig before;
     py.PyPreConfig_InitIsolatedConfig_(&before);
     before.configure_locale = 0;
@@ -401,7 +363,7 @@ static int initialize_python(void)
     before.utf8_mode = 1;
     PyStatus status = py.Py_PreInitialize_(&before);
     if (py.PyStatus_Exception_(status))
-        return keep_init_error(status);
+        return fail_to_initialize(status);
 
     PyConfig config;
     py.PyConfig_InitIsolatedConfig_(&config);
@@ -417,104 +379,125 @@ static int initialize_python(void)
         status = py.Py_InitializeFromConfig_(&config);
     py.PyConfig_Clear_(&config);
     if (py.PyStatus_Exception_(status))
-        return keep_init_error(status);
+        return fail_to_initialize(status);
     ours = 1;
     return OPT_OK;
 }
 
-/* A host's BLAS must not be torch's as well: where its integers have 64 bits, as in MATLAB's and in
- * libopenblas64, torch's first matrix product would end the process, and another's sums round otherwise.
- * Sanitizers refuse RTLD_DEEPBIND, so there is a way round it. */
-static int must_keep_apart(void)
+/* Return a number of threads that the environment names, as OpenMP and OpenBLAS read it; else `otherwise`. */
+static int read_count(const char *const names[], int otherwise)
 {
-    const char *wish = getenv("OPTPLUG_DEEPBIND");
-    return ours && dlsym(RTLD_DEFAULT, "dgemm_") && !(wish && strcmp(wish, "0") == 0);
+    for (; *names; names++) {
+        const char *text = getenv(*names);
+        long count = text ? strtol(text, NULL, 10) : 0;
+        if (count > 0)
+            return count < 10000 ? (int)count : 10000;
+    }
+    return otherwise;
 }
 
-/* With `site`, a folder, `ours`, whether this Python is, and `apart` among its names. */
+/* The names that the code below begins with. */
+struct fact {
+    const char *name, *text;
+};
+
 /* clang-format off */
 static const char import_bridge_code[] =
-    "import contextlib, os, sys, warnings\n"
+    "import os, sys, warnings\n"
     "python = sys.executable or ''\n"
     "usual = sys.getdlopenflags()\n"
     "added = bool(site) and site not in sys.path\n"
     "if added:\n"
     "    sys.path.append(site)\n"
-    "error = trace = ''\n"
+    "error = trace = final = ''\n"
     "try:\n"
+    "    if privileged:\n"
+    "        os.environ = {}\n" /* as Python sees it: neither torch nor we then do what a caller wants */
+    "    from optplug import surroundings\n"
+    "    surroundings.check(int(threads), int(blas_threads))\n"
     "    if ours:\n"
-    "        with warnings.catch_warnings(), contextlib.suppress(ImportError):\n"
+    "        with warnings.catch_warnings():\n"
     "            warnings.simplefilter('ignore')\n"
     "            sys.setdlopenflags(usual | (getattr(os, 'RTLD_DEEPBIND', 0) if apart else 0))\n"
-    "            import torch\n"
+    "            surroundings.load_torch(bool(alone))\n"
     "    import optplug._bridge\n"
     "    if ours:\n"
     "        warnings.simplefilter('always')\n"
     "except BaseException as e:\n"
     "    import traceback\n"
-    "    error = str(e) or type(e).__name__\n"
-    "    trace = traceback.format_exc()\n"
+    "    error = (str(e) or type(e).__name__).encode(errors='replace').decode()\n"
+    "    trace = traceback.format_exc().encode(errors='replace').decode()\n"
+    "    if 'torch' not in sys.modules and any(name.startswith('torch.') for name in sys.modules):\n"
+    "        final = 'yes'\n"
     "    if added and site in sys.path:\n"
     "        sys.path.remove(site)\n"
     "finally:\n"
     "    sys.setdlopenflags(usual)\n";
 /* clang-format on */
 
+static int set_facts(PyObject *names, const struct fact *facts)
+{
+    int done = py.PyDict_SetItemString_(names, "__builtins__", py.PyEval_GetBuiltins_()) == 0;
+    for (; facts->name && done; facts++) {
+        PyObject *text = py.PyUnicode_DecodeFSDefault_(facts->text);
+        done = text && py.PyDict_SetItemString_(names, facts->name, text) == 0;
+        py.Py_DecRef_(text);
+    }
+    return done;
+}
+
 static const char *get_text(PyObject *names, const char *name)
 {
-    PyObject *text = py.PyDict_GetItemString_(names, name);
+    PyObject *text = names ? py.PyDict_GetItemString_(names, name) : NULL;
     const char *utf8 = text ? py.PyUnicode_AsUTF8_(text) : NULL;
     return utf8 ? utf8 : "";
 }
 
 /* Import optplug._bridge, which attaches itself.  Call with the GIL. */
-static int import_bridge(void)
+static int import_bridge(int processors)
 {
-    int status = OPT_ENOMEM;
+    const char *const blas_names[] = {"OPENBLAS_NUM_THREADS", "GOTO_NUM_THREADS", "OMP_NUM_THREADS", NULL};
+    const char *const openmp_names[] = {"MKL_NUM_THREADS", "OMP_NUM_THREADS", NULL};
+    int hosts = openmp_threads(), blas = read_count(blas_names, processors);
+    int torchs = hosts ? hosts : read_count(openmp_names, processors);
+    int blas_wanted = (blas < processors ? blas : processors) - 1, wanted = blas_wanted + torchs - 1;
+    int room = room_for_threads(wanted);
+    char room_text[16], blas_text[16];
+    snprintf(room_text, sizeof room_text, "%d", room);
+    snprintf(blas_text, sizeof blas_text, "%d", blas_wanted);
+    int apart = ours ? apart_decide() : 0;
+    if (apart < 0)
+        return apart;
+    keeps_apart = apart;
+    const struct fact facts[] = {{"site", environment.site},
+                                 {"ours", ours ? "yes" : ""},
+                                 {"apart", apart ? "yes" : ""},
+                                 {"privileged", ours && find_is_privileged() ? "yes" : ""},
+                                 {"threads", room_text},
+                                 {"blas_threads", blas_text},
+                                 {"alone", room < wanted ? "yes" : ""},
+                                 {NULL, NULL}};
+
     PyObject *names = py.PyDict_New_();
-    PyObject *site = py.PyUnicode_DecodeFSDefault_(environment.site);
-    PyObject *is_ours = py.PyUnicode_DecodeFSDefault_(ours ? "yes" : "");
-    keeps_apart = must_keep_apart();
-    PyObject *apart = py.PyUnicode_DecodeFSDefault_(keeps_apart ? "yes" : "");
-    if (names && site && is_ours && apart && py.PyDict_SetItemString_(names, "site", site) == 0 &&
-        py.PyDict_SetItemString_(names, "ours", is_ours) == 0 &&
-        py.PyDict_SetItemString_(names, "apart", apart) == 0 &&
-        py.PyDict_SetItemString_(names, "__builtins__", py.PyEval_GetBuiltins_()) == 0) {
-        PyObject *done = py.PyRun_String_(import_bridge_code, Py_file_input, names, names);
-        status = done && bridge ? OPT_OK : OPT_ESTART;
-        py.Py_DecRef_(done);
-    }
+    PyObject *done = names && set_facts(names, facts)
+                         ? py.PyRun_String_(import_bridge_code, Py_file_input, names, names)
+                         : NULL;
+    const char *error = done ? get_text(names, "error") : "out of memory";
+    int status = !done ? OPT_ENOMEM : *error || !bridge ? OPT_ESTART : OPT_OK;
     if (names && !ours)
         snprintf(environment.python, sizeof environment.python, "%s", get_text(names, "python"));
     if (status != OPT_OK) {
         char message[1024];
-        const char *error = names ? get_text(names, "error") : "out of memory";
         snprintf(message, sizeof message, "Python '%.300s' cannot import optplug: %s", environment.python,
                  *error ? error : "another liboptplug of this process has done so");
-        error_record(status, message, names ? get_text(names, "trace") : "");
+        error_record(status, message, get_text(names, "trace"));
+        if (*get_text(names, "final"))
+            keep_failure();
     }
     py.PyErr_Clear_();
-    py.Py_DecRef_(site);
-    py.Py_DecRef_(is_ours);
-    py.Py_DecRef_(apart);
+    py.Py_DecRef_(done);
     py.Py_DecRef_(names);
     return status;
-}
-
-/* Python takes SIGINT when its signal module is imported, as torch does, whatever its configuration. */
-static void save_signals(struct sigaction actions[NSIG])
-{
-    for (int i = 1; i < NSIG; i++)
-        sigaction(i, NULL, &actions[i]);
-}
-
-static void restore_signals(const struct sigaction actions[NSIG])
-{
-    for (int i = 1; i < NSIG; i++) {
-        struct sigaction now;
-        if (sigaction(i, NULL, &now) == 0 && now.sa_handler != actions[i].sa_handler)
-            sigaction(i, &actions[i], NULL);
-    }
 }
 
 /* ---- fork ---- */
@@ -589,8 +572,12 @@ static int start_python(void)
 {
     if (started)
         return OPT_OK;
+    if (*failure.message)
+        return repeat_failure();
+    struct affinity affinity;
+    affinity_save(&affinity);
     struct sigaction actions[NSIG];
-    save_signals(actions);
+    signals_save(actions);
     int fresh = !py.Py_IsInitialized_();
     if (fresh) {
         int status = initialize_python();
@@ -598,7 +585,7 @@ static int start_python(void)
             return status;
     }
     PyGILState_STATE state = fresh ? PyGILState_UNLOCKED : py.PyGILState_Ensure_();
-    int status = import_bridge();
+    int status = import_bridge(affinity_count(&affinity));
     if (status == OPT_OK) {
         atexit(end_all);
         started = 1;
@@ -607,14 +594,18 @@ static int start_python(void)
         py.PyEval_SaveThread_();
     else
         py.PyGILState_Release_(state);
-    if (ours)
-        restore_signals(actions);
+    if (ours) /* it takes SIGINT when its signal module is imported, as torch does, however it is configured
+               */
+        signals_restore(actions, some_function_of_pythons());
+    affinity_restore(&affinity); /* torch's OpenMP narrows it where OMP_PROC_BIND or the like is set */
     return status;
 }
 
 static int check_choice(const char *python)
 {
-    if (python && *python && strcmp(python, environment.python) != 0)
+    char chosen[PATH_MAX];
+    if (python && *python && strcmp(python, environment.python) != 0 &&
+        !(find_interpreter(python, chosen) && strcmp(chosen, environment.python) == 0))
         return fail(OPT_ESTATE, "python='%.400s' comes too late: Python '%.400s' runs already", python,
                     environment.python);
     return host_running();
@@ -676,9 +667,11 @@ int host_describe(char *text, size_t size)
         snprintf(libpython, sizeof libpython, "%s", info.dli_fname);
     struct environment library;
     find_library(&library);
+    char torchs[2048] = "";
+    apart_describe(torchs, sizeof torchs);
     const char *starter = ours ? "optplug" : "the host";
-    snprintf(text, size, "optplug: %s\nlibrary: %s\nlibpython: %s\npython started by: %s\n", OPTPLUG_VERSION,
-             library.library, libpython, started ? starter : "nobody yet");
+    snprintf(text, size, "optplug: %s\nlibrary: %s\nlibpython: %s\npython started by: %s\n%s",
+             OPTPLUG_VERSION, library.library, libpython, started ? starter : "nobody yet", torchs);
     if (started && !ended && py.Py_IsInitialized_())
         return 1;
     size_t used = strlen(text);

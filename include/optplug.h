@@ -291,7 +291,8 @@ int opt_load_memory(int opt, const void *buffer, int64_t size);
 /* Start Python and PyTorch now rather than at the first opt_create, with options; NULL for none.
  *
  * Options are written "name=value, name=value":
- *   python='/opt/env/bin/python3'   the environment that has PyTorch; must come before the start
+ *   python='/opt/env'               the environment that has PyTorch, by its folder or its interpreter; must
+ *                                   come before the start
  *   num_threads=1                   threads that PyTorch may use in a call (1 for one an MPI rank)
  *   error_if_nonfinite=True         refuse a step (OPT_ENONFINITE) where a gradient has an inf or a nan,
  *                                   which costs a pass over each gradient
@@ -316,7 +317,7 @@ int opt_load_memory(int opt, const void *buffer, int64_t size);
  * undoes them.
  * Without python=, the environment is the one that the environment variable OPTPLUG_PYTHON names, or else
  * the one recorded when cmake (not pip) built optplug, or else the one in which liboptplug lies.
- * OPTPLUG_LIBPYTHON names a libpython to load. */
+ * OPTPLUG_LIBPYTHON names a libpython to load.  In a set-uid program neither variable counts. */
 int opt_init(const char *options);
 
 /* Describe an optimizer in a few lines of "name: value"; with opt = 0 the library itself: which

@@ -71,6 +71,14 @@ def test_doctor_reports_what_a_host_gets():
         assert name in done.stdout
 
 
+@pytest.mark.skipif(not (hosts.PROGRAMS / "allocator.so").exists(), reason="glibc alone")
+def test_doctor_knows_other_allocators():
+    library = hosts.PROGRAMS / "allocator.so"
+    done = command("doctor", LD_PRELOAD=str(library))
+    assert done.returncode == 0
+    assert f"NOTE: malloc is that of {library}, so a program with a BLAS" in done.stdout
+
+
 def test_doctor_says_what_to_do():
     done = command("doctor", OPTPLUG_PYTHON="/nowhere/python3", OPTPLUG_LIBPYTHON="/nowhere/libpython.so")
     assert done.returncode == 1

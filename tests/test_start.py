@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import os
 import pathlib
 import shutil
+import subprocess
 import sys
 
 import pytest
@@ -18,6 +20,10 @@ VERSION = "{}.{}".format(*sys.version_info)
 @pytest.fixture(params=["host", "host_dlopened"])
 def host(request) -> pathlib.Path:
     return hosts.PROGRAMS / request.param
+
+
+def library_in(bare: pathlib.Path) -> str:
+    return str(bare / "optplug/lib" / pathlib.Path(optplug.library()).name)
 
 
 def say(program: pathlib.Path, *arguments: str, **env: str) -> str:
@@ -54,11 +60,23 @@ def test_python_can_be_named_by_option_and_by_variable(host):
     assert f"({sys.executable})" in say(host, OPTPLUG_PYTHON=sys.executable)
 
 
+def test_python_can_be_named_by_the_folder_of_its_environment(host, tmp_path):
+    assert f"({sys.prefix}/bin/python" in say(host, OPTPLUG_PYTHON=sys.prefix)
+    said = say(host, f"python='{sys.prefix}/'", f"python='{sys.prefix}'")  # the same, so not too late
+    assert said.startswith(STEPPED)
+    assert f"({sys.prefix}/bin/python" in said
+    assert say(host, OPTPLUG_PYTHON=str(tmp_path)).startswith(
+        f"-4 OPTPLUG_PYTHON: '{tmp_path}' is neither an environment's folder nor its bin/python3"
+    )
+
+
 def test_a_python_that_is_none_is_refused(host, tmp_path):
     assert say(host, OPTPLUG_PYTHON="/nowhere/python3").startswith(
-        "-4 OPTPLUG_PYTHON: '/nowhere/python3' is no program"
+        "-4 OPTPLUG_PYTHON: '/nowhere/python3' is neither an environment's folder"
     )
-    assert say(host, "python='/nowhere/python3'").startswith("-4 python: '/nowhere/python3' is no program")
+    assert say(host, "python='/nowhere/python3'").startswith(
+        "-4 python: '/nowhere/python3' is neither an environment's folder"
+    )
     if pathlib.Path("/usr/bin/env").exists():
         assert "'/usr/bin/env' is no Python" in say(host, OPTPLUG_PYTHON="/usr/bin/env")
     shim = tmp_path / "bin" / "python3"
@@ -95,8 +113,7 @@ def test_a_copy_of_the_library_outside_of_any_environment_asks_for_one(tmp_path)
 
 
 def test_a_missing_torch_is_an_error_that_says_what_to_install(bare):
-    library = bare / "optplug/lib" / pathlib.Path(optplug.library()).name
-    said = say(hosts.PROGRAMS / "host_dlopened", OPTPLUG_TEST_LIBRARY=str(library))
+    said = say(hosts.PROGRAMS / "host_dlopened", OPTPLUG_TEST_LIBRARY=library_in(bare))
     assert said.startswith("-4 Python '")
     assert "No module named 'torch'" in said
     assert "-m pip install 'torch>=2.11'" in said
@@ -104,8 +121,7 @@ def test_a_missing_torch_is_an_error_that_says_what_to_install(bare):
 
 def test_a_torch_that_is_too_old_is_refused(bare):
     (bare / "torch.py").write_text("__version__ = '2.10.1+cpu'")
-    library = bare / "optplug/lib" / pathlib.Path(optplug.library()).name
-    said = say(hosts.PROGRAMS / "host_dlopened", OPTPLUG_TEST_LIBRARY=str(library))
+    said = say(hosts.PROGRAMS / "host_dlopened", OPTPLUG_TEST_LIBRARY=library_in(bare))
     assert "torch 2.10.1+cpu is too old, optplug needs 2.11" in said
 
 
@@ -118,3 +134,89 @@ def test_a_bridge_of_another_version_is_refused(bare):
         hosts.PROGRAMS / "host_dlopened", OPTPLUG_TEST_LIBRARY=str(library), OPTPLUG_PYTHON=sys.executable
     )
     assert "is of another version than the package optplug" in said
+
+
+def test_a_start_that_has_failed_in_torch_is_tried_once(bare):
+    """Torch's own libraries cannot be loaded a second time."""
+    (bare / "torch").mkdir()
+    (bare / "torch" / "part.py").write_text("count = 0")
+    (bare / "torch" / "__init__.py").write_text(
+        "from torch import part\npart.count += 1\nraise RuntimeError(f'failure number {part.count}')"
+    )
+    said = say(hosts.PROGRAMS / "host_dlopened", "", "", "", OPTPLUG_TEST_LIBRARY=library_in(bare))
+    assert [line.rpartition(": ")[2] for line in said.splitlines()[:3]] == ["failure number 1"] * 3
+
+
+@pytest.fixture
+def privileged(tmp_path) -> pathlib.Path:
+    """A host that runs with rights which its caller does not have."""
+    program = shutil.copy(hosts.PROGRAMS / "host_dlopened", tmp_path / "privileged")
+    groups = [54321] if os.getuid() == 0 else [g for g in os.getgroups() if g != os.getgid()]
+    if not groups:
+        pytest.skip("nobody to lend rights: run this as root, or with a second group")
+    os.chown(program, -1, groups[0])
+    program.chmod(0o2755)
+    shown = subprocess.run([program], env={"LD_SHOW_AUXV": "1"}, capture_output=True, text=True, check=False)
+    if "AT_SECURE" in shown.stdout:
+        pytest.skip(f"{tmp_path} is mounted nosuid: name another with --basetemp")
+    return program
+
+
+@pytest.mark.skipif(sys.platform == "darwin", reason="glibc's LD_SHOW_AUXV")
+def test_the_environment_chooses_nothing_where_the_host_has_more_rights_than_its_caller(privileged, bare):
+    wishes = {"OPTPLUG_PYTHON": "/nowhere/python3", "OPTPLUG_LIBPYTHON": "/nowhere/libpython.so"}
+    assert say(privileged, **wishes).startswith(STEPPED)
+    assert say(privileged, f"python='{sys.prefix}'", **wishes).startswith(STEPPED)
+    (bare / "torch.py").write_text("import os\nraise ImportError(f'torch sees {sorted(os.environ)}')")
+    assert "torch sees []" in say(privileged, OPTPLUG_TEST_LIBRARY=library_in(bare))
+    assert "'OPTPLUG_TEST_LIBRARY'" in say(
+        hosts.PROGRAMS / "host_dlopened", OPTPLUG_TEST_LIBRARY=library_in(bare)
+    )
+
+
+def shell(line: str, *around: str) -> str:
+    """Run a line of the shell's, in which $1 is the host, by a program that changes what is around it."""
+    done = subprocess.run([*around, "sh", "-c", line, "sh", hosts.PROGRAMS / "host"], **TEXT)
+    if done.returncode != 0 and not done.stdout:
+        pytest.skip(f"not possible here: {done.stderr.strip()}")
+    assert done.stderr == ""
+    return done.stdout
+
+
+TEXT = {"capture_output": True, "text": True, "timeout": 300, "check": False}
+# Root has no limits; another user may not be able to read what root has installed.
+AS_SOMEBODY = ("setpriv", "--reuid=54321", "--regid=54321", "--clear-groups", "--securebits=+no_setuid_fixup",
+               "--inh-caps=-all,+dac_read_search", "--ambient-caps=-all,+dac_read_search")  # fmt: skip
+
+
+def needs_root(program: str) -> pytest.MarkDecorator:
+    return pytest.mark.skipif(
+        os.getuid() != 0 or not shutil.which(program), reason=f"needs root and {program} (util-linux)"
+    )
+
+
+@needs_root("setpriv")
+def test_without_threads_to_be_made_torch_uses_one_or_says_so():
+    with_one = "export OMP_NUM_THREADS=1; exec prlimit --nproc=1 $1"
+    assert shell(with_one, *AS_SOMEBODY).startswith(STEPPED)
+    if len(os.sched_getaffinity(0)) == 1:
+        return
+    assert "and numpy's BLAS would make" in shell("exec prlimit --nproc=1 $1", *AS_SOMEBODY)
+    enough_to_start = "export OPENBLAS_NUM_THREADS=1; exec prlimit --nproc=1 $1"
+    said = shell(enough_to_start, *AS_SOMEBODY)
+    assert said.startswith(STEPPED)
+    assert "threads: 1\n" in said
+
+
+@needs_root("unshare")
+def test_without_proc_there_is_an_error_and_nothing_printed():
+    said = shell("umount -l /proc && exec $1", "unshare", "-m")
+    assert said.startswith("-4 Python")
+    assert "/proc/cpuinfo cannot be read" in said
+
+
+@needs_root("unshare")
+def test_without_random_numbers_there_is_one_reason_for_all_calls():
+    said = shell("mount -t tmpfs none /dev && exec $1 '' '' ''", "unshare", "-m").splitlines()[:3]
+    assert said[0].startswith("-4 Python")
+    assert said == [said[0]] * 3

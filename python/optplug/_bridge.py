@@ -3,6 +3,8 @@
 Importing it attaches it.  The functions are those of ``csrc/bridge.h``, a line or two each.
 """
 
+# ruff: noqa: E402 (what is wrong with torch is to be said before anything else meets that)
+
 from __future__ import annotations
 
 import atexit
@@ -18,19 +20,11 @@ import warnings
 from collections.abc import Callable
 from itertools import chain
 
-try:
-    import torch
-except ImportError as error:
-    raise ImportError(
-        f"{error}: PyTorch is missing or broken in that environment; run "
-        f"{sys.executable or 'python3'} -m pip install 'torch>=2.11'"
-    ) from error
+from optplug import surroundings
 
-if tuple(int(n) for n in torch.__version__.split(".")[:2]) < (2, 11):
-    raise ImportError(
-        f"torch {torch.__version__} is too old, optplug needs 2.11: "
-        f"run {sys.executable} -m pip install --upgrade torch"
-    )
+surroundings.load_torch()
+
+import torch
 
 from optplug import buffers, checkpoint, devices, optimizer, schedules, spec
 from optplug._optplug import ffi, lib

@@ -105,12 +105,17 @@ def place_of(address: int, otherwise: torch.device) -> torch.device:
     return otherwise if kind == _MANAGED else torch.device("cuda", owner) if kind == _ON_GPU else CPU
 
 
+# How ctypes says that a library or a function is not there; in the last way where dlerror() says it in the
+# host's language and an encoding that is not UTF-8.
+_NOT_THERE = (OSError, AttributeError, UnicodeDecodeError)
+
+
 @functools.cache
 def _function(name: str) -> Any:
     """Return a function of the CUDA runtime, the host's own or else torch's; None where it has none."""
     name = name.replace("cuda", "hip", 1) if torch.version.hip else name
     for library in (None, pathlib.Path(torch.__file__).parent / "lib" / LIBRARY):
-        with contextlib.suppress(AttributeError, OSError):
+        with contextlib.suppress(*_NOT_THERE):
             return getattr(ctypes.CDLL(library and str(library)), name)
     return None
 
@@ -152,7 +157,7 @@ def _driver() -> ctypes.CDLL | None:
         return None
     try:
         return ctypes.CDLL("libcuda.so.1", mode=os.RTLD_NOLOAD | os.RTLD_LAZY)
-    except OSError:
+    except _NOT_THERE:
         _without = count
         return None
 

@@ -189,7 +189,7 @@ def _torch_alone() -> str:
 
 
 def _notes(host: _Host) -> Iterator[Problem]:
-    of_host = (_prints, _another_python, _ranks)
+    of_host = (_prints, _another_python, _allocator, _ranks)
     of_surroundings = (_others, _ignored, _shadows, _limits, _compiling)
     found = chain.from_iterable(
         [*(check(host) for check in of_host), *(check() for check in of_surroundings)]
@@ -213,6 +213,15 @@ def _another_python(host: _Host) -> Iterator[tuple[str, str]]:
         yield (
             f"OPTPLUG_PYTHON lets programs use {used[1]}, and this is {sys.executable}",
             f"unset OPTPLUG_PYTHON, or ask that one: {used[1]} -m optplug doctor",
+        )
+
+
+def _allocator(host: _Host) -> Iterator[tuple[str, str]]:
+    function, _, library = host.report.get("allocator", "").partition(" in ")
+    if library:
+        yield (
+            f"{function} is that of {library}, so a program with a BLAS of its own shares that with PyTorch",
+            "start the program without it where LBFGS and Muon must be PyTorch's to the last bit",
         )
 
 

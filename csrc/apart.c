@@ -1,0 +1,112 @@
+/* A host's BLAS must not be torch's as well: where its integers have 64 bits, as in MATLAB's and in
+ * libopenblas64, torch's first matrix product would end the process, and another's sums round otherwise.
+ * RTLD_DEEPBIND lets torch find its own libraries first.
+ *
+ * But that has torch call libc's free on what the host's allocator has given, where that is not libc's own.
+ * So such a host shares its BLAS with torch, if it can. */
+#define _GNU_SOURCE
+#include "apart.h"
+
+#include <dlfcn.h>
+#include <stdint.h>
+#include <stdio.h>
+#include <string.h>
+
+#include "error.h"
+#include "find.h"
+#include "optplug.h"
+
+static char blas[512];       /* the file of the host's; "" for none */
+static char allocator[512];  /* the file of a function that is not where it usually is; "" for none */
+static const char *function; /* that one's name */
+static int is_apart;
+
+/* Get the file in which torch would find a function; "" if there is none. */
+static void find_file(const char *name, char file[512])
+{
+    Dl_info info;
+    void *address = dlsym(RTLD_DEFAULT, name);
+    snprintf(file, 512, "%s", address && dladdr(address, &info) && info.dli_fname ? info.dli_fname : "");
+}
+
+static int is_usual(const char *file)
+{
+    static const char *const usual[] = {"libc.", "libc-", "ld-musl", "libstdc++.", "libc++"};
+    const char *slash = strrchr(file, '/');
+    const char *name = slash ? slash + 1 : file;
+    for (size_t i = 0; i < sizeof usual / sizeof *usual; i++)
+        if (strncmp(name, usual[i], strlen(usual[i])) == 0)
+            return 1;
+    return 0;
+}
+
+/* Look for an allocator in the process that is neither the C library's nor C++'s. */
+static void find_allocator(void)
+{
+    static const char *const names[] = {
+        "malloc",
+        "free",
+        "calloc",
+        "realloc",
+        "memalign",
+        "aligned_alloc",
+        "posix_memalign",
+        "_Znwm",
+        "_Znam",
+        "_ZdlPv",
+        "_ZdaPv",
+        "_ZdlPvm",
+        "_ZdaPvm",
+        "_ZnwmRKSt9nothrow_t",
+        "_ZnwmSt11align_val_t",
+        "_ZdlPvSt11align_val_t", /* C++'s operators new and delete */
+    };
+    for (size_t i = 0; i < sizeof names / sizeof *names; i++) {
+        const char *name = names[i];
+        find_file(name, allocator);
+        if (*allocator && !is_usual(allocator)) {
+            function = name[0] != '_' ? name : name[2] == 'n' ? "operator new" : "operator delete";
+            return;
+        }
+    }
+    allocator[0] = '\0';
+}
+
+/* Ask for the sum of one number, with a count that is 1 to a BLAS of 32-bit integers and negative to one of
+ * 64, which all answer by 0. */
+static int has_64_bit_integers(void)
+{
+    double (*sum)(const int64_t *n, const double *x, const int64_t *step) =
+        (double (*)(const int64_t *, const double *, const int64_t *))dlsym(RTLD_DEFAULT, "dasum_");
+    const int64_t n = INT64_MIN + 1, step = 1;
+    const double x = 1;
+    return sum && sum(&n, &x, &step) == 0;
+}
+
+int apart_decide(void)
+{
+    const char *wish = find_variable("OPTPLUG_DEEPBIND");
+    find_file("dgemm_", blas);
+    find_allocator();
+    is_apart = *blas && (!wish || !*wish ? !*allocator : strcmp(wish, "0") != 0);
+    if (!is_apart && *blas && !(wish && *wish) && has_64_bit_integers())
+        return fail(
+            OPT_ESTART,
+            "the host's BLAS in '%.200s' has integers of 64 bits, so PyTorch cannot use it, and its %s "
+            "is that of '%.200s', so PyTorch cannot be kept apart: leave out one of them, or set "
+            "OPTPLUG_DEEPBIND=1 where that one hands on to the C library's",
+            blas, function, allocator);
+    return is_apart;
+}
+
+void apart_describe(char *text, size_t size)
+{
+    int used = 0;
+    text[0] = '\0';
+    if (*allocator)
+        used = snprintf(text, size, "allocator: %s in %s\n", function, allocator);
+    if (*blas && is_apart)
+        snprintf(text + used, size - (size_t)used, "blas: PyTorch's own, kept apart from %s\n", blas);
+    else if (*blas)
+        snprintf(text + used, size - (size_t)used, "blas: the host's, %s\n", blas);
+}

@@ -1,0 +1,89 @@
+#define _GNU_SOURCE
+#include "openmp.h"
+
+#include <dlfcn.h>
+#include <stdatomic.h>
+#include <string.h>
+#include <sys/syscall.h>
+#include <unistd.h>
+
+static int (*_Atomic get_threads)(void); /* omp_get_max_threads and omp_set_num_threads, or NULL */
+static void (*_Atomic set_threads)(int);
+static int (*_Atomic get_place)(void); /* omp_get_place_num */
+static int (*_Atomic in_parallel)(void);
+
+void openmp_find(void *where)
+{
+    void *get = dlsym(where, "omp_get_max_threads");
+    void *set = dlsym(where, "omp_set_num_threads");
+    set_threads = (void (*)(int))set;
+    get_place = (int (*)(void))dlsym(where, "omp_get_place_num");
+    in_parallel = (int (*)(void))dlsym(where, "omp_in_parallel");
+    get_threads = set ? (int (*)(void))get : NULL;
+}
+
+/* By atomic_load, since gcc's code for the call of an atomic pointer reads it as any other. */
+int openmp_threads(void)
+{
+    int (*get)(void) = atomic_load(&get_threads);
+    return get ? get() : 0;
+}
+
+void openmp_set_threads(int count)
+{
+    void (*set)(int) = atomic_load(&set_threads);
+    set(count);
+}
+
+int openmp_in_parallel(void)
+{
+    int (*in)(void) = atomic_load(&in_parallel);
+    return in && in();
+}
+
+void openmp_meet_thread(void)
+{
+    int (*place)(void) = atomic_load(&get_place);
+    if (!place)
+        return;
+    struct affinity hosts;
+    affinity_save(&hosts);
+    openmp_threads(); /* LLVM's binds a thread that it sees for the first time */
+    place();          /* GCC's one that asks for its place */
+    affinity_restore(&hosts);
+}
+
+/* ---- processors ---- */
+
+#ifdef __linux__
+/* Not the C library's function, which wants to know how many processors there can be. */
+void affinity_save(struct affinity *saved)
+{
+    saved->size = syscall(SYS_sched_getaffinity, 0, sizeof saved->mask, saved->mask);
+}
+
+void affinity_restore(const struct affinity *saved)
+{
+    struct affinity now;
+    affinity_save(&now);
+    if (saved->size > 0 && now.size == saved->size && memcmp(now.mask, saved->mask, (size_t)now.size) != 0)
+        syscall(SYS_sched_setaffinity, 0, saved->size, saved->mask);
+}
+
+int affinity_count(const struct affinity *saved)
+{
+    int count = 0;
+    for (size_t i = 0; i < (size_t)(saved->size > 0 ? saved->size : 0) / sizeof saved->mask[0]; i++)
+        count += __builtin_popcountl(saved->mask[i]);
+    return count > 0 ? count : 1;
+}
+#else
+void affinity_save(struct affinity *saved) { saved->size = 0; }
+void affinity_restore(const struct affinity *saved) { (void)saved; }
+
+int affinity_count(const struct affinity *saved)
+{
+    (void)saved;
+    return (int)sysconf(_SC_NPROCESSORS_ONLN);
+}
+#endif

@@ -1,0 +1,70 @@
+"""The import of torch, and what it takes for granted: without that it would print, or end the process."""
+
+from __future__ import annotations
+
+import importlib.util
+import mmap
+import os
+import pathlib
+import sys
+
+_START, _EACH_THREAD = 192 << 20, 48 << 20  # bytes beside torch's libraries; seen: 152 and 40 MiB
+
+
+def check(threads: int, wanted: int) -> None:
+    """Raise an ImportError where torch's import would not return.
+
+    Args:
+        threads: how many the process can make.
+        wanted: how many numpy's BLAS will make.
+    """
+    if "torch" in sys.modules:
+        return
+    try:
+        pathlib.Path.cwd()
+    except FileNotFoundError as error:
+        raise ImportError(
+            "the working directory is deleted, where PyTorch's MKL ends the process: change to another"
+        ) from error
+    if sys.platform == "linux" and not os.access("/proc/cpuinfo", os.R_OK):
+        raise ImportError("/proc/cpuinfo cannot be read, of which PyTorch complains on stderr: mount /proc")
+    if threads < wanted:
+        raise ImportError(
+            f"this process can make {threads} threads more, and numpy's BLAS would make {wanted}: "
+            "raise the limit (ulimit -u, ulimit -v, or the container's), or set OMP_NUM_THREADS=1"
+        )
+    _check_memory(wanted)
+
+
+def load_torch(alone: bool = False) -> None:
+    """Import torch, with one thread if ``alone``, or raise an ImportError that says what to do."""
+    try:
+        import torch
+    except ImportError as error:
+        raise ImportError(
+            f"{error}: PyTorch is missing or broken in that environment; run "
+            f"{sys.executable or 'python3'} -m pip install 'torch>=2.11'"
+        ) from error
+    if tuple(int(n) for n in torch.__version__.split(".")[:2]) < (2, 11):
+        raise ImportError(
+            f"torch {torch.__version__} is too old, optplug needs 2.11: "
+            f"run {sys.executable} -m pip install --upgrade torch"
+        )
+    if alone:
+        torch.set_num_threads(1)
+
+
+def _check_memory(threads: int) -> None:
+    spec = importlib.util.find_spec("torch")
+    places = spec.submodule_search_locations if spec else None
+    folders = [pathlib.Path(place) / "lib" for place in places or ()]
+    libraries = sum(file.stat().st_size for folder in folders for file in folder.glob("*.so*"))
+    data = _START + threads * _EACH_THREAD
+    for size, access in ((libraries + data, 0), (data, mmap.PROT_READ | mmap.PROT_WRITE)):
+        try:
+            mmap.mmap(-1, size, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS, prot=access).close()
+        except OSError as error:
+            raise ImportError(
+                f"PyTorch needs {size >> 20} MiB of memory to start, and this process cannot have them: "
+                "raise the limit (ulimit -v, ulimit -d), or set OMP_NUM_THREADS=1, which needs less"
+            ) from error
