@@ -272,8 +272,8 @@ API int opt_bind_nd(int opt, const char *name, const char *dtype, const char *de
     struct call call;
     int status = begin_change(&call, opt);
     if (status == OPT_OK) {
-        status =
-            host_python()->bind(opt, name, dtype, device, ndim, shape, data, strides, grad, grad_strides);
+        status = host_python()->bind(opt, name, dtype, device, ndim, shape, data, strides, grad, grad_strides,
+                                     lent != NULL);
         if (status > 0 && lent)
             lent_put(handle_lent(call.slot), lent);
         else if (status > 0)
@@ -439,6 +439,15 @@ API int opt_average_swap(int opt)
 }
 
 /* ---- checkpoints ---- */
+
+API int opt_checkpoint(int opt, const char *options)
+{
+    if (!options)
+        return fail(OPT_EINVAL, "options must not be NULL");
+    struct call call;
+    int status = begin(&call, opt);
+    return status < 0 ? status : end(&call, host_python()->checkpoint(opt, options));
+}
 
 API int opt_save(int opt, const char *path)
 {
@@ -623,6 +632,7 @@ ALIAS(grad_scale)
 ALIAS(average)
 ALIAS(average_get)
 ALIAS(average_swap)
+ALIAS(checkpoint)
 ALIAS(save)
 ALIAS(load)
 ALIAS(save_memory)

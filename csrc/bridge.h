@@ -54,7 +54,7 @@ typedef struct optplug_python {
     int (*create)(int opt, const char *spec);
     int (*bind)(int opt, const char *name, const char *dtype, const char *device, int ndim,
                 const int64_t *shape, void *data, const int64_t *strides, void *grad,
-                const int64_t *grad_strides);
+                const int64_t *grad_strides, int lent);
     int (*bind_sparse)(int opt, const char *name, const char *dtype, int64_t rows, int64_t columns,
                        void *data, int64_t capacity, const int64_t *count, const int64_t *indices,
                        void *grad_rows);
@@ -75,6 +75,7 @@ typedef struct optplug_python {
     int (*average)(int opt, const char *spec);
     int (*average_get)(int opt, const char *name, void *data);
     int (*average_swap)(int opt);
+    int (*checkpoint)(int opt, const char *options);
     int (*save)(int opt, const char *path);
     int (*save_memory)(int opt, void *buffer, int64_t size, int64_t *written);
     int (*load)(int opt, const char *path);

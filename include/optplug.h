@@ -259,7 +259,7 @@ int opt_average_swap(int opt);
 
 /* Write all that an optimizer needs to go on into a file: its state, hyperparameters, schedulers, averages
  * and step counts, with the names, shapes and dtypes of its parameters.  Their values are yours to keep, or
- * are in it with opt_init("save_parameters=True").
+ * are in it after opt_checkpoint(opt, "parameters=True").
  *
  * At any moment the file is the old one or the new one, whole: it is written beside, under a name of its
  * own, put on the disk and renamed.  If several save to one path, the last to finish stays.  A symbolic link
@@ -279,6 +279,15 @@ int opt_save(int opt, const char *path);
  * whatever is in the file.  If anything is wrong with it, the optimizer stays as it was. */
 int opt_load(int opt, const char *path);
 
+/* Choose what opt_save writes for this optimizer, and what opt_load takes, from now on:
+ *   parameters=True    the values of the parameters as well: opt_load puts them into your arrays.  Without
+ *                      it you restore them yourself, before or after opt_load, and the first step warns
+ *                      (opt_warning) where they are not as they were at opt_save
+ *   schedules=False    opt_load leaves schedulers, learning rates and what else schedulers set as they are
+ *                      here, and takes all other hyperparameters from the file
+ * What is not named stays as it was: at first "parameters=False, schedules=True". */
+int opt_checkpoint(int opt, const char *options);
+
 /* Write the same into your memory, of size bytes, and return how many were used.  With NULL for the buffer,
  * return how many are needed. */
 int64_t opt_save_memory(int opt, void *buffer, int64_t size);
@@ -296,8 +305,6 @@ int opt_load_memory(int opt, const void *buffer, int64_t size);
  *   num_threads=1                   threads that PyTorch may use in a call (1 for one an MPI rank)
  *   error_if_nonfinite=True         refuse a step (OPT_ENONFINITE) where a gradient has an inf or a nan,
  *                                   which costs a pass over each gradient
- *   save_parameters=True            let opt_save put the parameters' values into its file, and opt_load write
- *                                   those in the file into your arrays
  *   third_party=True                let a spec name a class outside torch.optim, with its module:
  *                                   "pytorch_optimizer:Lion(lr=1e-4)"; the module is imported
  *   master_weights=True             keep a float32 copy of each float16 and bfloat16 parameter, and step
@@ -313,8 +320,7 @@ int opt_load_memory(int opt, const void *buffer, int64_t size);
  *   plans=False                     let every step go through Python; or 'stable', or 'direct': step without
  *                                   it through PyTorch's stable C ABI, or, a microsecond faster, by its
  *                                   kernels' own entries, which is the default where the host is no Python
- * All but the first two and save_parameters hold for the optimizers that are created after that, and False
- * undoes them.
+ * All but the first two hold for the optimizers that are created after that, and False undoes them.
  * Without python=, the environment is the one that the environment variable OPTPLUG_PYTHON names, or else
  * the one recorded when cmake (not pip) built optplug, or else the one in which liboptplug lies.
  * OPTPLUG_LIBPYTHON names a libpython to load.  In a set-uid program neither variable counts. */
@@ -393,6 +399,7 @@ int optplug_grad_scale(int opt, const void *scale, const void *found_inf);
 int optplug_average(int opt, const char *spec);
 int optplug_average_get(int opt, const char *name, void *data);
 int optplug_average_swap(int opt);
+int optplug_checkpoint(int opt, const char *options);
 int optplug_save(int opt, const char *path);
 int optplug_load(int opt, const char *path);
 int64_t optplug_save_memory(int opt, void *buffer, int64_t size);

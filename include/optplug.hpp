@@ -247,6 +247,7 @@ class Optimizer
     }
     void average_swap() { check(optplug_average_swap(handle_)); }
 
+    void checkpoint(const std::string &options) { check(optplug_checkpoint(handle_, options.c_str())); }
     void save(const std::string &path) const { check(optplug_save(handle_, path.c_str())); }
     void load(const std::string &path) { check_functions(optplug_load(handle_, path.c_str())); }
     std::vector<unsigned char> save_memory() const

@@ -111,11 +111,11 @@ static const char *const settings[] = {"error_if_nonfinite=True",
                                        "num_threads=1",
                                        "num_threads=2",
                                        "third_party=False, compile=False",
-                                       "save_parameters=True",
-                                       "save_parameters=False",
                                        "python='/nowhere/bin/python3', num_threads=1",
                                        "",
                                        NULL};
+static const char *const checkpoint_options[] = {
+    "parameters=True", "parameters=False", "schedules=False", "schedules=True, parameters=False", "", NULL};
 static const char *const names[] = {"w", "v", "u", "a.b", "\xc3\xbc", "", NULL};
 static const char *const hyperparameters[] = {"lr",      "betas[0]", "betas[1]", "momentum", "weight_decay",
                                               "amsgrad", "eps",      "etas[1]",  "fused",    "max_iter",
@@ -1195,6 +1195,13 @@ static int go_back(struct frame *c, int opt)
     return 0;
 }
 
+static int try_checkpoint(struct frame *c)
+{
+    const char *text = a_string(c, checkpoint_options);
+    note(c, "opt_checkpoint(%d, %s)", c->handle, quoted(text));
+    return opt_checkpoint(c->handle, text);
+}
+
 static int try_save(struct frame *c)
 {
     const char *path = a_string(c, paths);
@@ -1364,6 +1371,7 @@ static const struct {
     {"opt_average", try_average, HANDLE | BARRED, 2},
     {"opt_average_get", try_average_get, HANDLE, 4},
     {"opt_average_swap", try_average_swap, DATA | HANDLE | BARRED, 4},
+    {"opt_checkpoint", try_checkpoint, HANDLE | BARRED, 1},
     {"opt_save", try_save, HANDLE | BARRED, 1},
     {"opt_load", try_load, DATA | HANDLE | BARRED, 1},
     {"opt_save_memory", try_save_memory, HANDLE | BARRED, 3},

@@ -92,14 +92,84 @@ static void parameters_are_in_it_if_that_is_asked_for(void)
     start(&a, "Adam(lr=0.1)", NULL);
     go(&a, 5);
     CHECK(opt_save(a.opt, file("without")) == OPT_OK);
-    CHECK(opt_init("save_parameters=True") == OPT_OK);
     start(&b, "Adam()", NULL);
+    CHECK(opt_checkpoint(b.opt, "parameters=True") == OPT_OK);
     CHECK_FAILS(OPT_EINVAL, "it has no parameters in it", opt_load(b.opt, path));
+    CHECK(opt_checkpoint(a.opt, "parameters=True") == OPT_OK); /* each optimizer's own */
     CHECK(opt_save(a.opt, file("with")) == OPT_OK);
     CHECK(opt_load(b.opt, path) == OPT_OK);
     CHECK(memcmp(a.w, b.w, sizeof a.w) == 0);
-    CHECK(opt_init("save_parameters=False") == OPT_OK);
+    CHECK(opt_warning()[0] == '\0');
+
+    CHECK(opt_checkpoint(b.opt, "parameters=False") == OPT_OK);
+    memset(b.w, 0, sizeof b.w);
+    CHECK(opt_load(b.opt, path) == OPT_OK && b.w[1] == 0);
+    memcpy(b.w, a.w, sizeof b.w);
     check_same_from_here(&a, &b);
+    CHECK(opt_warning()[0] == '\0');
+}
+
+static void a_restart_without_the_values_warns(void)
+{
+    struct run a, b;
+    start(&a, "Adam(lr=0.1)", NULL);
+    go(&a, 5);
+    CHECK(opt_save(a.opt, file("values.pt")) == OPT_OK);
+    for (int i = 0; i < 2; i++) { /* each optimizer that is loaded, and each load */
+        start(&b, "Adam()", NULL);
+        for (int j = 0; j < 2; j++) {
+            CHECK(opt_load(b.opt, path) == OPT_OK && opt_warning()[0] == '\0');
+            go(&b, 1);
+            const char *text = opt_warning();
+            CHECK(strstr(text, "other values than at opt_save are in the parameters 'w'"));
+            CHECK(strstr(text, "opt_checkpoint(opt, \"parameters=True\")"));
+            CHECK(strchr(text, '\n') == text + strlen(text) - 1);
+            go(&b, 5);
+            CHECK(opt_warning()[0] == '\0' && strstr(opt_describe(b.opt), "without Python"));
+        }
+        CHECK(opt_free(b.opt) == OPT_OK);
+    }
+    CHECK(opt_free(a.opt) == OPT_OK);
+}
+
+/* Arrays that come with each step are nothing that a file could be compared with, or filled from. */
+static void lent_arrays_are_the_hosts_to_keep(void)
+{
+    double w[N] = {1, 2, 3, 4, 5}, dw[N] = {1, 1, 1, 1, 1};
+    for (int steps = 0; steps < 2; steps++) {
+        int a = opt_create("SGD(lr=0.5)"), b = opt_create("SGD(lr=0.5)");
+        CHECK(opt_bind(a, "w", "float64", N, NULL, NULL) == OPT_OK);
+        CHECK(opt_bind(b, "w", "float64", N, NULL, NULL) == OPT_OK);
+        CHECK(steps == 0 || opt_step_f64(a, w, dw) == OPT_OK);
+        w[0] = -7;
+        CHECK(opt_save(a, file("lent.pt")) == OPT_OK && opt_load(b, path) == OPT_OK);
+        CHECK(opt_step_f64(b, w, dw) == OPT_OK && opt_warning()[0] == '\0');
+        CHECK(opt_checkpoint(a, "parameters=True") == OPT_OK &&
+              opt_checkpoint(b, "parameters=True") == OPT_OK);
+        CHECK_FAILS(OPT_ESTATE, "parameter 'w' has arrays only in a step", opt_save(a, path));
+        CHECK_FAILS(OPT_ESTATE, "parameter 'w' has arrays only in a step", opt_load(b, path));
+        CHECK(opt_bind(a, "w", "float64", N, w, dw) == OPT_OK && opt_save(a, path) == OPT_OK);
+        CHECK(opt_free(a) == OPT_OK && opt_free(b) == OPT_OK);
+    }
+}
+
+static void options_of_checkpoints_are_checked(void)
+{
+    struct run a;
+    start(&a, "SGD()", NULL);
+    CHECK_FAILS(OPT_EINVAL, "options must not be NULL", opt_checkpoint(a.opt, NULL));
+    CHECK_FAILS(OPT_EINVAL, "options 'parameter=True': no option 'parameter': did you mean parameters",
+                opt_checkpoint(a.opt, "parameter=True"));
+    CHECK_FAILS(OPT_EINVAL,
+                "options 'schedules=False, parameters=1': parameters must be True or False, got 1",
+                opt_checkpoint(a.opt, "schedules=False, parameters=1"));
+    CHECK(strstr(opt_describe(a.opt), "checkpoint: parameters=False, schedules=True\n"));
+    CHECK(opt_checkpoint(a.opt, "schedules=False") == OPT_OK && opt_checkpoint(a.opt, "") == OPT_OK);
+    CHECK(opt_checkpoint(a.opt, "parameters=True") == OPT_OK);
+    CHECK(strstr(opt_describe(a.opt), "checkpoint: parameters=True, schedules=False\n"));
+    CHECK_FAILS(OPT_EINVAL, "write opt_checkpoint(opt, \"parameters=True\")",
+                opt_init("save_parameters=True"));
+    CHECK(opt_free(a.opt) == OPT_OK);
 }
 
 /* What fails leaves an optimizer that goes on as if nothing had been. */
@@ -215,6 +285,9 @@ int main(void)
     a_file_goes_on();
     memory_goes_on();
     parameters_are_in_it_if_that_is_asked_for();
+    a_restart_without_the_values_warns();
+    lent_arrays_are_the_hosts_to_keep();
+    options_of_checkpoints_are_checked();
     what_is_wrong_is_said();
     check_was_quiet(quiet);
     char command[128];

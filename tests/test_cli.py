@@ -350,7 +350,6 @@ def saved(tmp_path) -> pathlib.Path:
     """A checkpoint with all that one can have."""
     w, dw = np.ones((3, 2)), np.ones((3, 2))
     v, dv = np.ones(4, np.float32), np.ones(4, np.float32)
-    ctypes_api.init("save_parameters=True")
     with Optimizer("Adam(lr=0.5)") as opt:
         opt.bind("w", w, dw)
         opt.group("lr=0.25")
@@ -360,8 +359,8 @@ def saved(tmp_path) -> pathlib.Path:
         for _ in range(3):
             opt.step()
             opt.schedule_step()
+        opt.checkpoint("parameters=True")
         opt.save(tmp_path / "run.pt")
-    ctypes_api.init("save_parameters=False")
     return tmp_path / "run.pt"
 
 

@@ -153,6 +153,11 @@ def test_gradients_averages_and_checkpoints(tmp_path):
         load()
         opt.step()
         assert x[0] == -7.5
+    opt.checkpoint("parameters=True")
+    content = opt.save_memory()
+    x[:] = 0
+    opt.load_memory(content)
+    assert x[0] == -7.5
     opt.zero_grad()
     assert not dx.any()
 

@@ -182,10 +182,16 @@ static void gradients_averages_and_checkpoints()
     opt.load("cxx checkpoint.pt");
     opt.step();
     CHECK(x[0] == -7.5);
-    x[0] = -3;
+    x[0] = x[1] = -3;
     opt.load_memory(bytes);
     opt.step();
     CHECK(x[0] == -7.5);
+    opt.checkpoint("parameters=True");
+    std::vector<unsigned char> values = opt.save_memory();
+    x[0] = 0;
+    opt.load_memory(values);
+    CHECK(x[0] == -7.5);
+    CHECK_THROWS(OPT_EINVAL, "no option 'x'", opt.checkpoint("x=True"));
     bytes[bytes.size() / 2] ^= 1;
     CHECK_THROWS(OPT_EINVAL, "damaged", opt.load_memory(bytes));
     CHECK_THROWS(OPT_EIO, "/nowhere", opt.save("/nowhere/at/all"));

@@ -533,6 +533,11 @@ contains
     x = -1
     call opt%step()
     call check(x(1) == -2.5_real64, "and again")
+    call opt%checkpoint("parameters=True")
+    call opt%save_memory(buffer)
+    x = 0
+    call opt%load_memory(buffer)
+    call check(x(1) == -2.5_real64, "values out of a checkpoint")
     call opt%load_memory(buffer(:100), stat, message)
     call check(stat == opt_einval, message)
     call opt%save("/nowhere/at/all", stat, message)

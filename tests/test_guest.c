@@ -330,6 +330,7 @@ DEFINE(average_on, opt_average(rmsprop, "AveragedModel()"))
 DEFINE(average_wrong, opt_average(rmsprop, "AveragedModl()"))
 DEFINE(average_get, opt_average_get(rmsprop, "v", average))
 DEFINE(average_swap, opt_average_swap(rmsprop))
+DEFINE(checkpoint_options, opt_checkpoint(rmsprop, "parameters=False"))
 DEFINE(save_wrong, opt_save(adam, "/nowhere/at/all"))
 DEFINE(load_wrong, opt_load(adam, "/nowhere/at/all"))
 DEFINE(load_none, opt_load_memory(adam, "none", 4))
@@ -438,6 +439,7 @@ static const struct {
     CALL(load_memory, 0),
     CALL(load_none, 1),
     CALL(save_and_load, 0),
+    CALL(checkpoint_options, 0),
     CALL(save_wrong, 1),
     CALL(load_wrong, 1),
     CALL(step_rmsprop, 0),

@@ -53,6 +53,7 @@ static void check_is_none(int opt)
     CHECK_FAILS(OPT_EHANDLE, "is no optimizer", opt_average(opt, "AveragedModel()"));
     CHECK_FAILS(OPT_EHANDLE, "is no optimizer", opt_average_get(opt, "w", w));
     CHECK_FAILS(OPT_EHANDLE, "is no optimizer", opt_average_swap(opt));
+    CHECK_FAILS(OPT_EHANDLE, "is no optimizer", opt_checkpoint(opt, "parameters=True"));
     CHECK_FAILS(OPT_EHANDLE, "is no optimizer", opt_save(opt, "/tmp"));
     CHECK_FAILS(OPT_EHANDLE, "is no optimizer", opt_load(opt, "/tmp"));
     CHECK_FAILS(OPT_EHANDLE, "is no optimizer", (int)opt_save_memory(opt, NULL, 0));

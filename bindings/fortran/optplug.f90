@@ -120,6 +120,7 @@ module optplug
     generic :: average_get => average_get_real32, average_get_real64, average_get_complex32, &
       average_get_complex64
     procedure :: average_swap
+    procedure :: checkpoint => set_checkpoint
     procedure :: save => save_file
     procedure :: load => load_file
     procedure :: save_memory
@@ -307,6 +308,12 @@ module optplug
     integer(c_int) function c_average_swap(opt) bind(c, name="optplug_average_swap")
       import :: c_int
       integer(c_int), value :: opt
+    end function
+
+    integer(c_int) function c_checkpoint(opt, options) bind(c, name="optplug_checkpoint")
+      import :: c_char, c_int
+      integer(c_int), value :: opt
+      character(kind=c_char), intent(in) :: options(*)
     end function
 
     integer(c_int) function c_save(opt, path) bind(c, name="optplug_save")
@@ -1117,6 +1124,16 @@ contains
   end subroutine
 
   ! ---- checkpoints ----
+
+  !> Choose what save writes, and what load takes: "parameters=True" for the values of the parameters as well.
+  subroutine set_checkpoint(self, options, stat, errmsg)
+    class(optimizer), intent(inout) :: self
+    character(*), intent(in) :: options
+    integer, intent(out), optional :: stat
+    character(*), intent(inout), optional :: errmsg
+
+    call settle(c_checkpoint(self%handle, trim(options) // c_null_char), stat, errmsg)
+  end subroutine
 
   !> Write all that the optimizer needs to go on into a file, which PyTorch reads as well.
   subroutine save_file(self, path, stat, errmsg)

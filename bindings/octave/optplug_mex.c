@@ -247,6 +247,7 @@ static const struct {
     {"optplug_average", 2, .with_text = optplug_average},
     {"optplug_average_get", 3, .run = average_get},
     {"optplug_average_swap", 1, .with_opt = optplug_average_swap},
+    {"optplug_checkpoint", 2, .with_text = optplug_checkpoint},
     {"optplug_save", 2, .with_text = optplug_save},
     {"optplug_load", 2, .with_text = optplug_load},
     {"optplug_save_memory", 3, .run = save_memory},

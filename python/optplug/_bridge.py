@@ -39,7 +39,6 @@ _settings = {
     "error_if_nonfinite": False,
     "plans": True,
     "compile": False,
-    "save_parameters": False,
     "master_weights": False,
 }
 _planned: dict[int, tuple[Plan, int]] = {}  # the plans that C has, and which version of each
@@ -317,6 +316,11 @@ def py_configure(options):
     text = _text("options", options)
     try:
         given = spec.arguments(text)
+        if "save_parameters" in given:
+            raise spec.SpecError(
+                "save_parameters is said to each optimizer: write "
+                f'opt_checkpoint(opt, "parameters={given["save_parameters"]}")'
+            )
         for name in given:
             spec.choose(name, ("python", "num_threads", *_settings), "option")
     except spec.SpecError as error:
@@ -356,7 +360,7 @@ def py_create(opt, text):
 @_callback
 @_plans
 @_on_streams
-def py_bind(opt, name, dtype, device, ndim, shape, data, strides, grad, grad_strides):
+def py_bind(opt, name, dtype, device, ndim, shape, data, strides, grad, grad_strides, lent):
     dtype, device = _dtype(dtype), devices.find(_text("device", device))
     sizes = _int64s(shape, ndim) or []
     _optimizers[opt].bind(
@@ -365,6 +369,7 @@ def py_bind(opt, name, dtype, device, ndim, shape, data, strides, grad, grad_str
         buffers.wrap(
             "grad", _address(grad), dtype, device, sizes, _int64s(grad_strides, ndim), "grad_strides"
         ),
+        bool(lent),
     )
 
 
@@ -515,16 +520,22 @@ def py_average_swap(opt):
 
 
 @_callback
+def py_checkpoint(opt, options):
+    chosen = _optimizers[opt]
+    chosen.checkpoint = chosen.checkpoint.changed(_text("options", options))
+
+
+@_callback
 @_on_streams
 def py_save(opt, path):
-    checkpoint.save(os.fsdecode(ffi.string(path)), _content(opt))
+    checkpoint.save(os.fsdecode(ffi.string(path)), _optimizers[opt].state_dict())
 
 
 @_callback
 @_on_streams
 def py_save_memory(opt, buffer, size, written):
     room = ffi.buffer(buffer, size) if buffer != ffi.NULL else None
-    written[0] = checkpoint.save_memory(room, _content(opt))
+    written[0] = checkpoint.save_memory(room, _optimizers[opt].state_dict())
 
 
 @_callback
@@ -541,13 +552,9 @@ def py_load_memory(opt, buffer, size):
     _load(opt, checkpoint.load_memory, ffi.buffer(buffer, size), "buffer")
 
 
-def _content(opt: int) -> dict[str, object]:
-    return _optimizers[opt].state_dict(_settings["save_parameters"])
-
-
 def _load(opt: int, read: Callable[[object], dict[str, object]], where: object, name: str) -> None:
     try:
-        _optimizers[opt].load_state_dict(read(where), _settings["save_parameters"])
+        _optimizers[opt].load_state_dict(read(where))
     except ValueError as error:
         shown = f" {spec.shown(where)}" if isinstance(where, str) else ""
         raise ValueError(f"{name}{shown}: {error}") from error

@@ -404,7 +404,7 @@ class Optimizer:
         None takes all schedulers off; the learning rates stay as they are.
         """
         if spec is None:
-            self._call("opt_schedule", None)
+            self._call("optplug_schedule", None)
             self._functions.clear()
             return
         if function is None:
@@ -461,6 +461,10 @@ class Optimizer:
     def average_swap(self) -> None:
         """Exchange the values of all parameters with their averages; the next call takes them back."""
         self._call("optplug_average_swap")
+
+    def checkpoint(self, options: str) -> None:
+        """Choose what checkpoints have in them, and what is taken from them: "parameters=True"."""
+        self._call("optplug_checkpoint", options.encode())
 
     def save(self, path: str | pathlib.Path) -> None:
         """Write all that the optimizer needs to go on into a file."""

@@ -19,10 +19,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from optplug import compiled, devices, masters, schedules, spec
+from optplug import compiled, devices, masters, schedules, spec, values
 from optplug import plans as planning
 from optplug.averages import Average
 from optplug.buffers import is_dense, name_of, same_order
+from optplug.checkpoint_options import CheckpointOptions
 from optplug.errors import CompileError, HostError, NonFiniteError, StateError
 from optplug.iterate import Iteration
 from optplug.lean import Calls, Gradients, has_hooks, lean, step_again, step_and_record
@@ -133,6 +134,8 @@ class Optimizer:
         self.plans = plans
         #: Where work on GPUs goes.
         self.streams = devices.Streams()
+        #: What is in checkpoints, and comes out of them.
+        self.checkpoint = CheckpointOptions()
         self._scale: tuple[Tensor | None, Tensor | None] = (None, None)  # see grad_scale
         self._master_weights, self._masters = master_weights, Masters()
         self._may_compile = bool(plans) and may_compile
@@ -142,6 +145,8 @@ class Optimizer:
         self._groups = [_Group()]
         self._first_is_given = False
         self._sparse: dict[str, SparseGrad] = {}
+        self._lent: set[str] = set()  # parameters whose values come with each step
+        self._expected: dict[str, int] = {}  # checksums of the values that the next step should find
         self._copied: list[Tensor] = []  # what a step may change half way, and
         self._copies: list[Tensor] = []  # what it is put back from
         self._stepped = False
@@ -166,8 +171,10 @@ class Optimizer:
 
     # ---- parameters and their groups ----
 
-    def bind(self, name: str, data: Tensor, grad: Tensor | SparseGrad) -> None:
+    def bind(self, name: str, data: Tensor, grad: Tensor | SparseGrad, is_lent: bool = False) -> None:
         """Take ``data`` and ``grad`` as those of the parameter ``name``; move it if it is known.
+
+        Between steps there is nothing in them to go by if ``is_lent``.
 
         Raises:
             ValueError: another shape or dtype than before, or a layout that the spec's ``fused=True``
@@ -199,6 +206,7 @@ class Optimizer:
             self._sparse[name] = grad
         else:
             self._sparse.pop(name, None)
+        (self._lent.add if is_lent else self._lent.discard)(name)
 
     def group(self, text: str) -> None:
         """Let the parameters that are bound from now on be a group with these options of its own.
@@ -275,6 +283,7 @@ class Optimizer:
                 f"{self._class.__name__} evaluates the loss several times a step: "
                 "call opt_step_closure or opt_iterate"
             )
+        self._compare_values()
         self._masters.read_values(not self._stepped)
         if self._stepped:
             self._check_gradients()
@@ -316,8 +325,10 @@ class Optimizer:
         self._check_unscaled("opt_step_closure")
         if self._stepped:
             self._check_idle("opt_step_closure")
+            self._compare_values()
             return self._step_closure(self.torch, closure)
         with self._ready("opt_step_closure") as optimizer:
+            self._compare_values()
             return self._step_closure(optimizer, closure)
 
     def iterate(self, loss: float, prepare: Callable[[], None]) -> bool:
@@ -330,6 +341,7 @@ class Optimizer:
         if self._iteration is None:
             self._check_unscaled("opt_iterate")
             with self._ready("opt_iterate") as optimizer:
+                self._compare_values()
                 self._iteration = Iteration(lambda f: self._step_closure(optimizer, f), prepare)
                 self._forget()  # until the step is made, opt_step is an error
         wanted = False
@@ -463,13 +475,14 @@ class Optimizer:
 
     # ---- checkpoints ----
 
-    def state_dict(self, with_parameters: bool = False) -> dict[str, Any]:
+    def state_dict(self) -> dict[str, Any]:
         """Return all that a later process needs to go on: plain values, containers and tensors.
 
         ``"optimizer"`` is what torch's ``state_dict`` says.  The tensors are the optimizer's own, or copies
-        on the CPU.
+        on the CPU.  `checkpoint` says what more is in it.
         """
         self._check_bound("opt_save")
+        self._check_has_values("opt_save")
         self._masters.read_values(not self._stepped)
         content: dict[str, Any] = {
             "optimizer": (self.torch or self._build()).state_dict(),
@@ -484,31 +497,34 @@ class Optimizer:
                 "class": self._class.__name__,
                 "stepped": self._stepped,
                 "parameters": {name: _form(self._arrays(name)[0]) for name in self.parameters},
+                "checksums": {name: values.checksum(data) for name, data in self._known_values().items()},
             },
         }
         copies = self._masters.state_dict()
         if copies:
             content["masters"] = copies
-        if with_parameters:
+        if self.checkpoint.parameters:
             content["parameters"] = {name: self._arrays(name)[0].detach().clone() for name in self.parameters}
         return devices.to_cpu(content) if self.gpus() else content
 
-    def load_state_dict(self, content: dict[str, Any], with_parameters: bool = False) -> None:
+    def load_state_dict(self, content: dict[str, Any]) -> None:
         """Go on from what `state_dict` returned, here or elsewhere, or from plain PyTorch's state.
 
         Schedulers and an average are made anew, from the specs in it.  Those that have been attached here
-        must be the same; a function of the host's is called for its first factor.
+        must be the same; a function of the host's is called for its first factor.  `checkpoint` may say
+        otherwise.
 
         Raises:
             ValueError: it is of another class, of other parameters, or has something wrong in it.
         """
         self._check_bound("opt_load")
+        self._check_has_values("opt_load")
         try:
             about = content.get("optplug")
             if about is not None:
                 self._check_about(about)
                 self._masters.check(content.get("masters", {}))
-            self._take_over(content, about, with_parameters)
+            self._take_over(content, about)
         except (HostError, NonFiniteError, StateError):
             raise
         except (AttributeError, IndexError, KeyError, TypeError) as error:
@@ -528,18 +544,19 @@ class Optimizer:
                     f"and {ours['dtype']} of shape {tuple(ours['shape'])} here"
                 )
 
-    def _take_over(
-        self, content: dict[str, Any], about: dict[str, Any] | None, with_parameters: bool
-    ) -> None:
+    def _take_over(self, content: dict[str, Any], about: dict[str, Any] | None) -> None:
         saved, average = content.get("optimizer", content), self._average
         names = order(saved, [group.names for group in self._groups])
         groups = [_Group(g.options, n) for g, n in zip(self._groups, names, strict=True)]
         optimizer = self._build(groups)
+        before = [dict(group) for group in (self.torch or optimizer).param_groups]
         made_of = self._schedules
         states = [s.state_dict() for s in self._schedulers]
-        if about is not None:
-            states = [s["state"] for s in content["schedulers"]]
+        theirs = [s["state"] for s in content["schedulers"]] if about is not None else []
+        if about is not None and self.checkpoint.schedules:
+            states = theirs
             made_of = self._schedules_like([s["spec"] for s in content["schedulers"]])
+        if about is not None:
             average = self._average_like(content["average"])
         schedulers = [schedules.attach(optimizer, text, function) for text, function in made_of]
         put(saved, optimizer, self._try_out, about is not None)
@@ -547,18 +564,37 @@ class Optimizer:
             if scheduler.state_dict().keys() != state.keys():
                 raise ValueError(f"its state of the scheduler {shown(text)} is none")
             scheduler.load_state_dict(state)
-        values = self._values_in(content) if with_parameters else {}
+        if not self.checkpoint.schedules:
+            schedules.keep(optimizer, before, [*states, *theirs])
+        taken = self._values_in(content) if self.checkpoint.parameters else {}
+        expected = values.read(about.get("checksums", {})) if about is not None and not taken else {}
         stepped = bool(about["stepped"] if about is not None else optimizer.state)
+        if stepped:
+            optimizer._opt_called = True  # or a scheduler that is new here would warn of a step before it
         # Nothing fails from here on.
         with Gradients(False):
-            for name, value in values.items():
+            for name, value in taken.items():
                 self._arrays(name)[0].copy_(value)
         if about is not None:
             self._masters.load_state_dict(content.get("masters", {}))
         self.torch, self._groups, self._average = optimizer, groups, average
         self._schedulers, self._schedules = schedulers, made_of
-        self._stepped = stepped
+        self._stepped, self._expected = stepped, expected
         self._forget()
+
+    def _known_values(self) -> dict[str, Tensor]:
+        """Return the host's arrays that a step goes on from: with masters, or lent for it, they are not."""
+        names = (name for name in self.parameters if not (name in self._lent or self._masters.get(name)))
+        return {name: self.parameters[name] for name in names}
+
+    def _compare_values(self) -> None:
+        """Warn before the first step after a load of arrays that do not have the values they had.
+
+        No sooner: a host may read its own before or after the checkpoint.
+        """
+        if self._expected:
+            expected, self._expected = self._expected, {}
+            values.compare(expected, self._known_values())
 
     def _schedules_like(self, texts: list[str]) -> list[tuple[str, schedules.Function | None]]:
         """Return what the schedulers are made of, as they are attached here or else as they were there."""
@@ -582,13 +618,16 @@ class Optimizer:
         return average
 
     def _values_in(self, content: dict[str, Any]) -> dict[str, Tensor]:
-        values = content.get("parameters")
-        if values is None:
-            raise ValueError('it has no parameters in it: save with opt_init("save_parameters=True")')
+        saved = content.get("parameters")
+        if saved is None:
+            raise ValueError(
+                'it has no parameters in it: call opt_checkpoint(opt, "parameters=True") before opt_save, or '
+                '"parameters=False" before opt_load and restore your arrays yourself'
+            )
         for name in self.parameters:
-            if _form(values[name]) != _form(self._arrays(name)[0]):
+            if _form(saved[name]) != _form(self._arrays(name)[0]):
                 raise ValueError(f"its values of parameter {shown(name)} have another shape or dtype")
-        return {name: values[name] for name in self.parameters}
+        return {name: saved[name] for name in self.parameters}
 
     def _try_out(self, options: dict[str, Any], p: Tensor) -> dict[str, Any]:
         """Return the state that a parameter like this has after a step."""
@@ -616,6 +655,7 @@ class Optimizer:
                 )
         lines += self.streams.describe()
         lines += [f"scheduler: {' '.join(text.split())}" for text, _ in self._schedules]
+        lines.append(f"checkpoint: {self.checkpoint}")
         if self._average:
             lines.append(f"average: {' '.join(self._average.text.split())}")
         return "".join(line + "\n" for line in lines)
@@ -690,6 +730,14 @@ class Optimizer:
             raise StateError(f"nothing is bound: call opt_bind before {what}")
         if not self._groups[-1].names:
             raise StateError(f"nothing is bound to the last group: call opt_bind before {what}")
+
+    def _check_has_values(self, what: str) -> None:
+        if self.checkpoint.parameters and self._lent:
+            name = next(name for name in self.parameters if name in self._lent)
+            raise StateError(
+                f"parameter {shown(name)} has arrays only in a step, and none for {what}: "
+                'call opt_checkpoint(opt, "parameters=False"), and keep its values yourself'
+            )
 
     def _build(self, groups: list[_Group] | None = None) -> torch.optim.Optimizer:
         """Build the optimizer on the parameters that are there, or on a stand-in for them."""

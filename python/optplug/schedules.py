@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
+from typing import Any
 
 import torch
 from torch.optim import lr_scheduler, swa_utils
@@ -58,6 +59,33 @@ def detach(optimizer: torch.optim.Optimizer) -> None:
             group.pop(key, None)
     if hasattr(vars(optimizer).get("step"), "_wrapped_by_lr_sched"):
         del optimizer.step  # torch's wrapper around that of the class
+
+
+def keep(
+    optimizer: torch.optim.Optimizer, groups: Iterable[dict[str, Any]], states: Iterable[dict[str, Any]]
+) -> None:
+    """Give an optimizer what schedulers set, as it is in these groups.
+
+    Args:
+        optimizer: one with as many groups.
+        groups: parameter groups as they were.
+        states: those of all schedulers that have set something in the one or the other.
+    """
+    sets_momentum = any(map(_sets_momentum, states))
+    for group, before in zip(optimizer.param_groups, groups, strict=True):
+        for key in ("lr", *GROUP_KEYS):
+            if key in before:
+                group[key] = before[key]
+            else:
+                group.pop(key, None)
+        if sets_momentum and "betas" in before:
+            group["betas"] = (before["betas"][0], *group["betas"][1:])
+        elif sets_momentum and "momentum" in before:
+            group["momentum"] = before["momentum"]
+
+
+def _sets_momentum(state: dict[str, Any]) -> bool:
+    return bool(state.get("cycle_momentum")) or any(map(_sets_momentum, state.get("_schedulers", ())))
 
 
 class _Builder:

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from optplug.schedules import GROUP_KEYS
 from optplug.spec import shown
 
 #: Which of torch's implementations makes the step: no hyperparameters, but in the groups beside them.
@@ -105,7 +106,7 @@ def lie_as(value: Any, data: Tensor) -> Any:
 def _options(i: int, ours: dict[str, Any], theirs: dict[str, Any], is_ours: bool) -> dict[str, Any]:
     options = {key: value for key, value in theirs.items() if key not in ("params", "param_names")}
     missing = ours.keys() - {"params", "param_names"} - options.keys()
-    if missing - {"initial_lr", *IMPLEMENTATIONS} and is_ours:
+    if missing - {*GROUP_KEYS, *IMPLEMENTATIONS} and is_ours:
         raise ValueError(f"group {i} has no {', '.join(sorted(missing))}")
     for key in IMPLEMENTATIONS:
         if key in ours and not (is_ours or options.get(key)):

@@ -344,14 +344,12 @@ assert(~isequal(anew.step(w, 2 * w), goes_on));
 end
 
 function test_parameters_come_out_of_the_file_where_they_are_in()
-optplug.init('save_parameters=True');
 opt = optplug.Optimizer('SGD(lr=0.5)');
 opt.bind([1 2; 3 4]);
-optplug.init('save_parameters=True');
+opt.checkpoint('parameters=True');
 bytes = opt.save_memory();
 opt.data(zeros(2));
 opt.load_memory(bytes);
-optplug.init('save_parameters=False');
 assert(opt.data(), [1 2; 3 4]);
 end
 

@@ -379,11 +379,29 @@ classdef Optimizer < handle
             self.ask('optplug_average_swap');
         end
 
+        function checkpoint(self, options)
+            %CHECKPOINT Choose what save writes, and what load takes.
+            %
+            %   checkpoint(opt, 'parameters=True') puts the values of the parameters into
+            %   the file, and out of it; checkpoint(opt, 'schedules=False') lets load leave
+            %   schedulers and learning rates as they are.
+            %
+            %   Example:
+            %       opt = optplug.Optimizer('Adam()');
+            %       opt.bind([1 2 3]);
+            %       opt.checkpoint('parameters=True');
+            %       bytes = opt.save_memory();
+            %       opt.data([0 0 0]);
+            %       opt.load_memory(bytes);
+            %       disp(opt.data())
+            self.ask('optplug_checkpoint', optplug.internal.text(options, 'options'));
+        end
+
         function save(self, path)
             %SAVE Write all that the optimizer needs to go on into a file, which PyTorch reads.
             %
             %   The values of the parameters are yours to keep, or are in it with
-            %   optplug.init('save_parameters=True').
+            %   checkpoint(opt, 'parameters=True').
             %
             %   Example:
             %       file = [tempname() '.pt'];

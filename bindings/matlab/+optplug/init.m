@@ -1,7 +1,7 @@
 function init(options)
 %INIT Start Python and PyTorch now rather than with the first optimizer, with options.
 %
-%   optplug.init() starts them.  optplug.init('num_threads=1, save_parameters=True')
+%   optplug.init() starts them.  optplug.init('num_threads=1, plans=False')
 %   sets options: the comment on opt_init in optplug.h lists them.  python='...',
 %   which names the environment that has PyTorch, must come before the start.
 %

@@ -1,0 +1,70 @@
+"""Checksums of parameters' values, by which a restart without the right ones is noticed."""
+
+from __future__ import annotations
+
+import warnings
+import zlib
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from optplug.spec import shown
+
+_PIECE = 1 << 20  # bytes that are looked at, and where they lie apart copied, at a time
+_MOST_NAMES = 10  # in a warning
+
+
+def checksum(data: Tensor) -> int:
+    """Return the CRC-32 of all values in C order, whatever the layout and the device."""
+    crc = 0
+    for piece in _pieces(data.detach()):
+        piece = piece.contiguous().cpu()
+        # numpy has no bfloat16
+        crc = zlib.crc32((piece.view(torch.int16) if piece.dtype == torch.bfloat16 else piece).numpy(), crc)
+    return crc
+
+
+def _pieces(data: Tensor) -> Iterator[Tensor]:
+    if data.dim() == 0 or data.nbytes <= _PIECE or (data.is_contiguous() and not data.is_cuda):
+        yield data
+        return
+    rows = _PIECE * len(data) // data.nbytes
+    if rows:
+        yield from data.split(rows)
+    else:  # one alone is too much
+        for row in data:
+            yield from _pieces(row)
+
+
+def read(saved: Any) -> dict[str, int]:
+    """Return the checksums by name that a checkpoint has.
+
+    Raises:
+        ValueError: they are none.
+    """
+    if not isinstance(saved, dict) or not all(type(crc) is int for crc in saved.values()):
+        raise ValueError("it is no checkpoint: its checksums of values are none")
+    return saved
+
+
+def compare(saved: dict[str, int], here: dict[str, Tensor]) -> None:
+    """Warn of the parameters whose values are not those of which there are checksums."""
+    different = [name for name, data in here.items() if name in saved and _differ(saved[name], data)]
+    if not different:
+        return
+    names = ", ".join(map(shown, different[:_MOST_NAMES]))
+    if len(different) > _MOST_NAMES:
+        names += f" and {len(different) - _MOST_NAMES} more"
+    message = (
+        f"other values than at opt_save are in the parameters {names}: restore your arrays before the first "
+        'step, or let opt_load do so: opt_checkpoint(opt, "parameters=True") before opt_save and opt_load'
+    )
+    # Without a registry, in which Python notes what has been said, and says it once in a process.
+    warnings.warn_explicit(message, UserWarning, __file__, 1, registry=None)
+
+
+def _differ(saved: int, data: Tensor) -> bool:
+    # In a capture nobody can look at a GPU's memory.
+    return not (data.is_cuda and torch.cuda.is_current_stream_capturing()) and checksum(data) != saved
