@@ -38,6 +38,7 @@
 #include <stdint.h>
 
 #define OPTPLUG_VERSION "0.1.0"
+#define OPTPLUG_VERSION_NUMBER 100 /* for #if: 10000 * major + 100 * minor + patch */
 
 #ifdef __cplusplus
 extern "C" {
