@@ -202,11 +202,20 @@ void *find_libpython(const struct environment *found)
     /* By its full path first, which no LD_LIBRARY_PATH can change; then where the system has it. */
     const char *folders[] = {"/lib/", "/lib64/"};
     char path[PATH_MAX];
+    char reason[512] = "";
     for (int i = 0; i < 2 && !library; i++)
-        if (exists(found->base, folders[i], SONAME) && join(path, found->base, folders[i], SONAME))
+        if (exists(found->base, folders[i], SONAME) && join(path, found->base, folders[i], SONAME)) {
+            dlerror(); /* what was said before */
             library = dlopen(path, RTLD_NOW | RTLD_GLOBAL);
+            const char *said = library ? NULL : dlerror();
+            snprintf(reason, sizeof reason, "%s", said ? said : "");
+        }
     if (!library)
         library = dlopen(SONAME, RTLD_NOW | RTLD_GLOBAL);
+    if (!library && *reason) { /* it is there: no files are left to the process, no memory, ... */
+        fail(OPT_ESTART, "the libpython of '%.300s' cannot be loaded: %s", found->python, reason);
+        return NULL;
+    }
     if (!library)
         fail(OPT_ESTART,
              "no " SONAME

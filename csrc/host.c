@@ -668,7 +668,8 @@ int host_describe(char *text, size_t size)
     struct environment library;
     find_library(&library);
     char torchs[2048] = "";
-    apart_describe(torchs, sizeof torchs);
+    if (started)
+        apart_describe(torchs, sizeof torchs);
     const char *starter = ours ? "optplug" : "the host";
     snprintf(text, size, "optplug: %s\nlibrary: %s\nlibpython: %s\npython started by: %s\n%s",
              OPTPLUG_VERSION, library.library, libpython, started ? starter : "nobody yet", torchs);

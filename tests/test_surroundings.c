@@ -163,6 +163,57 @@ static void little_memory_is_an_error(void)
     CHECK_FAILS(OPT_ESTART, "ulimit -v", opt_create("Adam()"));
 }
 
+static void without_a_file_to_be_opened_there_is_an_error_until_there_is_one(void)
+{
+    struct rlimit most;
+    CHECK(opt_version()); /* the library itself is open */
+    int next = dup(STDIN_FILENO);
+    CHECK(close(next) == 0 && getrlimit(RLIMIT_NOFILE, &most) == 0);
+    CHECK(setrlimit(RLIMIT_NOFILE, &(struct rlimit){(rlim_t)next, most.rlim_max}) == 0);
+    CHECK_FAILS(OPT_ESTART, "cannot be loaded: ", opt_init(NULL));
+    CHECK(setrlimit(RLIMIT_NOFILE, &most) == 0);
+    check_one_step();
+}
+
+static size_t address_space(void)
+{
+    size_t pages = 0;
+    FILE *file = fopen("/proc/self/statm", "r");
+    CHECK(file && fscanf(file, "%zu", &pages) == 1 && fclose(file) == 0);
+    return pages * (size_t)sysconf(_SC_PAGESIZE);
+}
+
+static int opt;
+static pthread_barrier_t gate;
+
+static void *step_after_the_gate(void *unused)
+{
+    pthread_barrier_wait(&gate);
+    for (int i = 0; i < 4; i++)
+        CHECK(opt_step(opt) == OPT_OK);
+    return unused;
+}
+
+/* OpenMP makes threads for each one of the host's that steps. */
+static void a_thread_for_which_no_others_can_be_made_steps_alone(void)
+{
+    static float w[MANY], dw[MANY];
+    enum { THREADS = 4 };
+    pthread_t threads[THREADS];
+    opt = opt_create("Adam()");
+    CHECK(opt > 0 && opt_bind(opt, "w", "float32", MANY, w, dw) == OPT_OK);
+    for (int i = 0; i < 4; i++)
+        CHECK(opt_step(opt) == OPT_OK);
+    CHECK(pthread_barrier_init(&gate, NULL, THREADS + 1) == 0);
+    for (int i = 0; i < THREADS; i++)
+        CHECK(pthread_create(&threads[i], NULL, step_after_the_gate, NULL) == 0);
+    rlim_t most = (rlim_t)address_space() + (4 << 20);
+    CHECK(setrlimit(RLIMIT_AS, &(struct rlimit){most, most}) == 0);
+    pthread_barrier_wait(&gate);
+    for (int i = 0; i < THREADS; i++)
+        CHECK(pthread_join(threads[i], NULL) == 0);
+}
+
 /* ---- messages ---- */
 
 struct text {
@@ -175,6 +226,7 @@ static void write_catalog(const char *path)
 {
     static const char *const messages[][2] = {
         {"", "Content-Type: text/plain; charset=ISO-8859-1\n"},
+        {"No such file or directory", "gibt es nicht: \xFC"},
         {"cannot open shared object file", "kann nicht ge\xF6"
                                            "ffnet werden"},
         {"undefined symbol", "unbekanntes Symbol: \xFC"},
@@ -217,6 +269,8 @@ static void messages_in_latin_1_do_not_matter(void)
                                "ffnet"));
 
     step_many();
+    int number = opt_create("Adam()");
+    CHECK_FAILS(OPT_EIO, "gibt es nicht: ?", opt_load(number, "/nowhere/run.pt"));
     CHECK(unlink(path) == 0);
     for (int i = 1; i >= 0; i--) {
         snprintf(path, sizeof path, "%s%s", folder, parts[i]);
@@ -236,6 +290,9 @@ int main(void)
     apart(handlers_of_another_thread_stay);
     for (limit = 50 << 20; limit < 650 << 20; limit += 75 << 20)
         apart(little_memory_is_an_error);
+    apart(without_a_file_to_be_opened_there_is_an_error_until_there_is_one);
+    if (access("/proc/self/statm", R_OK) == 0)
+        apart(a_thread_for_which_no_others_can_be_made_steps_alone);
     apart(messages_in_latin_1_do_not_matter);
     return 0;
 }

@@ -28,7 +28,7 @@ def check(threads: int, wanted: int) -> None:
         ) from error
     if sys.platform == "linux" and not os.access("/proc/cpuinfo", os.R_OK):
         raise ImportError("/proc/cpuinfo cannot be read, of which PyTorch complains on stderr: mount /proc")
-    if threads < wanted:
+    if threads < wanted and "numpy" not in sys.modules and importlib.util.find_spec("numpy"):
         raise ImportError(
             f"this process can make {threads} threads more, and numpy's BLAS would make {wanted}: "
             "raise the limit (ulimit -u, ulimit -v, or the container's), or set OMP_NUM_THREADS=1"
