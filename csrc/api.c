@@ -6,6 +6,7 @@
 #include <stdlib.h>
 #include <string.h>
 
+#include "callback.h"
 #include "error.h"
 #include "handle.h"
 #include "host.h"
@@ -29,14 +30,15 @@ static int translate(int result)
     return result > 0 ? OPT_OK : result;
 }
 
-/* Begin a call on an optimizer: shield the host, lock the handle, see that Python is there.  With
- * `anywhere`, also in a function of the host's that this very optimizer has called. */
-static int begin_call(struct call *call, int opt, int anywhere)
+/* Begin a call on an optimizer: shield the host, lock the handle, see that Python is there. */
+static int begin_call(struct call *call, int opt, enum handle_use use)
 {
     host_enter(&call->saved);
-    int status = handle_lock(opt, anywhere, &call->slot);
+    int status = handle_lock(opt, use, &call->slot);
     if (status == OPT_OK) {
-        status = host_running();
+        status = call->saved.outer ? callback_room() : OPT_OK;
+        if (status == OPT_OK)
+            status = host_running();
         if (status < 0)
             handle_unlock(call->slot);
     }
@@ -45,7 +47,7 @@ static int begin_call(struct call *call, int opt, int anywhere)
     return status;
 }
 
-static int begin(struct call *call, int opt) { return begin_call(call, opt, 0); }
+static int begin(struct call *call, int opt) { return begin_call(call, opt, HANDLE_CHANGE); }
 
 /* Let go of the plan in a call that has begun and may change what that has fixed: Python gives the plan back
  * if it still holds.  That it goes first, and here, keeps an interrupt in Python from leaving one that steps
@@ -59,7 +61,11 @@ static int drop_plan(struct call *call, int status)
 
 static int begin_change(struct call *call, int opt) { return drop_plan(call, begin(call, opt)); }
 
-static int begin_anywhere(struct call *call, int opt) { return begin_call(call, opt, 1); }
+/* Also in a function of the host's that this very optimizer has called. */
+static int begin_anywhere(struct call *call, int opt) { return begin_call(call, opt, HANDLE_ASK); }
+
+/* Before a crossing in which Python may call a function of the host's. */
+static void expect(struct call *call) { callback_expect(&call->saved, call->slot); }
 
 static int end(struct call *call, int result)
 {
@@ -132,7 +138,7 @@ API int opt_step(int opt)
 API int opt_free(int opt)
 {
     struct call call;
-    int status = begin(&call, opt);
+    int status = begin_call(&call, opt, HANDLE_FREE);
     if (status < 0)
         return status;
     status = translate(host_python()->free(opt));
@@ -197,7 +203,10 @@ static int schedule(int opt, const char *spec, opt_callback function, void *user
 {
     struct call call;
     int status = begin_change(&call, opt);
-    return status < 0 ? status : end(&call, host_python()->schedule(opt, spec, function, user));
+    if (status < 0)
+        return status;
+    expect(&call);
+    return end(&call, host_python()->schedule(opt, spec, function, user));
 }
 
 API int opt_schedule(int opt, const char *spec) { return schedule(opt, spec, NULL, NULL); }
@@ -208,6 +217,7 @@ static int schedule_step(int opt, const double *metric)
     int status = begin(&call, opt);
     if (status < 0)
         return status;
+    expect(&call);
     int result = host_python()->schedule_step(opt, metric); /* which may refresh the plan */
     if (result <= 0)
         handle_set_plan(call.slot, NULL);
@@ -367,8 +377,10 @@ API int opt_step_closure(int opt, opt_callback closure, void *user, double *loss
     struct call call;
     int status = drop_plan(&call, need_arrays(&call, begin(&call, opt)));
     double first;
-    if (status == OPT_OK)
+    if (status == OPT_OK) {
+        expect(&call);
         status = end(&call, host_python()->step_closure(opt, closure, user, &first));
+    }
     if (status == OPT_OK && loss)
         *loss = first;
     return status;
@@ -464,7 +476,10 @@ API int opt_load(int opt, const char *path)
         return fail(OPT_EINVAL, "path must not be NULL");
     struct call call;
     int status = begin_change(&call, opt);
-    return status < 0 ? status : end(&call, host_python()->load(opt, path));
+    if (status < 0)
+        return status;
+    expect(&call);
+    return end(&call, host_python()->load(opt, path));
 }
 
 API int64_t opt_save_memory(int opt, void *buffer, int64_t size)
@@ -487,7 +502,10 @@ API int opt_load_memory(int opt, const void *buffer, int64_t size)
         return fail(OPT_EINVAL, "size must be positive, got %lld", (long long)size);
     struct call call;
     int status = begin_change(&call, opt);
-    return status < 0 ? status : end(&call, host_python()->load_memory(opt, buffer, size));
+    if (status < 0)
+        return status;
+    expect(&call);
+    return end(&call, host_python()->load_memory(opt, buffer, size));
 }
 
 /* ---- the library itself ---- */
@@ -560,10 +578,10 @@ static const char *describe_library(void)
     struct host_state saved;
     host_enter(&saved);
     char lines[3 * PATH_MAX];
-    int status = OPT_OK;
-    if (host_describe(lines, sizeof lines))
+    int status = callback_room();
+    if (status == OPT_OK && host_describe(lines, sizeof lines))
         status = translate(host_python()->describe_library(lines));
-    else
+    else if (status == OPT_OK)
         text_set(lines);
     host_leave(&saved);
     return take_text(status);

@@ -24,6 +24,8 @@ struct slot {
     int depth; /* how often its owner has it locked */
     int held;  /* while the process forks: by the thread that does */
     int lost;  /* in a child: to another thread of the parent */
+    int left;  /* a function of the host's has not come back */
+    struct callback *callback;
     struct plan *plan;
     struct lent *lent;
     struct slot *next_free;
@@ -77,7 +79,7 @@ int handle_new(struct slot **locked)
     return slot->generation << INDEX_BITS | slot->index;
 }
 
-int handle_lock(int handle, int again, struct slot **locked)
+int handle_lock(int handle, enum handle_use use, struct slot **locked)
 {
     struct slot *slot = handle > 0 ? atomic_load(&slots[handle & (MAX_SLOTS - 1)]) : NULL;
     if (slot)
@@ -90,7 +92,15 @@ int handle_lock(int handle, int again, struct slot **locked)
                     "another here",
                     handle);
     }
-    if (live && (again || slot->depth == 0)) {
+    if (live && slot->left && use != HANDLE_FREE) {
+        pthread_mutex_unlock(&slot->lock);
+        return fail(
+            OPT_ESTATE,
+            "opt=%d has called a function of yours that was left by an exception, longjmp or the end of "
+            "its thread: opt_free is all that it is good for",
+            handle);
+    }
+    if (live && (use == HANDLE_ASK || slot->depth == 0)) {
         slot->depth++;
         *locked = slot;
         return OPT_OK;
@@ -119,12 +129,24 @@ void handle_set_plan(struct slot *slot, struct plan *plan)
 
 struct lent **handle_lent(struct slot *slot) { return &slot->lent; }
 
+struct callback *handle_callback(const struct slot *slot) { return slot->callback; }
+
+void handle_set_callback(struct slot *slot, struct callback *callback) { slot->callback = callback; }
+
+void handle_leave(struct slot *slot)
+{
+    slot->left = 1;
+    while (slot->depth > 0)
+        handle_unlock(slot);
+}
+
 void handle_retire(struct slot *slot)
 {
     handle_set_plan(slot, NULL);
     lent_free(slot->lent);
     slot->lent = NULL;
     slot->live = 0;
+    slot->left = 0;
     int reusable = slot->generation < MAX_GENERATION;
     handle_unlock(slot);
     if (!reusable)

@@ -2,6 +2,7 @@
 #ifndef OPTPLUG_HANDLE_H
 #define OPTPLUG_HANDLE_H
 
+struct callback;
 struct lent;
 struct plan;
 struct slot;
@@ -10,9 +11,11 @@ struct slot;
  * error recorded, if there is none left. */
 int handle_new(struct slot **locked);
 
-/* Find a live handle and lock its slot, waiting for a call of another thread to end.  With `again` a
- * thread that has it locked, and is in a function of the host's now, may lock it once more. */
-int handle_lock(int handle, int again, struct slot **locked);
+/* Find a live handle and lock its slot, waiting for a call of another thread to end.  A thread that has it
+ * locked, and is in a function of the host's now, may lock it once more to ask.  One whose function has been
+ * left may be locked to free it. */
+enum handle_use { HANDLE_CHANGE, HANDLE_ASK, HANDLE_FREE };
+int handle_lock(int handle, enum handle_use use, struct slot **locked);
 
 void handle_unlock(struct slot *slot);
 
@@ -22,6 +25,13 @@ void handle_set_plan(struct slot *slot, struct plan *plan);
 
 /* The list of the parameters of a locked slot that have no arrays but in a step. */
 struct lent **handle_lent(struct slot *slot);
+
+/* What a slot has for functions of the host's; NULL at first. */
+struct callback *handle_callback(const struct slot *slot);
+void handle_set_callback(struct slot *slot, struct callback *callback);
+
+/* Unlock a slot whose call has been left in the middle.  Call in the thread that made it. */
+void handle_leave(struct slot *slot);
 
 /* End the handle of a locked slot and unlock it. */
 void handle_retire(struct slot *slot);

@@ -16,6 +16,7 @@
 #include <unistd.h>
 
 #include "apart.h"
+#include "callback.h"
 #include "error.h"
 #include "find.h"
 #include "handle.h"
@@ -201,7 +202,7 @@ static void leave_arithmetic(const struct host_state *saved)
 /* Not PyGILState_Check: that says yes to everybody once a process has made a subinterpreter. */
 static int has_gil(void)
 {
-    PyThreadState *mine = loaded && py.Py_IsInitialized_() ? py.PyGILState_GetThisThreadState_() : NULL;
+    PyThreadState *mine = host_thread_state();
     return mine && mine == get_current_thread_state();
 }
 
@@ -216,6 +217,9 @@ static void interrupt_host(void)
 
 void host_enter(struct host_state *saved)
 {
+    /* A thread that is cancelled in a call would take our locks and Python's along: so here or later. */
+    pthread_testcancel();
+    pthread_setcancelstate(PTHREAD_CANCEL_DISABLE, &saved->cancel_state);
     saved->error_number = errno;
     int alone = enter_arithmetic(saved) || forked;
     if (!thread_is_known)
@@ -227,7 +231,8 @@ void host_enter(struct host_state *saved)
     /* A caller that holds the GIL (ctypes.PyDLL) must not wait for our locks with it. */
     saved->interpreter_lock = has_gil() ? py.PyEval_SaveThread_() : NULL;
     saved->holds_interrupts = !ours && started && signals_hold(&saved->interrupt, some_function_of_pythons());
-    saved->outer = host_state;
+    saved->callback = NULL;
+    saved->outer = host_state ? callback_sweep(host_state) : NULL;
     host_state = saved;
 }
 
@@ -242,23 +247,36 @@ void host_leave(const struct host_state *saved)
     leave_arithmetic(saved);
     errno = saved->error_number;
     host_state = saved->outer;
+    if (saved->cancel_state != PTHREAD_CANCEL_DISABLE)
+        pthread_setcancelstate(saved->cancel_state, NULL);
 }
 
-/* Call a function of the host's with the host's own state around it, which is put back in the end as the
- * function has left it.  Python, which calls this, has let go of the GIL; one that the host came with is
- * given back when its call ends, not here. */
-static int call_host(optplug_callback function, void *user, double *value)
+struct host_state *host_call(void) { return host_state; }
+
+/* An interpreter lock that the host came with is given back when its call ends, not here. */
+void host_suspend(struct host_state *outside)
 {
-    struct host_state *call = host_state, as_found = *call;
-    as_found.interpreter_lock = NULL;
-    host_leave(&as_found);
-    int status = function(user, value);
-    host_enter(&as_found);
-    as_found.interpreter_lock = call->interpreter_lock;
-    as_found.outer = call->outer;
-    *call = as_found;
+    struct host_state *call = host_state;
+    *outside = *call;
+    outside->interpreter_lock = NULL;
+    host_leave(outside);
+    host_state = call; /* the call around those that the function makes */
+}
+
+void host_resume(struct host_state *outside)
+{
+    struct host_state *call = host_state;
+    host_enter(outside);
+    outside->interpreter_lock = call->interpreter_lock;
+    outside->callback = call->callback;
+    outside->outer = call->outer;
+    *call = *outside;
     host_state = call;
-    return status;
+}
+
+void *host_thread_state(void)
+{
+    return loaded && py.Py_IsInitialized_() ? py.PyGILState_GetThisThreadState_() : NULL;
 }
 
 static void set_threads(int count) { torch_threads = count; }
@@ -508,11 +526,13 @@ static int import_bridge(int processors)
 static _Thread_local struct {
     int starting; /* another thread starts Python: nothing is whole */
     int python;   /* we keep Python in order, whose own fork would do it itself */
+    int cancel_state;
     PyGILState_STATE state;
 } forking;
 
 static void before_fork(void)
 {
+    pthread_setcancelstate(PTHREAD_CANCEL_DISABLE, &forking.cancel_state);
     struct host_state saved = {.error_number = errno};
     enter_arithmetic(&saved);
     pthread_mutex_lock(&load_lock);
@@ -545,6 +565,7 @@ static void after_fork(int in_child)
     pthread_mutex_unlock(&load_lock);
     leave_arithmetic(&saved);
     errno = saved.error_number;
+    pthread_setcancelstate(forking.cancel_state, NULL);
 }
 
 static void after_fork_in_parent(void) { after_fork(0); }
@@ -614,8 +635,10 @@ static int check_choice(const char *python)
 int host_start(const char *python)
 {
     static pthread_once_t watching = PTHREAD_ONCE_INIT;
-    if (started)
-        return check_choice(python);
+    if (started) {
+        int status = callback_room();
+        return status < 0 ? status : check_choice(python);
+    }
     if (torn)
         return fail(OPT_ESTART,
                     "this process was forked while another thread started Python: fork before, or "
@@ -686,7 +709,7 @@ int host_describe(char *text, size_t size)
 static int set_plan(int opt, const optplug_operator *operators, int count, int stable)
 {
     struct slot *slot;
-    if (handle_lock(opt, 1, &slot) < 0)
+    if (handle_lock(opt, HANDLE_ASK, &slot) < 0)
         return 0;
     handle_set_plan(slot,
                     count > 0 ? plan_new(operators, count, stable == 1 || (stable < 0 && !ours)) : NULL);
@@ -698,7 +721,7 @@ static int set_plan(int opt, const optplug_operator *operators, int count, int s
 static void set_plan_scalars(int opt, int which, const double *scalars)
 {
     struct slot *slot;
-    if (handle_lock(opt, 1, &slot) < 0)
+    if (handle_lock(opt, HANDLE_ASK, &slot) < 0)
         return;
     if (handle_plan(slot))
         plan_set_scalars(handle_plan(slot), which, scalars);
@@ -712,7 +735,7 @@ __attribute__((visibility("default"))) const optplug_host *optplug_attach(const 
         .record = error_record,
         .warn = warning_add,
         .text = text_set,
-        .call = call_host,
+        .call = callback_run,
         .threads = set_threads,
         .thread_count = host_thread_count,
         .end = end_python,

@@ -8,6 +8,8 @@
 
 #include "bridge.h"
 
+struct callback;
+
 /* What a call must put back. */
 struct host_state {
     int error_number;
@@ -17,15 +19,28 @@ struct host_state {
     fenv_t floating_point;
     int openmp_threads;
     void *interpreter_lock;
+    int cancel_state;
     int holds_interrupts; /* and this is what the host does about them */
     struct sigaction interrupt;
-    struct host_state *outer; /* of the call around, where a function of the host's calls us */
+    struct host_state *outer;  /* of the call around, where a function of the host's calls us */
+    struct callback *callback; /* what callback.c has of the call */
 };
 
 /* Shield the host from Python and torch; host_leave puts everything back.  Cheap, cannot fail, and
  * the pair stands around all that a call does. */
 void host_enter(struct host_state *saved);
 void host_leave(const struct host_state *saved);
+
+/* Return this thread's innermost call. */
+struct host_state *host_call(void);
+
+/* Put back what that has put aside, for a function of the host's; host_resume puts it aside again, as the
+ * function has left it. */
+void host_suspend(struct host_state *outside);
+void host_resume(struct host_state *outside);
+
+/* Return what Python has of this thread, a PyThreadState; NULL for nothing. */
+void *host_thread_state(void);
 
 /* Start Python, or borrow the one that runs, and import the bridge.  `python` is the interpreter to
  * use, or NULL.  Does nothing when that is done already. */

@@ -30,7 +30,8 @@
  *
  * Threads.  Any thread may call.  Calls on one optimizer are made one after the other; calls on
  * different optimizers may run side by side.  The first call that needs Python starts it (some
- * seconds, for PyTorch's import) and it stays until the process ends.  A child of fork() may go on with
+ * seconds, for PyTorch's import) and it stays until the process ends.  pthread_cancel ends a thread where a
+ * call begins, or in a function of yours, not in the middle.  A child of fork() may go on with
  * the optimizers that no other thread was calling; the others are errors there. */
 #ifndef OPTPLUG_H
 #define OPTPLUG_H
@@ -197,8 +198,9 @@ int opt_group(int opt, const char *options);
  *
  * It runs on the calling thread, with your floating-point environment.  In it you may ask and clip the
  * same optimizer, but not step, bind or free it.  Two functions that ask each other's optimizers, each
- * on a thread of its own, wait for ever.  It must return: neither a C++ exception nor longjmp may leave
- * it. */
+ * on a thread of its own, wait for ever, and so does one that waits for another thread's call on the same
+ * optimizer.  It should return: one that an exception, longjmp or the end of its thread leaves makes its
+ * optimizer good for opt_free alone. */
 typedef int (*opt_callback)(void *user, double *value);
 
 /* Make one step with a closure, which LBFGS calls several times and the others once.

@@ -275,6 +275,25 @@ static void errors_are_exceptions()
     CHECK(Optimizer("Adam(lr=0.25)").describe().find("0.25") != std::string::npos);
 }
 
+/* What the header never lets happen, and a host of the bare functions does. */
+static void an_exception_out_of_a_bare_closure_is_told()
+{
+    for (int i = 0; i < 20; i++) {
+        double w = 1, dw = 1;
+        int opt = opt_create("LBFGS()");
+        CHECK(opt_bind(opt, "w", "float64", 1, &w, &dw) == OPT_OK);
+        try {
+            opt_step_closure(opt, [](void *, double *) -> int { throw 7; }, nullptr, nullptr);
+            failed(__LINE__, "nothing was thrown");
+        } catch (int thrown) {
+            CHECK(thrown == 7);
+        }
+        CHECK(opt_step(opt) == OPT_ESTATE && std::strstr(opt_error(), "was left by an exception"));
+        CHECK(opt_free(opt) == OPT_OK);
+    }
+    a_lambda_is_a_closure();
+}
+
 int main()
 {
     a_text_that_is_not_there_throws_its_status(); /* first, since it is about the start */
@@ -287,4 +306,5 @@ int main()
     memory_of_a_device_is_bound_by_its_name();
     streams_and_scales();
     errors_are_exceptions();
+    an_exception_out_of_a_bare_closure_is_told();
 }
