@@ -32,7 +32,7 @@ enum {
     THREADS = 3,
     RECENT = 30,      /* calls that a failure shows */
     EVALUATIONS = 30, /* of a closure in one call; then it fails, since some options ask for no end of them */
-    PATIENCE = 60,    /* seconds, for one call */
+    PATIENCE = 600,   /* seconds, for one call */
     NO_TEXT = -1000000 /* what stands for NULL where a text is returned */
 };
 

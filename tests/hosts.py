@@ -17,6 +17,8 @@ PROGRAMS = pathlib.Path(os.environ["OPTPLUG_TEST_PROGRAMS"])
 CC = os.environ["OPTPLUG_TEST_CC"]
 CXX = os.environ.get("OPTPLUG_TEST_CXX")
 FC = os.environ.get("OPTPLUG_TEST_FC")
+#: Seconds after which a program hangs: ten times what one takes where the machine is busy.
+PATIENCE = 1800
 
 
 def needs(what: str, packages: str, is_here: object) -> pytest.MarkDecorator:
@@ -47,7 +49,7 @@ def run(
         env={**os.environ, "OPTPLUG_TEST_LIBRARY": optplug.library(), **(env or {})},
         capture_output=True,
         text=True,
-        timeout=300,
+        timeout=PATIENCE,
         check=False,
     )
     assert done.returncode == 0, (done.returncode, done.stdout, done.stderr)

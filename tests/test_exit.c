@@ -40,7 +40,7 @@ static void step_late(void)
 int main(void)
 {
     pthread_t thread;
-    alarm(60);
+    alarm(600);        /* against a hang */
     atexit(step_late); /* registered before optplug's own, so run after it */
     for (int i = 0; i < THREADS; i++) {
         opt[i] = opt_create("Adam(lr=0.5)");

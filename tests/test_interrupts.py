@@ -59,22 +59,25 @@ def test_an_interrupt_leaves_no_step_half_made(spec):
     opt, reference = make(spec, w, dw), make(spec, calm, dw)
     seen = 0
     with Interrupter() as interrupter:
-        while seen < STEPS:
+
+        def is_enough():  # where the machine is busy, interrupts are few, or end every step
+            return seen + interrupter.raised >= STEPS and interrupter.raised > 10
+
+        while not is_enough():
             try:
                 interrupter.armed = True
-                while seen < STEPS:
+                while not is_enough():
                     lib.opt_step(opt)
                     seen += 1
                 interrupter.armed = False
             except KeyboardInterrupt:
                 continue
-    assert interrupter.raised > 10
     made = 0
     while not torch.equal(w, calm):  # a step whose end Python did not see is made as well
-        assert made < STEPS + interrupter.raised, "w is what no number of whole steps makes"
+        assert made < seen + interrupter.raised, "w is what no number of whole steps makes"
         assert lib.opt_step(reference) == 0
         made += 1
-    assert made >= STEPS
+    assert made >= seen
     assert lib.opt_free(opt) == 0
     assert lib.opt_free(reference) == 0
 

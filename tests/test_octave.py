@@ -31,7 +31,7 @@ def octave(code: str, *path: object, **env: str) -> str:
         env={**os.environ, **env},
         capture_output=True,
         text=True,
-        timeout=300,
+        timeout=hosts.PATIENCE,
         check=False,
     )
     assert (done.returncode, done.stderr) == (0, ""), (done.stdout, done.stderr)

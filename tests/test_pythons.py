@@ -40,7 +40,7 @@ def host(python: str, loader: str, threads: int = 1, script: str = SCRIPT) -> li
         [python, "-c", script, loader, optplug.library(), str(threads)],
         capture_output=True,
         text=True,
-        timeout=120,
+        timeout=hosts.PATIENCE,
         check=False,
     )
     assert (done.returncode, done.stderr) == (0, "")
@@ -126,7 +126,7 @@ def test_calls_after_the_end_of_python_are_errors():
         [sys.executable, "-c", script, optplug.library(), str(hosts.PROGRAMS / "at_exit.so")],
         capture_output=True,
         text=True,
-        timeout=120,
+        timeout=hosts.PATIENCE,
         check=False,
     )
     assert (done.returncode, done.stderr) == (0, "")

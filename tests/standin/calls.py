@@ -529,7 +529,7 @@ def test_a_host_in_c(graph):
         [os.environ["OPTPLUG_TEST_GPU_HOST"], "Adam(lr=0.1)", "50", "6", *graph],
         capture_output=True,
         text=True,
-        timeout=120,
+        timeout=1800,
         check=False,
     )
     assert done.stderr == ""
