@@ -158,8 +158,9 @@ const char *opt_traceback(void);
  *
  * shape has ndim values, and so have strides and grad_strides, which count elements, not bytes.
  * NULL strides mean row-major (C order).  A column-major (Fortran) array of shape {m, n} has strides
- * {1, m}.  Strides may not be negative, nor let two elements share memory, nor rows
- * interleave.  ndim 0 is a scalar.  NULL for both arrays: they come with each step, by opt_step_f64.
+ * {1, m}, which LBFGS alone refuses: bind it flat.  Strides may not be negative, nor let two elements
+ * share memory, nor rows interleave.  ndim 0 is a scalar.  NULL for both arrays: they come with each step, by
+ * opt_step_f64.
  *
  * device is where both arrays are, "cpu" or "cuda:0"; "cuda" is this thread's current one.  What is not there
  * is an error.  For memory of a GPU, see opt_stream. */

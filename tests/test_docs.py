@@ -176,7 +176,6 @@ OTHERS = {
     "No module named 'torch': ...",
     "Attempting CUDA graph capture ...",
     "Invalid learning rate: ...",
-    "view size is not compatible ...",
 }
 
 

@@ -20,7 +20,7 @@ static void bad_specs(void)
     CHECK_FAILS(OPT_EINVAL, "spec '': ", opt_create(""));
     CHECK_FAILS(OPT_EINVAL, "spec '0.1': it must be a call", opt_create("0.1"));
     CHECK_FAILS(OPT_EINVAL, "spec 'Adam(lr=': it cannot be read", opt_create("Adam(lr="));
-    CHECK_FAILS(OPT_EINVAL, "'Adam(lr=-1)': Invalid learning rate: -1", opt_create("Adam(lr=-1)"));
+    CHECK_FAILS(OPT_EINVAL, "'Adam(lr=-1)': lr=-1: Invalid learning rate: -1", opt_create("Adam(lr=-1)"));
     CHECK(strstr(opt_traceback(), "Traceback") && strstr(opt_traceback(), "adam.py"));
     CHECK_FAILS(OPT_EINVAL, "did you mean lr", opt_create("Adam(lrr=0.1)"));
     CHECK_FAILS(OPT_EINVAL, "no argument of Adam 'speed': did you mean fused? there are amsgrad, betas",
@@ -156,8 +156,8 @@ static void bad_moments(int opt)
 static void fused_on_arrays_that_its_kernels_would_corrupt(void)
 {
     const int64_t matrix[] = {2, 2}, columns[] = {1, 2};
-    const char *specs[] = {"SGD(lr=1, fused=True)", "SGD(lr=1, fused=1)", "Adam(fused=1.5)"};
-    for (int i = 0; i < 3; i++) {
+    const char *specs[] = {"SGD(lr=1, fused=True)", "Adam(fused=True)"};
+    for (int i = 0; i < 2; i++) {
         int opt = opt_create(specs[i]);
         CHECK(opt > 0);
         CHECK_FAILS(OPT_EINVAL, "parameter 'w': with fused=True",

@@ -24,11 +24,19 @@ from hypothesis import strategies as st
 from torch.optim import lr_scheduler
 
 from optplug import checkpoint, ctypes_api
+from test_messages import INSIDES
 
 lib = ctypes_api.load()
 lib.opt_list.restype = ctypes.c_char_p
 _home = tempfile.TemporaryDirectory()  # hypothesis keeps tables of Unicode: not in this tree
 configuration.set_hypothesis_home_dir(_home.name)
+
+
+@ctypes_api.CALLBACK
+def closure_of_nothing(_, value):
+    value[0] = 0.0
+    return 0
+
 
 TIMES = int(os.environ.get("OPTPLUG_TEST_EXAMPLES", "1"))
 
@@ -162,6 +170,8 @@ def test_any_text_makes_an_optimizer_or_an_error(text):
     opt = call(lib.opt_create, text)
     if opt > 0:
         assert call(lib.opt_free, opt) == 0
+    else:
+        assert not INSIDES.search(lib.opt_error().decode()), lib.opt_error()
     listed = call(lib.opt_list, text)
     assert listed is None or listed.decode() == "" or listed.endswith(b"\n")
 
@@ -176,6 +186,7 @@ def test_any_text_changes_an_optimizer_or_nothing(bound, name, text, group):
     value = ctypes.c_double()
     parts = {"set": (group, text), "get": (group, text, value)}.get(name, (text,))
     if call(function, opt, *parts) < 0:
+        assert not INSIDES.search(lib.opt_error().decode()), lib.opt_error()
         assert lib.opt_describe(opt) == before
     assert lib.opt_describe(opt)  # whatever it has taken, it can say what it is
     assert (arrays == 1).all()
@@ -463,9 +474,7 @@ class Interleaving(stateful.RuleBasedStateMachine):
             if way == "step":
                 assert call(lib.opt_step, twins.opt) == 0, lib.opt_error()
             elif way == "closure":
-                assert (
-                    call(lib.opt_step_closure, twins.opt, ctypes_api.CALLBACK(lambda *_: 0), None, None) == 0
-                )
+                assert call(lib.opt_step_closure, twins.opt, closure_of_nothing, None, None) == 0
             else:
                 assert call(lib.opt_iterate, twins.opt, 0.0) == 1
                 assert call(lib.opt_iterate, twins.opt, 0.0) == 0

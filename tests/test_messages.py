@@ -1,4 +1,8 @@
-"""What a user reads: text copied from PyTorch's documentation works, or the error says what to write."""
+"""What a user reads.
+
+Text copied from PyTorch's documentation works, or the error says what to write; an error names the argument
+and its value, and says nothing that only Python's developers understand.
+"""
 
 from __future__ import annotations
 
@@ -6,13 +10,14 @@ import ast
 import ctypes
 import doctest
 import inspect
+import re
 
 import numpy as np
 import pytest
 import torch
 from torch.optim import lr_scheduler, swa_utils
 
-from optplug import buffers, ctypes_api
+from optplug import arguments, buffers, ctypes_api, spec
 
 lib = ctypes_api.load()
 
@@ -218,3 +223,227 @@ def test_pytorchs_examples_work_or_say_what_to_write(bound, name, text):
 
 def test_pytorch_has_examples():
     assert len(EXAMPLES) > 15
+
+
+# ---- wrong arguments ----
+
+# What Python and torch say to their own developers.
+INSIDES = re.compile(
+    r"not supported between|unsupported operand|object (is|has|cannot)|NoneType|ellipsis|must be \w+, not"
+    r"|positional argument|unexpected keyword|object of type|concatenate|multiply sequence|unpack"
+    r"|\.py\b|aten::|tuple of Tensors|Call\(|\bat 0x|<class|<function|<torch|Error: "
+)
+# What a scheduler must have, for one wrong argument to be the only one.
+NEEDED = {
+    "StepLR": {"step_size": "3"},
+    "MultiStepLR": {"milestones": "[3]"},
+    "ExponentialLR": {"gamma": "0.5"},
+    "CosineAnnealingLR": {"T_max": "5"},
+    "CyclicLR": {"base_lr": "0.25", "max_lr": "0.5"},
+    "OneCycleLR": {"max_lr": "0.5", "total_steps": "9"},
+    "CosineAnnealingWarmRestarts": {"T_0": "3"},
+    "SequentialLR": {"schedulers": "[ConstantLR(), StepLR(2)]", "milestones": "[2]"},
+    "ChainedScheduler": {"schedulers": "[ConstantLR()]"},
+    "SWALR": {"swa_lr": "0.25"},
+}
+VALUES = [
+    *("None", "True", "0", "-1", "2.5", "-0.5", "1e999", "-1e999", "1j", str(10**30), str(10**400)),
+    *(
+        "'abc'",
+        "''",
+        "b'x'",
+        "...",
+        "()",
+        "(0.9)",
+        "(0.9,)",
+        "(0.9, 0.99, 0.999)",
+        "('a', 'b')",
+        "(None, 0.9)",
+    ),
+    *(
+        "[]",
+        "[0.1]",
+        "[1, 2, 3]",
+        "[[1]]",
+        "{}",
+        "{'a': 1}",
+        "StepLR(3)",
+        "[StepLR(3)]",
+        "[StepLR(0)]",
+        "f(1)",
+    ),
+]
+TOO_LONG = {"max_iter", "max_eval"}  # PyTorch makes that many steps
+
+
+def value_of(text: str) -> object:
+    return spec.parse(f"_({text})").args[0]
+
+
+def check_names(name: str, text: str) -> None:
+    """Check that this thread's error is about the argument of that name and value."""
+    said = lib.opt_error().decode()
+    message = re.split(r"^(?:spec|options) (?:'[^']*'|\"[^\"]*\"|'.*?(?<=\.\.\.[)=,])'): ", said)[-1]
+    assert not INSIDES.search(message), said
+    shown = spec.shown(value_of(text))
+    if message.startswith("StepLR: step_size=0: ") and shown == "[StepLR(0)]":
+        return  # of the schedulers in a list, the one that is wrong
+    assert re.search(rf"\b{name}\b", message), said
+    assert shown in message, said
+
+
+@pytest.mark.parametrize("name", OPTIMIZERS)
+def test_a_wrong_argument_of_an_optimizer_is_named_with_its_value(name):
+    refused = 0
+    for argument in list(inspect.signature(OPTIMIZERS[name]).parameters)[1:]:
+        for text in VALUES:
+            if argument in TOO_LONG and text in ("1e999", str(10**30), str(10**400)):
+                continue
+            opt = lib.opt_create(f"{name}({argument}={text})".encode())
+            if opt > 0:
+                assert lib.opt_free(opt) == 0
+                continue
+            check_names(argument, text)
+            refused += 1
+    assert refused > len(VALUES)
+
+
+@pytest.mark.parametrize("name", SCHEDULERS)
+def test_a_wrong_argument_of_a_scheduler_is_named_with_its_value(name):
+    refused, metric = 0, ctypes.c_double(0.5)
+    for argument in inspect.signature(SCHEDULERS[name]).parameters:
+        if argument == "optimizer" or (argument == "last_epoch" and name in ("LambdaLR", "MultiplicativeLR")):
+            continue
+        for text in VALUES:
+            given = {**NEEDED.get(name, {}), argument: text}
+            bound = Bound()
+            call = f"{name}({', '.join(f'{key}={value}' for key, value in given.items())})"
+            before = bound.describe()
+            if lib.opt_schedule(bound.opt, call.encode()) == 0:
+                for _ in range(4):
+                    assert lib.opt_step(bound.opt) == 0
+                    if name == "ReduceLROnPlateau":
+                        assert lib.opt_schedule_step_metric(bound.opt, metric) == 0, lib.opt_error()
+                    else:
+                        assert lib.opt_schedule_step(bound.opt) == 0, (call, lib.opt_error())
+            else:
+                refused += 1
+                assert bound.describe() == before
+                if argument != "lr_lambda" or text != "None":
+                    check_names(argument, text)
+            bound.close()
+    assert refused > len(VALUES) / 2
+
+
+@pytest.mark.parametrize("name", ["lr", "weight_decay", "betas", "eps", "amsgrad"])
+def test_a_wrong_option_is_named_with_its_value(name):
+    bound = Bound("Adam()")
+    before = bound.describe()
+    for text in VALUES:
+        if lib.opt_set(bound.opt, -1, f"{name}={text}".encode()) < 0:
+            check_names(name, text)
+            assert bound.describe() == before
+        else:
+            bound.close()
+            bound = Bound("Adam()")
+    bound.close()
+
+
+@pytest.mark.parametrize(
+    ("function", "text", "message"),
+    [
+        ("create", "Adam(betas=(0.9))", "betas must be 2 numbers, as in (0.9, 0.999), got 0.9"),
+        ("create", "SGD(nesterov=1, momentum=0.5)", "nesterov must be True or False, got 1"),
+        ("create", "SGD(foreach=1)", "foreach must be True, False or None, got 1"),
+        ("create", "Adam(lr=1e999)", "lr must be finite, got inf"),
+        (
+            "create",
+            "SGD(lr=1, momentum=0.5, nesterov=True, dampening=0.5)",
+            "dampening=0.5, nesterov=True: Nesterov momentum requires a momentum and zero dampening",
+        ),
+        ("create", "SGD(lr=-1, momentum=-2)", "lr=-1: Invalid learning rate: -1"),
+        ("create", "SGD(momentum=-2, lr=-1)", "lr=-1: Invalid learning rate: -1"),
+        ("create", f"RAdam(lr={10**30})", f"lr={10**30}: PyTorch does not take it (OverflowError)"),
+        ("create", f"Adam(lr={10**400})", "lr must be a number, got 1000"),
+        ("set", "momentum=0, nesterov=True", "momentum=0, nesterov=True: Nesterov momentum requires"),
+        ("schedule", "MultiStepLR(milestones=5)", "milestones must be a list of whole numbers, got 5"),
+        ("schedule", "StepLR(step_size=None)", "step_size must be a whole number from 0, got None"),
+        ("schedule", "StepLR(step_size=0)", "step_size=0: PyTorch does not take it (ZeroDivisionError)"),
+        ("schedule", "ReduceLROnPlateau(factor=2)", "factor=2: Factor should be < 1.0."),
+        ("schedule", "ReduceLROnPlateau('least')", "mode must be 'min' or 'max', got 'least'"),
+        ("schedule", "ExponentialLR(-1)", "gamma=-1: lr becomes -0.5"),
+        ("schedule", "LambdaLR(0.5)", "leave lr_lambda out here"),
+        ("schedule", "StepLR(3, last_epoch=2)", "last_epoch must be left out, got 2: opt_load goes on with"),
+        (
+            "schedule",
+            "SequentialLR([ConstantLR(), StepLR(0)], [1])",
+            "StepLR: step_size=0: PyTorch does not take it (ZeroDivisionError)",
+        ),
+        ("schedule", "SequentialLR([ConstantLR(), StepLR()], [1])", "StepLR: missing a required argument"),
+        ("schedule", "OneCycleLR(0.5)", "You must define either total_steps OR (epochs AND"),
+        ("average", "AveragedModel(use_buffers=1)", "use_buffers must be True or False, got 1"),
+        (
+            "average",
+            "AveragedModel(avg_fn=get_ema_avg_fn(2))",
+            "get_ema_avg_fn: decay=2: Invalid decay value 2 provided.",
+        ),
+        ("average", "AveragedModel(avg_fn=get_ema_avg_fn('x'))", "decay must be a number, got 'x'"),
+        (
+            "average",
+            "AveragedModel(avg_fn=get_ema_multi_avg_fn())",
+            "avg_fn=get_ema_multi_avg_fn(): PyTorch does not take it (",
+        ),
+    ],
+)
+def test_an_error_says_what_is_wrong(bound, function, text, message):
+    before = bound.describe()
+    status = {
+        "create": lambda: lib.opt_create(text.encode()),
+        "schedule": lambda: lib.opt_schedule(bound.opt, text.encode()),
+        "average": lambda: lib.opt_average(bound.opt, text.encode()),
+        "set": lambda: lib.opt_set(bound.opt, -1, text.encode()),
+    }[function]()
+    assert (status, lib.opt_error().decode().partition(message)[1]) == (-1, message), lib.opt_error()
+    assert bound.describe() == before
+
+
+def test_every_argument_has_a_kind_or_is_ours():
+    for class_ in CLASSES.values():
+        known = arguments._hints(class_)
+        for name in inspect.signature(class_).parameters:
+            if name not in ("params", "optimizer", "model"):
+                assert arguments._kind(known[name]), (class_, name)
+
+
+def test_pytorchs_own_calls_are_of_the_kinds_that_its_signatures_say():
+    """The defaults are, at least; what its documentation has is tried by the examples."""
+    for class_ in CLASSES.values():
+        defaults = {
+            p.name: p.default
+            for p in inspect.signature(class_).parameters.values()
+            if p.default is not p.empty and p.name != "optimizer"
+        }
+        arguments.check_kinds(class_, defaults)
+
+
+@pytest.mark.parametrize("order", ["F", "gaps"])
+def test_lbfgs_names_a_parameter_that_it_cannot_take_when_it_is_bound(order):
+    opt = ctypes_api.Optimizer("LBFGS()")
+    whole = np.zeros((4, 6), order="F" if order == "F" else "C")
+    grad = whole if order == "F" else whole[:, :3]
+    with pytest.raises(ctypes_api.Error, match=r"'w': LBFGS takes gradients in C order .*as one flat array"):
+        opt.bind("w", np.zeros(grad.shape), grad)
+    opt.bind("w", np.zeros((4, 6), order="F"), np.zeros((4, 6)))
+    with pytest.raises(ctypes_api.Error, match="as one flat array"):
+        opt.bind("w", np.zeros((4, 6)), np.zeros((4, 6), order="F"))
+    opt.bind("flat", np.zeros(24), whole.reshape(-1, order="A"))
+    assert opt.step_closure(lambda: 0.0) == 0.0
+
+
+def test_a_value_that_no_scheduler_can_take_is_named(bound):
+    assert lib.opt_schedule(bound.opt, b"CosineAnnealingWarmRestarts(T_0=3, T_mult=2)") == 0
+    for value in (-1.0, float("inf"), float("nan")):
+        if lib.opt_schedule_step_metric(bound.opt, value) < 0:
+            assert f"value {value}: " in lib.opt_error().decode()
+            assert not INSIDES.search(lib.opt_error().decode())
+    assert lib.opt_schedule_step_metric(bound.opt, -1.0) == -1

@@ -99,7 +99,7 @@ static void what_torch_refuses_changes_nothing(void)
 {
     double value = 0;
     int opt = opt_create("Adam(lr=0.5)");
-    CHECK_FAILS(OPT_EINVAL, "options 'lr=-1': Invalid learning rate: -1", opt_set(opt, 0, "lr=-1"));
+    CHECK_FAILS(OPT_EINVAL, "options 'lr=-1': lr=-1: Invalid learning rate: -1", opt_set(opt, 0, "lr=-1"));
     CHECK_FAILS(OPT_EINVAL, "Invalid beta parameter at index 1: 2.0",
                 opt_set(opt, 0, "lr=0.1, betas=(0.9, 2.0)"));
     CHECK_FAILS(OPT_EINVAL, "no option 'momentum'", opt_set(opt, 0, "momentum=0.9"));

@@ -82,7 +82,9 @@ def _record(kind: type[BaseException], error: BaseException, trace: object) -> i
     if isinstance(error, KeyboardInterrupt):
         _host.interrupt()  # the host gets it after the call
     ours = isinstance(error, ValueError | StateError | NonFiniteError | FileError | HostError)
-    message = _message(error) if ours else f"{kind.__name__}: {_message(error)}"
+    message = _message(error)
+    if not ours or not message.strip():
+        message = f"{kind.__name__}: {message}" if message.strip() else f"PyTorch raised {kind.__name__}"
     lines = "".join(traceback.format_exception(kind, error, trace))
     status = _status(error)
     _host.record(status, message.encode(errors="replace"), lines.encode(errors="replace"))

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from torch.optim import swa_utils
 
 from optplug import spec
+from optplug.arguments import blame, check_kinds, said
 from optplug.errors import StateError
 from optplug.spec import Call, SpecError, shown
 
@@ -39,14 +40,22 @@ class Average:
                 raise SpecError(
                     f"device={shown(arguments['device'])}: device is the parameters' own: {_HINT}"
                 )
-            arguments = {name: _argument(name, value) for name, value in arguments.items()}
-            stand_in = nn.ParameterList([torch.zeros(1)])  # nn.Linear would draw random numbers
-            trial = swa_utils.AveragedModel(stand_in, **arguments)
-            for _ in range(2):  # the first update copies, the second averages
-                trial.update_parameters(stand_in)
-            self._averaged = swa_utils.AveragedModel(module, **arguments)
+            made = {name: _argument(name, value) for name, value in arguments.items()}
+            check_kinds(swa_utils.AveragedModel, arguments)
+
+            def attempt(names: Iterable[str]) -> None:
+                stand_in = nn.ParameterList([torch.zeros(1)])  # nn.Linear would draw random numbers
+                trial = swa_utils.AveragedModel(stand_in, **{name: made[name] for name in names})
+                for _ in range(2):  # the first update copies, the second averages
+                    trial.update_parameters(stand_in)
+
+            try:
+                attempt(arguments)
+            except Exception as error:
+                raise SpecError(blame(error, swa_utils.AveragedModel, arguments, attempt)) from error
+            self._averaged = swa_utils.AveragedModel(module, **made)
         except Exception as error:
-            raise SpecError(f"spec {shown(text)}: {error}") from error
+            raise SpecError(f"spec {shown(text)}: {said(error)}") from error
         self.text = text
         #: Whether the averages stand where the parameters were, and the other way round.
         self.swapped = False
@@ -142,4 +151,13 @@ def _argument(name: str, value: object) -> object:
     spec.choose(value.name, _FUNCTIONS, "averaging function")
     spec.check_module(value, swa_utils.__name__)
     function = getattr(swa_utils, value.name)
-    return function(**spec.check_arguments(function, value, implied=0))
+    arguments = spec.check_arguments(function, value, implied=0)
+    check_kinds(function, arguments)
+
+    def attempt(arguments: dict[str, Any]) -> object:
+        return function(**arguments)
+
+    try:
+        return attempt(arguments)
+    except Exception as error:
+        raise SpecError(f"{value.name}: {blame(error, function, arguments, attempt)}") from error

@@ -21,6 +21,7 @@ from torch import Tensor, nn
 
 from optplug import compiled, devices, masters, schedules, spec, values
 from optplug import plans as planning
+from optplug.arguments import blame, check_kinds, said
 from optplug.averages import Average
 from optplug.buffers import is_dense, name_of, same_order
 from optplug.checkpoint_options import CheckpointOptions
@@ -156,6 +157,7 @@ class Optimizer:
         self._iteration: Iteration | None = None
         try:
             self._class, arguments = _read(text, third_party)
+            check_kinds(self._class, arguments)
             self._arguments = copy.deepcopy(arguments)
             closure = spec.signature_of(self._class.step).parameters.get("closure")
             self._needs_closure = closure is not None and closure.default is closure.empty
@@ -165,7 +167,11 @@ class Optimizer:
             self._may_fuse = "fused" in spec.signature_of(self._class).parameters and not any(
                 name in self._arguments for name in IMPLEMENTATIONS
             )
-            self._defaults = self._try(self._arguments)
+            try:
+                self._defaults = self._try(self._arguments)
+            except Exception as error:
+                attempt = functools.partial(self._trial, like=None, sparse=False, options=None)
+                raise SpecError(blame(error, self._class, arguments, attempt)) from error
         except Exception as error:
             raise SpecError(f"spec {shown(text)}: {error}") from error
 
@@ -228,7 +234,7 @@ class Optimizer:
         try:
             self._class([{"params": _nothing_yet()}, {"params": _nothing_yet()}], **self._arguments)
         except Exception as error:
-            raise ValueError(f"options {shown(text)}: {error}") from error
+            raise ValueError(f"options {shown(text)}: {said(error)}") from error
         self._groups.append(group)
 
     # ---- hyperparameters ----
@@ -884,6 +890,7 @@ class Optimizer:
 
     def _add(self, name: str, data: Tensor, grad: Tensor | SparseGrad, has_master: bool) -> None:
         parameter = masters.parameter(data) if has_master else nn.Parameter(data)
+        self._check_flat(name, parameter.grad if has_master else grad)
         self._try_parameter(name, parameter.detach(), grad, self._groups[-1].options)
         if has_master:
             self._masters.put(name, parameter, data, grad)
@@ -904,7 +911,19 @@ class Optimizer:
                 self._class([{"params": [(name, nn.Parameter(data))], **options}], **self._arguments)
                 raise
         except Exception as error:
-            raise ValueError(f"parameter {shown(name)}: {error}") from error
+            raise ValueError(f"parameter {shown(name)}: {said(error)}") from error
+
+    def _check_flat(self, name: str, grad: Tensor | SparseGrad) -> None:
+        """Check that a gradient can be put into a row as it lies, where the class is one that does so."""
+        if not issubclass(self._class, torch.optim.LBFGS) or not isinstance(grad, Tensor):
+            return
+        try:
+            (torch.view_as_real(grad) if grad.is_complex() else grad).view(-1)
+        except RuntimeError as error:
+            raise ValueError(
+                f"parameter {shown(name)}: {self._class.__name__} takes gradients in C order without gaps, "
+                f"got {_layout(grad)}: bind it as one flat array"
+            ) from error
 
     def _move(self, name: str, parameter: nn.Parameter, data: Tensor, grad: Tensor | SparseGrad) -> None:
         master = self._masters.get(name)
@@ -928,6 +947,7 @@ class Optimizer:
             self._masters.move(name, data, grad)
             self._forget()
             return
+        self._check_flat(name, grad)
         # The fused kernels take the state to lie as the parameter does.
         state = self.torch.state.get(parameter, {}) if self.torch else {}
         moved = {key: lie_as(value, data) for key, value in state.items()}
@@ -946,17 +966,26 @@ class Optimizer:
             options = spec.arguments(text)
             for name in options:
                 spec.choose(name, self._accepted(), "option")
+            check_kinds(self._class, options)
             in_force = {name: value for name, value in current.items() if name in self._defaults}
-            self._judge(in_force, options)
-            if options.keys() == {"lr"}:
-                float(options["lr"])
-                return options
-            # Two steps show whether the state of the steps before goes with them.
-            for like, sparse in self._kinds(names):
-                self._try(self._arguments, like, sparse, options=in_force, change=options)
+            attempt = functools.partial(self._check_beside, in_force, names)
+            try:
+                attempt(options)
+            except Exception as error:
+                raise SpecError(blame(error, self._class, options, attempt)) from error
         except Exception as error:
             raise ValueError(f"options {shown(text)}: {error}") from error
         return options
+
+    def _check_beside(self, in_force: dict[str, Any], names: list[str], options: dict[str, Any]) -> None:
+        """Let PyTorch judge options beside those in force, by two steps that come to them in the second."""
+        self._judge(in_force, options)
+        if options.keys() == {"lr"}:
+            float(options["lr"])
+            return
+        # Two steps show whether the state of the steps before goes with them.
+        for like, sparse in self._kinds(names):
+            self._try(self._arguments, like, sparse, options=in_force, change=options)
 
     def _kinds(self, names: list[str]) -> list[tuple[Tensor | None, bool]]:
         """Return one of each kind among parameters, and whether its gradient is sparse."""

@@ -3,15 +3,20 @@
 from __future__ import annotations
 
 import functools
+import math
+import operator
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from typing import Any
 
 import torch
+from torch import Tensor
 from torch.optim import lr_scheduler, swa_utils
 from torch.optim.lr_scheduler import CosineAnnealingWarmRestarts, LRScheduler, ReduceLROnPlateau
 
 from optplug import spec
+from optplug.arguments import blame, check_kinds, said
 from optplug.errors import HostError, StateError
 from optplug.spec import Call, SpecError, shown
 
@@ -48,7 +53,7 @@ def attach(optimizer: torch.optim.Optimizer, text: str, function: Function | Non
         except HostError:
             raise
         except Exception as error:
-            raise SpecError(f"spec {shown(text)}: {error}") from error
+            raise SpecError(f"spec {shown(text)}: {said(error)}") from error
     return scheduler
 
 
@@ -96,30 +101,91 @@ class _Builder:
     def build(self, call: Call) -> LRScheduler:
         known = classes()
         spec.choose(call.name, known, "scheduler")
-        spec.check_module(call, known[call.name].__module__)
-        call = spec.without_supplied(known[call.name], call)
-        args = tuple(self._argument(value) for value in call.args)
-        kwargs = {name: self._argument(value) for name, value in call.kwargs.items()}
-        if call.name in ("LambdaLR", "MultiplicativeLR") and not args and "lr_lambda" not in kwargs:
+        class_ = known[call.name]
+        spec.check_module(call, class_.__module__)
+        call = spec.without_supplied(class_, call)
+        if call.name in ("LambdaLR", "MultiplicativeLR") and not call.args and "lr_lambda" not in call.kwargs:
             if self._function is None:
                 raise SpecError(f"{call.name} needs a function: attach it with opt_schedule_callback")
             groups = range(len(self._optimizer.param_groups))
-            kwargs["lr_lambda"] = [functools.partial(self._function, group=i) for i in groups]
-            self.used = True
-        elif call.name == "CyclicLR" and self._function and "scale_fn" not in kwargs:
-            kwargs["scale_fn"] = self._function
-            self.used = True
+            functions = {"lr_lambda": [functools.partial(self._function, group=i) for i in groups]}
+        elif call.name == "CyclicLR" and self._function and "scale_fn" not in call.kwargs:
+            functions = {"scale_fn": self._function}
+        else:
+            functions = {}
+        self.used |= bool(functions)
         # ChainedScheduler has the optimizer last, and finds it in its schedulers.
         implied = 0 if call.name == "ChainedScheduler" else 1
-        arguments = spec.check_arguments(known[call.name], Call(call.name, args, kwargs), implied)
-        return known[call.name](*[self._optimizer] * implied, **arguments)
+        given = spec.check_arguments(class_, replace(call, kwargs={**call.kwargs, **functions}), implied)
+        given = {name: value for name, value in given.items() if name not in functions}
+        for name in ("lr_lambda", "scale_fn"):
+            if given.get(name) is not None:
+                raise SpecError(
+                    f"{name}={shown(given[name])} is no function, which opt_schedule_callback takes: "
+                    f"leave {name} out here"
+                )
+        check_kinds(class_, given)
+        made = {name: self._nested(value) for name, value in given.items()}
+        has_nested = any(made[name] is not given[name] for name in given)
 
-    def _argument(self, value: object) -> object:
+        def make(arguments: dict[str, Any]) -> LRScheduler:
+            values = {name: made[name] for name in arguments}
+            return class_(*[self._optimizer] * implied, **values, **functions)
+
+        attempt = make if has_nested else functools.partial(self._try, class_, implied, functions)
+        try:
+            if not has_nested:
+                attempt(given)
+            return make(given)
+        except HostError:
+            raise
+        except Exception as error:
+            raise SpecError(blame(error, class_, given, attempt)) from error
+
+    def _try(
+        self,
+        class_: type[LRScheduler],
+        implied: int,
+        functions: dict[str, Any],
+        arguments: dict[str, Any],
+    ) -> None:
+        """Make a scheduler of an optimizer of no importance, and step it, to hear what PyTorch says."""
+        optimizer = _stand_in(self._optimizer)
+        constant = {name: _constant(function) for name, function in functions.items()}
+        scheduler = class_(*[optimizer] * implied, **arguments, **constant)
+        scheduler.step(*[0.0] * isinstance(scheduler, ReduceLROnPlateau))
+        for group in optimizer.param_groups:
+            if not 0 <= group["lr"] < math.inf:
+                raise SpecError(f"lr becomes {group['lr']}")
+
+    def _nested(self, value: object) -> object:
+        """Return a value with schedulers for the calls in it, or the value itself where there are none."""
         if isinstance(value, Call):
-            return self.build(value)
+            try:
+                return self.build(value)
+            except SpecError as error:
+                raise SpecError(f"{value.name}: {str(error).removeprefix(f'{value.name}: ')}") from error
         if isinstance(value, list | tuple):
-            return type(value)(self._argument(v) for v in value)
+            made = [self._nested(v) for v in value]
+            return type(value)(made) if any(map(operator.is_not, made, value)) else value
         return value
+
+
+def _stand_in(optimizer: torch.optim.Optimizer) -> torch.optim.Optimizer:
+    """Return an optimizer with the same hyperparameters, on which a scheduler can be tried."""
+    other = object.__new__(type(optimizer))
+    groups = [
+        {key: value.clone() if isinstance(value, Tensor) else value for key, value in group.items()}
+        for group in optimizer.param_groups
+    ]
+    vars(other).update(vars(optimizer), param_groups=groups, _opt_called=True)  # or torch warns
+    vars(other).pop("step", None)  # another scheduler's, which calls the optimizer itself
+    return other
+
+
+def _constant(function: Any) -> Any:
+    """Return what stands for a function of the host's, or a list of them, which a trial does not call."""
+    return [_constant(f) for f in function] if isinstance(function, list) else lambda *_: 1.0
 
 
 def step(optimizer: torch.optim.Optimizer, schedulers: Iterable[LRScheduler], value: float | None) -> None:
@@ -146,7 +212,11 @@ def step(optimizer: torch.optim.Optimizer, schedulers: Iterable[LRScheduler], va
             raise StateError(f"no scheduler takes the value {value}: call opt_schedule_step")
     with undone_on_error(optimizer, chosen):
         for s in chosen:
-            s.step(*[value] * (value is not None))
+            try:
+                s.step(*[value] * (value is not None))
+            except (ArithmeticError, TypeError, ValueError) as error:
+                what = type(s).__name__ if value is None else f"value {value}"
+                raise ValueError(f"{what}: {said(error)}") from error
 
 
 @contextmanager
