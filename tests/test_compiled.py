@@ -5,8 +5,11 @@ Each kernel takes half a minute; with OPTPLUG_TEST_COMPILE=all every optimizer i
 
 from __future__ import annotations
 
+import errno
+import fcntl
 import itertools
 import os
+import pathlib
 import shutil
 
 import pytest
@@ -36,9 +39,15 @@ def cache(tmp_path_factory):
     return tmp_path_factory.mktemp("cache")
 
 
+@pytest.fixture(scope="module")
+def temporary(tmp_path_factory):
+    return tmp_path_factory.mktemp("temporary")
+
+
 @pytest.fixture(autouse=True)
-def compiling(monkeypatch, cache):
+def compiling(monkeypatch, cache, temporary):
     monkeypatch.setenv("XDG_CACHE_HOME", str(cache))
+    monkeypatch.setenv("TMPDIR", str(temporary))
     assert lib.opt_init(b"compile=True") == 0
     yield
     assert lib.opt_init(b"compile=False") == 0
@@ -71,7 +80,7 @@ def close(ours, theirs):
 
 @needs_compiler
 @pytest.mark.parametrize(("text", "dtype"), KERNELS)
-def test_a_kernel_makes_torchs_steps_for_any_size_group_and_rate(text, dtype):
+def test_a_kernel_makes_torchs_steps_for_any_size_group_and_rate(text, dtype, temporary):
     def run():
         pair = Pair(text, [(dtype, n) for n in (1, 2, 7, 100)], [(dtype, 20_000), (dtype, 33)])
         scheduler = torch.optim.lr_scheduler.ExponentialLR(pair.reference, 0.9)
@@ -86,6 +95,7 @@ def test_a_kernel_makes_torchs_steps_for_any_size_group_and_rate(text, dtype):
 
     run()
     made = {path: path.stat().st_mtime_ns for path in toolchain.folder().iterdir()}
+    assert list(temporary.iterdir()) == []  # where others could have made it first
     run()  # with what is there now
     assert {path: path.stat().st_mtime_ns for path in toolchain.folder().iterdir()} == made
 
@@ -117,34 +127,129 @@ def test_a_kernel_whose_numbers_are_not_torchs_is_not_kept(monkeypatch):
     assert list(toolchain.folder().iterdir()) == before
 
 
-@pytest.mark.parametrize("trouble", ["no compiler", "no folder"])
+def no_compiler(monkeypatch, tmp_path):
+    monkeypatch.setenv("PATH", str(tmp_path))
+    monkeypatch.delenv("CXX", raising=False)
+
+
+def no_folder(monkeypatch, tmp_path):
+    (tmp_path / "file").touch()
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "file"))
+
+
+def no_home(monkeypatch, tmp_path):
+    monkeypatch.delenv("XDG_CACHE_HOME")
+    monkeypatch.setenv("HOME", str(tmp_path / "nowhere"))
+
+
+def an_empty_home(monkeypatch, _):
+    monkeypatch.setenv("XDG_CACHE_HOME", "not/absolute")
+    monkeypatch.setenv("HOME", "")
+
+
+def a_folder_that_others_can_write_to(*_):
+    toolchain.folder().mkdir()
+    toolchain.folder().chmod(0o777)
+
+
+def a_folder_in_one_that_others_can_write_to(_, tmp_path):
+    tmp_path.chmod(0o777)
+
+
+def a_folder_whose_code_cannot_run(monkeypatch, _):
+    real = os.statvfs
+
+    def statvfs(path):
+        found = list(real(path))
+        found[8] |= os.ST_NOEXEC  # f_flag
+        return os.statvfs_result(found)
+
+    monkeypatch.setattr(os, "statvfs", statvfs)
+
+
+def kernel_file(content: bytes = b"whatever", make: bool = True) -> pathlib.Path | None:
+    """Return the file that is, by its name, the kernel of RMSprop(lr=0.01) for float64."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(compiled, "_make", lambda _, output: output.write_bytes(content))
+        patch.setattr(compiled, "_check", lambda *_: None)
+        options = torch.optim.RMSprop([torch.zeros(1)], lr=0.01).defaults
+        return compiled.kernel("RMSprop", options, torch.float64, make)
+
+
+def a_kernel_that_others_can_write_to(*_):
+    kernel_file().chmod(0o602)
+
+
+def a_kernel_of_another_user(*_):
+    if os.getuid() != 0:
+        pytest.skip("only root can make files of other users")
+    os.chown(kernel_file(), 12345, -1)
+
+
+def a_kernel_that_is_a_link(_, tmp_path):
+    path = kernel_file()
+    path.rename(tmp_path / "elsewhere.so")
+    path.symlink_to(tmp_path / "elsewhere.so")
+
+
+def a_kernel_that_is_no_library(*_):
+    kernel_file()
+
+
+TROUBLES = {
+    no_compiler: "apt-get install g\\+\\+",
+    no_folder: "XDG_CACHE_HOME",
+    no_home: "there is no home folder: XDG_CACHE_HOME",
+    an_empty_home: "there is no home folder: XDG_CACHE_HOME",
+    a_folder_that_others_can_write_to: "chmod go-w",
+    a_folder_in_one_that_others_can_write_to: "can be written to by others",
+    a_folder_whose_code_cannot_run: "is mounted noexec",
+    a_kernel_that_others_can_write_to: "chmod go-w",
+    a_kernel_of_another_user: "chown it",
+    a_kernel_that_is_a_link: "can be written to by others",
+    a_kernel_that_is_no_library: "cannot be loaded",
+}
+
+
+@pytest.mark.parametrize("trouble", TROUBLES, ids=lambda trouble: trouble.__name__)
 def test_where_nothing_can_be_compiled_torch_steps_and_a_warning_says_why(trouble, monkeypatch, tmp_path):
-    if trouble == "no compiler":
-        monkeypatch.setenv("PATH", str(tmp_path))
-        monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
-        monkeypatch.delenv("CXX", raising=False)
-    else:
-        (tmp_path / "file").touch()
-        monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "file"))
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    trouble(monkeypatch, tmp_path)
     pair = Pair("RMSprop(lr=0.01)", [("float64", 7)])
     pair.step()
-    with pytest.warns(UserWarning, match="RMSprop steps without") as warned:
+    with pytest.warns(
+        UserWarning, match=f"compile=True: .*{TROUBLES[trouble]}.*: RMSprop steps without"
+    ) as warned:
         pair.step()  # whose calls are the first that a kernel could be made for
     pair.step()
     pair.step()
     assert torch.equal(pair.ours[0][0], pair.theirs[0])
     assert not pair.is_planned()
     assert len(warned) == 1
-    assert ("apt-get install g++" if trouble == "no compiler" else "XDG_CACHE_HOME") in str(warned[0].message)
     pair.end()
+    assert not (tmp_path / "nowhere").exists()
 
 
-def test_a_folder_that_others_can_write_to_is_not_trusted(monkeypatch, tmp_path):
+def test_a_kernel_that_has_been_cut_short_is_not_loaded_and_made_again(monkeypatch, tmp_path):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
-    toolchain.folder().mkdir()
-    toolchain.folder().chmod(0o777)
-    with pytest.raises(CompileError, match="chmod go-w"):
-        compiled.kernel("RMSprop", {}, torch.float32, make=True)
+    path = kernel_file(b"whole")
+    assert kernel_file(b"another", make=False) == path
+    for damaged in (b"wh", b"", b"WHOLE"):
+        path.write_bytes(damaged)
+        assert kernel_file(make=False) is None
+        assert kernel_file(b"whole") == path
+        assert path.read_bytes() == b"whole"
+    assert sorted(p.name for p in toolchain.folder().iterdir()) == [path.name, "lock"]
+    assert path.stat().st_mode & 0o777 == 0o600
+
+
+def test_without_locks_kernels_are_made_all_the_same(monkeypatch, tmp_path):
+    def flock(*_):
+        raise OSError(errno.ENOSYS, os.strerror(errno.ENOSYS))
+
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    monkeypatch.setattr(fcntl, "flock", flock)
+    assert kernel_file().read_bytes() == b"whatever"
 
 
 @pytest.mark.parametrize(

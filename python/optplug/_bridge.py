@@ -148,7 +148,7 @@ def _hand_over(opt: int) -> None:
     if _host.plan(opt, ffi.new("optplug_operator[]", operators), len(operators), stable):
         _planned[opt] = plan, plan.version
     else:
-        optimizer.plan, optimizer.plans = None, False
+        optimizer.refuse_plan()
 
 
 def _refresh(opt: int) -> None:

@@ -7,6 +7,7 @@ starts processes of its own and prints; then it is checked against torch, and ke
 
 from __future__ import annotations
 
+import contextlib
 import fcntl
 import hashlib
 import inspect
@@ -45,7 +46,7 @@ def kernel(name: str, options: dict[str, Any], dtype: torch.dtype, make: bool) -
 
     Raises:
         CompileError: there is no C++ compiler, or the kernel's numbers are not torch's, or others can write
-            to the folder.
+            to the folder or the file.
     """
     try:
         return _kernel(name, options, dtype, make)
@@ -60,23 +61,43 @@ def kernel(name: str, options: dict[str, Any], dtype: torch.dtype, make: bool) -
 def _kernel(name: str, options: dict[str, Any], dtype: torch.dtype, make: bool) -> pathlib.Path | None:
     request = json.dumps([name, _constants(name, options), str(dtype).removeprefix("torch.")], sort_keys=True)
     made_by = f"{optplug.__version__} {torch.__version__} {_processor()}"
-    key = hashlib.sha256(f"{made_by} {request}".encode()).hexdigest()[:16]
-    path = toolchain.folder() / f"{name}-{key}.so"
-    if not path.exists() and not make:
+    stem = f"{name}-{hashlib.sha256(f'{made_by} {request}'.encode()).hexdigest()[:16]}"
+    folder = toolchain.folder()
+    if make:
+        folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+    elif not folder.exists():
         return None
-    path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
     toolchain.check_folder()
-    if path.exists():
-        return path
-    with (path.parent / "lock").open("w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)  # the ranks of an MPI program come all at once
-        if not path.exists():
-            with tempfile.TemporaryDirectory(dir=path.parent) as scratch:
+    found = _find(folder, stem)
+    if found or not make:
+        return found
+    with (folder / "lock").open("w") as lock:
+        with contextlib.suppress(OSError):  # without locks in the file system each makes its own
+            fcntl.flock(lock, fcntl.LOCK_EX)  # the ranks of an MPI program come all at once
+        found = _find(folder, stem)
+        if not found:
+            with tempfile.TemporaryDirectory(dir=folder) as scratch:
                 made = pathlib.Path(scratch) / "kernel.so"
                 _make(request, made)
                 _check(request, made)
-                made.replace(path)
-    return path
+                made.chmod(0o600)
+                found = folder / f"{stem}-{_digest(made)}.so"
+                made.replace(found)
+    return found
+
+
+def _find(folder: pathlib.Path, stem: str) -> pathlib.Path | None:
+    """Return the file of a kernel if it is there, whole and the user's own; its name has its checksum."""
+    for path in folder.glob(f"{stem}-*.so"):
+        toolchain.check_owner(path)
+        if path.name == f"{stem}-{_digest(path)}.so":
+            return path
+        path.unlink()  # a disk that was full or a machine that went down has cut it short
+    return None
+
+
+def _digest(path: pathlib.Path) -> str:
+    return hashlib.sha256(path.read_bytes()).hexdigest()[:16]
 
 
 def inputs(calls: Calls, group: int, index: int) -> list[Tensor]:
@@ -119,6 +140,7 @@ def _make(request: str, output: pathlib.Path) -> None:
     environment = {k: v for k, v in os.environ.items() if k != "LD_PRELOAD" and not k.startswith("TORCH")}
     environment["TORCHINDUCTOR_CACHE_DIR"] = str(output.parent / "cache")
     environment["TORCHINDUCTOR_COMPILE_THREADS"] = "1"
+    environment["TMPDIR"] = str(output.parent)  # in the common one others can foresee torch's names
     done = subprocess.run(
         [_python(), "-I", "-c", code, request, str(output)],
         env=environment,
@@ -145,6 +167,7 @@ def main() -> None:
     options = {
         "aot_inductor.output_path": output,
         "aot_inductor.package": False,
+        "aot_inductor.precompile_headers": False,  # kept in a folder that others can make first
         "cpp.dynamic_threads": True,  # as many as the host has when it steps
         "cpp_cache_precompile_headers": False,  # worth it for many kernels only
         "realize_opcount_threshold": 0,  # computes counts and rates once, rather than for each value

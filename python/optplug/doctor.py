@@ -290,7 +290,6 @@ def _compiling() -> Iterator[tuple[str, str]]:
             toolchain.check_folder()
         if not (there.is_dir() and os.access(there, os.W_OK)):
             raise CompileError(f"{there} cannot be written to: XDG_CACHE_HOME names another folder")
-        if os.statvfs(there).f_flag & getattr(os, "ST_NOEXEC", 0):
-            raise CompileError(f"{there} is mounted noexec: XDG_CACHE_HOME names another folder")
-    except (CompileError, OSError, RuntimeError) as error:  # RuntimeError: nobody knows a home
+        toolchain.check_runs(there)
+    except (CompileError, OSError) as error:
         yield f"compile=True will not work: {error}", "what is said there, if you want compile=True"

@@ -705,10 +705,19 @@ class Optimizer:
         try:
             self.plan = planning.make_compiled(self.torch, self._calls, may_make, self._masters)
         except (CompileError, KeyboardInterrupt) as error:  # the step is made all the same
-            self._may_compile = False
-            reason = str(error) or "interrupted"
-            with contextlib.suppress(UserWarning):  # where warnings are errors
-                warnings.warn(f"compile=True: {reason}: {self._class.__name__} steps without", stacklevel=2)
+            self._step_uncompiled(str(error) or "interrupted")
+
+    def _step_uncompiled(self, reason: str) -> None:
+        self._may_compile = False
+        with contextlib.suppress(UserWarning):  # where warnings are errors
+            warnings.warn(f"compile=True: {reason}: {self._class.__name__} steps without", stacklevel=3)
+
+    def refuse_plan(self) -> None:
+        """Step without plans from now on, since C cannot take the one there is."""
+        kernels = [o.operator for o in self.plan.operations if o.is_kernel]
+        self.plan, self.plans = None, False
+        if kernels:
+            self._step_uncompiled(f"{kernels[0]} cannot be loaded")
 
     def _forget(self) -> None:
         """Let the next step look at everything anew."""
