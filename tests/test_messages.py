@@ -355,6 +355,7 @@ def test_a_wrong_option_is_named_with_its_value(name):
         ("create", "Adam(betas=(0.9))", "betas must be 2 numbers, as in (0.9, 0.999), got 0.9"),
         ("create", "SGD(nesterov=1, momentum=0.5)", "nesterov must be True or False, got 1"),
         ("create", "SGD(foreach=1)", "foreach must be True, False or None, got 1"),
+        ("create", "Adam(1, (0, 0), 1, 0, True, 'no')", "Adam: 'no' needs a name: only lr, betas, eps, "),
         ("create", "Adam(lr=1e999)", "lr must be finite, got inf"),
         (
             "create",

@@ -137,6 +137,13 @@ def check_arguments(function: Callable[..., Any], call: Call, implied: int) -> d
     if not any(p.kind is p.VAR_KEYWORD for p in signature.parameters.values()):
         for name in call.kwargs:
             choose(name, names, f"argument of {call.name}")
+    unnamed = [p.name for p in signature.parameters.values() if p.kind is p.POSITIONAL_OR_KEYWORD][implied:]
+    has_more = any(p.kind is p.VAR_POSITIONAL for p in signature.parameters.values())
+    if len(call.args) > len(unnamed) and not has_more:
+        raise SpecError(
+            f"{call.name}: {shown(call.args[len(unnamed)])} needs a name: "
+            f"only {', '.join(unnamed) or 'no argument'} may come without"
+        )
     try:
         bound = signature.bind(*[None] * implied, *call.args, **call.kwargs)
     except TypeError as error:
