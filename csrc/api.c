@@ -86,6 +86,15 @@ static int need_arrays(struct call *call, int status)
                                   lent_name(lent)));
 }
 
+/* Return the text that a call has made, NULL if it has failed. */
+static const char *take_text(int status)
+{
+    const char *text = status < 0 ? NULL : text_get();
+    if (status >= 0 && !text)
+        fail(OPT_ENOMEM, "out of memory");
+    return text;
+}
+
 /* ---- one optimizer, from creation to the end ---- */
 
 API int opt_create(const char *spec)
@@ -123,8 +132,11 @@ static int step(struct call *call, int opt)
 {
     struct plan *plan = handle_plan(call->slot);
     int result = plan ? plan_run(plan) : 0;
-    if (result <= 0)
-        handle_set_plan(call->slot, NULL);
+    if (result > 0) {
+        handle_count_step(call->slot);
+        return result;
+    }
+    handle_set_plan(call->slot, NULL);
     return result ? result : host_python()->step(opt);
 }
 
@@ -461,6 +473,24 @@ API int opt_checkpoint(int opt, const char *options)
     return status < 0 ? status : end(&call, host_python()->checkpoint(opt, options));
 }
 
+API int opt_attribute(int opt, const char *name, const char *text)
+{
+    if (!name)
+        return fail(OPT_EINVAL, "name must not be NULL");
+    struct call call;
+    int status = begin(&call, opt);
+    return status < 0 ? status : end(&call, host_python()->attribute(opt, name, text));
+}
+
+API const char *opt_attribute_get(int opt, const char *name)
+{
+    if (!name)
+        return fail(OPT_EINVAL, "name must not be NULL"), NULL;
+    struct call call;
+    int status = begin_anywhere(&call, opt);
+    return take_text(status < 0 ? status : end(&call, host_python()->attribute_get(opt, name)));
+}
+
 API int opt_save(int opt, const char *path)
 {
     if (!path)
@@ -564,15 +594,6 @@ API int opt_init(const char *options)
     return status;
 }
 
-/* Return the text that a call has made, NULL if it has failed. */
-static const char *take_text(int status)
-{
-    const char *text = status < 0 ? NULL : text_get();
-    if (status >= 0 && !text)
-        fail(OPT_ENOMEM, "out of memory");
-    return text;
-}
-
 static const char *describe_library(void)
 {
     struct host_state saved;
@@ -651,6 +672,8 @@ ALIAS(average)
 ALIAS(average_get)
 ALIAS(average_swap)
 ALIAS(checkpoint)
+ALIAS(attribute)
+ALIAS(attribute_get)
 ALIAS(save)
 ALIAS(load)
 ALIAS(save_memory)

@@ -76,6 +76,8 @@ typedef struct optplug_python {
     int (*average_get)(int opt, const char *name, void *data);
     int (*average_swap)(int opt);
     int (*checkpoint)(int opt, const char *options);
+    int (*attribute)(int opt, const char *name, const char *text);
+    int (*attribute_get)(int opt, const char *name);
     int (*save)(int opt, const char *path);
     int (*save_memory)(int opt, void *buffer, int64_t size, int64_t *written);
     int (*load)(int opt, const char *path);
@@ -94,7 +96,8 @@ typedef struct optplug_python {
  * whether there can be plans.  plan lets
  * opt_step run operators instead of Python, or Python again if there are none, and returns whether it does;
  * through torch's stable ABI alone if `stable` is 1, and if it is -1 where the host is a Python.
- * plan_scalars gives an operator's doubles and bools anew.  A call that may change what a plan has fixed
+ * plan_scalars gives an operator's doubles and bools anew.  take_steps returns how many steps plans have made
+ * since it was last asked.  A call that may change what a plan has fixed
  * comes to Python without one. */
 typedef struct optplug_host {
     void (*record)(int status, const char *message, const char *traceback);
@@ -108,6 +111,7 @@ typedef struct optplug_host {
     int (*open_torch)(const char *library, const char *gpu_library);
     int (*plan)(int opt, const optplug_operator *operators, int count, int stable);
     void (*plan_scalars)(int opt, int which, const double *scalars);
+    int64_t (*take_steps)(int opt);
 } optplug_host;
 
 /* Exchange the tables; NULL if `version`, the bridge's, is not this library's. */

@@ -27,6 +27,7 @@ struct slot {
     int left;  /* a function of the host's has not come back */
     struct callback *callback;
     struct plan *plan;
+    int64_t steps; /* that plans have made, and Python does not know of */
     struct lent *lent;
     struct slot *next_free;
 };
@@ -127,6 +128,15 @@ void handle_set_plan(struct slot *slot, struct plan *plan)
     slot->plan = plan;
 }
 
+void handle_count_step(struct slot *slot) { slot->steps++; }
+
+int64_t handle_take_steps(struct slot *slot)
+{
+    int64_t steps = slot->steps;
+    slot->steps = 0;
+    return steps;
+}
+
 struct lent **handle_lent(struct slot *slot) { return &slot->lent; }
 
 struct callback *handle_callback(const struct slot *slot) { return slot->callback; }
@@ -145,6 +155,7 @@ void handle_retire(struct slot *slot)
     handle_set_plan(slot, NULL);
     lent_free(slot->lent);
     slot->lent = NULL;
+    slot->steps = 0;
     slot->live = 0;
     slot->left = 0;
     int reusable = slot->generation < MAX_GENERATION;

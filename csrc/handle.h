@@ -2,6 +2,8 @@
 #ifndef OPTPLUG_HANDLE_H
 #define OPTPLUG_HANDLE_H
 
+#include <stdint.h>
+
 struct callback;
 struct lent;
 struct plan;
@@ -22,6 +24,10 @@ void handle_unlock(struct slot *slot);
 /* The plan of a locked slot, which owns it; NULL where Python makes the steps. */
 struct plan *handle_plan(const struct slot *slot);
 void handle_set_plan(struct slot *slot, struct plan *plan);
+
+/* Count a step that the plan of a locked slot has made; return how many there were since the last time. */
+void handle_count_step(struct slot *slot);
+int64_t handle_take_steps(struct slot *slot);
 
 /* The list of the parameters of a locked slot that have no arrays but in a step. */
 struct lent **handle_lent(struct slot *slot);

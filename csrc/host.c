@@ -728,6 +728,16 @@ static void set_plan_scalars(int opt, int which, const double *scalars)
     handle_unlock(slot);
 }
 
+static int64_t take_steps(int opt)
+{
+    struct slot *slot;
+    if (handle_lock(opt, 1, &slot) < 0)
+        return 0;
+    int64_t steps = handle_take_steps(slot);
+    handle_unlock(slot);
+    return steps;
+}
+
 __attribute__((visibility("default"))) const optplug_host *optplug_attach(const optplug_python *python,
                                                                           const char *version)
 {
@@ -743,6 +753,7 @@ __attribute__((visibility("default"))) const optplug_host *optplug_attach(const 
         .open_torch = plan_open_torch,
         .plan = set_plan,
         .plan_scalars = set_plan_scalars,
+        .take_steps = take_steps,
     };
     if (strcmp(version, OPTPLUG_VERSION) != 0)
         return NULL;

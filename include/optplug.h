@@ -110,7 +110,10 @@ int opt_clip_grad_value(int opt, double clip_value);
 /* ---- hyperparameters and learning-rate schedules ---- */
 
 /* Get one hyperparameter of a parameter group, 0 for the first, as a number: "lr", "betas[0]";
- * True is 1.  Group -1 is all of them, where they agree. */
+ * True is 1.  Group -1 is all of them, where they agree.
+ *
+ * "step" is the number of steps made, those before an opt_load included: from a file of plain PyTorch's, as
+ * many as its state counts. */
 int opt_get(int opt, int group, const char *name, double *value);
 
 /* Set hyperparameters of a group, or with -1 of all: "lr=1e-4, betas=(0.9, 0.99)". */
@@ -292,6 +295,16 @@ int opt_load(int opt, const char *path);
  * What is not named stays as it was: at first "parameters=False, schedules=True". */
 int opt_checkpoint(int opt, const char *options);
 
+/* Attach a text of yours, in UTF-8, to the optimizer: opt_save writes it, and opt_load brings those of the
+ * file in place of those here.  NULL for the text removes it.  All names and texts have 1 MiB at most. */
+int opt_attribute(int opt, const char *name, const char *text);
+
+/* Return a text of yours.
+ *
+ * NULL on failure, which is OPT_EINVAL where there is none of that name.  The text is this thread's, as
+ * opt_describe's. */
+const char *opt_attribute_get(int opt, const char *name);
+
 /* Write the same into your memory, of size bytes, and return how many were used.  With NULL for the buffer,
  * return how many are needed. */
 int64_t opt_save_memory(int opt, void *buffer, int64_t size);
@@ -333,7 +346,7 @@ int opt_init(const char *options);
 /* Describe an optimizer in a few lines of "name: value"; with opt = 0 the library itself: which
  * Python, libpython, torch and devices are used.  Starts nothing.
  *
- * NULL on failure.  The text is this thread's, until its next opt_describe or opt_list. */
+ * NULL on failure.  The text is this thread's, until its next opt_describe, opt_list or opt_attribute_get. */
 const char *opt_describe(int opt);
 
 /* List what PyTorch has here, a line each: "optimizers", "schedulers", "dtypes", "devices"; or, for the
@@ -404,6 +417,8 @@ int optplug_average(int opt, const char *spec);
 int optplug_average_get(int opt, const char *name, void *data);
 int optplug_average_swap(int opt);
 int optplug_checkpoint(int opt, const char *options);
+int optplug_attribute(int opt, const char *name, const char *text);
+const char *optplug_attribute_get(int opt, const char *name);
 int optplug_save(int opt, const char *path);
 int optplug_load(int opt, const char *path);
 int64_t optplug_save_memory(int opt, void *buffer, int64_t size);

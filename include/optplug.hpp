@@ -248,6 +248,19 @@ class Optimizer
     void average_swap() { check(optplug_average_swap(handle_)); }
 
     void checkpoint(const std::string &options) { check(optplug_checkpoint(handle_, options.c_str())); }
+    void attribute(const std::string &name, const std::string &text)
+    {
+        check(optplug_attribute(handle_, name.c_str(), text.c_str()));
+    }
+    /* Remove it. */
+    void attribute(const std::string &name, std::nullptr_t)
+    {
+        check(optplug_attribute(handle_, name.c_str(), nullptr));
+    }
+    std::string attribute_get(const std::string &name) const
+    {
+        return check_text(optplug_attribute_get(handle_, name.c_str()));
+    }
     void save(const std::string &path) const { check(optplug_save(handle_, path.c_str())); }
     void load(const std::string &path) { check_functions(optplug_load(handle_, path.c_str())); }
     std::vector<unsigned char> save_memory() const

@@ -65,6 +65,8 @@ FORWARD(int, opt_average_get, (int opt, const char *name, void *data), (opt, nam
 FORWARD(int, opt_average_swap, (int opt), (opt))
 FORWARD(const char *, opt_list, (const char *kind), (kind))
 FORWARD(int, opt_checkpoint, (int opt, const char *options), (opt, options))
+FORWARD(int, opt_attribute, (int opt, const char *name, const char *text), (opt, name, text))
+FORWARD(const char *, opt_attribute_get, (int opt, const char *name), (opt, name))
 FORWARD(int, opt_save, (int opt, const char *path), (opt, path))
 FORWARD(int, opt_load, (int opt, const char *path), (opt, path))
 FORWARD(int64_t, opt_save_memory, (int opt, void *buffer, int64_t size), (opt, buffer, size))

@@ -119,7 +119,7 @@ static const char *const checkpoint_options[] = {
 static const char *const names[] = {"w", "v", "u", "a.b", "\xc3\xbc", "", NULL};
 static const char *const hyperparameters[] = {"lr",      "betas[0]", "betas[1]", "momentum", "weight_decay",
                                               "amsgrad", "eps",      "etas[1]",  "fused",    "max_iter",
-                                              "lambd",   "lr[0]",    "params",   NULL};
+                                              "lambd",   "lr[0]",    "params",   "step",     NULL};
 static const char *const kinds[] = {"optimizers", "schedulers", "dtypes", "devices",
                                     "Adam",       "SGD",        "StepLR", NULL};
 static const char *const dtypes[] = {"float16",   "bfloat16",   "float32", "float64",
@@ -1202,6 +1202,25 @@ static int try_checkpoint(struct frame *c)
     return opt_checkpoint(c->handle, text);
 }
 
+static int try_attribute(struct frame *c)
+{
+    char name[sizeof c->fuzzer->text];
+    const char *given = a_string(c, names);
+    if (given)
+        given = strcpy(name, given);
+    const char *text = a_string(c, checkpoint_options);
+    note(c, "opt_attribute(%d, %s, %s)", c->handle, quoted(given), quoted(text));
+    return opt_attribute(c->handle, given, text);
+}
+
+static int try_attribute_get(struct frame *c)
+{
+    const char *name = a_string(c, names);
+    note(c, "opt_attribute_get(%d, %s)", c->handle, quoted(name));
+    const char *text = opt_attribute_get(c->handle, name);
+    return text ? OPT_OK : NO_TEXT;
+}
+
 static int try_save(struct frame *c)
 {
     const char *path = a_string(c, paths);
@@ -1372,6 +1391,8 @@ static const struct {
     {"opt_average_get", try_average_get, HANDLE, 4},
     {"opt_average_swap", try_average_swap, DATA | HANDLE | BARRED, 4},
     {"opt_checkpoint", try_checkpoint, HANDLE | BARRED, 1},
+    {"opt_attribute", try_attribute, HANDLE | BARRED, 1},
+    {"opt_attribute_get", try_attribute_get, HANDLE, 1},
     {"opt_save", try_save, HANDLE | BARRED, 1},
     {"opt_load", try_load, DATA | HANDLE | BARRED, 1},
     {"opt_save_memory", try_save_memory, HANDLE | BARRED, 3},

@@ -153,6 +153,111 @@ static void lent_arrays_are_the_hosts_to_keep(void)
     }
 }
 
+static double steps_of(int opt)
+{
+    double steps = -1;
+    CHECK(opt_get(opt, -1, "step", &steps) == OPT_OK);
+    return steps;
+}
+
+static int evaluate(void *user, double *value)
+{
+    *value = 1;
+    return *(int *)user;
+}
+
+/* Those by plans, by Python, by closures, and those before a load. */
+static void steps_are_counted(void)
+{
+    const char *const specs[] = {"SGD(lr=0.1)", "Adam(lr=0.1)", "RMSprop(lr=0.1)",
+                                 "SGD(lr=0.1, fused=False)"};
+    for (int i = 0; i < 4; i++) {
+        struct run a, b;
+        int fails = -3, works = 0;
+        start(&a, specs[i], NULL);
+        CHECK(steps_of(a.opt) == 0);
+        go(&a, 10);
+        CHECK((i < 2) == (strstr(opt_describe(a.opt), "without Python") != NULL));
+        CHECK(steps_of(a.opt) == 10 && strstr(opt_describe(a.opt), "steps: 10\n"));
+        CHECK(opt_step_closure(a.opt, evaluate, &works, NULL) == OPT_OK);
+        CHECK_FAILS(-3, "failed", opt_step_closure(a.opt, evaluate, &fails, NULL));
+        CHECK(opt_iterate(a.opt, 0) == OPT_EVALUATE && steps_of(a.opt) == 11);
+        CHECK(opt_iterate(a.opt, 1) == OPT_DONE && steps_of(a.opt) == 12);
+        go(&a, 3);
+        CHECK(opt_save(a.opt, file("steps.pt")) == OPT_OK);
+        start(&b, specs[i], a.w);
+        go(&b, 4); /* which do not count after a load */
+        CHECK_FAILS(OPT_EINVAL, "buffer", opt_load_memory(b.opt, "abc", 3));
+        CHECK(steps_of(b.opt) == 4);
+        memcpy(b.w, a.w, sizeof b.w);
+        CHECK(opt_load(b.opt, path) == OPT_OK && steps_of(b.opt) == 15);
+        check_same_from_here(&a, &b);
+    }
+    struct run a;
+    start(&a, "SGD()", NULL);
+    double steps;
+    CHECK_FAILS(OPT_EINVAL, "group must be 0 to 0, or -1 for all, got 1", opt_get(a.opt, 1, "step", &steps));
+    CHECK_FAILS(OPT_EINVAL, "no option 'step'", opt_set(a.opt, 0, "step=3"));
+    CHECK(opt_free(a.opt) == OPT_OK);
+    start(&a, "SGD()", NULL); /* in the place of the other */
+    CHECK(steps_of(a.opt) == 0 && opt_free(a.opt) == OPT_OK);
+}
+
+static int has(int opt, const char *name, const char *text)
+{
+    const char *found = opt_attribute_get(opt, name);
+    return found && strcmp(found, text) == 0;
+}
+
+static void the_hosts_words_come_back(void)
+{
+    enum { MOST = 1 << 20 };
+    struct run a, b;
+    start(&a, "Adam()", NULL);
+    start(&b, "Adam()", NULL);
+    CHECK(opt_attribute(a.opt, "time", "1") == OPT_OK && opt_attribute(a.opt, "time", "12.5 h") == OPT_OK);
+    CHECK(opt_attribute(a.opt, "\xc3\xa4", "{\"seed\": 7}\n\xe2\x82\xac") == OPT_OK);
+    CHECK(opt_attribute(a.opt, "empty", "") == OPT_OK && opt_attribute(a.opt, "gone", "x") == OPT_OK);
+    CHECK(opt_attribute(a.opt, "gone", NULL) == OPT_OK && opt_attribute(a.opt, "never", NULL) == OPT_OK);
+    CHECK(opt_attribute_get(a.opt, "gone") == NULL && opt_error_status() == OPT_EINVAL);
+    CHECK(strstr(opt_error(), "no attribute 'gone'"));
+    CHECK(strstr(opt_describe(a.opt), "attribute 'time': '12.5 h'\n"));
+    CHECK(strstr(opt_describe(a.opt), "'{\"seed\": 7}\\n"));
+
+    CHECK(opt_attribute(b.opt, "time", "0") == OPT_OK && opt_attribute(b.opt, "mine", "x") == OPT_OK);
+    CHECK(opt_save(a.opt, file("words.pt")) == OPT_OK);
+    CHECK_FAILS(OPT_EINVAL, "buffer", opt_load_memory(b.opt, "abc", 3));
+    CHECK(has(b.opt, "mine", "x"));
+    char buffer[20000];
+    int64_t size = opt_save_memory(a.opt, buffer, sizeof buffer);
+    CHECK(size > 0);
+    for (int i = 0; i < 2; i++) {
+        CHECK((i ? opt_load_memory(b.opt, buffer, size) : opt_load(b.opt, path)) == OPT_OK);
+        CHECK(has(b.opt, "time", "12.5 h") && has(b.opt, "empty", ""));
+        CHECK(has(b.opt, "\xc3\xa4", "{\"seed\": 7}\n\xe2\x82\xac"));
+        CHECK(opt_attribute_get(b.opt, "mine") == NULL);
+        CHECK(opt_attribute(b.opt, "mine", "x") == OPT_OK && opt_attribute(b.opt, "time", NULL) == OPT_OK);
+    }
+
+    char *text = malloc(MOST + 1);
+    CHECK(text != NULL);
+    memset(text, 'x', MOST);
+    text[MOST] = '\0';
+    CHECK_FAILS(OPT_EINVAL, "text of 'long' is too long", opt_attribute(b.opt, "long", text));
+    text[MOST - 100] = '\0';
+    CHECK(opt_attribute(b.opt, "long", text) == OPT_OK && has(b.opt, "long", text));
+    CHECK_FAILS(OPT_EINVAL, "text of 'time' is too long", opt_attribute(b.opt, "time", text));
+    CHECK(opt_attribute(b.opt, "long", text) == OPT_OK); /* in the place of itself */
+    CHECK(strlen(opt_describe(b.opt)) < 5000);
+    free(text);
+    CHECK_FAILS(OPT_EINVAL, "name must not be NULL", opt_attribute(b.opt, NULL, "x"));
+    CHECK_FAILS(OPT_EINVAL, "name must not be empty", opt_attribute(b.opt, "", "x"));
+    CHECK_FAILS(OPT_EINVAL, "text is not UTF-8", opt_attribute(b.opt, "x", "\xff"));
+    CHECK_FAILS(OPT_EINVAL, "name is not UTF-8", opt_attribute(b.opt, "\xff", "x"));
+    CHECK(opt_attribute_get(b.opt, NULL) == NULL && strstr(opt_error(), "name must not be NULL"));
+    CHECK(opt_free(a.opt) == OPT_OK && opt_free(b.opt) == OPT_OK);
+}
+
 static void options_of_checkpoints_are_checked(void)
 {
     struct run a;
@@ -287,6 +392,8 @@ int main(void)
     parameters_are_in_it_if_that_is_asked_for();
     a_restart_without_the_values_warns();
     lent_arrays_are_the_hosts_to_keep();
+    steps_are_counted();
+    the_hosts_words_come_back();
     options_of_checkpoints_are_checked();
     what_is_wrong_is_said();
     check_was_quiet(quiet);

@@ -360,6 +360,7 @@ def saved(tmp_path) -> pathlib.Path:
             opt.step()
             opt.schedule_step()
         opt.checkpoint("parameters=True")
+        opt.attribute("note", "tabs\tand\nlines")
         opt.save(tmp_path / "run.pt")
     return tmp_path / "run.pt"
 
@@ -371,6 +372,8 @@ def test_inspect_says_what_is_in_a_checkpoint(call, saved):
     assert (status, found["bytes"], found["torch"]) == (0, saved.stat().st_size, torch.__version__)
     assert (found["format"], found["seal"], found["optimizer"]) == ("optplug 1", "intact", "Adam")
     assert found["average"] == "AveragedModel() of 3 steps"
+    assert found["steps"] == 3
+    assert tables["attributes"] == [{"attribute": "note", "text": "tabs\tand\nlines"}]
     assert found["bytes of state"] == 2 * (6 * 8 + 4 * 4) + 2 * 4
     assert found["bytes of parameters"] == found["bytes of the average"] == 6 * 8 + 4 * 4
     assert [row["hyperparameters"]["initial_lr"] for row in tables["groups"]] == [0.5, 0.25]

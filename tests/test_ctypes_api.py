@@ -158,6 +158,13 @@ def test_gradients_averages_and_checkpoints(tmp_path):
     x[:] = 0
     opt.load_memory(content)
     assert x[0] == -7.5
+    opt.attribute("time", "12.5 h \N{EURO SIGN}")
+    opt.attribute("gone", "")
+    assert (opt.attribute_get("time"), opt.attribute_get("gone")) == ("12.5 h \N{EURO SIGN}", "")
+    opt.attribute("gone", None)
+    with pytest.raises(Error, match="no attribute 'gone'"):
+        opt.attribute_get("gone")
+    assert opt.get(0, "step") == 2
     opt.zero_grad()
     assert not dx.any()
 

@@ -191,6 +191,11 @@ static void gradients_averages_and_checkpoints()
     x[0] = 0;
     opt.load_memory(values);
     CHECK(x[0] == -7.5);
+    opt.attribute("time", "12.5 h");
+    opt.attribute("gone", "x");
+    opt.attribute("gone", nullptr);
+    CHECK(opt.attribute_get("time") == "12.5 h" && opt.get(0, "step") == 2);
+    CHECK_THROWS(OPT_EINVAL, "no attribute 'gone'", opt.attribute_get("gone"));
     CHECK_THROWS(OPT_EINVAL, "no option 'x'", opt.checkpoint("x=True"));
     bytes[bytes.size() / 2] ^= 1;
     CHECK_THROWS(OPT_EINVAL, "damaged", opt.load_memory(bytes));

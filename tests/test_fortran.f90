@@ -538,6 +538,12 @@ contains
     x = 0
     call opt%load_memory(buffer)
     call check(x(1) == -2.5_real64, "values out of a checkpoint")
+    call opt%attribute("time", "12.5 h ")
+    call opt%attribute("gone", "x")
+    call opt%attribute("gone")
+    call check(opt%attribute_get("time") == "12.5 h " .and. len(opt%attribute_get("time")) == 7, "an attribute")
+    call check(opt%attribute_get("gone", stat, message) == "" .and. stat == opt_einval, "no attribute")
+    call check(index(message, "no attribute 'gone'") > 0, message)
     call opt%load_memory(buffer(:100), stat, message)
     call check(stat == opt_einval, message)
     call opt%save("/nowhere/at/all", stat, message)

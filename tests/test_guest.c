@@ -331,6 +331,8 @@ DEFINE(average_wrong, opt_average(rmsprop, "AveragedModl()"))
 DEFINE(average_get, opt_average_get(rmsprop, "v", average))
 DEFINE(average_swap, opt_average_swap(rmsprop))
 DEFINE(checkpoint_options, opt_checkpoint(rmsprop, "parameters=False"))
+DEFINE(attribute, opt_attribute(rmsprop, "time", "12.5 h"))
+DEFINE(attribute_get, ok(opt_attribute_get(rmsprop, "time")))
 DEFINE(save_wrong, opt_save(adam, "/nowhere/at/all"))
 DEFINE(load_wrong, opt_load(adam, "/nowhere/at/all"))
 DEFINE(load_none, opt_load_memory(adam, "none", 4))
@@ -440,6 +442,8 @@ static const struct {
     CALL(load_none, 1),
     CALL(save_and_load, 0),
     CALL(checkpoint_options, 0),
+    CALL(attribute, 0),
+    CALL(attribute_get, 0),
     CALL(save_wrong, 1),
     CALL(load_wrong, 1),
     CALL(step_rmsprop, 0),

@@ -54,6 +54,8 @@ static void check_is_none(int opt)
     CHECK_FAILS(OPT_EHANDLE, "is no optimizer", opt_average_get(opt, "w", w));
     CHECK_FAILS(OPT_EHANDLE, "is no optimizer", opt_average_swap(opt));
     CHECK_FAILS(OPT_EHANDLE, "is no optimizer", opt_checkpoint(opt, "parameters=True"));
+    CHECK_FAILS(OPT_EHANDLE, "is no optimizer", opt_attribute(opt, "name", "text"));
+    CHECK(opt_attribute_get(opt, "name") == NULL && opt_error_status() == OPT_EHANDLE);
     CHECK_FAILS(OPT_EHANDLE, "is no optimizer", opt_save(opt, "/tmp"));
     CHECK_FAILS(OPT_EHANDLE, "is no optimizer", opt_load(opt, "/tmp"));
     CHECK_FAILS(OPT_EHANDLE, "is no optimizer", (int)opt_save_memory(opt, NULL, 0));

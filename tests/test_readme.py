@@ -117,6 +117,14 @@ def test_the_programs_of_the_page_on_checkpoints_go_on_alike(tmp_path, monkeypat
     assert python == restarted != begun
 
 
+def test_the_program_of_the_page_on_checkpoints_finds_its_own_words(tmp_path, monkeypatch):
+    page = (hosts.PROJECT / "docs" / "checkpoints.md").read_text()
+    build(re.findall(r"```c\n(.*?)```", page, re.S)[1], tmp_path)
+    monkeypatch.chdir(tmp_path)
+    output = hosts.run("./main").stdout + hosts.run("./main", "words.pt").stdout
+    assert output == re.search(r"```text\n(.*?)```", page, re.S)[1]
+
+
 def test_commands_in_the_readme_are_presets():
     presets = (hosts.PROJECT / "CMakePresets.json").read_text()
     for name in re.findall(r"cmake --workflow --preset (\w+)", hosts.README):

@@ -1,4 +1,4 @@
-"""A run that goes on where something is to be other than it was: values, schedules."""
+"""A run that goes on: with the values it had, its steps and texts, or another schedule."""
 
 from __future__ import annotations
 
@@ -116,6 +116,47 @@ def test_a_file_of_pytorchs_has_no_checksums(tmp_path):
     opt = made("Adam()", {"w": np.zeros(3, np.float32)})
     opt.load(tmp_path / "c.pt")
     opt.step()
+
+
+@pytest.mark.parametrize(("class_", "count"), [(torch.optim.Adam, 4), (torch.optim.SGD, 0)])
+def test_steps_of_pytorchs_are_those_that_its_state_counts(class_, count, tmp_path):
+    parameter = torch.nn.Parameter(torch.ones(3))
+    optimizer = class_([("w", parameter)])
+    for _ in range(4):
+        parameter.grad = torch.ones(3)
+        optimizer.step()
+    torch.save(optimizer.state_dict(), tmp_path / "c.pt")
+    opt = made(f"{class_.__name__}()", {"w": np.zeros(3, np.float32)})
+    opt.attribute("mine", "stays")
+    opt.load(tmp_path / "c.pt")
+    opt.step()
+    assert (opt.get(0, "step"), opt.attribute_get("mine")) == (count + 1, "stays")
+
+
+@pytest.mark.parametrize(
+    ("key", "bad", "words"),
+    [
+        ("steps", -1, "its number of steps is -1"),
+        ("steps", 1 << 60, "its number of steps is 1152921504606846976"),
+        ("steps", True, "its number of steps is True"),
+        ("attributes", ["x"], "its attributes are none"),
+        ("attributes", {"x": 3}, "its attributes are none"),
+        ("attributes", {"": "x"}, "its attributes are none"),
+        ("attributes", {"x": "a\0b"}, "its attributes are none"),
+        ("attributes", {"x": "y" * (1 << 20)}, "its attributes are none"),
+    ],
+)
+def test_a_forged_file_is_refused(key, bad, words):
+    opt = made("SGD()", {"w": np.ones(3)})
+    opt.attribute("mine", "stays")
+    opt.step()
+    content = torch.load(io.BytesIO(opt.save_memory()), weights_only=True)
+    (content if key in content else content["optplug"])[key] = bad
+    file = io.BytesIO()
+    checkpoint.write(file, content)
+    with pytest.raises(ctypes_api.Error, match=words):
+        opt.load_memory(file.getvalue())
+    assert (opt.get(0, "step"), opt.attribute_get("mine")) == (1, "stays")
 
 
 def test_master_copies_come_out_of_the_file():

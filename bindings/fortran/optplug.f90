@@ -121,6 +121,8 @@ module optplug
       average_get_complex64
     procedure :: average_swap
     procedure :: checkpoint => set_checkpoint
+    procedure :: attribute => set_attribute
+    procedure :: attribute_get
     procedure :: save => save_file
     procedure :: load => load_file
     procedure :: save_memory
@@ -314,6 +316,19 @@ module optplug
       import :: c_char, c_int
       integer(c_int), value :: opt
       character(kind=c_char), intent(in) :: options(*)
+    end function
+
+    integer(c_int) function c_attribute(opt, name, text) bind(c, name="optplug_attribute")
+      import :: c_char, c_int
+      integer(c_int), value :: opt
+      character(kind=c_char), intent(in) :: name(*)
+      character(kind=c_char), intent(in), optional :: text(*)
+    end function
+
+    type(c_ptr) function c_attribute_get(opt, name) bind(c, name="optplug_attribute_get")
+      import :: c_char, c_int, c_ptr
+      integer(c_int), value :: opt
+      character(kind=c_char), intent(in) :: name(*)
     end function
 
     integer(c_int) function c_save(opt, path) bind(c, name="optplug_save")
@@ -1134,6 +1149,37 @@ contains
 
     call settle(c_checkpoint(self%handle, trim(options) // c_null_char), stat, errmsg)
   end subroutine
+
+  !> Attach a text of yours, blanks at its end and all, which is in checkpoints; without one, remove it.
+  subroutine set_attribute(self, name, text, stat, errmsg)
+    class(optimizer), intent(inout) :: self
+    character(*), intent(in) :: name
+    character(*), intent(in), optional :: text
+    integer, intent(out), optional :: stat
+    character(*), intent(inout), optional :: errmsg
+    integer(c_int) :: status
+
+    if (present(text)) then
+      status = c_attribute(self%handle, trim(name) // c_null_char, text // c_null_char)
+    else
+      status = c_attribute(self%handle, trim(name) // c_null_char)
+    end if
+    call settle(status, stat, errmsg)
+  end subroutine
+
+  !> Return a text of yours.
+  function attribute_get(self, name, stat, errmsg) result(text)
+    class(optimizer), intent(in) :: self
+    character(*), intent(in) :: name
+    integer, intent(out), optional :: stat
+    character(*), intent(inout), optional :: errmsg
+    character(:), allocatable :: text
+    type(c_ptr) :: found
+
+    found = c_attribute_get(self%handle, trim(name) // c_null_char)
+    text = text_of(found)
+    call settle(merge(opt_ok, c_error_status(), c_associated(found)), stat, errmsg)
+  end function
 
   !> Write all that the optimizer needs to go on into a file, which PyTorch reads as well.
   subroutine save_file(self, path, stat, errmsg)

@@ -198,6 +198,16 @@ static void set(mxArray **out, const mxArray **in)
     *out = scalar(optplug_set(integer(in[0]), integer(in[1]), text(in[2])));
 }
 
+static void attribute(mxArray **out, const mxArray **in)
+{
+    *out = scalar(optplug_attribute(integer(in[0]), text(in[1]), text(in[2])));
+}
+
+static void attribute_get(mxArray **out, const mxArray **in)
+{
+    *out = string(optplug_attribute_get(integer(in[0]), text(in[1])));
+}
+
 static void average_get(mxArray **out, const mxArray **in)
 {
     *out = scalar(optplug_average_get(integer(in[0]), text(in[1]), (*find(in[2]))->memory));
@@ -248,6 +258,8 @@ static const struct {
     {"optplug_average_get", 3, .run = average_get},
     {"optplug_average_swap", 1, .with_opt = optplug_average_swap},
     {"optplug_checkpoint", 2, .with_text = optplug_checkpoint},
+    {"optplug_attribute", 3, .run = attribute},
+    {"optplug_attribute_get", 2, .run = attribute_get},
     {"optplug_save", 2, .with_text = optplug_save},
     {"optplug_load", 2, .with_text = optplug_load},
     {"optplug_save_memory", 3, .run = save_memory},

@@ -137,6 +137,13 @@ def _on_streams(function: Callable[..., None]) -> Callable[..., None]:
     return call
 
 
+def _counted(opt: int) -> Optimizer:
+    """Return an optimizer that knows of the steps that C has made."""
+    optimizer = _optimizers[opt]
+    optimizer.steps += _host.take_steps(opt)
+    return optimizer
+
+
 def _hand_over(opt: int) -> None:
     optimizer = _optimizers[opt]
     plan = optimizer.plan
@@ -473,7 +480,7 @@ def py_clip_grad_value(opt, clip_value):
 
 @_callback
 def py_get(opt, group, name, value):
-    value[0] = _optimizers[opt].get(group, _text("name", name))
+    value[0] = _counted(opt).get(group, _text("name", name))
 
 
 @_callback
@@ -528,16 +535,27 @@ def py_checkpoint(opt, options):
 
 
 @_callback
+def py_attribute(opt, name, text):
+    value = None if text == ffi.NULL else _text("text", text)
+    _optimizers[opt].attributes.set(_text("name", name), value)
+
+
+@_callback
+def py_attribute_get(opt, name):
+    _host.text(_optimizers[opt].attributes.get(_text("name", name)).encode())
+
+
+@_callback
 @_on_streams
 def py_save(opt, path):
-    checkpoint.save(os.fsdecode(ffi.string(path)), _optimizers[opt].state_dict())
+    checkpoint.save(os.fsdecode(ffi.string(path)), _counted(opt).state_dict())
 
 
 @_callback
 @_on_streams
 def py_save_memory(opt, buffer, size, written):
     room = ffi.buffer(buffer, size) if buffer != ffi.NULL else None
-    written[0] = checkpoint.save_memory(room, _optimizers[opt].state_dict())
+    written[0] = checkpoint.save_memory(room, _counted(opt).state_dict())
 
 
 @_callback
@@ -556,7 +574,7 @@ def py_load_memory(opt, buffer, size):
 
 def _load(opt: int, read: Callable[[object], dict[str, object]], where: object, name: str) -> None:
     try:
-        _optimizers[opt].load_state_dict(read(where))
+        _counted(opt).load_state_dict(read(where))
     except ValueError as error:
         shown = f" {spec.shown(where)}" if isinstance(where, str) else ""
         raise ValueError(f"{name}{shown}: {error}") from error
@@ -570,7 +588,7 @@ def py_free(opt):
 
 @_callback
 def py_describe(opt):
-    _host.text(_optimizers[opt].describe().encode())
+    _host.text(_counted(opt).describe().encode())
 
 
 @_callback

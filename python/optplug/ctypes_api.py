@@ -466,6 +466,14 @@ class Optimizer:
         """Choose what checkpoints have in them, and what is taken from them: "parameters=True"."""
         self._call("optplug_checkpoint", options.encode())
 
+    def attribute(self, name: str, text: str | None) -> None:
+        """Attach a text of yours, which is in checkpoints; None removes it."""
+        self._call("optplug_attribute", name.encode(), None if text is None else text.encode())
+
+    def attribute_get(self, name: str) -> str:
+        """Return a text of yours."""
+        return _check_text(_library().optplug_attribute_get(self._handle, name.encode()))
+
     def save(self, path: str | pathlib.Path) -> None:
         """Write all that the optimizer needs to go on into a file."""
         self._call("optplug_save", str(path).encode())

@@ -8,7 +8,7 @@ from typing import Any
 
 from torch import Tensor
 
-from optplug import checkpoint
+from optplug import attributes, checkpoint
 from optplug.buffers import name_of
 from optplug.spec import shown
 
@@ -52,6 +52,7 @@ def _contents(content: dict[str, Any]) -> dict[str, Any]:
         "seal": "intact" if about else "none",  # or it would not have been read
         "torch": about and about["torch"],
         "optimizer": about and about["class"],
+        "steps": about and about.get("steps"),
         "average": average and f"{average['spec']} of {average['n_averaged']} steps",
         "bytes of state": sum(row["bytes"] for row in tensors),
         "bytes of the average": average and sum(t.nbytes for t in average["values"].values()),
@@ -89,6 +90,10 @@ def _contents(content: dict[str, Any]) -> dict[str, Any]:
             }
             for entry in content.get("schedulers", ())
             if about
+        ],
+        "attributes": [
+            {"attribute": name, "text": text}
+            for name, text in attributes.read(content.get("attributes", {}) if about else {}).items()
         ],
     }
 

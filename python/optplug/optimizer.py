@@ -8,6 +8,7 @@ import copy
 import functools
 import importlib
 import inspect
+import math
 import operator
 import re
 import warnings
@@ -19,7 +20,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from optplug import compiled, devices, masters, schedules, spec, values
+from optplug import attributes, compiled, devices, masters, schedules, spec, values
 from optplug import plans as planning
 from optplug.arguments import blame, check_kinds, said
 from optplug.averages import Average
@@ -137,6 +138,10 @@ class Optimizer:
         self.streams = devices.Streams()
         #: What is in checkpoints, and comes out of them.
         self.checkpoint = CheckpointOptions()
+        #: The host's own words, which are in checkpoints as well.
+        self.attributes = attributes.Attributes()
+        #: How many steps were made, those before a load included.  Who runs a plan adds its steps.
+        self.steps = 0
         self._scale: tuple[Tensor | None, Tensor | None] = (None, None)  # see grad_scale
         self._master_weights, self._masters = master_weights, Masters()
         self._may_compile = bool(plans) and may_compile
@@ -242,11 +247,13 @@ class Optimizer:
     def get(self, group: int, name: str) -> float:
         """Return a hyperparameter of a group, or of all groups (-1) where they agree.
 
-        ``name`` is "lr", or "betas[0]" for one of a tuple; True is 1.
+        ``name`` is "lr", or "betas[0]" for one of a tuple; True is 1.  "step" is the number of steps.
         """
         key, bracket, index = name.partition("[")
         groups = _select((self.torch or self._build()).param_groups, group)
-        spec.choose(key, groups[0].keys() - {"params", "param_names"}, "hyperparameter")
+        if name == "step":
+            return float(self.steps)
+        spec.choose(key, groups[0].keys() - {"params", "param_names"} | {"step"}, "hyperparameter")
         value = groups[0][key]
         if any(g[key] != value for g in groups):
             raise ValueError(f"group -1: {key!r} differs between the {len(groups)} groups: ask for one")
@@ -303,6 +310,7 @@ class Optimizer:
                         optimizer.step()
         self._masters.give_values()
         self._update_average()
+        self.steps += 1
         if self._stepped and self.plans and self.plan is None and self._average is None:
             self.plan = planning.make(self.torch, self._masters, self._scale, self.error_if_nonfinite)
             if self.plan:
@@ -503,9 +511,11 @@ class Optimizer:
                 "class": self._class.__name__,
                 "stepped": self._stepped,
                 "parameters": {name: _form(self._arrays(name)[0]) for name in self.parameters},
+                "steps": self.steps,
                 "checksums": {name: values.checksum(data) for name, data in self._known_values().items()},
             },
         }
+        content["attributes"] = self.attributes.state_dict()
         copies = self._masters.state_dict()
         if copies:
             content["masters"] = copies
@@ -575,6 +585,8 @@ class Optimizer:
         taken = self._values_in(content) if self.checkpoint.parameters else {}
         expected = values.read(about.get("checksums", {})) if about is not None and not taken else {}
         stepped = bool(about["stepped"] if about is not None else optimizer.state)
+        steps = _steps(about, optimizer)
+        texts = attributes.read(content.get("attributes", {})) if about is not None else None
         if stepped:
             optimizer._opt_called = True  # or a scheduler that is new here would warn of a step before it
         # Nothing fails from here on.
@@ -585,7 +597,9 @@ class Optimizer:
             self._masters.load_state_dict(content.get("masters", {}))
         self.torch, self._groups, self._average = optimizer, groups, average
         self._schedulers, self._schedules = schedulers, made_of
-        self._stepped, self._expected = stepped, expected
+        self._stepped, self._expected, self.steps = stepped, expected, steps
+        if texts is not None:
+            self.attributes.load_state_dict(texts)
         self._forget()
 
     def _known_values(self) -> dict[str, Tensor]:
@@ -661,7 +675,7 @@ class Optimizer:
                 )
         lines += self.streams.describe()
         lines += [f"scheduler: {' '.join(text.split())}" for text, _ in self._schedules]
-        lines.append(f"checkpoint: {self.checkpoint}")
+        lines += [f"steps: {self.steps}", f"checkpoint: {self.checkpoint}", *self.attributes.describe()]
         if self._average:
             lines.append(f"average: {' '.join(self._average.text.split())}")
         return "".join(line + "\n" for line in lines)
@@ -1024,6 +1038,7 @@ class Optimizer:
             loss = optimizer.step(evaluate)
         self._masters.give_values()
         self._update_average()
+        self.steps += 1
         return float(loss)
 
     @contextlib.contextmanager
@@ -1123,6 +1138,17 @@ def _select(groups: list[Any], group: int) -> list[Any]:
     if not 0 <= group < len(groups):
         raise ValueError(f"group must be 0 to {len(groups) - 1}, or -1 for all, got {group}")
     return [groups[group]]
+
+
+def _steps(about: dict[str, Any] | None, optimizer: torch.optim.Optimizer) -> int:
+    """Return how many steps a checkpoint's optimizer has made; PyTorch's, as many as its state counts."""
+    if about is not None and "steps" in about:
+        steps = about["steps"]
+        if type(steps) is not int or not 0 <= steps < 1 << 53:  # what a double holds
+            raise ValueError(f"it is no checkpoint: its number of steps is {shown(steps)}")
+        return steps
+    counts = [float(state["step"]) for state in optimizer.state.values() if "step" in state]
+    return int(max(filter(math.isfinite, counts), default=0))
 
 
 def _form(p: Tensor) -> dict[str, Any]:

@@ -352,6 +352,24 @@ opt.load_memory(bytes);
 assert(opt.data(), [1 2; 3 4]);
 end
 
+function test_texts_come_out_of_the_file()
+opt = optplug.Optimizer('SGD(lr=0.5)');
+opt.bind([1 2]);
+opt.attribute('time', '12.5 h');
+opt.attribute('empty', '');
+opt.attribute('gone', 'x');
+opt.attribute('gone', []);
+bytes = opt.save_memory();
+opt.attribute('time', 'x');
+fails('optplug:invalid', 'no attribute ''gone''', @() opt.attribute_get('gone'));
+opt.load_memory(bytes);
+assert(opt.attribute_get('time'), '12.5 h');
+assert(isempty(opt.attribute_get('empty')));
+fails('optplug:invalid', 'no attribute ''gone''', @() opt.attribute_get('gone'));
+opt.step([1 2], [1 1]);
+assert(opt.get('step'), 1);
+end
+
 function test_a_damaged_checkpoint_is_refused()
 opt = optplug.Optimizer('SGD(lr=0.5)');
 opt.bind([1 2]);

@@ -397,6 +397,39 @@ classdef Optimizer < handle
             self.ask('optplug_checkpoint', optplug.internal.text(options, 'options'));
         end
 
+        function attribute(self, name, text)
+            %ATTRIBUTE Attach a text of yours, which save writes and load brings back.
+            %
+            %   attribute(opt, name, []) removes it.
+            %
+            %   Example:
+            %       opt = optplug.Optimizer('Adam()');
+            %       opt.bind([1 2 3]);
+            %       opt.attribute('time', '12.5 h');
+            %       bytes = opt.save_memory();
+            %       opt.attribute('time', []);
+            %       opt.load_memory(bytes);
+            %       disp(opt.attribute_get('time'))
+            if ~isequal(text, []) || ischar(text)
+                text = optplug.internal.text(text, 'text');
+            end
+            self.ask('optplug_attribute', optplug.internal.text(name, 'name'), text);
+        end
+
+        function text = attribute_get(self, name)
+            %ATTRIBUTE_GET Return a text of yours; attribute has an example.
+            name = optplug.internal.text(name, 'name');
+            text = optplug.internal.call('optplug_attribute_get', self.Handle, name);
+            if isempty(text) % none, or an empty one: an error that is sure to be another tells which
+                optplug.internal.call('optplug_free', -1);
+                text = optplug.internal.call('optplug_attribute_get', self.Handle, name);
+                if strncmp(optplug.internal.call('optplug_error'), 'opt=-1 ', 7)
+                    return
+                end
+            end
+            optplug.internal.check_text(text);
+        end
+
         function save(self, path)
             %SAVE Write all that the optimizer needs to go on into a file, which PyTorch reads.
             %
