@@ -17,6 +17,7 @@
 
 #include "apart.h"
 #include "callback.h"
+#include "early_end.h"
 #include "error.h"
 #include "find.h"
 #include "handle.h"
@@ -46,6 +47,7 @@
     F(PyDict_GetItemString)                                                                                  \
     F(PyUnicode_DecodeFSDefault)                                                                             \
     F(PyUnicode_AsUTF8)                                                                                      \
+    F(PyCFunction_NewEx)                                                                                     \
     F(PyRun_String)                                                                                          \
     F(PyErr_Clear)                                                                                           \
     F(PyOS_BeforeFork)                                                                                       \
@@ -428,7 +430,13 @@ static const char import_bridge_code[] =
     "if added:\n"
     "    sys.path.append(site)\n"
     "error = trace = final = ''\n"
+    "class Watch:\n"
+    "    @staticmethod\n"
+    "    def find_spec(name, *where):\n"
+    "        note_import(name)\n"
     "try:\n"
+    "    if ours:\n"
+    "        sys.meta_path.insert(0, Watch)\n"
     "    if privileged:\n"
     "        os.environ = {}\n" /* as Python sees it: neither torch nor we then do what a caller wants */
     "    from optplug import surroundings\n"
@@ -450,6 +458,8 @@ static const char import_bridge_code[] =
     "    if added and site in sys.path:\n"
     "        sys.path.remove(site)\n"
     "finally:\n"
+    "    if ours:\n"
+    "        sys.meta_path.remove(Watch)\n"
     "    sys.setdlopenflags(usual)\n";
 /* clang-format on */
 
@@ -461,6 +471,23 @@ static int set_facts(PyObject *names, const struct fact *facts)
         done = text && py.PyDict_SetItemString_(names, facts->name, text) == 0;
         py.Py_DecRef_(text);
     }
+    return done;
+}
+
+/* Called with the name of each module before it is imported. */
+static PyObject *note_import(PyObject *self, PyObject *name)
+{
+    (void)self;
+    early_end_imports(py.PyUnicode_AsUTF8_(name));
+    return py.PyDict_New_(); /* for want of None, which is no function */
+}
+
+static int set_note_import(PyObject *names)
+{
+    static PyMethodDef method = {"note_import", note_import, METH_O, NULL};
+    PyObject *function = py.PyCFunction_NewEx_(&method, NULL, NULL);
+    int done = function && py.PyDict_SetItemString_(names, "note_import", function) == 0;
+    py.Py_DecRef_(function);
     return done;
 }
 
@@ -497,7 +524,7 @@ static int import_bridge(int processors)
                                  {NULL, NULL}};
 
     PyObject *names = py.PyDict_New_();
-    PyObject *done = names && set_facts(names, facts)
+    PyObject *done = names && set_facts(names, facts) && set_note_import(names)
                          ? py.PyRun_String_(import_bridge_code, Py_file_input, names, names)
                          : NULL;
     const char *error = done ? get_text(names, "error") : "out of memory";
@@ -583,6 +610,11 @@ static void end_all(void)
     handle_wait_for_all(2);
 }
 
+/* Where it comes while another thread starts Python. */
+static void give_up(void) { ended = 1; }
+
+static void keep_gil(void) { py.PyGILState_Ensure_(); }
+
 /* Python takes the optimizers' state along, which no step without Python must meet either. */
 static void end_python(void) { end_all(); }
 
@@ -601,9 +633,13 @@ static int start_python(void)
     signals_save(actions);
     int fresh = !py.Py_IsInitialized_();
     if (fresh) {
+        early_end_watch(give_up, keep_gil);
         int status = initialize_python();
-        if (status < 0)
+        if (status < 0) {
+            early_end_unwatch();
             return status;
+        }
+        early_end_python_runs();
     }
     PyGILState_STATE state = fresh ? PyGILState_UNLOCKED : py.PyGILState_Ensure_();
     int status = import_bridge(affinity_count(&affinity));
@@ -611,6 +647,7 @@ static int start_python(void)
         atexit(end_all);
         started = 1;
     }
+    early_end_unwatch();
     if (fresh)
         py.PyEval_SaveThread_();
     else

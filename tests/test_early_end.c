@@ -1,0 +1,70 @@
+/* main returns while another thread makes the first call: the process ends with its own status, whatever that
+ * thread is at. */
+#include <pthread.h>
+#include <sys/wait.h>
+#include <time.h>
+
+#include "check.h"
+
+enum { STATUS = 3, MOMENTS = 12 };
+
+static double now(void)
+{
+    struct timespec t;
+    clock_gettime(CLOCK_MONOTONIC, &t);
+    return (double)t.tv_sec + 1e-9 * (double)t.tv_nsec;
+}
+
+static void *start(void *unused)
+{
+    opt_init(NULL);
+    return unused;
+}
+
+static int pipe_of_child[2];
+
+static void say_goodbye(void) { CHECK(write(pipe_of_child[1], "!", 1) == 1); }
+
+/* Be a process of its own that ends so many seconds after another thread has begun the start; if negative,
+ * when that is done. */
+static void end_after(double seconds)
+{
+    pthread_t thread;
+    alarm(300); /* what hangs ends here */
+    atexit(say_goodbye);
+    CHECK(pthread_create(&thread, NULL, start, NULL) == 0);
+    if (seconds < 0)
+        CHECK(pthread_join(thread, NULL) == 0);
+    else
+        usleep((useconds_t)(1e6 * seconds));
+    exit(STATUS);
+}
+
+static void check_end(double seconds)
+{
+    char word = 0;
+    int status;
+    CHECK(pipe(pipe_of_child) == 0);
+    pid_t child = fork();
+    CHECK(child >= 0);
+    if (child == 0)
+        end_after(seconds);
+    CHECK(waitpid(child, &status, 0) == child);
+    CHECK(WIFEXITED(status) && WEXITSTATUS(status) == STATUS);
+    CHECK(read(pipe_of_child[0], &word, 1) == 1 && word == '!'); /* what the host has registered ran */
+    close(pipe_of_child[0]);
+    close(pipe_of_child[1]);
+}
+
+int main(void)
+{
+    int quiet = check_quiet();
+    check_end(-1); /* so that all is in the disk's cache */
+    double begin = now();
+    check_end(-1);
+    double whole = now() - begin;
+    for (int i = 0; i < MOMENTS; i++)
+        check_end(whole * i / MOMENTS);
+    check_was_quiet(quiet);
+    return 0;
+}
