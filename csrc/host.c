@@ -102,7 +102,7 @@ static int affordable(int count)
 {
     if (count <= granted || count <= 1 || openmp_in_parallel())
         return count;
-    if (count == refused || room_for_threads(count - 1) < count - 1) {
+    if (count == refused || (!room_is_plenty(count - 1) && room_for_threads(count - 1) < count - 1)) {
         refused = count;
         return 1;
     }

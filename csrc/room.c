@@ -3,7 +3,10 @@
 
 #include <pthread.h>
 #include <signal.h>
+#include <stdatomic.h>
+#include <stdio.h>
 #include <stdlib.h>
+#include <sys/resource.h>
 #include <sys/syscall.h>
 #include <time.h>
 #include <unistd.h>
@@ -66,4 +69,47 @@ int room_for_threads(int wanted)
     pthread_sigmask(SIG_SETMASK, &hosts, NULL);
     free(members);
     return count;
+}
+
+static int has_number(const char *path)
+{
+    long number;
+    FILE *file = fopen(path, "re");
+    int has = file && fscanf(file, "%ld", &number) == 1;
+    if (file)
+        fclose(file);
+    return has;
+}
+
+/* Tell whether the container has a limit: where there is none, "max" stands there. */
+static int is_contained(void)
+{
+    static _Atomic int known; /* 1: yes, -1: no */
+    if (!known)
+        known = has_number("/sys/fs/cgroup/pids.max") || has_number("/sys/fs/cgroup/pids/pids.max") ? 1 : -1;
+    return known > 0;
+}
+
+/* Return how many threads all processes have, and so this user at the most; -1 if that is not told. */
+static long threads_of_all(void)
+{
+    long count = -1;
+    FILE *file = fopen("/proc/loadavg", "re");
+    if (file && fscanf(file, "%*s %*s %*s %*d/%ld", &count) != 1)
+        count = -1;
+    if (file)
+        fclose(file);
+    return count;
+}
+
+int room_is_plenty(int wanted)
+{
+    struct rlimit memory, threads;
+    if (getrlimit(RLIMIT_AS, &memory) != 0 || memory.rlim_cur != RLIM_INFINITY ||
+        getrlimit(RLIMIT_NPROC, &threads) != 0 || is_contained())
+        return 0;
+    if (threads.rlim_cur == RLIM_INFINITY || geteuid() == 0)
+        return 1;
+    long others = threads_of_all();
+    return others >= 0 && threads.rlim_cur > (rlim_t)(others + wanted + 100);
 }

@@ -186,7 +186,7 @@ def shell(line: str, *around: str) -> str:
 TEXT = {"capture_output": True, "text": True, "timeout": 300, "check": False}
 # Root has no limits; another user may not be able to read what root has installed.
 AS_SOMEBODY = ("setpriv", "--reuid=54321", "--regid=54321", "--clear-groups", "--securebits=+no_setuid_fixup",
-               "--inh-caps=-all,+dac_read_search", "--ambient-caps=-all,+dac_read_search")  # fmt: skip
+               "--inh-caps=-all,+dac_override", "--ambient-caps=-all,+dac_override")  # fmt: skip
 
 
 def needs_root(program: str) -> pytest.MarkDecorator:
@@ -206,6 +206,31 @@ def test_without_threads_to_be_made_torch_uses_one_or_says_so():
     said = shell(enough_to_start, *AS_SOMEBODY)
     assert said.startswith(STEPPED)
     assert "threads: 1\n" in said
+
+
+ITERATE = """
+import numpy as np
+from optplug.ctypes_api import Error, Optimizer
+w, dw = np.ones(2), np.ones(2)
+opt = Optimizer("LBFGS()")
+opt.bind("w", w, dw)
+for _ in range(2):
+    try:
+        opt.iterate(0.0)
+    except Error as error:
+        print(error)
+opt.step_closure(lambda: 1.0)
+print("stepped")
+"""
+
+
+@needs_root("setpriv")
+def test_without_a_thread_a_step_by_reverse_communication_says_what_to_do(tmp_path):
+    (tmp_path / "iterate.py").write_text(ITERATE)
+    line = f"export OMP_NUM_THREADS=1; exec prlimit --nproc=1 {sys.executable} {tmp_path}/iterate.py"
+    said = shell(line, *AS_SOMEBODY).splitlines()
+    assert ["opt_iterate makes a thread" in line for line in said] == [True, True, False]
+    assert said[2] == "stepped"
 
 
 @needs_root("unshare")

@@ -48,7 +48,13 @@ class Iteration:
             self._to_step.put(loss)
         else:
             self._started = True
-            self._thread.start()
+            try:
+                self._thread.start()
+            except RuntimeError as error:
+                raise RuntimeError(
+                    "opt_iterate makes a thread, and this process can make none more: raise the limit "
+                    "(ulimit -u, ulimit -v), or call opt_step_closure"
+                ) from error
         message = self._to_host.get()
         if isinstance(message, BaseException):
             raise message
