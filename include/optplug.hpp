@@ -24,6 +24,7 @@
 #include <iterator>
 #include <list>
 #include <memory>
+#include <numeric>
 #include <stdexcept>
 #include <string>
 #include <type_traits>
@@ -89,10 +90,55 @@ template <> struct dtype<std::complex<double>> {
     static constexpr const char *name = "complex128";
 };
 
+using Sizes = std::vector<std::int64_t>;
+
+/* Where the values of an array lie; strides count values. */
+struct Layout {
+    Sizes shape, strides;
+
+    std::int64_t size() const
+    {
+        return std::accumulate(shape.begin(), shape.end(), std::int64_t{1}, std::multiplies<>());
+    }
+    bool is_dense() const
+    {
+        if (shape.size() == 1)
+            return strides[0] == 1 || shape[0] < 2;
+        return (strides[0] == 1 && strides[1] == shape[0]) || (strides[1] == 1 && strides[0] == shape[1]);
+    }
+    std::string text() const
+    {
+        std::string result;
+        for (std::int64_t n : shape)
+            result += (result.empty() ? "" : " x ") + std::to_string(n);
+        return result;
+    }
+};
+
+/* Whether a type has rows and columns with strides between them, as Eigen's matrices, maps and blocks do. */
+template <class T, class = void> struct has_strides : std::false_type {};
+template <class T>
+struct has_strides<T, std::void_t<decltype(std::declval<T &>().innerStride()), decltype(T::IsRowMajor),
+                                  decltype(T::IsVectorAtCompileTime)>> : std::true_type {};
+
+/* The layout of a variable that has data() and size(). */
+template <class T> Layout layout_of(T &x)
+{
+    const auto size = static_cast<std::int64_t>(std::size(x));
+    if constexpr (!has_strides<T>::value)
+        return {{size}, {1}};
+    else if constexpr (T::IsVectorAtCompileTime)
+        return {{size}, {x.innerStride()}};
+    else if constexpr (T::IsRowMajor)
+        return {{x.rows(), x.cols()}, {x.outerStride(), x.innerStride()}};
+    else
+        return {{x.rows(), x.cols()}, {x.innerStride(), x.outerStride()}};
+}
+
 class Optimizer
 {
   public:
-    using Sizes = std::vector<std::int64_t>;
+    using Sizes = optplug::Sizes;
     /* The factor of an epoch, for a parameter group; or what scale_fn makes of x. */
     using ScheduleFunction = std::function<double(double epoch, int group)>;
 
@@ -116,14 +162,21 @@ class Optimizer
     /* For what is not here; 0 once the optimizer was moved from. */
     int handle() const noexcept { return handle_; }
 
-    /* Vectors, arrays, spans: variables that have data() and size(), and stay where they are. */
+    /* Vectors, arrays, spans: variables that have data() and size(), and stay where they are.  And Eigen's
+     * matrices, maps and blocks, which PyTorch sees as one long vector where data and grad lie without gaps
+     * and alike, and else with their rows and columns. */
     template <class Data, class Grad> void bind(const std::string &name, Data &data, Grad &grad)
     {
-        if (std::size(data) != std::size(grad))
-            throw Error(OPTPLUG_EINVAL, "parameter '" + name + "': data has " +
-                                            std::to_string(std::size(data)) + " values and grad " +
-                                            std::to_string(std::size(grad)));
-        bind(name, std::data(data), std::data(grad), static_cast<std::int64_t>(std::size(data)));
+        const Layout a = layout_of(data), b = layout_of(grad);
+        const bool is_mixed = a.shape.size() != b.shape.size(); /* a matrix and a vector */
+        const bool flat = a.is_dense() && b.is_dense() && (is_mixed || a.strides == b.strides);
+        if (is_mixed && flat ? a.size() != b.size() : a.shape != b.shape)
+            throw Error(OPTPLUG_EINVAL, "parameter '" + name + "': data has " + a.text() +
+                                            " values and grad " + b.text() + (is_mixed ? ", with gaps" : ""));
+        if (flat)
+            bind(name, std::data(data), std::data(grad), a.size());
+        else
+            bind(name, std::data(data), std::data(grad), a.shape, a.strides, b.strides);
     }
     template <class T> void bind(const std::string &name, T *data, T *grad, std::int64_t n)
     {

@@ -101,12 +101,12 @@ static void a_lambda_is_a_closure()
 
 static void schedules_groups_and_hyperparameters()
 {
-    double a[]{0}, b[]{0}, d[]{1};
+    double a[]{0}, b[]{0}, d[]{1}, e[]{1};
     bool throws = false;
     Optimizer made("SGD(lr=1)");
     made.bind("a", a, d);
     made.group("lr=0.5");
-    made.bind("b", b, d);
+    made.bind("b", b, e);
     made.schedule("LambdaLR()", [&](double epoch, int group) {
         if (throws)
             throw std::domain_error("mine");
