@@ -78,7 +78,7 @@ module optplug
   type :: parameter
     character(:), allocatable :: name, dtype
     integer(c_int64_t), allocatable :: shape(:)
-    logical :: comes_later = .false.
+    logical :: comes_later = .false., flat = .false.
   end type
 
   !> One optimizer of torch.optim.
@@ -408,57 +408,67 @@ contains
   !> Lend the optimizer one parameter, an array of rank 1 to 7, and the array its gradient arrives in.
   !>
   !> Both stay yours, are read and written in place, and must outlive the optimizer or the next bind of the
-  !> same name.  Bind every parameter before the first step.
-  subroutine bind_real32(self, name, data, grad, stat, errmsg)
+  !> same name.  Bind every parameter before the first step.  With flat=.true. PyTorch sees one long vector, in
+  !> the order of memory: LBFGS takes arrays of rank 2 and more only so, and to the others it makes no
+  !> difference but to Adafactor and Muon, which look at rows and columns.
+  !>
+  !> An array that is yours but has no TARGET, a dummy argument say, gets it where it is declared: give the
+  !> dummy TARGET, and what is passed to it too.  Where you may not change that, bind a shape and hand the
+  !> arrays to each step(data, grad), which copies them.
+  subroutine bind_real32(self, name, data, grad, stat, errmsg, flat)
     class(optimizer), intent(inout) :: self
     character(*), intent(in) :: name
     real(real32), pointer, contiguous, intent(in) :: data(..), grad(..)
     integer, intent(out), optional :: stat
     character(*), intent(inout), optional :: errmsg
+    logical, intent(in), optional :: flat
     type(layout) :: of_data, of_grad
 
     if (associated(data)) of_data = without_gaps(shape(data, int64), c_loc(data))
     if (associated(grad)) of_grad = without_gaps(shape(grad, int64), c_loc(grad))
-    call bind_layouts(self, name, "float32", of_data, of_grad, stat, errmsg)
+    call bind_layouts(self, name, "float32", of_data, of_grad, stat, errmsg, flat=flat)
   end subroutine
 
-  subroutine bind_real64(self, name, data, grad, stat, errmsg)
+  subroutine bind_real64(self, name, data, grad, stat, errmsg, flat)
     class(optimizer), intent(inout) :: self
     character(*), intent(in) :: name
     real(real64), pointer, contiguous, intent(in) :: data(..), grad(..)
     integer, intent(out), optional :: stat
     character(*), intent(inout), optional :: errmsg
+    logical, intent(in), optional :: flat
     type(layout) :: of_data, of_grad
 
     if (associated(data)) of_data = without_gaps(shape(data, int64), c_loc(data))
     if (associated(grad)) of_grad = without_gaps(shape(grad, int64), c_loc(grad))
-    call bind_layouts(self, name, "float64", of_data, of_grad, stat, errmsg)
+    call bind_layouts(self, name, "float64", of_data, of_grad, stat, errmsg, flat=flat)
   end subroutine
 
-  subroutine bind_complex32(self, name, data, grad, stat, errmsg)
+  subroutine bind_complex32(self, name, data, grad, stat, errmsg, flat)
     class(optimizer), intent(inout) :: self
     character(*), intent(in) :: name
     complex(real32), pointer, contiguous, intent(in) :: data(..), grad(..)
     integer, intent(out), optional :: stat
     character(*), intent(inout), optional :: errmsg
+    logical, intent(in), optional :: flat
     type(layout) :: of_data, of_grad
 
     if (associated(data)) of_data = without_gaps(shape(data, int64), c_loc(data))
     if (associated(grad)) of_grad = without_gaps(shape(grad, int64), c_loc(grad))
-    call bind_layouts(self, name, "complex64", of_data, of_grad, stat, errmsg)
+    call bind_layouts(self, name, "complex64", of_data, of_grad, stat, errmsg, flat=flat)
   end subroutine
 
-  subroutine bind_complex64(self, name, data, grad, stat, errmsg)
+  subroutine bind_complex64(self, name, data, grad, stat, errmsg, flat)
     class(optimizer), intent(inout) :: self
     character(*), intent(in) :: name
     complex(real64), pointer, contiguous, intent(in) :: data(..), grad(..)
     integer, intent(out), optional :: stat
     character(*), intent(inout), optional :: errmsg
+    logical, intent(in), optional :: flat
     type(layout) :: of_data, of_grad
 
     if (associated(data)) of_data = without_gaps(shape(data, int64), c_loc(data))
     if (associated(grad)) of_grad = without_gaps(shape(grad, int64), c_loc(grad))
-    call bind_layouts(self, name, "complex128", of_data, of_grad, stat, errmsg)
+    call bind_layouts(self, name, "complex128", of_data, of_grad, stat, errmsg, flat=flat)
   end subroutine
 
   !> Lend the optimizer a parameter that is no array.
@@ -596,13 +606,16 @@ contains
     call bind_layouts(self, name, dtype, nowhere, nowhere, stat, errmsg)
   end subroutine
 
-  subroutine bind_layouts(self, name, dtype, data, grad, stat, errmsg, device)
+  subroutine bind_layouts(self, name, dtype, data, grad, stat, errmsg, device, flat)
     class(optimizer), intent(inout) :: self
     character(*), intent(in) :: name, dtype
     type(layout), intent(in) :: data, grad
     integer, intent(out), optional :: stat
     character(*), intent(inout), optional :: errmsg
     character(*), intent(in), optional :: device
+    logical, intent(in), optional :: flat
+    type(layout) :: seen
+    logical :: is_flat
     character(:), allocatable :: mistake, place
     integer(c_int) :: status
 
@@ -618,10 +631,15 @@ contains
       call settle(int(opt_einval, c_int), stat, errmsg, "parameter '" // trim(name) // "': " // mistake)
       return
     end if
+    is_flat = .false.
+    if (present(flat)) is_flat = flat
+    seen = data
+    if (is_flat) seen = without_gaps([product(data%shape(:data%ndim))], data%first)
     status = c_bind_nd(self%handle, trim(name) // c_null_char, trim(dtype) // c_null_char, &
-      place // c_null_char, data%ndim, data%shape, data%first, data%strides, grad%first, grad%strides)
+      place // c_null_char, seen%ndim, seen%shape, data%first, seen%strides, grad%first, &
+      merge(seen%strides, grad%strides, is_flat))
     if (status == opt_ok) call note(self, parameter(trim(name), trim(dtype), data%shape(:data%ndim), &
-      .not. c_associated(data%first)))
+      .not. c_associated(data%first), is_flat))
     call settle(status, stat, errmsg)
   end subroutine
 
@@ -1103,7 +1121,11 @@ contains
     status = c_average_get(self%handle, trim(name) // c_null_char, c_loc(row_major))
     if (status == opt_ok) then
       call c_f_pointer(data, bytes, [width * product(shape)])
-      call turn(row_major, shape, width, bytes)
+      if (self%parameters(i)%flat) then
+        bytes = row_major
+      else
+        call turn(row_major, shape, width, bytes)
+      end if
     end if
     call settle(status, stat, errmsg)
   end subroutine
