@@ -9,6 +9,7 @@
 
 #include <dlfcn.h>
 #include <stdatomic.h>
+#include <stdbool.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -46,6 +47,7 @@ static struct {
     int32_t (*aoti_torch_device_type_cuda)(void);
     int has_gpu;                      /* whether these are there */
     void *(*new_memory)(size_t size); /* C++'s operator new, since torch deletes what is made with it */
+    bool (*any_modes_set)(bool skip_torchs_own); /* in this thread; NULL: unknown */
 } torch;
 static void *_Atomic torch_library;
 
@@ -121,6 +123,8 @@ int plan_open_torch(const char *library, const char *gpu_library)
     torch.new_memory = (void *(*)(size_t))(new_memory ? new_memory : dlsym(opened, "_Znwm"));
     if (!found || !torch.new_memory)
         return 0;
+    torch.any_modes_set =
+        (bool (*)(bool))dlsym(opened, "_ZN3c104impl20TorchDispatchModeTLS13any_modes_setEb");
     torch_library = opened;
     torch.aoti_torch_device_type_cuda = (int32_t (*)(void))dlsym(opened, "aoti_torch_device_type_cuda");
     opened = dlopen(gpu_library, RTLD_NOW | RTLD_NOLOAD);
@@ -485,6 +489,8 @@ int plan_run(struct plan *plan)
 {
     if (plan->on_gpu && getpid() != plan->process)
         return 0; /* Python says that no GPU survives a fork */
+    if (torch.any_modes_set && torch.any_modes_set(false))
+        return 0; /* Python puts a host's modes aside, such as FakeTensorMode */
     for (int i = 0; i < plan->count; i++)
         if (is_guarded_and_bad(&plan->operations[i]))
             return 0; /* Python says whose gradient it is */

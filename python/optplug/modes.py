@@ -1,0 +1,69 @@
+"""Modes of PyTorch's that a Python host may have on around a call, such as ``torch.inference_mode()``.
+
+A default device, inference mode or a fake-tensor mode is meant for the host's own tensors.  An optimizer that
+met one would make its state in it, and fail at every later step.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import threading
+from collections.abc import Iterator
+
+import torch
+from torch.utils import _python_dispatch
+
+_here = threading.local()  # .inference: whether the host's thread was in inference mode; .modes: its others
+
+
+def are_off() -> bool:
+    """Tell whether no mode is on in this thread that concerns us."""
+    return not (
+        torch.is_inference_mode_enabled()
+        or torch._C._len_torch_function_stack()
+        or torch._C._len_torch_dispatch_stack()
+    )
+
+
+@contextlib.contextmanager
+def set_aside() -> Iterator[None]:
+    """Run a block as if no mode were on."""
+    before = vars(_here).copy()
+    _here.inference = torch.is_inference_mode_enabled()
+    _here.modes = _pop()
+    try:
+        with torch.inference_mode(False):
+            yield
+    finally:
+        _push(_here.modes)
+        vars(_here).clear()
+        vars(_here).update(before)
+
+
+@contextlib.contextmanager
+def given_back() -> Iterator[None]:
+    """Run a function of the host's, within such a block, with the modes that the host had on."""
+    if not hasattr(_here, "modes"):
+        yield
+        return
+    _push(_here.modes)
+    try:
+        with torch.inference_mode(_here.inference):
+            yield
+    finally:
+        _here.modes = _pop()  # it may have chosen others
+
+
+def _pop() -> tuple[list[object], list[object]]:
+    """Take off the modes that change torch's functions, as a default device does, and its operators."""
+    functions = [torch._C._pop_torch_function_stack() for _ in range(torch._C._len_torch_function_stack())]
+    operators = [_python_dispatch._pop_mode() for _ in range(torch._C._len_torch_dispatch_stack())]
+    return functions, operators
+
+
+def _push(modes: tuple[list[object], list[object]]) -> None:
+    functions, operators = modes
+    for mode in reversed(functions):
+        torch._C._push_on_torch_function_stack(mode)
+    for mode in reversed(operators):
+        _python_dispatch._push_mode(mode)
