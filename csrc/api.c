@@ -122,8 +122,8 @@ API int opt_create(const char *spec)
 
 API int opt_bind(int opt, const char *name, const char *dtype, int64_t n, void *data, void *grad)
 {
-    if (n <= 0)
-        return fail(OPT_EINVAL, "n must be positive, got %lld", (long long)n);
+    if (n < 0)
+        return fail(OPT_EINVAL, "n must not be negative, got %lld", (long long)n);
     return opt_bind_nd(opt, name, dtype, "cpu", 1, &n, data, NULL, grad, NULL);
 }
 

@@ -77,8 +77,9 @@ int opt_create(const char *spec);
 /* Lend the optimizer one parameter: n values, and the array its gradient arrives in.
  *
  * Both stay yours, are read and written in place, and must outlive the optimizer or the next bind of
- * the same name.  Bind every parameter before the first step.  Binding a name again moves that
- * parameter to other arrays of the same shape and dtype, at any time, and keeps its state. */
+ * the same name.  Bind every parameter before the first step; each array belongs to one parameter, and none
+ * is data and gradient at once.  After the first step, binding a name again moves that parameter to other
+ * arrays of the same shape and dtype, and keeps its state. */
 int opt_bind(int opt, const char *name, const char *dtype, int64_t n, void *data, void *grad);
 
 /* Make one step: update every bound array from the gradient in its gradient array.
@@ -100,7 +101,10 @@ int opt_zero_grad(int opt);
  *
  * norm_type is the p of the p-norm, 2 or INFINITY say.  *total_norm, if it is not NULL, gets the norm
  * there was before.  With error_if_nonfinite other than 0, a norm that is inf or nan is OPT_ENONFINITE
- * and nothing is scaled. */
+ * and nothing is scaled.
+ *
+ * Gradients of more than 1e7 values in the CPU's memory are normed in pieces: PyTorch adds up their squares
+ * in float32, and is off by a third at 2^28 values. */
 int opt_clip_grad_norm(int opt, double max_norm, double norm_type, int error_if_nonfinite,
                        double *total_norm);
 

@@ -84,8 +84,10 @@ static void binding_one_again_keeps_the_others(void)
     int opt = opt_create("SGD(lr=0.5)");
     CHECK(opt > 0 && opt_bind(opt, "a", "float64", 1, NULL, NULL) == OPT_OK);
     CHECK(opt_bind(opt, "b", "float64", 2, NULL, NULL) == OPT_OK);
-    CHECK(opt_bind(opt, "a", "float64", 1, NULL, NULL) == OPT_OK);
+    CHECK_FAILS(OPT_EINVAL, "name 'a' is bound already", opt_bind(opt, "a", "float64", 1, NULL, NULL));
     CHECK(opt_step_f64(opt, w, dw) == OPT_OK && w[0] == 0 && w[1] == 1 && w[2] == 2);
+    CHECK(opt_bind(opt, "a", "float64", 1, NULL, NULL) == OPT_OK);
+    CHECK(opt_step_f64(opt, w, dw) == OPT_OK && w[0] == -1 && w[1] == 0 && w[2] == 1);
     CHECK(opt_free(opt) == OPT_OK);
 }
 

@@ -7,6 +7,7 @@ import itertools
 import subprocess
 import sys
 
+import numpy as np
 import pytest
 import torch
 
@@ -439,3 +440,19 @@ def test_every_operator_has_the_arguments_that_plans_know(operator):
     assert hyperparameters <= {
         "lr", "eps", "weight_decay", "momentum", "dampening", "nesterov", "maximize", "amsgrad", "lr_decay"
     }  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("shape", "strides"),
+    [([0], None), ([0, 3], None), ([3, 0], [1, 1]), ([0, 3], [3, 2]), ([2, 0, 2], [0, 0, 0])],
+)
+@pytest.mark.usefixtures("route")
+def test_an_empty_parameter_costs_the_others_nothing(shape, strides):
+    twins = Twins("Adam(lr=0.1)", [("float32", 7)])
+    empty = np.empty(1)
+    nothing = [b"float64", b"cpu", len(shape), shape, empty, strides, empty, None]
+    assert lib.opt_bind_nd(twins.opt, b"empty", *nothing) == 0, lib.opt_error()
+    for _ in range(4):
+        twins.step()
+    assert twins.is_planned(), twins.described()
+    assert lib.opt_free(twins.opt) == 0

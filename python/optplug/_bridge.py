@@ -26,7 +26,7 @@ surroundings.load_torch()
 
 import torch
 
-from optplug import buffers, checkpoint, devices, optimizer, schedules, spec
+from optplug import buffers, checkpoint, devices, modes, optimizer, schedules, spec
 from optplug._optplug import ffi, lib
 from optplug.errors import FileError, HostError, NonFiniteError, StateError
 from optplug.iterate import Iteration
@@ -102,7 +102,11 @@ def _callback(function: Callable[..., None]) -> Callable[..., None]:
     def call(*args: object) -> int:
         _in_call.depth = getattr(_in_call, "depth", 0) + 1
         try:
-            function(*args)
+            if modes.are_off():
+                function(*args)
+            else:
+                with modes.set_aside():
+                    function(*args)
         finally:
             _in_call.depth -= 1
         return 1
@@ -266,7 +270,8 @@ _UNSET = struct.unpack("=Q", b"unset\0\xf8\x7f" if sys.byteorder == "little" els
 
 def _call(what: str, function: object, user: object, values: object) -> None:
     """Call a function of the host's on ``values``, which it changes."""
-    status = _host.call(function, user, values)
+    with modes.given_back():
+        status = _host.call(function, user, values)
     if status < 0:
         raise HostError(f"the host's {what} failed with status {status}", status)
     if status > 0:

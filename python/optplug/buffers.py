@@ -140,7 +140,9 @@ def infinity(dtype: torch.dtype) -> int:
 
 
 def is_dense(shape: Sequence[int], strides: Sequence[int]) -> bool:
-    """Tell whether elements lie without gaps, in whatever order of dimensions."""
+    """Tell whether elements, if there are any, lie without gaps, in whatever order of dimensions."""
+    if 0 in shape:
+        return True
     expected = 1
     for s, n in sorted((s, n) for n, s in zip(shape, strides, strict=True) if n != 1):
         if s != expected:
@@ -151,7 +153,7 @@ def is_dense(shape: Sequence[int], strides: Sequence[int]) -> bool:
 
 def same_order(shape: Sequence[int], strides: Sequence[int], others: Sequence[int]) -> bool:
     """Tell whether two arrays of one shape have their elements in the same order and places."""
-    return all(n <= 1 or a == b for n, a, b in zip(shape, strides, others, strict=True))
+    return 0 in shape or all(n <= 1 or a == b for n, a, b in zip(shape, strides, others, strict=True))
 
 
 def _row_major(shape: Sequence[int]) -> list[int]:

@@ -20,6 +20,7 @@ from __future__ import annotations
 import ctypes
 import functools
 import math
+import os
 import pathlib
 import re
 from collections.abc import Callable, Sequence
@@ -71,6 +72,18 @@ class _Array:
         return ctypes.c_void_p.from_param(memory.address if memory else value)
 
 
+class _Text:
+    """``const char *`` as the type of an argument: text, or a path of any kind."""
+
+    @staticmethod
+    def from_param(value: Any) -> Any:
+        if isinstance(value, str | os.PathLike):
+            value = os.fsencode(value)
+        if isinstance(value, bytes) and b"\0" in value:
+            raise ValueError(f"{value!r} has a zero byte in it, where C would end it")
+        return ctypes.c_char_p.from_param(value)
+
+
 class _Values:
     """A pointer to values of a type: a list or tuple, a numpy array, or whatever ctypes takes."""
 
@@ -89,7 +102,7 @@ _TYPES = {
     "int": ctypes.c_int,
     "int64_t": ctypes.c_int64,
     "double": ctypes.c_double,
-    "const char *": ctypes.c_char_p,
+    "const char *": _Text,
     "void *": _Array,
     "const void *": _Array,
     "double *": _Values(ctypes.c_double),
@@ -100,6 +113,7 @@ _TYPES = {
     "opt_callback": CALLBACK,
     "optplug_callback": CALLBACK,
 }
+_RESULTS = {"int": ctypes.c_int, "int64_t": ctypes.c_int64, "const char *": ctypes.c_char_p}
 
 
 @functools.cache
@@ -112,7 +126,7 @@ def _header() -> tuple[dict[str, tuple[Any, list[Any]]], dict[str, int]]:
         r"^(int|int64_t|const char \*) ?(opt(?:plug)?_\w+)\((.*?)\);", text, re.M | re.S
     ):
         types = re.findall(r"((?:const )?\w+ \*|\w+ )\w+(?:,|$)", " ".join(arguments.split()))
-        functions[name] = (_TYPES[result], [_TYPES[type_.strip()] for type_ in types])
+        functions[name] = (_RESULTS[result], [_TYPES[type_.strip()] for type_ in types])
     return functions, {name: int(value) for name, value in re.findall(r"(OPT_\w+) = (-?\d+)", text)}
 
 
@@ -474,13 +488,13 @@ class Optimizer:
         """Return a text of yours."""
         return _check_text(_library().optplug_attribute_get(self._handle, name.encode()))
 
-    def save(self, path: str | pathlib.Path) -> None:
+    def save(self, path: str | bytes | os.PathLike[Any]) -> None:
         """Write all that the optimizer needs to go on into a file."""
-        self._call("optplug_save", str(path).encode())
+        self._call("optplug_save", path)
 
-    def load(self, path: str | pathlib.Path) -> None:
+    def load(self, path: str | bytes | os.PathLike[Any]) -> None:
         """Go on from a file."""
-        self._call("optplug_load", str(path).encode())
+        self._call("optplug_load", path)
 
     def save_memory(self) -> bytes:
         """Return what `save` writes."""

@@ -1,4 +1,6 @@
-"""Errors that are more than a wrong argument, which is a ValueError."""
+"""Errors that are more than a wrong argument, which is a ValueError; and warnings."""
+
+import warnings
 
 
 class StateError(RuntimeError):
@@ -23,3 +25,8 @@ class HostError(Exception):
     def __init__(self, message: str, status: int) -> None:
         super().__init__(message)
         self.status = status
+
+
+def warn(message: str) -> None:
+    """Warn the host, by ``opt_warning``; each time, where Python would say the same once in a process."""
+    warnings.warn_explicit(message, UserWarning, __file__, 1, registry=None)

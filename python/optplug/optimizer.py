@@ -11,7 +11,6 @@ import inspect
 import math
 import operator
 import re
-import warnings
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from itertools import chain
@@ -20,13 +19,14 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from optplug import attributes, compiled, devices, masters, schedules, spec, values
+from optplug import attributes, compiled, devices, masters, norms, schedules, spec, values
 from optplug import plans as planning
 from optplug.arguments import blame, check_kinds, said
 from optplug.averages import Average
 from optplug.buffers import is_dense, name_of, same_order
 from optplug.checkpoint_options import CheckpointOptions
-from optplug.errors import CompileError, HostError, NonFiniteError, StateError
+from optplug.claims import Claims
+from optplug.errors import CompileError, HostError, NonFiniteError, StateError, warn
 from optplug.iterate import Iteration
 from optplug.lean import Calls, Gradients, has_hooks, lean, step_again, step_and_record
 from optplug.masters import Masters
@@ -153,6 +153,7 @@ class Optimizer:
         self._sparse: dict[str, SparseGrad] = {}
         self._lent: set[str] = set()  # parameters whose values come with each step
         self._expected: dict[str, int] = {}  # checksums of the values that the next step should find
+        self._claims = Claims()
         self._copied: list[Tensor] = []  # what a step may change half way, and
         self._copies: list[Tensor] = []  # what it is put back from
         self._stepped = False
@@ -189,7 +190,8 @@ class Optimizer:
 
         Raises:
             ValueError: another shape or dtype than before, or a layout that the spec's ``fused=True``
-                cannot step, or a parameter that PyTorch's optimizer refuses.
+                cannot step, or a parameter that PyTorch's optimizer refuses; a second array for a name
+                before the first step; memory that is another parameter's.
             StateError: a new name once the optimizer is built.
         """
         self._check_idle("opt_bind")
@@ -203,14 +205,22 @@ class Optimizer:
                 f"{_layout(data)} and {_layout(grad)}: leave fused out"
             )
         known = self.parameters.get(name)
-        if known is not None:
-            self._move(name, known, data, grad)
-        elif self.torch is not None:
+        memory = grad.values if isinstance(grad, SparseGrad) else grad
+        if known is not None and not self._stepped and self._would_lose(name, data, is_lent):
+            raise ValueError(
+                f"name {shown(name)} is bound already, and its array would never be stepped: give each array "
+                "a name of its own; where one has moved before the first step, create the optimizer anew"
+            )
+        if known is None and self.torch is not None:
             raise StateError(
                 f"name {shown(name)} is new after the first step or schedule: bind all parameters before"
             )
+        self._claims.check(name, data, memory)
+        if known is not None:
+            self._move(name, known, data, grad)
         else:
             self._add(name, data, grad, has_master)
+        self._claims.put(name, data, memory)
         if data.is_cuda:
             self.streams.use_gpu()
         if isinstance(grad, SparseGrad):
@@ -255,7 +265,7 @@ class Optimizer:
             return float(self.steps)
         spec.choose(key, groups[0].keys() - {"params", "param_names"} | {"step"}, "hyperparameter")
         value = groups[0][key]
-        if any(g[key] != value for g in groups):
+        if any(g[key] != value for g in groups[1:]):
             raise ValueError(f"group -1: {key!r} differs between the {len(groups)} groups: ask for one")
         if isinstance(value, tuple | list):
             position = re.fullmatch(r"(\d+)\]", index)
@@ -383,14 +393,14 @@ class Optimizer:
     def clip_grad_norm(self, max_norm: float, norm_type: float, error_if_nonfinite: bool) -> Tensor:
         """Scale all gradients so that their norm is ``max_norm`` at the most, and return what it was.
 
-        ``torch.nn.utils.clip_grad_norm_``, with its arguments.
+        ``torch.nn.utils.clip_grad_norm_``, with its arguments; of long gradients the norm is `norms`' own.
         """
         if not max_norm >= 0:
             raise ValueError(f"max_norm must not be negative, got {max_norm}")
         if norm_type != norm_type:
             raise ValueError(f"norm_type must be a number, got {norm_type}")
         try:
-            return nn.utils.clip_grad_norm_(self._clippable(), max_norm, norm_type, error_if_nonfinite)
+            return norms.clip_grad_norm_(self._clippable(), max_norm, norm_type, error_if_nonfinite)
         except RuntimeError as error:
             if "non-finite" not in str(error):
                 raise
@@ -724,7 +734,7 @@ class Optimizer:
     def _step_uncompiled(self, reason: str) -> None:
         self._may_compile = False
         with contextlib.suppress(UserWarning):  # where warnings are errors
-            warnings.warn(f"compile=True: {reason}: {self._class.__name__} steps without", stacklevel=3)
+            warn(f"compile=True: {reason}: {self._class.__name__} steps without")
 
     def refuse_plan(self) -> None:
         """Step without plans from now on, since C cannot take the one there is."""
@@ -948,6 +958,12 @@ class Optimizer:
                 f"got {_layout(grad)}: bind it as one flat array"
             ) from error
 
+    def _would_lose(self, name: str, data: Tensor, is_lent: bool) -> bool:
+        """Tell whether a name that is bound again before the first step is a slip: two arrays have it."""
+        if name in self._lent:
+            return is_lent
+        return self._arrays(name)[0].data_ptr() != data.data_ptr()
+
     def _move(self, name: str, parameter: nn.Parameter, data: Tensor, grad: Tensor | SparseGrad) -> None:
         master = self._masters.get(name)
         before = master.data if master else parameter
@@ -1116,6 +1132,7 @@ class Optimizer:
         return result
 
     def _check_gradients(self) -> None:
+        self._claims.check_moved()
         for name, sparse in self._sparse.items():
             parameter = self.parameters[name]
             parameter.grad = sparse.tensor(name, parameter.shape)

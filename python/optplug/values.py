@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import warnings
 import zlib
 from collections.abc import Iterator
 from typing import Any
@@ -10,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from optplug.errors import warn
 from optplug.spec import shown
 
 _PIECE = 1 << 20  # bytes that are looked at, and where they lie apart copied, at a time
@@ -57,12 +57,10 @@ def compare(saved: dict[str, int], here: dict[str, Tensor]) -> None:
     names = ", ".join(map(shown, different[:_MOST_NAMES]))
     if len(different) > _MOST_NAMES:
         names += f" and {len(different) - _MOST_NAMES} more"
-    message = (
+    warn(
         f"other values than at opt_save are in the parameters {names}: restore your arrays before the first "
         'step, or let opt_load do so: opt_checkpoint(opt, "parameters=True") before opt_save and opt_load'
     )
-    # Without a registry, in which Python notes what has been said, and says it once in a process.
-    warnings.warn_explicit(message, UserWarning, __file__, 1, registry=None)
 
 
 def _differ(saved: int, data: Tensor) -> bool:
