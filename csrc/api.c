@@ -11,6 +11,7 @@
 #include "handle.h"
 #include "host.h"
 #include "lent.h"
+#include "log.h"
 #include "plan.h"
 
 #define API __attribute__((visibility("default")))
@@ -594,6 +595,15 @@ API int opt_init(const char *options)
     return status;
 }
 
+API int opt_log(opt_log_function function, void *user)
+{
+    struct host_state saved;
+    host_enter(&saved); /* which lets go of a Python host's lock, if the function before waits for that */
+    int status = log_set_function(function, user);
+    host_leave(&saved);
+    return status;
+}
+
 static const char *describe_library(void)
 {
     struct host_state saved;
@@ -679,6 +689,7 @@ ALIAS(load)
 ALIAS(save_memory)
 ALIAS(load_memory)
 ALIAS(init)
+ALIAS(log)
 ALIAS(describe)
 ALIAS(list)
 ALIAS(version)

@@ -97,8 +97,9 @@ typedef struct optplug_python {
  * opt_step run operators instead of Python, or Python again if there are none, and returns whether it does;
  * through torch's stable ABI alone if `stable` is 1, and if it is -1 where the host is a Python.
  * plan_scalars gives an operator's doubles and bools anew.  take_steps returns how many steps plans have made
- * since it was last asked.  A call that may change what a plan has fixed
- * comes to Python without one. */
+ * since it was last asked.  log_wanted is the highest level of lines that anybody wants, log tells one;
+ * log_level returns the level of opt_log's function, and sets it unless negative.  A call that may change
+ * what a plan has fixed comes to Python without one. */
 typedef struct optplug_host {
     void (*record)(int status, const char *message, const char *traceback);
     void (*warn)(const char *line);
@@ -112,6 +113,9 @@ typedef struct optplug_host {
     int (*plan)(int opt, const optplug_operator *operators, int count, int stable);
     void (*plan_scalars)(int opt, int which, const double *scalars);
     int64_t (*take_steps)(int opt);
+    int (*log_wanted)(void);
+    void (*log)(int level, const char *line);
+    int (*log_level)(int level);
 } optplug_host;
 
 /* Exchange the tables; NULL if `version`, the bridge's, is not this library's. */

@@ -35,10 +35,9 @@ static size_t length_of(const unsigned char *c)
     return length && !is_none ? length : 0;
 }
 
-/* Make `message` one line of UTF-8, whatever was printed into it. */
-static void tidy(void)
+void error_tidy(char *text)
 {
-    for (unsigned char *c = (unsigned char *)message; *c;) {
+    for (unsigned char *c = (unsigned char *)text; *c;) {
         size_t length = length_of(c);
         if (length == 0 || *c < ' ')
             *c = length ? ' ' : '?';
@@ -52,7 +51,7 @@ int fail(int status, const char *format, ...)
     va_start(arguments, format);
     vsnprintf(message, sizeof message, format, arguments);
     va_end(arguments);
-    tidy();
+    error_tidy(message);
     traceback[0] = '\0';
     last_status = status;
     return status;
@@ -62,7 +61,7 @@ void error_record(int status, const char *text, const char *trace)
 {
     last_status = status;
     snprintf(message, sizeof message, "%s", text);
-    tidy();
+    error_tidy(message);
     /* The end of a traceback tells more than its beginning. */
     size_t n = strlen(trace);
     if (n >= sizeof traceback)

@@ -8,6 +8,9 @@ __attribute__((format(printf, 2, 3))) int fail(int status, const char *format, .
 /* Record an error of Python's. */
 void error_record(int status, const char *message, const char *traceback);
 
+/* Make a text one line of UTF-8, whatever was printed into it. */
+void error_tidy(char *text);
+
 const char *error_message(void);
 int error_status(void);
 const char *error_traceback(void);

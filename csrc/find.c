@@ -17,6 +17,7 @@
 #endif
 
 #include "error.h"
+#include "log.h"
 #include "optplug.h"
 
 #ifdef __APPLE__
@@ -137,8 +138,10 @@ static int find_base(struct environment *found, const char *source)
         found->base[0] = '\0';
     if (is_python_name(file) &&
         (exists(found->base, "/lib/python" PYTHON_VERSION "/encodings/__init__.py", "") ||
-         exists(found->base, "/lib64/python" PYTHON_VERSION "/encodings/__init__.py", "")))
+         exists(found->base, "/lib64/python" PYTHON_VERSION "/encodings/__init__.py", ""))) {
+        log_line(LOG_INFO, "Python: '%.500s' (%s)", found->python, source);
         return OPT_OK;
+    }
     return fail(
         OPT_ESTART,
         "%s: '%.300s' is no Python " PYTHON_VERSION ", for which this liboptplug was built (looked for "

@@ -21,6 +21,7 @@
 #include "error.h"
 #include "find.h"
 #include "handle.h"
+#include "log.h"
 #include "openmp.h"
 #include "optplug.h"
 #include "plan.h"
@@ -238,7 +239,8 @@ void host_enter(struct host_state *saved)
     host_state = saved;
 }
 
-void host_leave(const struct host_state *saved)
+/* With `ends` the call ends here, rather than calling a function of the host's. */
+static void leave(const struct host_state *saved, int ends)
 {
     if (saved->holds_interrupts)
         signals_release(&saved->interrupt);
@@ -249,9 +251,13 @@ void host_leave(const struct host_state *saved)
     leave_arithmetic(saved);
     errno = saved->error_number;
     host_state = saved->outer;
+    if (ends && log_level && !saved->outer)
+        log_deliver();
     if (saved->cancel_state != PTHREAD_CANCEL_DISABLE)
         pthread_setcancelstate(saved->cancel_state, NULL);
 }
+
+void host_leave(const struct host_state *saved) { leave(saved, 1); }
 
 struct host_state *host_call(void) { return host_state; }
 
@@ -261,7 +267,7 @@ void host_suspend(struct host_state *outside)
     struct host_state *call = host_state;
     *outside = *call;
     outside->interpreter_lock = NULL;
-    host_leave(outside);
+    leave(outside, 0);
     host_state = call; /* the call around those that the function makes */
 }
 
@@ -343,6 +349,8 @@ static int load_python(const char *python)
             return status;
     }
     status = look_up_functions(opened ? opened : RTLD_DEFAULT);
+    if (status == OPT_OK && !environment.python[0])
+        log_line(LOG_INFO, "Python: the one that this process has");
     /* A libpython that lies in the host and does not run needs an environment as well. */
     if (status == OPT_OK && !environment.python[0] && !py.Py_IsInitialized_())
         status = find_python(&environment, python);
@@ -523,12 +531,15 @@ static int import_bridge(int processors)
                                  {"alone", room < wanted ? "yes" : ""},
                                  {NULL, NULL}};
 
+    double begun = log_seconds();
     PyObject *names = py.PyDict_New_();
     PyObject *done = names && set_facts(names, facts) && set_note_import(names)
                          ? py.PyRun_String_(import_bridge_code, Py_file_input, names, names)
                          : NULL;
     const char *error = done ? get_text(names, "error") : "out of memory";
     int status = !done ? OPT_ENOMEM : *error || !bridge ? OPT_ESTART : OPT_OK;
+    if (status == OPT_OK)
+        log_line(LOG_INFO, "imported PyTorch and optplug in %.2f s", log_seconds() - begun);
     if (names && !ours)
         snprintf(environment.python, sizeof environment.python, "%s", get_text(names, "python"));
     if (status != OPT_OK) {
@@ -586,6 +597,7 @@ static void after_fork(int in_child)
     if (in_child) {
         torn = forking.starting;
         forked = started;
+        log_after_fork();
         pthread_mutex_init(&start_lock, NULL);
     } else if (!forking.starting)
         pthread_mutex_unlock(&start_lock);
@@ -634,12 +646,14 @@ static int start_python(void)
     int fresh = !py.Py_IsInitialized_();
     if (fresh) {
         early_end_watch(give_up, keep_gil);
+        double begun = log_seconds();
         int status = initialize_python();
         if (status < 0) {
             early_end_unwatch();
             return status;
         }
         early_end_python_runs();
+        log_line(LOG_INFO, "started Python in %.2f s", log_seconds() - begun);
     }
     PyGILState_STATE state = fresh ? PyGILState_UNLOCKED : py.PyGILState_Ensure_();
     int status = import_bridge(affinity_count(&affinity));
@@ -685,9 +699,14 @@ int host_start(const char *python)
     /* Twice, since the shield is whole only when OpenMP and Python's functions are found. */
     struct host_state outer, inner;
     host_enter(&outer);
+    log_start();
     find_openmp(); /* the host's, whose thread count the import of torch would change */
     pthread_mutex_lock(&load_lock);
+    double begun = log_seconds();
     int status = loaded ? OPT_OK : load_python(python);
+    Dl_info info;
+    if (!loaded && status == OPT_OK && dladdr((void *)(intptr_t)py.Py_IsInitialized_, &info))
+        log_line(LOG_INFO, "found libpython '%.500s' in %.2f s", info.dli_fname, log_seconds() - begun);
     loaded = loaded || status == OPT_OK;
     pthread_mutex_unlock(&load_lock);
     if (status == OPT_OK) {
@@ -775,6 +794,17 @@ static int64_t take_steps(int opt)
     return steps;
 }
 
+static int log_wanted(void) { return log_level; }
+
+static void tell(int level, const char *line) { log_line(level, "%s", line); }
+
+static int change_log_level(int level)
+{
+    if (level >= 0)
+        log_set_level(level);
+    return log_function_level();
+}
+
 __attribute__((visibility("default"))) const optplug_host *optplug_attach(const optplug_python *python,
                                                                           const char *version)
 {
@@ -791,6 +821,9 @@ __attribute__((visibility("default"))) const optplug_host *optplug_attach(const 
         .plan = set_plan,
         .plan_scalars = set_plan_scalars,
         .take_steps = take_steps,
+        .log_wanted = log_wanted,
+        .log = tell,
+        .log_level = change_log_level,
     };
     if (strcmp(version, OPTPLUG_VERSION) != 0)
         return NULL;

@@ -4,7 +4,7 @@ find_package(Threads REQUIRED)
 
 function(add_optplug_library name)
   add_library(${name} SHARED)
-  foreach(source api apart callback early_end error find handle host lent openmp plan room signals)
+  foreach(source api apart callback early_end error find handle host lent log openmp plan room signals)
     target_sources(${name} PRIVATE ${CMAKE_CURRENT_FUNCTION_LIST_DIR}/${source}.c)
   endforeach()
   set_target_properties(${name} PROPERTIES

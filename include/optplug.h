@@ -338,6 +338,7 @@ int opt_load_memory(int opt, const void *buffer, int64_t size);
  *                                   Numbers are PyTorch's to 1e-5 (float32) and 1e-12 (float64) of their
  *                                   size, or of 1, in 12 steps, which is checked.  opt_describe says what
  *                                   steps are made of, and opt_warning why the compiler has failed
+ *   log='debug'                     what opt_log's function is told: 'info', 'debug', or False for nothing
  *   plans=False                     let every step go through Python; or 'stable', or 'direct': step without
  *                                   it through PyTorch's stable C ABI, or, a microsecond faster, by its
  *                                   kernels' own entries, which is the default where the host is no Python
@@ -346,6 +347,18 @@ int opt_load_memory(int opt, const void *buffer, int64_t size);
  * the one recorded when cmake (not pip) built optplug, or else the one in which liboptplug lies.
  * OPTPLUG_LIBPYTHON names a libpython to load.  In a set-uid program neither variable counts. */
 int opt_init(const char *options);
+
+/* Let a function of yours be told what the library does, a line each, for a log of your own; NULL: none.
+ *
+ * level is 1 for info, which is told unless opt_init says otherwise, and 2 for debug; line, without an end of
+ * line, is there during the call alone.  The function is called at the end of a call of the library's, on the
+ * thread that has made it, with your floating-point environment and none of our locks; on several threads at
+ * a time, if they call.  It may call nothing of optplug's, and must return.  Set it before opt_init to be
+ * told of the start.  When opt_log returns, the function before is not called any more.
+ *
+ * The environment variable OPTPLUG_LOG, info or debug, writes the same to stderr, at once. */
+typedef void (*opt_log_function)(void *user, int level, const char *line);
+int opt_log(opt_log_function function, void *user);
 
 /* Describe an optimizer in a few lines of "name: value"; with opt = 0 the library itself: which
  * Python, libpython, torch and devices are used.  Starts nothing.
@@ -428,6 +441,8 @@ int optplug_load(int opt, const char *path);
 int64_t optplug_save_memory(int opt, void *buffer, int64_t size);
 int optplug_load_memory(int opt, const void *buffer, int64_t size);
 int optplug_init(const char *options);
+typedef void (*optplug_log_function)(void *user, int level, const char *line);
+int optplug_log(optplug_log_function function, void *user);
 const char *optplug_describe(int opt);
 const char *optplug_list(const char *kind);
 const char *optplug_version(void);

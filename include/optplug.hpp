@@ -24,6 +24,7 @@
 #include <iterator>
 #include <list>
 #include <memory>
+#include <mutex>
 #include <numeric>
 #include <stdexcept>
 #include <string>
@@ -66,6 +67,26 @@ inline std::string check_text(const char *text)
 }
 
 inline void init(const std::string &options = "") { check(optplug_init(options.c_str())); }
+/* Let a function be told what the library does, as opt_log says; {} for none.  What it throws is dropped. */
+inline void log(std::function<void(int level, const std::string &line)> function)
+{
+    using Function = decltype(function);
+    static std::mutex changing;
+    static Function told;
+    std::lock_guard<std::mutex> lock(changing);
+    check(optplug_log(nullptr, nullptr)); /* which waits for calls of the one before */
+    told = std::move(function);
+    if (told)
+        check(optplug_log(
+            [](void *, int level, const char *line) {
+                try {
+                    told(level, line);
+                } catch (...) {
+                }
+            },
+            nullptr));
+}
+
 inline std::string list(const std::string &kind) { return check_text(optplug_list(kind.c_str())); }
 inline std::string describe() { return check_text(optplug_describe(0)); }
 inline std::string warning() { return optplug_warning(); }

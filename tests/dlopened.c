@@ -35,6 +35,7 @@ FORWARD(int, opt_bind_nd,
          void *data, const int64_t *strides, void *grad, const int64_t *grad_strides),
         (opt, name, dtype, device, ndim, shape, data, strides, grad, grad_strides))
 FORWARD(int, opt_init, (const char *options), (options))
+FORWARD(int, opt_log, (opt_log_function function, void *user), (function, user))
 FORWARD(const char *, opt_describe, (int opt), (opt))
 FORWARD(const char *, opt_version, (void), ())
 FORWARD(int, opt_zero_grad, (int opt), (opt))

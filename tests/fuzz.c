@@ -1323,6 +1323,15 @@ static int try_list(struct frame *c)
     return checked(c, opt_list(kind), "\n");
 }
 
+static void ignore_line(void *user, int level, const char *line) { (void)user, (void)level, (void)line; }
+
+static int try_log(struct frame *c)
+{
+    opt_log_function function = one_in(c->fuzzer, 2) ? ignore_line : NULL;
+    note(c, "opt_log(%s)", function ? "ignore_line" : "NULL");
+    return opt_log(function, NULL);
+}
+
 static int try_version(struct frame *c)
 {
     note(c, "opt_version()");
@@ -1400,6 +1409,7 @@ static const struct {
     {"opt_init", try_init, 0, 2},
     {"opt_describe", try_describe, HANDLE, 4},
     {"opt_list", try_list, 0, 2},
+    {"opt_log", try_log, 0, 1},
     {"opt_version", try_version, 0, 1},
 };
 enum { FUNCTIONS = sizeof functions / sizeof *functions };

@@ -262,6 +262,20 @@ static void a_text_that_is_not_there_throws_its_status()
     CHECK_THROWS(OPT_EHANDLE, "is no optimizer", opt.describe());
 }
 
+static void a_function_is_told_what_is_done()
+{
+    std::vector<std::string> lines;
+    optplug::log([&](int level, const std::string &line) {
+        lines.push_back(std::to_string(level) + line);
+        throw 1; /* which ends nothing */
+    });
+    Optimizer("SGD(lr=0.125)");
+    optplug::log({});
+    Optimizer("SGD(lr=0.5)");
+    CHECK(!lines.empty() && lines.back()[0] == '1' &&
+          lines.back().find("SGD(lr=0.125)") != std::string::npos);
+}
+
 static void errors_are_exceptions()
 {
     CHECK_THROWS(OPT_EINVAL, "did you mean Adam", Optimizer("Adm()"));
@@ -302,6 +316,7 @@ static void an_exception_out_of_a_bare_closure_is_told()
 int main()
 {
     a_text_that_is_not_there_throws_its_status(); /* first, since it is about the start */
+    a_function_is_told_what_is_done();
     what_has_data_and_size_is_bound();
     arrays_may_come_with_each_step();
     a_lambda_is_a_closure();

@@ -12,6 +12,8 @@ module cases
     integer :: calls = 0
   end type
 
+  character(:), allocatable :: told
+
 contains
 
   subroutine run_all()
@@ -618,6 +620,13 @@ contains
     call check(stat == opt_estate, message)
   end subroutine
 
+  subroutine take_line(level, line)
+    integer, intent(in) :: level
+    character(*), intent(in) :: line
+
+    if (level == 1) told = told // line // new_line(line)
+  end subroutine
+
   subroutine the_library_tells_of_itself()
     type(optimizer) :: opt
     character(:), allocatable :: text
@@ -628,6 +637,14 @@ contains
     call opt_init("num_threads=0", stat, message)
     call check(stat == opt_einval .and. message == opt_error() .and. index(opt_traceback(), "Error") > 0, message)
     call check(len(opt_version()) >= 5 .and. index(opt_describe(), opt_version()) > 0, opt_describe())
+    told = ""
+    call opt_log(take_line)
+    call opt%create("SGD(lr=0.125)")
+    call opt%free()
+    call opt_log()
+    call opt%create("SGD(lr=0.5)")
+    call opt%free()
+    call check(index(told, "SGD(lr=0.125)") > 0 .and. index(told, "SGD(lr=0.5)") == 0, told)
     call check(index(opt_list("optimizers"), "Adam") > 0, opt_list("optimizers"))
     text = opt_list("optimisers", stat, message)
     call check(stat == opt_einval .and. text == "", message)

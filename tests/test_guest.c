@@ -278,6 +278,7 @@ static int step_nothing(void)
 
 #define DEFINE(name, call)                                                                                   \
     static int name(void) { return call; }
+static void ignore_line(void *user, int level, const char *line) { (void)user, (void)level, (void)line; }
 DEFINE(init, opt_init(NULL))
 DEFINE(init_wrong, opt_init("num_threads=0"))
 DEFINE(create, (adam = opt_create("Adam(lr=0.1)")))
@@ -336,6 +337,8 @@ DEFINE(attribute_get, ok(opt_attribute_get(rmsprop, "time")))
 DEFINE(save_wrong, opt_save(adam, "/nowhere/at/all"))
 DEFINE(load_wrong, opt_load(adam, "/nowhere/at/all"))
 DEFINE(load_none, opt_load_memory(adam, "none", 4))
+DEFINE(log_on, opt_log(ignore_line, NULL))
+DEFINE(log_none, opt_log(NULL, NULL))
 DEFINE(describe, ok(opt_describe(adam)))
 DEFINE(describe_library, ok(opt_describe(0)))
 DEFINE(list, ok(opt_list("optimizers")))
@@ -359,6 +362,7 @@ static const struct {
     int fails;
 } calls[] = {
     CALL(init, 0),
+    CALL(log_on, 0),
     CALL(init_wrong, 1),
     CALL(create, 0),
     CALL(create_sgd, 0),
@@ -451,6 +455,7 @@ static const struct {
     CALL(describe_library, 0),
     CALL(list, 0),
     CALL(list_wrong, 1),
+    CALL(log_none, 0),
     CALL(version, 0),
     CALL(error, 0),
     CALL(error_status, 0),

@@ -21,7 +21,9 @@ PACKAGE = hosts.PROJECT / "bindings" / "matlab" / "+optplug"
 
 #: Functions that take one of the host's, which MATLAB has none of.
 WITH_CALLBACK = {
-    f"{prefix}_{name}" for prefix in ("opt", "optplug") for name in ("step_closure", "schedule_callback")
+    f"{prefix}_{name}"
+    for prefix in ("opt", "optplug")
+    for name in ("step_closure", "schedule_callback", "log")
 }
 
 #: C's types by MATLAB's names, as loadlibrary's documentation has them.
@@ -61,7 +63,7 @@ def broken_rules(header: str) -> list[str]:
         "known types": all(
             re.sub(r"^const (.*?) ?\*", r"\1 *", f"const {kind} {star}".strip()).removeprefix("const ")
             in TYPES
-            or kind in ("opt_callback", "optplug_callback")
+            or re.fullmatch("opt(plug)?_(callback|log_function)", kind)
             for arguments in re.findall(r"\bopt(?:plug)?_\w+\(([^()]*)\)", c)
             for kind, star in re.findall(r"(?:const )?(\w+) (\*?)\w+(?:,|$)", arguments)
         ),

@@ -24,13 +24,14 @@
 !> * Parameter groups, the schedules' epochs and the rows of sparse gradients count from 0, as in PyTorch.
 module optplug
   use, intrinsic :: iso_c_binding, only: c_associated, c_char, c_double, c_f_pointer, &
-    c_float, c_funloc, c_funptr, c_int, c_int64_t, c_intptr_t, c_loc, c_null_char, c_null_ptr, c_ptr, c_size_t
+    c_float, c_funloc, c_funptr, c_int, c_int64_t, c_intptr_t, c_loc, c_null_char, c_null_funptr, c_null_ptr, &
+    c_ptr, c_size_t
   use, intrinsic :: iso_fortran_env, only: int64, int8, real32, real64
   implicit none
   private
 
-  public :: optimizer, closure, schedule_function
-  public :: opt_init, opt_version, opt_error, opt_traceback, opt_warning, opt_list, opt_describe
+  public :: optimizer, closure, schedule_function, log_procedure
+  public :: opt_init, opt_log, opt_version, opt_error, opt_traceback, opt_warning, opt_list, opt_describe
 
   integer, parameter, public :: opt_ok = 0 !< What stat is, as in optplug.h.
   integer, parameter, public :: opt_einval = -1
@@ -65,6 +66,16 @@ module optplug
       class(*), intent(inout), optional :: context
     end subroutine
   end interface
+
+  abstract interface
+    !> Take a line about what the library does; level is 1 for info and 2 for debug.
+    subroutine log_procedure(level, line)
+      integer, intent(in) :: level
+      character(*), intent(in) :: line
+    end subroutine
+  end interface
+
+  procedure(log_procedure), pointer :: told => null()
 
   !> What a function of the host's is called with; those of schedules are kept in a list.
   type :: callback
@@ -360,6 +371,12 @@ module optplug
     integer(c_int) function c_init(options) bind(c, name="optplug_init")
       import :: c_char, c_int
       character(kind=c_char), intent(in) :: options(*)
+    end function
+
+    integer(c_int) function c_log(function, user) bind(c, name="optplug_log")
+      import :: c_funptr, c_int, c_ptr
+      type(c_funptr), value :: function
+      type(c_ptr), value :: user
     end function
 
     type(c_ptr) function c_describe(opt) bind(c, name="optplug_describe")
@@ -1273,6 +1290,30 @@ contains
     character(*), intent(inout), optional :: errmsg
 
     call settle(c_init(trim(options) // c_null_char), stat, errmsg)
+  end subroutine
+
+  !> Let a procedure be told what the library does, a line each, as opt_log in optplug.h says; none without one.
+  subroutine opt_log(procedure, stat, errmsg)
+    procedure(log_procedure), optional :: procedure
+    integer, intent(out), optional :: stat
+    character(*), intent(inout), optional :: errmsg
+    integer(c_int) :: status
+
+    status = c_log(c_null_funptr, c_null_ptr) ! which waits for calls of the one before
+    told => null()
+    if (status == opt_ok .and. present(procedure)) then
+      told => procedure
+      status = c_log(c_funloc(call_log), c_null_ptr)
+    end if
+    call settle(status, stat, errmsg)
+  end subroutine
+
+  subroutine call_log(user, level, line) bind(c, name="")
+    type(c_ptr), value :: user
+    integer(c_int), value :: level
+    type(c_ptr), value :: line
+
+    if (associated(told) .and. .not. c_associated(user)) call told(int(level), text_of(line))
   end subroutine
 
   !> List what PyTorch has, a line each: "optimizers", "schedulers", "dtypes", "devices", or the arguments of

@@ -30,6 +30,7 @@ from optplug import buffers, checkpoint, devices, modes, optimizer, schedules, s
 from optplug._optplug import ffi, lib
 from optplug.errors import FileError, HostError, NonFiniteError, StateError
 from optplug.iterate import Iteration
+from optplug.log import LEVELS, Log
 from optplug.optimizer import Optimizer, SparseGrad
 from optplug.plans import Operation, Plan
 
@@ -88,6 +89,7 @@ def _record(kind: type[BaseException], error: BaseException, trace: object) -> i
     lines = "".join(traceback.format_exception(kind, error, trace))
     status = _status(error)
     _host.record(status, message.encode(errors="replace"), lines.encode(errors="replace"))
+    _log.debug(f"status {status}: {message}")
     return status
 
 
@@ -124,6 +126,17 @@ def _plans(function: Callable[..., None]) -> Callable[..., None]:
             function(opt, *args)
         finally:
             _hand_over(opt)
+
+    return call
+
+
+def _tells(function: Callable[..., None]) -> Callable[..., None]:
+    """Tell how a step was made that a function has made, where that is new."""
+
+    @functools.wraps(function)
+    def call(opt: int, *args: object) -> None:
+        function(opt, *args)
+        _log.steps(opt, _optimizers[opt].way)
 
     return call
 
@@ -230,6 +243,7 @@ def _catch_warnings() -> None:
         line = f"{category.__name__}: {' '.join(str(message).split())}".encode(errors="replace")
         if getattr(_in_call, "depth", 0):
             _host.warn(line)
+            _log.info(line.decode())
         elif threading.current_thread().name == Iteration.THREAD:
             _warnings_of_iterations.append(line)
         else:
@@ -336,7 +350,7 @@ def py_configure(options):
                 f'opt_checkpoint(opt, "parameters={given["save_parameters"]}")'
             )
         for name in given:
-            spec.choose(name, ("python", "num_threads", *_settings), "option")
+            spec.choose(name, ("python", "num_threads", "log", *_settings), "option")
     except spec.SpecError as error:
         raise ValueError(f"options {spec.shown(text.strip(' ,'))}: {error}") from error
     threads, most = given.get("num_threads", 1), os.cpu_count() or 1
@@ -348,6 +362,13 @@ def py_configure(options):
         if type(value) is not bool and value not in ways:
             more = "".join(f" or {way!r}" for way in ways)
             raise ValueError(f"{name} must be True or False{more}, got {spec.shown(value)}")
+    level = given.get("log", False)
+    if level is True or not isinstance(level, bool | str) or level not in LEVELS:
+        raise ValueError(f"log must be 'info', 'debug' or False, got {spec.shown(level)}")
+    if "log" in given:
+        _host.log_level(LEVELS[level])
+    if given:
+        _log.info(f"options {text.strip(' ,')}")
     if "num_threads" in given:
         torch.set_num_threads(threads)
         _host.threads(threads)
@@ -369,6 +390,7 @@ def py_create(opt, text):
         may_compile=_settings["compile"],
         master_weights=_settings["master_weights"],
     )
+    _log.info(f"opt={opt}: {_text('spec', text)}")
 
 
 @_callback
@@ -385,6 +407,7 @@ def py_bind(opt, name, dtype, device, ndim, shape, data, strides, grad, grad_str
         ),
         bool(lent),
     )
+    _log.debug(f"opt={opt}: bound {_text('name', name)!r}, {dtype} of shape {tuple(sizes)}")
 
 
 @_callback
@@ -398,15 +421,18 @@ def py_bind_sparse(opt, name, dtype, rows, columns, data, capacity, count, indic
     )
     table = buffers.wrap("data", _address(data), dtype, devices.CPU, [rows, columns])
     _optimizers[opt].bind(_text("name", name), table, grad)
+    _log.debug(f"opt={opt}: bound {_text('name', name)!r}, {dtype} of shape {(rows, columns)}, by rows")
 
 
 @_callback
 @_plans
 def py_group(opt, options):
     _optimizers[opt].group(_text("options", options))
+    _log.debug(f"opt={opt}: group {_text('options', options)}")
 
 
 @_callback
+@_tells
 @_plans
 @_on_streams
 def py_step(opt):
@@ -414,6 +440,7 @@ def py_step(opt):
 
 
 @_callback
+@_tells
 @_plans
 @_on_streams
 def py_step_closure(opt, closure, user, loss):
@@ -427,6 +454,7 @@ def py_step_closure(opt, closure, user, loss):
 
 
 @_callback
+@_tells
 @_plans
 @_on_streams
 def py_iterate(opt, loss, wanted):
@@ -441,7 +469,9 @@ def py_iterate(opt, loss, wanted):
 
     wanted[0] = _optimizers[opt].iterate(loss, prepare)
     while _warnings_of_iterations:
-        _host.warn(_warnings_of_iterations.pop(0))
+        line = _warnings_of_iterations.pop(0)
+        _host.warn(line)
+        _log.info(line.decode())
 
 
 @_callback
@@ -492,6 +522,7 @@ def py_get(opt, group, name, value):
 @_plans
 def py_set(opt, group, options):
     _optimizers[opt].set(group, _text("options", options))
+    _log.debug(f"opt={opt}: set {_text('options', options)}")
 
 
 @_callback
@@ -499,9 +530,11 @@ def py_set(opt, group, options):
 def py_schedule(opt, text, function, user):
     if text == ffi.NULL:
         _optimizers[opt].unschedule()
+        _log.info(f"opt={opt}: no scheduler any more")
         return
     factor = None if function == ffi.NULL else _factor_of(function, user)
     _optimizers[opt].schedule(_text("spec", text), factor)
+    _log.info(f"opt={opt}: scheduler {_text('spec', text)}")
 
 
 @_callback
@@ -515,6 +548,7 @@ def py_schedule_step(opt, metric):
 @_on_streams
 def py_average(opt, text):
     _optimizers[opt].average(_text("spec", text))
+    _log.info(f"opt={opt}: average {_text('spec', text)}")
 
 
 @_callback
@@ -553,7 +587,9 @@ def py_attribute_get(opt, name):
 @_callback
 @_on_streams
 def py_save(opt, path):
-    checkpoint.save(os.fsdecode(ffi.string(path)), _counted(opt).state_dict())
+    where = os.fsdecode(ffi.string(path))
+    checkpoint.save(where, _counted(opt).state_dict())
+    _log.info(f"opt={opt}: saved to {where!r}")
 
 
 @_callback
@@ -561,6 +597,8 @@ def py_save(opt, path):
 def py_save_memory(opt, buffer, size, written):
     room = ffi.buffer(buffer, size) if buffer != ffi.NULL else None
     written[0] = checkpoint.save_memory(room, _counted(opt).state_dict())
+    if room is not None:
+        _log.info(f"opt={opt}: saved to {written[0]} bytes of memory")
 
 
 @_callback
@@ -583,12 +621,15 @@ def _load(opt: int, read: Callable[[object], dict[str, object]], where: object, 
     except ValueError as error:
         shown = f" {spec.shown(where)}" if isinstance(where, str) else ""
         raise ValueError(f"{name}{shown}: {error}") from error
+    _log.info(f"opt={opt}: loaded from {repr(where) if isinstance(where, str) else 'memory'}")
 
 
 @_callback
 def py_free(opt):
     _planned.pop(opt, None)  # C ends it with the handle
     _optimizers.pop(opt).close()
+    _log.forget(opt)
+    _log.debug(f"opt={opt}: ended")
 
 
 @_callback
@@ -604,8 +645,15 @@ def py_describe_library(lines):
         f"devices: {', '.join(devices.names())}\n"
         f"threads: {torch.get_num_threads()}\n"
         f"plans: {_settings['plans'] if _can_plan else 'none: this torch lacks the C functions for them'}\n"
+        + "".join(f"{name}: {value}\n" for name, value in _settings.items() if name != "plans")
+        + f"log: {_told(_host.log_level(-1))}\n"
     )
     _host.text(os.fsencode(text))
+
+
+def _told(level: int) -> str:
+    """Return a level as log= has it."""
+    return str(next(name for name, number in LEVELS.items() if number == level))
 
 
 @_callback
@@ -629,6 +677,7 @@ if _host == ffi.NULL:
         "the liboptplug of this process is of another version than the package optplug in "
         f"{pathlib.Path(__file__).parent}: link to the one that `python -m optplug config --library` names"
     )
+_log = Log(_host.log_wanted, lambda level, line: _host.log(level, line.encode(errors="replace")))
 _suffix = "dylib" if sys.platform == "darwin" else "so"
 _libraries = pathlib.Path(torch.__file__).parent / "lib"
 _can_plan = bool(
@@ -637,5 +686,6 @@ _can_plan = bool(
     )
 )
 _warm_up()
+_log.info(f"torch {torch.__version__} with {torch.get_num_threads()} threads")
 _catch_warnings()
 atexit.register(_host.end)

@@ -36,6 +36,9 @@ import optplug
 #: A function of the host's: ``int (void *user, double *value)``.
 CALLBACK = ctypes.CFUNCTYPE(ctypes.c_int, ctypes.c_void_p, ctypes.POINTER(ctypes.c_double))
 
+#: What is told of what the library does: ``void (*)(void *user, int level, const char *line)``.
+LOG_FUNCTION = ctypes.CFUNCTYPE(None, ctypes.c_void_p, ctypes.c_int, ctypes.c_char_p)
+
 
 @dataclass
 class _Memory:
@@ -111,6 +114,8 @@ _TYPES = {
     "const float *": _Values(ctypes.c_float),
     "const int64_t *": _Values(ctypes.c_int64),
     "opt_callback": CALLBACK,
+    "opt_log_function": LOG_FUNCTION,
+    "optplug_log_function": LOG_FUNCTION,
     "optplug_callback": CALLBACK,
 }
 _RESULTS = {"int": ctypes.c_int, "int64_t": ctypes.c_int64, "const char *": ctypes.c_char_p}
@@ -176,6 +181,24 @@ def _check_text(text: bytes | None) -> str:
 def init(options: str = "") -> None:
     """Set options of the library, ``"num_threads=1"``."""
     _check(_library().optplug_init(options.encode()))
+
+
+def log(function: Callable[[int, str], None] | None) -> None:
+    """Let a function be told what the library does, as ``opt_log`` says: a level and a line; None: none.
+
+    It may be ``logging``'s: ``log(lambda level, line: logger.log(logging.INFO, line))``.
+    """
+
+    def tell(_: Any, level: int, line: bytes) -> None:
+        function(level, line.decode())
+
+    callback = LOG_FUNCTION(tell) if function else LOG_FUNCTION()
+    _check(_library().optplug_log(callback, None))
+    _told[:] = [callback]  # kept as long as the library has it
+
+
+#: What the library calls for `log`.
+_told: list[Any] = []
 
 
 def listing(kind: str) -> list[str]:

@@ -690,6 +690,20 @@ class Optimizer:
             lines.append(f"average: {' '.join(self._average.text.split())}")
         return "".join(line + "\n" for line in lines)
 
+    def way(self) -> str:
+        """Say how steps are made now, and why by Python where kernels could be called without it."""
+        if not self.torch:
+            return "nothing yet"
+        path = self._path(self.torch)
+        if self.plan or not any(group.get("fused") for group in self.torch.param_groups):
+            return path
+        reasons = {
+            "plans=False": not self.plans,
+            "averages follow each step": self._average is not None,
+            "hooks of PyTorch's watch them": has_hooks(self.torch),
+        }
+        return ", ".join([f"{path}, by Python", *(f"since {why}" for why, holds in reasons.items() if holds)])
+
     def _path(self, optimizer: torch.optim.Optimizer) -> str:
         name = self._class.__name__
         if self.plan:

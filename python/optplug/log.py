@@ -1,0 +1,43 @@
+"""Lines about what is done, for whoever listens: stderr by OPTPLUG_LOG, and a log of the host's."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+INFO, DEBUG = 1, 2  # as in csrc/log.h
+LEVELS = {False: 0, "info": INFO, "debug": DEBUG}  # as opt_init's log= has them
+
+
+class Log:
+    """What tells lines, if they are wanted.
+
+    Args:
+        wanted: returns the highest level that anybody wants.
+        tell: takes a level and a line.
+    """
+
+    def __init__(self, wanted: Callable[[], int], tell: Callable[[int, str], None]) -> None:
+        self._wanted, self._tell = wanted, tell
+        self._steps: dict[int, str] = {}
+
+    def info(self, line: str) -> None:
+        """Tell what a host may want to know of each run."""
+        if self._wanted() >= INFO:
+            self._tell(INFO, line)
+
+    def debug(self, line: str) -> None:
+        """Tell what helps to find a fault."""
+        if self._wanted() >= DEBUG:
+            self._tell(DEBUG, line)
+
+    def steps(self, opt: int, way: Callable[[], str]) -> None:
+        """Tell how an optimizer's steps are made, where that is new: ``way`` says so if it is wanted."""
+        if self._wanted() >= INFO:
+            now = way()
+            if self._steps.get(opt) != now:
+                self._steps[opt] = now
+                self._tell(INFO, f"opt={opt}: steps by {now}")
+
+    def forget(self, opt: int) -> None:
+        """Know nothing of an optimizer that has ended."""
+        self._steps.pop(opt, None)

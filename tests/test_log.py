@@ -1,0 +1,82 @@
+"""OPTPLUG_LOG alone lets the library write to stderr what it does; and opt_describe(0) has every option."""
+
+from __future__ import annotations
+
+import logging
+import os
+import re
+import subprocess
+import sys
+import textwrap
+
+import pytest
+
+import hosts
+from optplug import ctypes_api
+from test_readme import build
+
+
+def stderr(**variables: str) -> str:
+    """Return what a host in C has on stderr."""
+    done = subprocess.run(
+        [hosts.PROGRAMS / "host"], env=os.environ | variables, capture_output=True, text=True, check=True
+    )
+    assert done.stdout.startswith("stepped\n")
+    return done.stderr
+
+
+def test_the_variable_lets_it_tell():
+    lines = stderr(OPTPLUG_LOG="info").splitlines()
+    assert all(re.match(r"optplug\[\d+\] \d+\.\d{3}: \S", line) for line in lines)
+    assert [line for line in lines if "(the environment of liboptplug)" in line]
+    assert [line for line in lines if ": steps by " in line]
+    assert not [line for line in lines if ": bound " in line]
+    assert [line for line in stderr(OPTPLUG_LOG="debug").splitlines() if ": bound " in line]
+
+
+def test_the_program_of_the_page_on_it_runs(tmp_path):
+    page = (hosts.PROJECT / "docs" / "seeing.md").read_text()
+    build(re.search(r"```c\n(.*?)```", page, re.S)[1], tmp_path)
+    lines = hosts.run(tmp_path / "main").stdout.splitlines()
+    assert all(line.startswith("INFO optplug: ") for line in lines)
+    assert [line for line in lines if line.endswith(": SGD(lr=0.5)")]
+
+
+@pytest.mark.parametrize("value", ["", "0", "no"])
+def test_other_values_let_it_be_silent(value):
+    assert stderr(OPTPLUG_LOG=value) == ""
+
+
+def test_the_reason_for_a_python_is_told():
+    assert ": Python: '" + sys.executable + "' (OPTPLUG_PYTHON)" in stderr(
+        OPTPLUG_LOG="info", OPTPLUG_PYTHON=sys.executable
+    )
+
+
+def test_every_option_in_force_is_described():
+    header = (hosts.PROJECT / "include" / "optplug.h").read_text()
+    manual = header.partition("\nint opt_init(")[0].rpartition("\n/* ")[2]
+    names = set(re.findall(r"^ \*   (\w+)=", manual, re.M)) - {"num_threads"} | {"threads"}
+    assert len(names) > 6
+    code = """
+        from optplug import ctypes_api
+        ctypes_api.log(lambda level, line: None)
+        ctypes_api.init("num_threads=1, error_if_nonfinite=True, plans='stable', log='debug'")
+        print(ctypes_api.describe())
+    """
+    text = hosts.run(sys.executable, "-c", textwrap.dedent(code)).stdout
+    assert names <= set(re.findall(r"^(\w+): ", text, re.M))
+    for line in ("threads: 1", "error_if_nonfinite: True", "plans: stable", "log: debug", "compile: False"):
+        assert f"\n{line}\n" in text
+
+
+def test_pythons_logging_takes_the_lines(caplog):
+    logger = logging.getLogger("host")
+    caplog.set_level(logging.INFO, "host")
+    ctypes_api.log(lambda level, line: logger.log(logging.INFO if level == 1 else logging.DEBUG, line))
+    with ctypes_api.Optimizer("SGD(lr=0.125)"):
+        pass
+    ctypes_api.log(None)
+    with ctypes_api.Optimizer("SGD(lr=0.5)"):
+        pass
+    assert [line.partition(": ")[2] for line in caplog.messages if "SGD" in line] == ["SGD(lr=0.125)"]
