@@ -239,7 +239,8 @@ int opt_schedule_callback(int opt, const char *spec, opt_callback function, void
  * The stream stays yours and must outlive the optimizer or the next opt_stream.  A call puts its work onto
  * the stream and returns, as a kernel launch does.  It waits for the GPU only where it gives back numbers or
  * memory of the CPU: total_norm, error_if_nonfinite, opt_average_get into the CPU's memory, opt_save,
- * opt_load.  A later opt_step may be captured into a CUDA graph, with the hyperparameters as they are. */
+ * opt_load and the first step after it.  A later opt_step may be captured into a CUDA graph, with the
+ * hyperparameters as they are. */
 int opt_stream(int opt, void *stream);
 
 /* Let each step from now on divide the gradients by *scale, the factor of your loss, and be left out where
