@@ -286,9 +286,9 @@ int opt_save(int opt, const char *path);
  * The steps that follow are those of the optimizer that was saved, bit for bit, unless compiled kernels
  * (see opt_init) make them.  Schedulers and averages come out of the file, or, where you have attached them,
  * must be the same; a schedule with a function of yours must be attached before.  A file that PyTorch has
- * saved, of a state_dict or a dict with one as "optimizer", will do as well; its parameters are taken by
- * their param_names or else in order, and schedulers and averages stay as they are here.  No code is run,
- * whatever is in the file.  If anything is wrong with it, the optimizer stays as it was. */
+ * saved, of a state_dict or a dict with one (as "optimizer", if there are more), will do as well; its
+ * parameters are taken by their param_names or else in order, and schedulers and averages stay as they are
+ * here.  No code is run, whatever is in the file.  If anything is wrong with it, nothing has changed. */
 int opt_load(int opt, const char *path);
 
 /* Choose what opt_save writes for this optimizer, and what opt_load takes, from now on:

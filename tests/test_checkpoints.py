@@ -316,9 +316,7 @@ def test_a_file_of_pytorchs_that_does_not_fit_is_refused(tmp_path):
         assert words in lib.opt_error().decode(), lib.opt_error()
 
     refused("has shape (5,)", lambda s: s["state"][0].update(exp_avg=torch.zeros(5)))
-    refused(
-        "is float64, and float32 here", lambda s: s["state"][0].update(exp_avg=torch.zeros(4, 3).double())
-    )
+    refused("is int32, and float32 here", lambda s: s["state"][0].update(exp_avg=torch.zeros(4, 3).int()))
     refused("is str", lambda s: s["state"][0].update(exp_avg="x"))
     refused("has the state exp_avg, step, where", lambda s: s["state"][0].__delitem__("exp_avg_sq"))
     refused("Invalid weight_decay value: -1", lambda s: s["param_groups"][0].update(weight_decay=-1))
@@ -352,7 +350,7 @@ def test_no_code_runs(tmp_path, monkeypatch):
         for zipped in (True, False):
             torch.save(content, "c.pt", _use_new_zipfile_serialization=zipped)
             assert lib.opt_load(run.opt, b"c.pt") == -1
-            assert b"it is no checkpoint" in lib.opt_error()
+            assert lib.opt_error().startswith(b"path 'c.pt': it is ")
     assert not (tmp_path / "bomb").exists()
     run.free()
 
@@ -439,7 +437,10 @@ def test_what_is_whole_but_wrong_is_refused():
     refused("it has the schedulers (none), and here are 'StepLR", lambda c: c.update(schedulers=[]))
     refused("it has the average None, and here is 'Averaged", lambda c: c.update(average=None))
     refused("its state of the scheduler", lambda c: c["schedulers"][0]["state"].pop("last_epoch"))
-    refused("the average of parameter 'w'", lambda c: c["average"]["values"].update(w=torch.zeros(1)))
+    refused(
+        "the average of parameter 'w' has another shape",
+        lambda c: c["average"]["values"].update(w=torch.zeros(1)),
+    )
     refused("it is no checkpoint: KeyError 'average'", lambda c: c.pop("average"))
     refused("it is no checkpoint", lambda c: c.update(optplug=3))
     refused("group 0 has no lr", lambda c: c["optimizer"]["param_groups"][0].pop("lr"))
@@ -575,8 +576,9 @@ def test_many_small_tensors_are_written_in_few_pieces(monkeypatch):
 def test_small_and_large_pieces_stay_in_their_order():
     sizes = [1, 1 << 18, 3, 1 << 20, 5, 1 << 17, 1 << 17, 1 << 17, 7]
     content = {"optimizer": [torch.full((n,), float(i)) for i, n in enumerate(sizes)]}
-    read = checkpoint.load_memory(sealed(content))
-    assert all(torch.equal(a, b) for a, b in zip(read["optimizer"], content["optimizer"], strict=True))
+    with checkpoint.load_memory(sealed(content)) as read:
+        pairs = zip(read["optimizer"], content["optimizer"], strict=True)
+        assert all(torch.equal(a.tensor(), b) for a, b in pairs)
 
 
 def test_where_no_thread_can_be_made_a_checkpoint_is_written_all_the_same():
@@ -588,7 +590,8 @@ def test_where_no_thread_can_be_made_a_checkpoint_is_written_all_the_same():
         written = sealed(content)
     finally:
         threading.stack_size(before)
-    assert torch.equal(checkpoint.load_memory(written)["optimizer"], content["optimizer"])
+    with checkpoint.load_memory(written) as read:
+        assert torch.equal(read["optimizer"].tensor(), content["optimizer"])
 
 
 @pytest.mark.parametrize("count", [10, 1 << 22])
@@ -601,4 +604,5 @@ def test_memory_that_is_too_small_stays_as_it_was(count):
     assert room == b"x" * (size + 5)
     assert checkpoint.save_memory(room, content) == size
     assert room[size:] == b"xxxxx"
-    assert torch.equal(checkpoint.load_memory(room[:size])["optimizer"], content["optimizer"])
+    with checkpoint.load_memory(room[:size]) as read:
+        assert torch.equal(read["optimizer"].tensor(), content["optimizer"])

@@ -440,6 +440,52 @@ def test_inspect_of_a_damaged_or_foreign_file_is_a_line(call, saved, tmp_path):
         assert said in err
 
 
+def test_inspect_shows_names_on_one_line_and_without_escapes(call, tmp_path):
+    path, names = (
+        tmp_path / "c.pt",
+        ["\x1b[31mred\x07", "a\nb: fake line", "x\r\x1b[2K", "\u202e rtl", "\x9b31m"],
+    )
+    values = [torch.nn.Parameter(torch.ones(5)) for _ in names]
+    optimizer = torch.optim.Adam(list(zip(names, values, strict=True)))
+    optimizer.param_groups[0]["\x1b[1m"] = "\x1b]0;title\x07"
+    for value in values:
+        value.grad = torch.ones(5)
+    optimizer.step()
+    torch.save(optimizer.state_dict(), path)
+    status, out, _ = call("inspect", str(path))
+    assert (status, [c for c in out if not (c.isprintable() or c in "\n\t")]) == (0, [])
+    assert [line for line in out.splitlines() if "fake line" in line and not line.startswith("a\\nb")] == []
+    assert r"\x1b[31mred\x07" in out
+    assert "\x1b" not in call("inspect", str(path), "--json")[1]
+
+
+def test_inspect_shows_no_more_than_fits(call, tmp_path):
+    path, laugh = tmp_path / "c.pt", ("ha",) * 2
+    for _ in range(14):
+        laugh = laugh, laugh
+    group = {"params": [0], "lr": 0.1, "x" * 10**6: "y" * 10**6, "laugh": laugh, "row": [1] * 10**5}
+    torch.save({"state": {0: {"step": laugh}}, "param_groups": [group]}, path)
+    for form in ((), ("--json",)):
+        status, out, _ = call("inspect", str(path), *form)
+        assert status == 0
+        assert len(out) < 10_000
+
+
+def test_the_current_folders_modules_are_not_imported(saved):
+    for name in ("argparse", "ctypes", "json", "numpy", "pathlib", "rich", "shlex", "torch", "zipfile"):
+        (saved.parent / f"{name}.py").write_text("open('imported', 'a').write(__name__)\n")
+    for line in (["inspect", saved], ["list"], ["describe", "Adam"], ["doctor"], ["config", "--cflags"]):
+        done = subprocess.run(
+            [sys.executable, "-m", "optplug", *line],
+            cwd=saved.parent,
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+        assert done.returncode == 0, done.stderr
+    assert not (saved.parent / "imported").exists()
+
+
 def test_bench_measures_both_and_draws(tmp_path):
     picture = tmp_path / "bench.png"
     arguments = ("SGD(lr=0.1)", "RMSprop()", "--sizes", "10,2e1", "--threads", "1", "--plot", str(picture))

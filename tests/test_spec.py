@@ -8,6 +8,7 @@ import pathlib
 import subprocess
 import sys
 import warnings
+from collections import Counter
 
 import pytest
 
@@ -116,6 +117,22 @@ def test_arguments_are_names_with_values():
 def test_a_shown_value_is_quoted_and_short():
     assert spec.shown("a\nb") == r"'a\nb'"
     assert len(spec.shown("x" * 10**6)) == 120
+
+
+def test_a_value_is_shown_at_once_however_large_it_would_print():
+    laugh: object = ("ha",) * 2
+    deep: object = []
+    for _ in range(40):
+        laugh = laugh, laugh
+    for _ in range(5000):
+        deep = [deep]
+    large = (laugh, {1: laugh}, Counter({1: laugh}), deep, {"x" * 10**6: 1}, "x" * 10**6, 1 << 10**6)
+    for value in large:
+        text = spec.shown(value)
+        assert len(text) <= 120, text
+        assert "..." in text or "bits" in text
+    assert spec.shown({"a": (1, [2.5, None])}) == "{'a': (1, [2.5, None])}"
+    assert spec.shown("a\nb\x1b") == r"'a\nb\x1b'"
 
 
 # Every function that reads text, given every text that tries to be code, under an audit hook: Python

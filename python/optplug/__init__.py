@@ -8,40 +8,44 @@ The library itself is ``liboptplug``, with a C API; this package carries it and 
 ``python -m optplug --help`` does the same for build systems, and finds out what is wrong.
 """
 
-from __future__ import annotations
-
-import pathlib
-import re
+# Nothing else is imported: until __main__ has seen to it, the current folder's modules come first.
+import os
 import sys
 
-_HERE = pathlib.Path(__file__).resolve().parent
+_HERE = os.path.dirname(os.path.realpath(__file__))  # noqa: PTH120
 
-_header = _HERE / "include" / "optplug.h"
-# Without it the doctor is still to speak.
-_text = _header.read_text(encoding="utf-8") if _header.exists() else 'define OPTPLUG_VERSION "unknown"'
-__version__ = re.search(r'define OPTPLUG_VERSION "(.*)"', _text)[1]
+
+def _version() -> str:
+    try:
+        with open(f"{_HERE}/include/optplug.h", encoding="utf-8") as header:  # noqa: PTH123
+            return header.read().partition('define OPTPLUG_VERSION "')[2].partition('"')[0]
+    except FileNotFoundError:
+        return "unknown"  # the doctor is still to speak
+
+
+__version__ = _version()
 
 
 def library() -> str:
     """Return the path of the shared library, for ``ctypes.CDLL`` or a linker."""
-    return str(_HERE / "lib" / f"liboptplug.{'dylib' if sys.platform == 'darwin' else 'so'}")
+    return f"{_HERE}/lib/liboptplug.{'dylib' if sys.platform == 'darwin' else 'so'}"
 
 
 def libdir() -> str:
     """Return the folder that holds the shared library."""
-    return str(_HERE / "lib")
+    return f"{_HERE}/lib"
 
 
 def includedir() -> str:
     """Return the folder that holds ``optplug.h``."""
-    return str(_HERE / "include")
+    return f"{_HERE}/include"
 
 
 def fortrandir() -> str:
     """Return the folder that holds the source of the Fortran module."""
-    return str(_HERE / "fortran")
+    return f"{_HERE}/fortran"
 
 
 def matlabdir() -> str:
     """Return the folder for MATLAB's or Octave's path."""
-    return str(_HERE / "matlab")
+    return f"{_HERE}/matlab"

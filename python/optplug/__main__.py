@@ -1,10 +1,13 @@
 """The command line: ``python -m optplug COMMAND``.  A command imports what it needs when it runs."""
 
-from __future__ import annotations
+import sys
+
+# python -m puts the current folder first, and what lies there is not meant.
+if __name__ == "__main__" and __spec__ and not getattr(sys.flags, "safe_path", False):
+    del sys.path[0]
 
 import argparse
 import shlex
-import sys
 from collections.abc import Callable
 from typing import Any
 

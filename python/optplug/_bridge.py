@@ -18,6 +18,7 @@ import threading
 import traceback
 import warnings
 from collections.abc import Callable
+from contextlib import AbstractContextManager
 from itertools import chain
 
 from optplug import surroundings
@@ -615,9 +616,12 @@ def py_load_memory(opt, buffer, size):
     _load(opt, checkpoint.load_memory, ffi.buffer(buffer, size), "buffer")
 
 
-def _load(opt: int, read: Callable[[object], dict[str, object]], where: object, name: str) -> None:
+def _load(
+    opt: int, read: Callable[..., AbstractContextManager[dict[str, object]]], where: object, name: str
+) -> None:
     try:
-        _counted(opt).load_state_dict(read(where))
+        with read(where) as content:
+            _counted(opt).load_state_dict(content)
     except ValueError as error:
         shown = f" {spec.shown(where)}" if isinstance(where, str) else ""
         raise ValueError(f"{name}{shown}: {error}") from error

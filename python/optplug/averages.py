@@ -11,6 +11,7 @@ from torch.optim import swa_utils
 
 from optplug import spec
 from optplug.arguments import blame, check_kinds, said
+from optplug.checks import check_count, check_tensor
 from optplug.errors import StateError
 from optplug.spec import Call, SpecError, shown
 
@@ -108,11 +109,14 @@ class Average:
         Raises:
             ValueError: it is of other parameters, or none.
         """
-        values, count = state["values"], state["n_averaged"]
+        values, count = (
+            state["values"],
+            check_count("the number of steps in the average", state["n_averaged"]),
+        )
         for name, p in zip(names, self._averaged.parameters(), strict=True):
-            if values[name].shape != p.shape or values[name].dtype != p.dtype:
-                raise ValueError(f"the average of parameter {shown(name)} has another shape or dtype")
-            p.data.copy_(values[name])
+            check_tensor(f"the average of parameter {shown(name)}", values[name], p.dtype, p.shape)
+        for name, p in zip(names, self._averaged.parameters(), strict=True):
+            p.data.copy_(values[name].tensor())
         self._averaged.n_averaged.fill_(count)
 
     def swap(self, module: nn.Module) -> None:

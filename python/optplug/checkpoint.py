@@ -10,7 +10,7 @@ import contextlib
 import hashlib
 import io
 import os
-import pickle
+import stat
 import threading
 from collections.abc import Iterator
 from typing import Any, BinaryIO
@@ -18,7 +18,7 @@ from typing import Any, BinaryIO
 import torch
 import torch.utils.serialization  # which torch.save would import when the file system may have gone
 
-from optplug import files
+from optplug import archive, files
 from optplug.errors import FileError
 from optplug.spec import shown
 
@@ -41,27 +41,17 @@ def write(file: BinaryIO, content: dict[str, Any]) -> None:
 
 
 def read(file: BinaryIO) -> dict[str, Any]:
-    """Read a checkpoint, or what plain PyTorch has saved; no code is run.
+    """Read a checkpoint, or what plain PyTorch has saved: see `archive`, which says what tensors are in it.
 
     Raises:
         ValueError: it is damaged, or neither.
     """
     is_sealed = _check_seal(file)
-    file.seek(0)
-    try:
-        content = torch.load(file, map_location="cpu", weights_only=True)
-    except MemoryError:
-        raise
-    except pickle.UnpicklingError as error:
-        _, _, reason = str(error).partition("WeightsUnpickler error: ")
-        reason = reason.partition("\n")[0] or "PyTorch cannot read it"
-        raise ValueError(f"it is no checkpoint: {reason}") from error
-    except Exception as error:
-        if "can't allocate memory" in str(error):
-            raise
-        raise ValueError("it is no checkpoint, or damaged: PyTorch cannot read it") from error
+    content = archive.read(file, is_sealed)
     if not isinstance(content, dict):
-        raise ValueError(f"it is no checkpoint: it has a {type(content).__name__} in it")
+        kind = "Tensor" if isinstance(content, archive.Stored) else type(content).__name__
+        kind = content.name if isinstance(content, archive.Foreign) else kind
+        raise ValueError(f"it is no checkpoint: it has a {kind} in it")
     if "optplug" in content and not is_sealed:
         raise ValueError("it is damaged: the end is missing or has changed")
     return content
@@ -153,15 +143,22 @@ def save(path: str, content: dict[str, Any]) -> None:
         write(file, content)
 
 
-def load(path: str) -> dict[str, Any]:
-    """Read a checkpoint from a file.
+@contextlib.contextmanager
+def load(path: str) -> Iterator[dict[str, Any]]:
+    """Read a checkpoint from a file, for a block in which its tensors can be read.
 
     Raises:
         FileError: the system refuses.
         ValueError: it is damaged, or no checkpoint.
     """
-    with _file_errors(path), open(path, "rb") as file:  # noqa: PTH123
-        return read(file)
+    with _file_errors(path), open(path, "rb", opener=_open_at_once) as file:
+        if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
+            raise OSError(0, "it is no regular file")
+        yield read(file)
+
+
+def _open_at_once(path: str, flags: int) -> int:
+    return os.open(path, flags | os.O_NONBLOCK)  # where it is a pipe nobody may ever write to it
 
 
 @contextlib.contextmanager
@@ -218,10 +215,11 @@ def save_memory(room: Any, content: dict[str, Any]) -> int:
     return size
 
 
-def load_memory(room: Any) -> dict[str, Any]:
-    """Read a checkpoint from memory.
+@contextlib.contextmanager
+def load_memory(room: Any) -> Iterator[dict[str, Any]]:
+    """Read a checkpoint from memory, for a block in which its tensors can be read.
 
     Raises:
         ValueError: it is damaged, or no checkpoint.
     """
-    return read(io.BytesIO(room))
+    yield read(io.BytesIO(room))

@@ -6,11 +6,15 @@ import pathlib
 from collections.abc import Iterator
 from typing import Any
 
-from torch import Tensor
-
 from optplug import attributes, checkpoint
+from optplug.archive import Stored
 from optplug.buffers import name_of
+from optplug.report import printable
 from optplug.spec import shown
+from optplug.state import find
+
+_LONGEST, _MANY = 1000, 64  # characters of a text, numbers in a row
+_NUMBER, _BITS = 16, 1000
 
 
 def read(path: str) -> dict[str, Any]:
@@ -21,20 +25,18 @@ def read(path: str) -> dict[str, Any]:
         ValueError: it is damaged, or no checkpoint.
     """
     try:
-        content = checkpoint.load(path)
-        return {"file": path, "bytes": pathlib.Path(path).stat().st_size} | _contents(content)
+        with checkpoint.load(path) as content:
+            return {"file": path, "bytes": pathlib.Path(path).stat().st_size} | _contents(content)
     except ValueError as error:
         raise ValueError(f"path {shown(path)}: {error}") from error
-    except (AttributeError, IndexError, KeyError, TypeError) as error:
+    except (AttributeError, IndexError, KeyError, OverflowError, TypeError) as error:
         raise ValueError(
             f"path {shown(path)}: it is no checkpoint: {type(error).__name__} {error}"
         ) from error
 
 
 def _contents(content: dict[str, Any]) -> dict[str, Any]:
-    about, saved = content.get("optplug"), content.get("optimizer", content)
-    if not isinstance(saved, dict) or not {"state", "param_groups"} <= saved.keys():
-        raise ValueError("it has no state of an optimizer in it")
+    about, saved = content.get("optplug"), find(content)
     average, values = content.get("average"), content.get("parameters") or {}
     groups, state = saved["param_groups"], saved["state"]
     names = {
@@ -43,17 +45,17 @@ def _contents(content: dict[str, Any]) -> dict[str, Any]:
         for key, name in zip(group["params"], group.get("param_names") or group["params"], strict=True)
     }
     tensors = [
-        {"parameter": names.get(key, key), "state": what, **_form(tensor)}
+        {"parameter": _plain(names.get(key, key)), "state": _plain(what), **_form(tensor)}
         for key, entries in state.items()
         for what, tensor in _tensors(entries)
     ]
     facts = {
-        "format": f"optplug {about['format']}" if about else "plain PyTorch",
+        "format": f"optplug {_plain(about['format'])}" if about else "plain PyTorch",
         "seal": "intact" if about else "none",  # or it would not have been read
-        "torch": about and about["torch"],
-        "optimizer": about and about["class"],
-        "steps": about and about.get("steps"),
-        "average": average and f"{average['spec']} of {average['n_averaged']} steps",
+        "torch": about and _plain(about["torch"]),
+        "optimizer": about and _plain(about["class"]),
+        "steps": about and _plain(about.get("steps")),
+        "average": average and f"{_plain(average['spec'])} of {_plain(average['n_averaged'])} steps",
         "bytes of state": sum(row["bytes"] for row in tensors),
         "bytes of the average": average and sum(t.nbytes for t in average["values"].values()),
         "bytes of master copies": sum(t.nbytes for t in (content.get("masters") or {}).values()) or None,
@@ -65,16 +67,18 @@ def _contents(content: dict[str, Any]) -> dict[str, Any]:
             {
                 "group": i,
                 "parameters": len(group["params"]),
-                "hyperparameters": {k: v for k, v in group.items() if k not in ("params", "param_names")},
+                "hyperparameters": {
+                    _plain(k): _plain(v) for k, v in group.items() if k not in ("params", "param_names")
+                },
             }
             for i, group in enumerate(groups)
         ],
         "parameters": [
             {
-                "parameter": names[key],
+                "parameter": _plain(names[key]),
                 "group": i,
-                "dtype": forms.get(names[key], {}).get("dtype"),
-                "shape": forms.get(names[key], {}).get("shape"),
+                "dtype": _plain(forms.get(names[key], {}).get("dtype")),
+                "shape": _plain(forms.get(names[key], {}).get("shape")),
                 "steps": _steps(state.get(key, {})),
                 "values": "in the file" if names[key] in values else None,
             }
@@ -84,9 +88,9 @@ def _contents(content: dict[str, Any]) -> dict[str, Any]:
         "state": tensors,
         "schedulers": [
             {
-                "scheduler": entry["spec"],
-                "steps": entry["state"].get("last_epoch"),
-                "lr": entry["state"].get("_last_lr"),
+                "scheduler": _plain(entry["spec"]),
+                "steps": _plain(entry["state"].get("last_epoch")),
+                "lr": _plain(entry["state"].get("_last_lr")),
             }
             for entry in content.get("schedulers", ())
             if about
@@ -98,18 +102,36 @@ def _contents(content: dict[str, Any]) -> dict[str, Any]:
     }
 
 
-def _tensors(entries: dict[str, Any]) -> Iterator[tuple[str, Tensor]]:
+def _tensors(entries: dict[str, Any]) -> Iterator[tuple[str, Stored]]:
     for name, value in entries.items():
         for i, tensor in enumerate(value if isinstance(value, list) else [value]):
-            if isinstance(tensor, Tensor):
+            if isinstance(tensor, Stored):
                 yield f"{name}[{i}]" if isinstance(value, list) else name, tensor
 
 
-def _form(tensor: Tensor) -> dict[str, Any]:
+def _form(tensor: Stored) -> dict[str, Any]:
     return {"dtype": name_of(tensor.dtype), "shape": list(tensor.shape), "bytes": tensor.nbytes}
 
 
-def _steps(entries: dict[str, Any]) -> int | None:
+def _steps(entries: dict[str, Any]) -> Any:
     """Return how many steps are in a state that counts them."""
     count = entries.get("step")
-    return None if count is None else int(count)
+    if isinstance(count, Stored) and count.nbytes <= _NUMBER:
+        count = count.tensor().tolist()
+    return int(count) if isinstance(count, float) and count.is_integer() else _plain(count)
+
+
+def _plain(value: Any) -> Any:
+    """Return a value of a file's as it can be shown: numbers and short rows of them, and text on one line."""
+    if isinstance(value, float | None) or (isinstance(value, int) and value.bit_length() < _BITS):
+        return value
+    if isinstance(value, str):
+        return printable(value[:_LONGEST]) + "..." * (len(value) > _LONGEST)
+    if isinstance(value, list | tuple) and all(isinstance(v, float | int | None) for v in value[:_MANY]):
+        row = [_plain(v) for v in value[:_MANY]]
+        return (
+            row
+            if isinstance(value, list) and len(value) <= _MANY
+            else (*row, *["..."] * (len(value) > _MANY))
+        )
+    return shown(value)

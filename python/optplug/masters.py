@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from optplug.checks import check_tensor
 from optplug.lean import Gradients
+from optplug.spec import shown
 
 #: The dtypes that have them.
 DTYPES = (torch.float16, torch.bfloat16)
@@ -93,29 +96,36 @@ class Masters:
         """Return the parameters in float32, by name."""
         return {name: m.parameter.detach() for name, m in self._all.items()}
 
-    def check(self, saved: dict[str, Tensor]) -> None:
-        """Check what `state_dict` has returned once against what is here.
+    def read(self, saved: Any) -> dict[str, Tensor]:
+        """Check what `state_dict` has returned once against what is here, and read it.
 
         Raises:
             ValueError: it has others.
         """
-        for name, m in self._all.items():
+        if not isinstance(saved, dict):
+            raise ValueError("it is no checkpoint: its masters are none")
+        for name in self._all:
             if name not in saved:
                 raise ValueError(
-                    f"it has no master copy of parameter {name!r}: it was saved without "
+                    f"it has no master copy of parameter {shown(name)}: it was saved without "
                     'opt_init("master_weights=True")'
                 )
-            if saved[name].shape != m.parameter.shape or saved[name].dtype != torch.float32:
-                raise ValueError(f"its master copy of parameter {name!r} has another shape or dtype")
         for name in saved:
             if name not in self._all:
                 raise ValueError(
-                    f"it has a master copy of parameter {name!r}, and here is none: "
+                    f"it has a master copy of parameter {shown(name)}, and here is none: "
                     'call opt_init("master_weights=True") before opt_create'
                 )
+        found = {
+            name: check_tensor(
+                f"its master copy of parameter {shown(name)}", saved[name], torch.float32, m.parameter.shape
+            )
+            for name, m in self._all.items()
+        }
+        return {name: value.tensor() for name, value in found.items()}
 
     def load_state_dict(self, saved: dict[str, Tensor]) -> None:
-        """Take over what has been checked."""
+        """Take over what `read` has returned."""
         with Gradients(False):
             for name, m in self._all.items():
                 m.parameter.copy_(saved[name])

@@ -25,13 +25,14 @@ from optplug.arguments import blame, check_kinds, said
 from optplug.averages import Average
 from optplug.buffers import is_dense, name_of, same_order
 from optplug.checkpoint_options import CheckpointOptions
+from optplug.checks import check_tensor
 from optplug.claims import Claims
 from optplug.errors import CompileError, HostError, NonFiniteError, StateError, warn
 from optplug.iterate import Iteration
 from optplug.lean import Calls, Gradients, has_hooks, lean, step_again, step_and_record
 from optplug.masters import Masters
 from optplug.spec import Call, SpecError, shown
-from optplug.state import IMPLEMENTATIONS, lie_as, order, put
+from optplug.state import IMPLEMENTATIONS, exactly, expected, find, lie_as, order, put
 
 # Where torch's foreach implementation gives the very bits of its loop over parameters, which is its default
 # on the CPU, in float32 and float64; and for how many parameters, of how many values, it is faster.
@@ -146,6 +147,7 @@ class Optimizer:
         self._master_weights, self._masters = master_weights, Masters()
         self._may_compile = bool(plans) and may_compile
         self._has_compiled = False
+        self._is_checked = False  # whether the state is known to fit
         self._fixed: list[dict[str, Any]] = []  # hyperparameters at the last recorded step
         self._calls: Calls = []  # what the last step came down to, if the next one is to be like it
         self._groups = [_Group()]
@@ -315,6 +317,7 @@ class Optimizer:
         else:
             with self._ready("opt_step") as optimizer:
                 self._check_gradients()
+                self._check_state(optimizer)
                 if self._is_wanted(optimizer):
                     with self._undone_on_error(optimizer, closure=False):
                         optimizer.step()
@@ -328,6 +331,7 @@ class Optimizer:
 
     def _step_on(self) -> None:
         """Make a step that is not the first."""
+        self._check_state(self.torch)
         if self._calls and not has_hooks(self.torch):
             calls, self._calls = self._calls, []  # torch may leave a list of them changed if it fails
             step_again(calls)
@@ -549,52 +553,59 @@ class Optimizer:
             about = content.get("optplug")
             if about is not None:
                 self._check_about(about)
-                self._masters.check(content.get("masters", {}))
             self._take_over(content, about)
         except (HostError, NonFiniteError, StateError):
             raise
-        except (AttributeError, IndexError, KeyError, TypeError) as error:
+        except (AttributeError, IndexError, KeyError, OverflowError, TypeError) as error:
             raise ValueError(f"it is no checkpoint: {type(error).__name__} {error}") from error
 
     def _check_about(self, about: dict[str, Any]) -> None:
-        if about["format"] != _FORMAT:
-            raise ValueError(f"it is of format {about['format']}, and this optplug reads format {_FORMAT}")
+        if type(about["format"]) is not int or about["format"] != _FORMAT:
+            raise ValueError(
+                f"it is of format {shown(about['format'])}, and this optplug reads format {_FORMAT}"
+            )
         if about["class"] != self._class.__name__:
-            raise ValueError(f"it is of {about['class']}, and this optimizer is {self._class.__name__}")
+            raise ValueError(
+                f"it is of {_words(about['class'])}, and this optimizer is {self._class.__name__}"
+            )
+        if type(about["stepped"]) is not bool:
+            raise ValueError(f"it is no checkpoint: stepped is {shown(about['stepped'])}")
         for name in self.parameters:
-            theirs = about["parameters"].get(name)
-            ours = _form(self._arrays(name)[0])
+            theirs, ours = about["parameters"].get(name), _form(self._arrays(name)[0])
             if theirs is not None and theirs != ours:
                 raise ValueError(
-                    f"parameter {shown(name)} is {theirs['dtype']} of shape {tuple(theirs['shape'])} in it, "
-                    f"and {ours['dtype']} of shape {tuple(ours['shape'])} here"
+                    f"parameter {shown(name)} is {_words(theirs['dtype'])} of shape "
+                    f"{shown(tuple(theirs['shape']))} in it, and {ours['dtype']} of shape "
+                    f"{tuple(ours['shape'])} here"
                 )
 
     def _take_over(self, content: dict[str, Any], about: dict[str, Any] | None) -> None:
-        saved, average = content.get("optimizer", content), self._average
+        saved, average = find(content), self._average
         names = order(saved, [group.names for group in self._groups])
         groups = [_Group(g.options, n) for g, n in zip(self._groups, names, strict=True)]
         optimizer = self._build(groups)
         before = [dict(group) for group in (self.torch or optimizer).param_groups]
         made_of = self._schedules
         states = [s.state_dict() for s in self._schedulers]
+        if about is not None and type(content["schedulers"]) is not list:
+            raise ValueError("it is no checkpoint: its schedulers are none")
         theirs = [s["state"] for s in content["schedulers"]] if about is not None else []
         if about is not None and self.checkpoint.schedules:
             states = theirs
             made_of = self._schedules_like([s["spec"] for s in content["schedulers"]])
-        if about is not None:
-            average = self._average_like(content["average"])
         schedulers = [schedules.attach(optimizer, text, function) for text, function in made_of]
-        put(saved, optimizer, self._try_out, about is not None)
         for (text, _), scheduler, state in zip(made_of, schedulers, states, strict=True):
-            if scheduler.state_dict().keys() != state.keys():
-                raise ValueError(f"its state of the scheduler {shown(text)} is none")
-            scheduler.load_state_dict(state)
+            schedules.restore(scheduler, f"its state of the scheduler {shown(text)}", state)
+        is_ours = about is not None
+        copies = self._masters.read(content.get("masters", {})) if is_ours else {}
+        put(saved, optimizer, self._trier(), self._judge_all, is_ours, is_ours and about["stepped"])
         if not self.checkpoint.schedules:
             schedules.keep(optimizer, before, [*states, *theirs])
+        if about is not None:
+            average = self._average_like(content["average"])
         taken = self._values_in(content) if self.checkpoint.parameters else {}
         expected = values.read(about.get("checksums", {})) if about is not None and not taken else {}
-        stepped = bool(about["stepped"] if about is not None else optimizer.state)
+        stepped = about["stepped"] if about is not None else bool(optimizer.state)
         steps = _steps(about, optimizer)
         texts = attributes.read(content.get("attributes", {})) if about is not None else None
         if stepped:
@@ -604,7 +615,7 @@ class Optimizer:
             for name, value in taken.items():
                 self._arrays(name)[0].copy_(value)
         if about is not None:
-            self._masters.load_state_dict(content.get("masters", {}))
+            self._masters.load_state_dict(copies)
         self.torch, self._groups, self._average = optimizer, groups, average
         self._schedulers, self._schedules = schedulers, made_of
         self._stepped, self._expected, self.steps = stepped, expected, steps
@@ -629,6 +640,8 @@ class Optimizer:
     def _schedules_like(self, texts: list[str]) -> list[tuple[str, schedules.Function | None]]:
         """Return what the schedulers are made of, as they are attached here or else as they were there."""
         here = [text for text, _ in self._schedules]
+        if not all(type(text) is str for text in texts):
+            raise ValueError(f"it is no checkpoint: the spec of a scheduler in it is {shown(texts)}")
         if here and here != texts:
             raise ValueError(
                 f"it has the schedulers {', '.join(map(shown, texts)) or '(none)'}, "
@@ -638,7 +651,9 @@ class Optimizer:
 
     def _average_like(self, state: dict[str, Any] | None) -> Average | None:
         here = self._average.text if self._average else None
-        there = state["spec"] if state else None
+        there = None if state is None else state["spec"]
+        if there is not None and type(there) is not str:
+            raise ValueError(f"it is no checkpoint: the spec of the average in it is {shown(there)}")
         if here is not None and here != there:
             raise ValueError(f"it has the average {there and shown(there)}, and here is {shown(here)}")
         if state is None:
@@ -654,18 +669,35 @@ class Optimizer:
                 'it has no parameters in it: call opt_checkpoint(opt, "parameters=True") before opt_save, or '
                 '"parameters=False" before opt_load and restore your arrays yourself'
             )
+        found = {}
         for name in self.parameters:
-            if _form(saved[name]) != _form(self._arrays(name)[0]):
-                raise ValueError(f"its values of parameter {shown(name)} have another shape or dtype")
-        return {name: saved[name] for name in self.parameters}
+            what, array = f"the value of parameter {shown(name)}", self._arrays(name)[0]
+            found[name] = check_tensor(what, saved[name], array.dtype, array.shape)
+        return {name: value.tensor() for name, value in found.items()}
 
-    def _try_out(self, options: dict[str, Any], p: Tensor) -> dict[str, Any]:
-        """Return the state that a parameter like this has after a step."""
-        name = next(name for name, other in self.parameters.items() if other is p)
+    def _judge_all(self, options: dict[str, Any]) -> None:
+        """Let PyTorch's constructor judge all options of a group."""
         self._judge(options, {})
-        optimizer = self._trial(self._arguments, p, name in self._sparse, options)
-        (state,) = optimizer.state.values()
-        return state
+
+    def _trier(self) -> Callable[[dict[str, Any], Tensor], dict[str, Any]]:
+        """Return a function that returns the state of a parameter after a step with a group's options."""
+        names, known = {p: name for name, p in self.parameters.items()}, {}
+        of_torch = self._class in classes().values()
+
+        def trial(options: dict[str, Any], p: Tensor) -> dict[str, Any]:
+            sparse, shape = names[p] in self._sparse, tuple(p.shape)
+            key = (repr(options), p.dtype, p.device, sparse, shape)
+            if key not in known:
+
+                def on(shape: list[int]) -> dict[str, Any]:
+                    optimizer = self._trial(self._arguments, p, sparse, options, shape=shape)
+                    return next(iter(optimizer.state.values()), {})
+
+                # Other classes may go by a parameter's size.
+                known[key] = expected(on, shape) if of_torch else exactly(on(list(shape)))
+            return known[key]
+
+        return trial
 
     # ---- what it is ----
 
@@ -759,7 +791,13 @@ class Optimizer:
 
     def _forget(self) -> None:
         """Let the next step look at everything anew."""
-        self.plan, self._calls = None, []
+        self.plan, self._calls, self._is_checked = None, [], False
+
+    def _check_state(self, optimizer: torch.optim.Optimizer) -> None:
+        """Look at the state, before a step, where it may be another than the last step's."""
+        if not self._is_checked:
+            planning.check_state(optimizer)
+            self._is_checked = True
 
     def _refresh(self) -> None:
         """Let the next step look at the hyperparameters anew."""
@@ -901,19 +939,20 @@ class Optimizer:
         sparse: bool,
         options: dict[str, Any] | None,
         change: dict[str, Any] | None = None,
+        shape: list[int] | None = None,
     ) -> torch.optim.Optimizer:
-        """Build and step an optimizer: see `_try`."""
+        """Build and step an optimizer: see `_try`; on a parameter of a shape, or else of a small one."""
         device = devices.CPU if like is None else like.device
         if like is None and arguments.get("capturable") and torch.cuda.is_available():
             arguments = {**arguments, "capturable": False}  # on the CPU, where this trial is
         if self._may_fuse and not sparse and (like is None or like.is_floating_point()):
             fused = device == devices.CPU or _fuses_rightly(self._class, like.dtype, device.type)
             arguments = {"fused": fused, **arguments}
-        shape = (
-            [2, 2]
-            if like is None
-            else [min(n, 2) if n > 0 and i < 2 else 1 for i, n in enumerate(like.shape)]
-        )
+        if shape is None:
+            shape = [
+                min(n, 2) if n > 0 and i < 2 else 1
+                for i, n in enumerate((2, 2) if like is None else like.shape)
+            ]
         dtype = None if like is None else like.dtype
         parameter = nn.Parameter(torch.zeros(shape, dtype=dtype, device=device))
         parameter.grad = torch.ones_like(parameter)
@@ -1063,6 +1102,7 @@ class Optimizer:
             self._check_gradients()
             return loss
 
+        self._check_state(optimizer)
         self._masters.read_values(not self._stepped)
         with self._undone_on_error(optimizer, closure=True):
             loss = optimizer.step(evaluate)
@@ -1184,6 +1224,10 @@ def _steps(about: dict[str, Any] | None, optimizer: torch.optim.Optimizer) -> in
 
 def _form(p: Tensor) -> dict[str, Any]:
     return {"shape": list(p.shape), "dtype": name_of(p.dtype)}
+
+
+def _words(value: object) -> str:
+    return value if type(value) is str and value.isidentifier() else shown(value)
 
 
 def _layout(tensor: Tensor | SparseGrad) -> str:

@@ -18,6 +18,7 @@ from torch import Tensor
 
 from optplug import compiled
 from optplug.buffers import is_dense, same_order
+from optplug.errors import StateError
 from optplug.lean import Calls, has_hooks, lean
 from optplug.masters import Masters
 
@@ -275,13 +276,27 @@ def _list(
     return tensors
 
 
+def check_state(optimizer: torch.optim.Optimizer) -> None:
+    """Raise StateError where torch's fused kernels would go wrong: they look at nothing themselves."""
+    for group in optimizer.param_groups:
+        for p in group["params"] if group.get("fused") else ():
+            for name, value in optimizer.state.get(p, {}).items():
+                if isinstance(value, Tensor):
+                    try:
+                        _check("state_steps" if name == "step" else name, p, value)
+                    except ValueError:
+                        raise StateError(f"the state {name} does not fit its parameter") from None
+
+
 def _check(name: str, p: Tensor, tensor: Tensor) -> None:
     """Raise ValueError where a tensor of the state is not what a flat pass over p and it takes it for."""
+    fits = type(tensor) is Tensor and tensor.layout == torch.strided and tensor.device == p.device
     if name == "state_steps":
-        fits = tensor.numel() == 1 and tensor.dtype == torch.float32
+        fits = fits and tensor.numel() == 1 and tensor.dtype == torch.float32
     else:
         fits = (
-            tensor.dtype == p.dtype
+            fits
+            and tensor.dtype == p.dtype
             and tensor.shape == p.shape
             and (tensor.stride() == p.stride() or same_order(p.shape, p.stride(), tensor.stride()))
         )

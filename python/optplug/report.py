@@ -63,10 +63,15 @@ def _table(rows: Sequence[Row]) -> None:
 
 def _cell(value: object) -> str:
     if isinstance(value, Mapping):
-        return ", ".join(f"{name}={item!r}" for name, item in value.items())
+        return printable(", ".join(f"{name}={item!r}" for name, item in value.items()))
     if isinstance(value, float):
         return f"{value:.4g}" if abs(value) < 1e4 else f"{value:.0f}"
-    return "" if value is None else " ".join(str(value).split())
+    return "" if value is None else printable(" ".join(str(value).split()))
+
+
+def printable(text: str) -> str:
+    """Return text with what a terminal would obey, or a row of text could not hold, escaped."""
+    return "".join(c if c.isprintable() else repr(c)[1:-1] for c in text)
 
 
 def _plain(value: Any) -> object:

@@ -17,6 +17,7 @@ from torch.optim.lr_scheduler import CosineAnnealingWarmRestarts, LRScheduler, R
 
 from optplug import spec
 from optplug.arguments import blame, check_kinds, said
+from optplug.checks import check_count, check_like
 from optplug.errors import HostError, StateError
 from optplug.spec import Call, SpecError, shown
 
@@ -217,6 +218,21 @@ def step(optimizer: torch.optim.Optimizer, schedulers: Iterable[LRScheduler], va
             except (ArithmeticError, TypeError, ValueError) as error:
                 what = type(s).__name__ if value is None else f"value {value}"
                 raise ValueError(f"{what}: {said(error)}") from error
+
+
+def restore(scheduler: LRScheduler, what: str, state: Any) -> None:
+    """Put a saved state into a scheduler, which ``what`` names for errors.
+
+    Raises:
+        ValueError: it is none of such a scheduler.
+    """
+    like = scheduler.state_dict()
+    if not isinstance(state, dict) or state.keys() != like.keys():
+        raise ValueError(f"{what} is none")
+    checked = check_like(what, state, like)
+    for name in ("last_epoch", "_step_count"):
+        check_count(f"{what}[{name!r}]", checked.get(name, 0))
+    scheduler.load_state_dict(checked)
 
 
 @contextmanager

@@ -12,10 +12,12 @@ import difflib
 import functools
 import inspect
 import re
+import reprlib
 import threading
 import warnings
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field, replace
+from itertools import islice
 from typing import Any
 
 _MODULE = re.compile(r"\s*[A-Za-z_][\w.]*\s*:")
@@ -66,9 +68,35 @@ class Supplied:
         return self.source
 
 
+class _Short(reprlib.Repr):
+    """``repr`` that makes no more of a value than is shown, whatever is in it and however often."""
+
+    def __init__(self, limit: int) -> None:
+        super().__init__()
+        self.maxlevel = 4
+        self.maxtuple = self.maxlist = self.maxdict = self.maxset = self.maxfrozenset = self.maxdeque = 8
+        self.maxstring = self.maxlong = self.maxother = limit
+
+    def repr_str(self, value: str, _: int) -> str:
+        text = repr(value[: self.maxstring])
+        return text if len(value) <= self.maxstring else text[:-1] + "..." + text[-1]
+
+    def repr_int(self, value: int, _: int) -> str:
+        return repr(value) if value.bit_length() <= self.maxlong else f"a number of {value.bit_length()} bits"
+
+    def repr_dict(self, value: dict, level: int) -> str:
+        if level <= 0:
+            return "{...}"
+        items = islice(value.items(), self.maxdict)
+        shown_ = [f"{self.repr1(k, level - 1)}: {self.repr1(v, level - 1)}" for k, v in items]
+        return "{" + ", ".join(shown_ + ["..."] * (len(value) > self.maxdict)) + "}"
+
+    repr_Counter = repr_OrderedDict = repr_dict  # noqa: N815 (what reprlib looks for)
+
+
 def shown(value: object, limit: int = 120) -> str:
     """Return a value as an error message shows it: quoted, on one line, of bounded length."""
-    text = repr(value)
+    text = " ".join(_Short(4 * limit).repr(value).split("\n"))
     return text if len(text) <= limit else text[: limit - 4] + "..." + text[-1]
 
 

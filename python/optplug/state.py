@@ -1,22 +1,61 @@
-"""The state of an optimizer as torch's ``state_dict`` gives it, checked before it goes into another one."""
+"""The state of an optimizer as torch's ``state_dict`` gives it, checked before it goes into another one.
+
+Where a file has a tensor, there is an `archive.Stored`: what does not fit is refused before it is read.
+"""
 
 from __future__ import annotations
 
+import math
 from collections import defaultdict
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from optplug.archive import Foreign, Stored
+from optplug.checks import check_count, check_like, check_tensor, is_number, kind_of
+from optplug.devices import CPU
 from optplug.schedules import GROUP_KEYS
 from optplug.spec import shown
 
 #: Which of torch's implementations makes the step: no hyperparameters, but in the groups beside them.
 IMPLEMENTATIONS = ("fused", "foreach", "capturable", "differentiable")
+_SCALARS = (torch.float32, torch.float64)  # which torch takes for counts and rates by its default dtype
+_WINDOW = 12  # dimensions of which a trial tells whether a state has them
 
 
-def order(saved: Any, groups: list[list[str]]) -> list[list[str]]:
+def find(content: dict[str, Any]) -> dict[str, Any]:
+    """Return the optimizer's state in what a file has.
+
+    Raises:
+        ValueError: there is none, or more than one and none of them is "optimizer".
+    """
+    if _is_state(content):
+        return content
+    found = {str(key): state for key, value in content.items() for state in _states_in(value)}
+    if "optimizer" in found:
+        return found["optimizer"]
+    if len(found) == 1:
+        return next(iter(found.values()))
+    keys = ", ".join(map(shown, list(found or content)[:20])) or "(none)"
+    if found:
+        raise ValueError(f"it has states of several optimizers: {keys}; save one alone, or as 'optimizer'")
+    raise ValueError(f"it is no checkpoint: it has no state of an optimizer in it, and the keys {keys}")
+
+
+def _is_state(value: object) -> bool:
+    return isinstance(value, dict) and {"state", "param_groups"} <= value.keys()
+
+
+def _states_in(value: object) -> list[dict[str, Any]]:
+    """Return a state, or one that is alone in a list, in a list."""
+    values = value if isinstance(value, list) and len(value) == 1 else [value]
+    return [v for v in values if _is_state(v)]
+
+
+def order(saved: dict[str, Any], groups: list[list[str]]) -> list[list[str]]:
     """Return the names of the parameters of each group in the order in which a saved state has them.
 
     The optimizer that is to go on must have them so, since LBFGS adds up over all of them.
@@ -28,11 +67,18 @@ def order(saved: Any, groups: list[list[str]]) -> list[list[str]]:
     Raises:
         ValueError: it is no such state, or of other parameters.
     """
-    if not isinstance(saved, dict) or not {"state", "param_groups"} <= saved.keys():
-        raise ValueError("it has no state of an optimizer in it")
     theirs = saved["param_groups"]
+    if type(theirs) is not list or not all(isinstance(group, dict) for group in theirs):
+        raise ValueError("it is no checkpoint: param_groups is no list of groups")
     if len(theirs) != len(groups):
         raise ValueError(f"it has {len(theirs)} parameter groups, and this optimizer {len(groups)}")
+    keys: set[int] = set()
+    for i, group in enumerate(theirs):
+        if type(group.get("params")) is not list or not all(type(key) is int for key in group["params"]):
+            raise ValueError(f"group {i} has no list of parameters in it")
+        if keys & set(group["params"]) or len(set(group["params"])) < len(group["params"]):
+            raise ValueError(f"group {i} has a parameter in it that comes twice")
+        keys |= set(group["params"])
     return [_names(i, group, here) for i, (group, here) in enumerate(zip(theirs, groups, strict=True))]
 
 
@@ -42,6 +88,8 @@ def _names(i: int, group: dict[str, Any], here: list[str]) -> list[str]:
         if count != len(here):
             raise ValueError(f"group {i} has {count} parameters in it, and {len(here)} here")
         return here
+    if type(names) is not list or not all(type(name) is str for name in names):
+        raise ValueError(f"group {i}: its param_names are no list of names, got {shown(names)}")
     for name in here:
         if name not in names:
             there = ", ".join(map(shown, names[:20]))
@@ -58,39 +106,61 @@ def put(
     saved: dict[str, Any],
     optimizer: torch.optim.Optimizer,
     try_out: Callable[[dict[str, Any], Tensor], dict[str, Any]],
+    judge: Callable[[dict[str, Any]], None],
     is_ours: bool,
+    stepped: bool,
 ) -> None:
     """Put a saved state into an optimizer that has the parameters in the same `order`.
 
-    Tensors are taken as they are.  torch's ``load_state_dict`` would cast them to the parameter's dtype,
-    and so the next steps' bits would be others.
+    Tensors of optplug's own files are taken as they are.  torch's ``load_state_dict`` would cast them to the
+    parameter's dtype, and so the next steps' bits would be others.
 
     Args:
         saved: what ``state_dict`` returned once, for an optimizer of this class.
-        try_out: returns the state that a parameter has after a step with the options of a group, and
-            raises what PyTorch says of options that are wrong.
+        try_out: returns the state that a parameter has after a step with the options of a group, each
+            tensor as a `Form`, and raises what PyTorch says of options that are wrong.
+        judge: raises what PyTorch's constructor says of options.
         is_ours: whether optplug has saved it; plain PyTorch's choice of an implementation, where it was a
-            default, is not taken over.
+            default, is not taken over, and its state is cast as PyTorch casts it.
+        stepped: whether optplug has made steps with it.
 
     Raises:
         ValueError: it is no such state, or of parameters of other shapes.
     """
-    total = sum(p.numel() * (1 + p.is_complex()) for group in optimizer.param_groups for p in group["params"])
     states = saved["state"]
-    groups, state, known = [], defaultdict(dict), set()
+    if not isinstance(states, dict) or not all(isinstance(state, dict) for state in states.values()):
+        raise ValueError("it is no checkpoint: its state is none")
+    everything = [p for group in optimizer.param_groups for p in group["params"]]
+    groups, fitting, known = [], {}, set()
     for i, (group, theirs) in enumerate(zip(optimizer.param_groups, saved["param_groups"], strict=True)):
         options = _options(i, group, theirs, is_ours)
+        try:
+            judge(options)
+        except Exception as error:
+            raise ValueError(f"group {i}: {error}") from error
         groups.append({**group, **options})
         for name, p, key in zip(group["param_names"], group["params"], theirs["params"], strict=True):
             known.add(key)
-            if key in states:
-                try:
-                    expected = try_out(options, p)
-                except Exception as error:
-                    raise ValueError(f"group {i}: {error}") from error
-                state[p] = _check(name, p, states[key], expected, total)
+            there = states.get(key, {})
+            if not there and not stepped:
+                continue
+            try:
+                like = try_out(options, p)
+            except Exception as error:
+                raise ValueError(f"group {i}: {error}") from error
+            if there and is_ours and not stepped and p not in optimizer.state:
+                raise ValueError(f"parameter {shown(name)} has a state before the first step")
+            if there:
+                fitting[p] = _fit(name, p, there, like, everything, options, is_ours)
+            elif like.keys() - {"momentum_buffer"} and ("old_dirs" not in like or p is everything[0]):
+                raise ValueError(f"parameter {shown(name)} has no state, after steps")
     if states.keys() - known:
         raise ValueError("it has state of parameters that are in none of its groups")
+    # All that can be checked is: now read.
+    state = defaultdict(dict)
+    for p, fits in fitting.items():
+        if fits:
+            state[p] = {key: value() for key, value in fits.items()}
     optimizer.__setstate__({"state": state, "param_groups": groups})
 
 
@@ -103,70 +173,232 @@ def lie_as(value: Any, data: Tensor) -> Any:
     return torch.empty_like(data, dtype=value.dtype).copy_(value)
 
 
+# ---- hyperparameters ----
+
+
 def _options(i: int, ours: dict[str, Any], theirs: dict[str, Any], is_ours: bool) -> dict[str, Any]:
-    options = {key: value for key, value in theirs.items() if key not in ("params", "param_names")}
-    missing = ours.keys() - {"params", "param_names"} - options.keys()
-    if missing - {*GROUP_KEYS, *IMPLEMENTATIONS} and is_ours:
+    """Return the hyperparameters that a group has in a file, those alone that there are here."""
+    for key, value in theirs.items():
+        if isinstance(value, Foreign):
+            raise ValueError(f"it is no checkpoint: group {i} has {shown(key)} of {shown(value.name)}")
+    known = ours.keys() - {"params", "param_names"}
+    missing = known - theirs.keys() - {*GROUP_KEYS, *IMPLEMENTATIONS}
+    if missing and is_ours:
         raise ValueError(f"group {i} has no {', '.join(sorted(missing))}")
+    options = {key: theirs[key] for key in ours if key in known and key in theirs}
+    if "initial_lr" in theirs:  # for a schedule that is attached later
+        options["initial_lr"] = theirs["initial_lr"]
+    for key, value in options.items():
+        if key in IMPLEMENTATIONS:
+            if not isinstance(value, bool | None):
+                raise ValueError(f"group {i}: {key} is {shown(value)}, and must be True, False or None")
+        elif key in ("lr", "initial_lr"):
+            options[key] = _rate(f"group {i}: {key}", value)
+        else:
+            options[key] = _option(f"group {i}: {key}", value, ours[key])
+    on_cpu = all(p.device.type == "cpu" for p in ours["params"])
     for key in IMPLEMENTATIONS:
         if key in ours and not (is_ours or options.get(key)):
             options[key] = ours[key]
     if options.get("fused") and not ours.get("fused"):  # the arrays that are bound now do not allow it
         options["fused"] = ours.get("fused")
+    if options.get("capturable") and on_cpu:  # from a run on a GPU, where alone that is possible
+        options["capturable"] = ours["capturable"]
     return options
 
 
-def _check(
-    name: str, p: Tensor, state: dict[str, Any], expected: dict[str, Any], total: int
-) -> dict[str, Any]:
-    """Check the state of a parameter against that of one that is like it, and return it as it is to be."""
-    grows = "old_dirs" in expected  # LBFGS's, whose state comes bit by bit, and for all parameters together
-    if state.keys() != expected.keys() and not (grows and state.keys() <= expected.keys() | {"al"}):
+def _option(what: str, value: Any, like: Any) -> Any:
+    """Check a hyperparameter's kind, which may be None where there is a number or a word here, or not."""
+    if isinstance(like, tuple | list) and isinstance(value, tuple | list) and len(like) == len(value):
+        return type(like)(_option(what, v, e) for v, e in zip(value, like, strict=True))
+    if value != value:
+        raise ValueError(f"{what} is {shown(value)}, and must be a number")
+    if (value is None and not isinstance(like, bool)) or (
+        like is None and (is_number(value) or type(value) is str)
+    ):
+        like = value
+    return check_like(what, value, like)
+
+
+def _rate(what: str, value: Any) -> float:
+    if isinstance(value, Stored) and math.prod(value.shape) == 1:
+        value = value.tensor().item()
+    if not is_number(value):
+        raise ValueError(f"{what} is {shown(value)}, and must be a number")
+    if not 0 <= value < math.inf:
+        raise ValueError(f"{what} must not be negative, inf or nan, got {shown(value)}")
+    return check_like(what, value, 0.0)
+
+
+# ---- a parameter's state ----
+
+
+@dataclass(frozen=True)
+class Form:
+    """What a tensor of a state must be; a shape of None is any."""
+
+    dtype: torch.dtype
+    shape: tuple[int, ...] = ()
+    device: torch.device = CPU
+
+
+def expected(trial: Callable[[list[int]], dict[str, Any]], shape: Iterable[int]) -> dict[str, Any]:
+    """Return what a step of an optimizer of torch's leaves as the state of a parameter of some shape.
+
+    A state has all sizes of the parameter, or 1 in the place of some, or is one number: steps on small
+    stand-ins show which.
+
+    Args:
+        trial: makes a step on a parameter of a shape, and returns its state.
+        shape: what may be too large to be tried.
+    """
+    shape = list(shape)
+    result: dict[str, Any] = {}
+    for start in range(0, max(len(shape), 1), _WINDOW):
+        window = [2 if start <= i < start + _WINDOW else 1 for i in range(len(shape))]
+        for key, value in exactly(trial(window)).items():
+            if isinstance(value, Form) and len(value.shape) == len(shape) > 0:
+                sizes = list(result[key].shape) if key in result else [1] * len(shape)
+                for i, (found, tried) in enumerate(zip(value.shape, window, strict=True)):
+                    if found == tried == 2:
+                        sizes[i] = shape[i]
+                value = Form(value.dtype, tuple(sizes), value.device)
+            result[key] = value
+    return result
+
+
+def exactly(state: dict[str, Any]) -> dict[str, Any]:
+    """Return a state with a `Form` for each tensor."""
+    return {
+        key: Form(v.dtype, tuple(v.shape), v.device) if isinstance(v, Tensor) else v
+        for key, v in state.items()
+    }
+
+
+_Read = Callable[[], Any]
+
+
+def _fit(
+    name: str,
+    p: Tensor,
+    state: dict[str, Any],
+    like: dict[str, Any],
+    everything: list[Tensor],
+    options: dict[str, Any],
+    is_ours: bool,
+) -> dict[str, _Read]:
+    """Check a parameter's state against what it must be, and return functions that read it."""
+    what = f"parameter {shown(name)}"
+    if "old_dirs" in like:
+        if p is not everything[0]:
+            raise ValueError(f"{what} has a state, which the first parameter has for all")
+        return _fit_lbfgs(what, state, everything, options)
+    if not like.keys() and all(value is None for value in state.values()):
+        return {}  # as SGD's momentum_buffer was without a momentum, until torch 2.3
+    if state.keys() != like.keys():
         raise ValueError(
-            f"parameter {shown(name)} has the state {', '.join(sorted(map(str, state)))}, "
-            f"where this optimizer has {', '.join(sorted(expected))}"
+            f"{what} has the state {', '.join(sorted(map(_word, state))[:20])}, "
+            f"where this optimizer has {', '.join(sorted(like)) or '(none)'}"
         )
-    for key, value in state.items():
-        like = expected.get(key, [])
-        if isinstance(value, list) and isinstance(like, list):
-            for v in value:
-                if isinstance(v, Tensor) and v.shape not in ((), (total,)):
-                    raise ValueError(f"parameter {shown(name)}: {key} has other shapes")
-            continue
-        if isinstance(value, Tensor) != isinstance(like, Tensor) and not grows:
-            raise ValueError(f"parameter {shown(name)}: {key} is {_kind(value)}, and {_kind(like)} here")
-        if not isinstance(value, Tensor):
-            if not isinstance(value, bool | int | float | None):
-                raise ValueError(f"parameter {shown(name)}: {key} is {_kind(value)}")
-            continue
-        if isinstance(like, Tensor) and value.dtype != like.dtype:
-            raise ValueError(f"parameter {shown(name)}: {key} is {_kind(value)}, and {_kind(like)} here")
-        shape, like_shape = tuple(value.shape), tuple(like.shape) if isinstance(like, Tensor) else ()
-        fits = shape == tuple(p.shape) or (
-            len(shape) == len(like_shape) and _reduces(shape, like_shape, tuple(p.shape))
+    return {key: _fit_one(f"{what}: {key}", key, p, state[key], like[key], is_ours) for key in like}
+
+
+def _fit_one(what: str, key: str, p: Tensor, value: Any, like: Any, is_ours: bool) -> _Read:
+    if key == "step":
+        return _fit_step(what, value, like)
+    if not isinstance(like, Form):
+        checked = check_like(what, value, like)
+        return lambda: checked
+    if is_number(value) and like.shape == ():
+        return lambda: torch.tensor(value, dtype=like.dtype, device=like.device)  # as torch did before 1.12
+    if not isinstance(value, Stored):
+        raise ValueError(f"{what} is {kind_of(value)}, and {kind_of(like)} here")
+    if value.shape != like.shape:
+        raise ValueError(f"{what} has shape {value.shape}, and must have {like.shape}")
+    dtype = like.dtype
+    if value.dtype != dtype:
+        if like.shape == () and p.shape != () and {dtype, value.dtype} <= {*_SCALARS}:
+            dtype = value.dtype  # of another default dtype: kept, since a rate's digits count
+        elif is_ours or not (dtype.is_floating_point and value.dtype.is_floating_point):
+            raise ValueError(f"{what} is {kind_of(value)}, and {kind_of(like)} here")
+    return lambda: lie_as(value.tensor().to(like.device, dtype), p.detach())
+
+
+def _fit_step(what: str, value: Any, like: Any) -> _Read:
+    """Check a count of steps, which torch has had as int, float, and tensors of several dtypes."""
+    if isinstance(value, Stored) and value.shape == () and not value.dtype.is_complex:
+        value = value.tensor().item()
+    count = check_count(what, value)
+    if isinstance(like, Form):
+        return lambda: torch.tensor(float(count), dtype=like.dtype, device=like.device)
+    return lambda: count
+
+
+def _fit_lbfgs(
+    what: str, state: dict[str, Any], everything: list[Tensor], options: dict[str, Any]
+) -> dict[str, _Read]:
+    """Check LBFGS's state, which comes bit by bit, and is for all parameters together."""
+    counts = ["func_evals", "n_iter"]
+    vectors, scalars, lists = (
+        ["d", "prev_flat_grad"],
+        ["t", "H_diag", "prev_loss"],
+        ["old_dirs", "old_stps", "ro"],
+    )
+    there = {*counts, *vectors, *scalars, *lists}
+    if state.keys() not in ({*counts}, there, there | {"al"}):
+        raise ValueError(
+            f"{what} has the state {', '.join(sorted(map(_word, state))[:20])}, which is not LBFGS's"
         )
-        if not fits and not (grows and shape in ((), (total,))):
-            raise ValueError(
-                f"parameter {shown(name)}: {key} has shape {shape}, and the parameter {tuple(p.shape)}"
-            )
-    return {key: _place(lie_as(value, p.detach()), expected.get(key), p) for key, value in state.items()}
+    dtype = everything[0].dtype
+    for p in everything[1:]:
+        dtype = torch.promote_types(dtype, p.dtype)
+    real, device = torch.empty(0, dtype=dtype).real.dtype, everything[0].device
+    total = sum(p.numel() * (1 + p.is_complex()) for p in everything)
+    result: dict[str, _Read] = {}
+
+    def number(where: str, value: Any) -> _Read:
+        if isinstance(value, Stored) and value.shape == () and value.dtype == real:
+            return lambda: value.tensor().to(device)
+        if not is_number(value):
+            raise ValueError(f"{where} is {kind_of(value)}, and must be a number")
+        return lambda: value
+
+    def vector(where: str, value: Any) -> _Read:
+        stored = check_tensor(where, value, real, (total,))
+        return lambda: stored.tensor().to(device)
+
+    def several(where: str, values: Any, one: Callable[[str, Any], _Read], most: int) -> _Read:
+        if type(values) is not list or len(values) > most:
+            raise ValueError(f"{where} is {kind_of(values)}, and must be a list of up to {most}")
+        reads = [one(f"{where}[{i}]", v) for i, v in enumerate(values)]
+        return lambda: [read() for read in reads]
+
+    for key in state.keys() & {*counts}:
+        count = check_count(f"{what}: {key}", state[key])
+        result[key] = lambda count=count: count
+    if state.keys() == {*counts}:
+        if state["n_iter"]:
+            raise ValueError(f"{what} has no direction after {shown(state['n_iter'])} iterations")
+        return result
+    history = max(options["history_size"], len(state["al"]) if type(state.get("al")) is list else 0)
+    for key in vectors:
+        result[key] = vector(f"{what}: {key}", state[key])
+    for key in scalars:
+        result[key] = number(f"{what}: {key}", state[key])
+    for key in lists:
+        result[key] = several(f"{what}: {key}", state[key], number if key == "ro" else vector, history)
+    if len({len(state[key]) for key in lists}) > 1:
+        raise ValueError(f"{what}: {', '.join(lists)} are of different lengths")
+    if "al" in state:
+
+        def entry(where: str, value: Any) -> _Read:
+            return (lambda: None) if value is None else number(where, value)
+
+        result["al"] = several(f"{what}: al", state["al"], entry, history)
+        if len(state["al"]) != history:
+            raise ValueError(f"{what}: al must have {history} entries, got {len(state['al'])}")
+    return result
 
 
-def _place(value: Any, like: Any, p: Tensor) -> Any:
-    """Return a state, or a list of them, on the device where an example's is, or else the parameter's."""
-    if isinstance(value, list):
-        return [_place(v, None, p) for v in value]
-    if not isinstance(value, Tensor):
-        return value
-    return value.to(like.device if isinstance(like, Tensor) else p.device)
-
-
-def _reduces(shape: tuple[int, ...], like: tuple[int, ...], full: tuple[int, ...]) -> bool:
-    """Tell whether a shape is the parameter's, but for ones where the example's has them."""
-    if len(shape) != len(full):
-        return shape == ()
-    return all(s == n or (s == 1 and e == 1) for s, e, n in zip(shape, like, full, strict=True))
-
-
-def _kind(value: object) -> str:
-    return str(value.dtype).removeprefix("torch.") if isinstance(value, Tensor) else type(value).__name__
+def _word(key: object) -> str:
+    return key if type(key) is str and key.isidentifier() else shown(key)
