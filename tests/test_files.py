@@ -297,6 +297,16 @@ def test_without_locks_files_are_saved_and_what_may_be_in_use_is_left(code, tmp_
     assert names(tmp_path) == ["c.pt"]
 
 
+def test_a_file_system_that_gives_no_lock_is_an_error_and_no_endless_loop(tmp_path, monkeypatch):
+    def flock(*_):
+        raise BlockingIOError(errno.EAGAIN, os.strerror(errno.EAGAIN))
+
+    monkeypatch.setattr(fcntl, "flock", flock)
+    with pytest.raises(FileExistsError, match="stays ours"):
+        save(tmp_path / "c.pt")
+    assert names(tmp_path) == []
+
+
 @pytest.mark.parametrize("code", [errno.EINVAL, errno.EIO])
 def test_a_folder_that_cannot_be_synced_has_the_file_all_the_same(code, tmp_path, monkeypatch):
     sync = os.fsync

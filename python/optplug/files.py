@@ -15,6 +15,7 @@ from typing import Any, BinaryIO
 
 _SHOWN = 50  # characters of a file's name that its temporary file's has: names may be 255 bytes long
 _STALE = 24 * 3600  # seconds
+_TRIES = 100
 #: What a file system says that cannot sync a file, rather than that it has failed to.
 _NO_SYNC = (errno.EINVAL, errno.ENOSYS, errno.ENOTSUP)
 _ACLS = ("system.posix_acl_access", "system.nfs4_acl")
@@ -73,7 +74,7 @@ def _beside(target: str, mode: int) -> Iterator[tuple[str, BinaryIO]]:
     folder, name = os.path.split(target)
     prefix = f"{name[:_SHOWN]}.optplug-"
     how = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
-    while True:
+    for _ in range(_TRIES):
         temporary = os.path.join(folder, f"{prefix}{os.urandom(8).hex()}.tmp")  # noqa: PTH118
         try:
             file = io.BufferedWriter(_Limited(os.open(temporary, how, mode), "wb"))
@@ -81,18 +82,16 @@ def _beside(target: str, mode: int) -> Iterator[tuple[str, BinaryIO]]:
             continue
         try:
             # A save that looks for what others have left may have taken it for that, and removes it.
-            if _lock(file.fileno(), fcntl.LOCK_EX) is False or not os.fstat(file.fileno()).st_nlink:
-                continue
-            _sweep(folder, prefix, os.fstat(file.fileno()))
-            yield temporary, file
-            return
-        except BaseException:
-            with contextlib.suppress(OSError):
-                os.unlink(temporary)  # noqa: PTH108
-            raise
+            if _lock(file.fileno(), fcntl.LOCK_EX) is not False and os.path.lexists(temporary):
+                _sweep(folder, prefix, os.fstat(file.fileno()))
+                yield temporary, file
+                return
         finally:
-            with contextlib.suppress(OSError):  # what had to be written is
+            with contextlib.suppress(OSError):
+                os.unlink(temporary)  # noqa: PTH108 (after a failure: otherwise it has its other name)
+            with contextlib.suppress(OSError):
                 file.close()
+    raise FileExistsError(errno.EEXIST, "no new file beside it stays ours")
 
 
 class _Limited(io.FileIO):
