@@ -455,18 +455,22 @@ def test_what_is_whole_but_wrong_is_refused():
 def test_a_kill_at_any_moment_leaves_a_whole_file(tmp_path):
     path = str(tmp_path / "c.pt").encode()
     run = Run("Adam()")
+    assert lib.opt_checkpoint(run.opt, b"parameters=True") == 0, lib.opt_error()
     run.go(1)
     assert lib.opt_save(run.opt, path) == 0
     rng, last, longest = random.Random(2), 1, 0.03  # noqa: S311
     for _ in range(KILLS):
         child = os.fork()
         if not child:
-            while True:
-                run.go(1)
-                lib.opt_save(run.opt, path)
+            try:
+                while True:
+                    run.go(1)
+                    lib.opt_save(run.opt, path)
+            finally:
+                os._exit(1)  # rather than go on with the tests
         time.sleep(rng.uniform(0, longest))
         os.kill(child, signal.SIGKILL)
-        os.waitpid(child, 0)
+        assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == -signal.SIGKILL
         assert lib.opt_load(run.opt, path) == 0, lib.opt_error()
         steps = int(torch.load(path.decode(), weights_only=True)["optimizer"]["state"][0]["step"])
         assert steps >= last
