@@ -366,7 +366,7 @@ opt.load_memory(bytes);
 assert(opt.attribute_get('time'), '12.5 h');
 assert(isempty(opt.attribute_get('empty')));
 fails('optplug:invalid', 'no attribute ''gone''', @() opt.attribute_get('gone'));
-opt.step([1 2], [1 1]);
+assert(opt.step([1 2], [1 1]), [0.5 1.5]);
 assert(opt.get('step'), 1);
 end
 
