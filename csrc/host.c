@@ -84,8 +84,10 @@ static pthread_mutex_t load_lock = PTHREAD_MUTEX_INITIALIZER;
 static pthread_mutex_t start_lock = PTHREAD_MUTEX_INITIALIZER;
 
 static _Atomic int torch_threads;
-static _Thread_local int thread_is_known;
-static _Thread_local int granted, refused; /* how many threads this one's OpenMP can have, and cannot */
+static _Thread_local struct {
+    int is_known;         /* torch and OpenMP have seen it */
+    int granted, refused; /* how many threads its OpenMP can have, and cannot */
+} this_thread;
 static _Thread_local struct host_state *host_state; /* what the innermost call has put aside */
 
 /* ---- the shield ---- */
@@ -101,13 +103,14 @@ static void find_openmp(void)
  * ends the process.  What it has once made for this thread it keeps. */
 static int affordable(int count)
 {
-    if (count <= granted || count <= 1 || openmp_in_parallel())
+    if (count <= this_thread.granted || count <= 1 || openmp_in_parallel())
         return count;
-    if (count == refused || (!room_is_plenty(count - 1) && room_for_threads(count - 1) < count - 1)) {
-        refused = count;
+    if (count == this_thread.refused ||
+        (!room_is_plenty(count - 1) && room_for_threads(count - 1) < count - 1)) {
+        this_thread.refused = count;
         return 1;
     }
-    granted = count;
+    this_thread.granted = count;
     return count;
 }
 
@@ -116,11 +119,11 @@ static int affordable(int count)
  * it does in a forked child, which has no workers, though OpenMP waits for them. */
 static void enter_openmp(int alone, int hosts_threads)
 {
-    if (!thread_is_known && started && !ended && py.Py_IsInitialized_()) {
+    if (!this_thread.is_known && started && !ended && py.Py_IsInitialized_()) {
         /* torch sets the count itself, once a thread: let it, then overrule */
         if (!plan_enter_thread())
             host_python()->enter_thread();
-        thread_is_known = 1;
+        this_thread.is_known = 1;
     }
     openmp_set_threads(alone ? 1 : affordable(torch_threads ? torch_threads : hosts_threads));
 }
@@ -225,7 +228,7 @@ void host_enter(struct host_state *saved)
     pthread_setcancelstate(PTHREAD_CANCEL_DISABLE, &saved->cancel_state);
     saved->error_number = errno;
     int alone = enter_arithmetic(saved) || forked;
-    if (!thread_is_known)
+    if (!this_thread.is_known)
         openmp_meet_thread();
     saved->openmp_threads = openmp_threads();
     if (saved->openmp_threads)
