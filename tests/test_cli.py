@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import inspect
 import json
 import os
 import pathlib
 import pty
+import re
 import shutil
 import subprocess
 import sys
@@ -18,23 +20,34 @@ import torch
 import hosts
 import optplug
 from optplug import __main__ as cli
-from optplug import catalog, ctypes_api, doctor, schedules
+from optplug import catalog, ctypes_api, doctor, report, schedules
 from optplug.ctypes_api import Optimizer
 
 SITE = pathlib.Path(optplug.__file__).parent.parent
 COMMANDS = ("config", "doctor", "list", "describe", "inspect", "bench", "plot")
 
 
+# How a step, or a command, begins that a doctor tells you to do.
+STEP = re.compile(
+    r"(/\S+ -m pip install|apt-get|call|chmod|chown|export|install|link|look|name|see|set|start|take|ulimit"
+    r"|unset) "
+)
+
+
 def command(
     *arguments: str, python: str | pathlib.Path = sys.executable, **env: str
 ) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
+    """Run a command; the doctor's remedies are to be steps, whatever it finds."""
+    done = subprocess.run(
         [python, "-m", "optplug", *arguments],
         env={**os.environ, **env},
         capture_output=True,
         text=True,
         check=False,
     )
+    for step in re.findall(r'^ +(?:DO: |"do": ")(.*)', done.stdout, re.M):
+        assert STEP.match(step), step
+    return done
 
 
 def test_config_says_where_things_are():
@@ -85,7 +98,11 @@ def test_doctor_says_what_to_do():
     assert "names '/nowhere/python3', which is not there\n   DO: unset OPTPLUG_PYTHON" in done.stdout
     assert "OPTPLUG_LIBPYTHON names '/nowhere/libpython.so'" in done.stdout
     assert f"library:            {optplug.library()}" in done.stdout
-    assert "WRONG: a program that links optplug cannot start it" in done.stdout
+    assert (
+        "WRONG: a program that links optplug cannot start it: OPTPLUG_PYTHON: '/nowhere/python3'"
+        in done.stdout
+    )
+    assert f"\n   DO: export OPTPLUG_PYTHON={sys.executable}\n" in done.stdout
 
 
 @pytest.fixture
@@ -115,7 +132,7 @@ def test_doctor_notes_what_may_become_wrong(tmp_path):
     assert {problem["level"] for problem in found["problems"]} == {"NOTE"}
     notes = {problem["what"]: problem["do"] for problem in found["problems"]}
     expected = {
-        "PYTHONPATH is set, which programs that are no Python ignore": "nothing",
+        "PYTHONPATH is set, which programs that are no Python ignore": "unset PYTHONPATH",
         "OMP_NUM_THREADS": "OMP_ variables",
         f"LD_LIBRARY_PATH puts {tmp_path}/libiomp5.so before": "without LD_LIBRARY_PATH",
         "compile=True will not work: there is no C++ compiler 'no-compiler'": "compile=True",
@@ -132,7 +149,7 @@ def test_doctor_notes_narrow_limits_and_a_place_for_kernels_that_is_none(tmp_pat
     (tmp_path / "file").touch()
     script = f"ulimit -s 128; ulimit -v 2000000; exec {sys.executable} -m optplug doctor"
     done = subprocess.run(
-        ["bash", "-c", script],  # noqa: S607
+        ["sh", "-c", script],  # noqa: S607
         env={**os.environ, "XDG_CACHE_HOME": str(tmp_path / "file")},
         capture_output=True,
         text=True,
@@ -142,7 +159,7 @@ def test_doctor_notes_narrow_limits_and_a_place_for_kernels_that_is_none(tmp_pat
         "NOTE: the stack is limited to 128 KB, and torch may need 256 KB\n   DO: ulimit -s 256" in done.stdout
     )
     assert "NOTE: memory is limited to 2000000 KB" in done.stdout
-    assert f"compile=True will not work: {tmp_path}/file cannot be written to: XDG_CACHE_HOME" in done.stdout
+    assert f"compile=True will not work: {tmp_path}/file cannot be written to\n   DO: set XDG_" in done.stdout
     assert "All is well." in done.stdout
 
 
@@ -204,7 +221,9 @@ def test_doctor_names_what_is_not_installed_too_old_or_missing(bare):
         do for what, do in wrong.items() if "numpy 1.2.1rc3 is too old" in what
     )
     assert "--force-reinstall" in wrong[f"WRONG: {bare}/optplug/include/optplug.h is missing"]
-    assert "No module named 'torch'" in wrong["WRONG: a program that links optplug cannot start it"]
+    [cannot_start] = [what for what in wrong if "cannot start it: " in what]
+    assert "No module named 'torch'" in cannot_start
+    assert re.fullmatch(r"/\S+ -m pip install 'torch>=[\d.]+'", wrong[cannot_start])
     assert done.stdout.endswith("\n4 problem(s).\n")
 
 
@@ -228,8 +247,8 @@ def test_doctor_waits_for_so_long_and_no_longer(bare, monkeypatch, capsys):
 def test_doctor_says_which_package_has_the_libpython_that_is_missing():
     done = command("doctor", LD_PRELOAD=str(hosts.PROGRAMS / "no_libpython.so"))
     assert done.returncode == 1
-    assert "cannot start it\n   DO: no libpython3" in done.stdout
-    assert "apt-get install libpython3" in done.stdout
+    assert "cannot start it: no libpython3" in done.stdout
+    assert re.search(r"DO: apt-get install libpython3\.\d+ ", done.stdout)
 
 
 def test_doctor_sees_a_library_of_another_version(bare):
@@ -330,6 +349,16 @@ def test_describe_of_an_unknown_name_says_what_is_near(call):
     assert err.count("\n") == 1
 
 
+def read_all(leader: int) -> str:
+    """Return what has been printed in a terminal whose other end is closed, and close it."""
+    shown = b""
+    with contextlib.suppress(OSError):  # how its end is told
+        while part := os.read(leader, 10000):
+            shown += part
+    os.close(leader)
+    return shown.decode()
+
+
 @pytest.mark.parametrize("has_rich", [True, False])
 def test_in_a_terminal_there_is_a_table_if_rich_is_there(monkeypatch, has_rich):
     if not has_rich:
@@ -339,10 +368,84 @@ def test_in_a_terminal_there_is_a_table_if_rich_is_there(monkeypatch, has_rich):
     with os.fdopen(follower, "w") as terminal:
         monkeypatch.setattr(sys, "stdout", terminal)
         cli.main(["list", "devices"])
-    shown = os.read(leader, 10000).decode()
-    os.close(leader)
+    shown = read_all(leader)
     assert ("\N{BOX DRAWINGS LIGHT HORIZONTAL}" in shown) == has_rich
     assert "cpu" in shown
+
+
+@pytest.fixture
+def terminal(monkeypatch):
+    """What is printed in a terminal of 60 columns where rich is not installed."""
+    monkeypatch.setitem(sys.modules, "rich", None)
+    monkeypatch.setenv("COLUMNS", "60")
+
+    def printed(rows: list[dict[str, object]]) -> list[str]:
+        leader, follower = pty.openpty()
+        with os.fdopen(follower, "w") as stream, monkeypatch.context() as patch:
+            patch.setattr(sys, "stdout", stream)
+            report.show({"rows": rows})
+        return read_all(leader).splitlines()
+
+    return printed
+
+
+def test_in_a_terminal_without_rich_columns_are_aligned(terminal):
+    rows = [
+        {"name": "w", "values": 7, "what": "one two three four five six seven eight nine ten eleven"},
+        {"name": "bias", "values": 1000, "what": "short"},
+    ]
+    assert terminal(rows) == [
+        "name  values  what",
+        "w          7  one two three four five six seven eight nine",
+        "              ten eleven",
+        "bias    1000  short",
+    ]
+    assert terminal([{"name": "cpu", "bytes": 5}]) == ["name  bytes", "cpu       5"]
+
+
+@pytest.mark.parametrize("arguments", [["--help"], ["list", "devices"], ["config", "--libdir"]])
+@pytest.mark.parametrize("end", ["| head -n 0", ">&-", "> /dev/full"])
+def test_an_output_that_takes_nothing_is_no_traceback(arguments, end):
+    if "full" in end and not pathlib.Path("/dev/full").exists():
+        pytest.skip("no /dev/full")
+    line = " ".join([sys.executable, "-m", "optplug", *arguments, end])
+    done = subprocess.run(["sh", "-c", line], capture_output=True, text=True, check=False)  # noqa: S607
+    assert done.stdout == ""
+    assert "Traceback" not in done.stderr
+    assert "Exception ignored" not in done.stderr
+
+
+@pytest.mark.parametrize("lost", ["lib/liboptplug.*", "include/optplug.h", "_optplug.*"])
+def test_a_file_that_is_lost_is_no_traceback(bare, lost):
+    (bare / "more.pth").write_text(f"{SITE}\n")  # for torch
+    for path in (bare / "optplug").glob(lost):
+        path.unlink()
+    done = command("list", "devices", python=bare.parents[2] / "bin/python")
+    assert "Traceback" not in done.stderr
+    assert done.returncode == 0 or done.stderr.count("\n") == 1
+
+
+def test_doctor_says_that_the_library_is_lost(bare):
+    (bare / "optplug/lib" / pathlib.Path(optplug.library()).name).unlink()
+    done = command("doctor", python=bare.parents[2] / "bin/python")
+    assert done.returncode == 1
+    assert re.search(r"WRONG: \S+/liboptplug\.\w+ is missing\n   DO: install optplug again: ", done.stdout)
+
+
+def test_config_says_what_to_do_where_a_path_has_blanks(tmp_path):
+    """The words of $(...) are split at blanks, quoted or not; eval reads them once more."""
+    site = tmp_path / "two  blanks & more"
+    shutil.copytree(SITE / "optplug", site / "optplug")
+    (tmp_path / "main.c").write_text(hosts.program("c"))
+    env = {"PYTHONPATH": str(site), "OPTPLUG_PYTHON": sys.executable}
+    done = command("config", "--cflags", "--libs", **env)
+    advice = "eval cc main.c $(python -m optplug config --cflags --libs)"
+    assert done.stderr == f"the path has blanks or the like: in a shell, write {advice}\n"
+    line = advice.replace("python", sys.executable).replace("cc main.c", f"{hosts.CC} main.c -o main")
+    command_line = ["sh", "-c", line]
+    subprocess.run(command_line, cwd=tmp_path, env=os.environ | env, check=True, capture_output=True)
+    assert hosts.run(tmp_path / "main", env=env).stdout == hosts.program("text")
+    assert command("config", "--cflags", "--libs").stderr == ""
 
 
 @pytest.fixture

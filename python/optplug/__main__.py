@@ -7,12 +7,15 @@ if __name__ == "__main__" and __spec__ and not getattr(sys.flags, "safe_path", F
     del sys.path[0]
 
 import argparse
-import shlex
+import os
+import re
 from collections.abc import Callable
 from typing import Any
 
 import optplug
 
+_FLAGS = "python -m optplug config --cflags --libs"
+_EVAL = f"eval cc main.c $({_FLAGS})"
 _EPILOG = "Exit status: 0 if all went well, 1 if not, 2 for a command line that cannot be understood."
 
 
@@ -28,7 +31,7 @@ def _parser() -> argparse.ArgumentParser:
         "config",
         help="print paths and flags for a build",
         description="Print what a build needs, a line for each option given.  A one-line build of main.c: "
-        "cc main.c $(python -m optplug config --cflags --libs)",
+        f"cc main.c $({_FLAGS}).  Where optplug's path has blanks: {_EVAL}",
     )
     config.add_argument("--cflags", action="store_true", help="flags for the compiler")
     config.add_argument("--libs", action="store_true", help="flags for the linker, run path included")
@@ -144,9 +147,10 @@ def _sizes(text: str) -> list[int]:
 
 
 def _config(given: argparse.Namespace) -> int:
+    include, lib = _escaped(optplug.includedir()), _escaped(optplug.libdir())
     flags = {
-        "cflags": f"-I{shlex.quote(optplug.includedir())}",
-        "libs": "-L{0} -loptplug -Wl,-rpath,{0}".format(shlex.quote(optplug.libdir())),
+        "cflags": f"-I{include}",
+        "libs": f"-L{lib} -loptplug -Wl,-rpath,{lib}",
         "includedir": optplug.includedir(),
         "libdir": optplug.libdir(),
         "library": optplug.library(),
@@ -160,7 +164,14 @@ def _config(given: argparse.Namespace) -> int:
     if not wanted:
         given.parser.error(f"name what to print: {', '.join('--' + name for name in flags)}")
     print("\n".join(wanted))
+    if (given.cflags or given.libs) and "\\" in include + lib:
+        print(f"the path has blanks or the like: in a shell, write {_EVAL}", file=sys.stderr)
     return 0
+
+
+def _escaped(path: str) -> str:
+    """Return a path as the shell reads it in a command: after eval, or in a Makefile's rule."""
+    return re.sub(r"([^\w%+,./:=@^-])", r"\\\1", path)
 
 
 def _doctor(given: argparse.Namespace) -> int:
@@ -210,16 +221,31 @@ def _plot(given: argparse.Namespace) -> int:
 
 def main(arguments: list[str] | None = None) -> int:
     """Run the command that the command line, or a list like it, names; return its exit status."""
-    given = _parser().parse_args(arguments)
     try:
-        return given.run(given)
-    except ModuleNotFoundError as error:
-        print(f"{error}: `python -m optplug doctor` says what to do", file=sys.stderr)
-    except (ImportError, RuntimeError, ValueError) as error:
+        try:
+            given = _parser().parse_args(arguments)
+            return given.run(given)
+        finally:
+            if sys.stdout:
+                sys.stdout.flush()
+    except BrokenPipeError:  # `| head` has seen enough
+        _forget_stdout()
+    except (ImportError, OSError) as error:
+        if isinstance(error, ImportError) or error.errno is None:  # what dlopen says has none
+            print(f"{error}: `{sys.executable} -m optplug doctor` says what to do", file=sys.stderr)
+        else:
+            print(error, file=sys.stderr)
+            _forget_stdout()
+    except (RuntimeError, ValueError) as error:
         print(error, file=sys.stderr)
     except KeyboardInterrupt:
         print(file=sys.stderr)
     return 1
+
+
+def _forget_stdout() -> None:
+    """Let Python's end find a stdout that takes what is left in it."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 if __name__ == "__main__":

@@ -51,7 +51,7 @@ def kernel(name: str, options: dict[str, Any], dtype: torch.dtype, make: bool) -
     try:
         return _kernel(name, options, dtype, make)
     except OSError as error:
-        raise CompileError(f"{error}: XDG_CACHE_HOME names the folder for what is made") from error
+        raise CompileError(f"{error}: set XDG_CACHE_HOME to a folder of yours") from error
     except CompileError:
         raise
     except Exception as error:  # torch's, for one

@@ -32,6 +32,18 @@ _LEAST_STACK, _LEAST_SPACE = 256 << 10, 2 << 30
 _PIP = f"{sys.executable} -m pip install"
 # How the launchers of MPI tell a program of how many it is one.
 _RANKS = ("OMPI_COMM_WORLD_SIZE", "PMI_SIZE", "MV2_COMM_WORLD_SIZE", "SLURM_NTASKS")
+# What a program is told that cannot start optplug, and the step to take.
+_STEPS = (
+    (r".*\brun (\S+ -m pip install .*)", r"\1"),
+    (
+        r".*apt-get install (libpython[\d.]*\d).*",
+        r"apt-get install \1 (Debian, Ubuntu), build Python with --enable-shared (pyenv), "
+        r"or export OPTPLUG_LIBPYTHON=ITS_PATH",
+    ),
+    (r"OPTPLUG_LIBPYTHON: .*", "unset OPTPLUG_LIBPYTHON"),
+    (r"OPTPLUG_PYTHON: .*|.* lies in no environment .*", f"export OPTPLUG_PYTHON={sys.executable}"),
+    (r".* is of another version .*", f"link to what {sys.executable} -m optplug config --library prints"),
+)
 # What torch's wheels bring or need in versions of their own.
 _SHADOWS = re.compile(r"lib(?:python3\.\d+|stdc\+\+|gomp|iomp5|omp)\.(?:so|dylib)")
 
@@ -105,8 +117,10 @@ def _start() -> _Host:
         )
         host.remedy = f"see where: gdb -ex run {_PROBE}; {_torch_alone()}"
     elif done.returncode > 0:
-        host.failure = "a program that links optplug cannot start it"
-        host.remedy = said or done.stderr.strip() or f"exit status {done.returncode}"
+        said = said or done.stderr.strip() or f"exit status {done.returncode}"
+        host.failure = f"a program that links optplug cannot start it: {said}"
+        steps = (found.expand(step) for what, step in _STEPS if (found := re.fullmatch(what, said, re.S)))
+        host.remedy = next(steps, _reinstall())
     return host
 
 
@@ -242,7 +256,7 @@ def _ignored() -> Iterator[tuple[str, str]]:
         if os.environ.get(name):
             yield (
                 f"{name} is set, which programs that are no Python ignore",
-                "nothing; what is found only there, install into this environment",
+                f"unset {name}, or install what is only there into this environment",
             )
 
 
@@ -254,7 +268,7 @@ def _shadows() -> Iterator[tuple[str, str]]:
         if found:
             yield (
                 f"{name} puts {', '.join(found[:5])} before what torch and Python bring",
-                f"where torch fails or numbers differ, start the program without {name}",
+                f"start the program without {name}, where torch fails or numbers differ",
             )
 
 
@@ -289,7 +303,9 @@ def _compiling() -> Iterator[tuple[str, str]]:
         if there == folder:
             toolchain.check_folder()
         if not (there.is_dir() and os.access(there, os.W_OK)):
-            raise CompileError(f"{there} cannot be written to: XDG_CACHE_HOME names another folder")
+            raise CompileError(f"{there} cannot be written to: set XDG_CACHE_HOME to another folder")
         toolchain.check_runs(there)
     except (CompileError, OSError) as error:
-        yield f"compile=True will not work: {error}", "what is said there, if you want compile=True"
+        what, _, step = str(error).partition(": ")
+        step = step if isinstance(error, CompileError) else "set XDG_CACHE_HOME to a folder of yours"
+        yield f"compile=True will not work: {what}", f"{step}, if you want compile=True"

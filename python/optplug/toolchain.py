@@ -26,7 +26,7 @@ def _home() -> pathlib.Path:
     except RuntimeError:  # nobody knows it
         home = pathlib.Path()
     if not (home.is_absolute() and home.is_dir()):
-        raise CompileError("there is no home folder: XDG_CACHE_HOME names the folder for what is made")
+        raise CompileError("there is no home folder: set XDG_CACHE_HOME to a folder of yours")
     return home
 
 
@@ -36,7 +36,7 @@ def check_folder() -> None:
     check_owner(path)
     for parent in path.parents:
         if parent.stat().st_mode & (stat.S_IWOTH | stat.S_ISVTX) == stat.S_IWOTH:
-            raise CompileError(f"{parent} can be written to by others: XDG_CACHE_HOME names another folder")
+            raise CompileError(f"{parent} can be written to by others: set XDG_CACHE_HOME to another folder")
     check_runs(path)
 
 
@@ -50,7 +50,7 @@ def check_owner(path: pathlib.Path) -> None:
 def check_runs(path: pathlib.Path) -> None:
     """Raise CompileError if no code runs from a folder."""
     if os.statvfs(path).f_flag & getattr(os, "ST_NOEXEC", 0):
-        raise CompileError(f"{path} is mounted noexec: XDG_CACHE_HOME names another folder")
+        raise CompileError(f"{path} is mounted noexec: set XDG_CACHE_HOME to another folder")
 
 
 def check_compiler() -> None:
