@@ -501,9 +501,9 @@ def test_a_full_disk_loses_nothing(small_disk):
     assert lib.opt_save(run.opt, str(path).encode()) == 0
     before = path.read_bytes()
     (small_disk / "filler").write_bytes(bytes(50000))
-    big = torch.zeros(50000)
+    big, gradient = torch.zeros(50000), torch.zeros(50000)
     opt = lib.opt_create(b"Adam()")
-    assert lib.opt_bind(opt, b"w", b"float32", 50000, big.data_ptr(), big.data_ptr()) == 0
+    assert lib.opt_bind(opt, b"w", b"float32", 50000, big.data_ptr(), gradient.data_ptr()) == 0
     assert lib.opt_step(opt) == 0
     assert lib.opt_save(opt, str(path).encode()) == -8
     assert b"No space left on device" in lib.opt_error()
