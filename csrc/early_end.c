@@ -9,16 +9,18 @@
 #include <stdlib.h>
 #include <string.h>
 #include <time.h>
+#include <unistd.h>
 
 static _Atomic enum { OVER, BEGUN, WITH_PYTHON } state;
 static pthread_t starter;
+static pid_t process; /* a forked one has no such thread */
 static void (*give_up)(void), (*stop_python)(void);
 
 static void end_start(void)
 {
     const struct timespec millisecond = {0, 1000000};
     static int done;
-    if (done || state == OVER || pthread_equal(starter, pthread_self()))
+    if (done || state == OVER || process != getpid() || pthread_equal(starter, pthread_self()))
         return;
     done = 1;
     give_up();
@@ -31,6 +33,7 @@ static void end_start(void)
 void early_end_watch(void (*give_up_)(void), void (*stop_python_)(void))
 {
     starter = pthread_self();
+    process = getpid();
     give_up = give_up_;
     stop_python = stop_python_;
     state = BEGUN;
