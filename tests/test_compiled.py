@@ -200,8 +200,8 @@ def a_kernel_that_is_no_library(*_):
 TROUBLES = {
     no_compiler: "apt-get install g\\+\\+",
     no_folder: "XDG_CACHE_HOME",
-    no_home: "there is no home folder: XDG_CACHE_HOME",
-    an_empty_home: "there is no home folder: XDG_CACHE_HOME",
+    no_home: "there is no home folder: set XDG_CACHE_HOME",
+    an_empty_home: "there is no home folder: set XDG_CACHE_HOME",
     a_folder_that_others_can_write_to: "chmod go-w",
     a_folder_in_one_that_others_can_write_to: "can be written to by others",
     a_folder_whose_code_cannot_run: "is mounted noexec",
