@@ -29,7 +29,7 @@ import torch
 
 from optplug import buffers, checkpoint, devices, modes, optimizer, schedules, spec
 from optplug._optplug import ffi, lib
-from optplug.errors import FileError, HostError, NonFiniteError, StateError
+from optplug.errors import FileError, HostError, NonFiniteError, StateError, warn
 from optplug.iterate import Iteration
 from optplug.log import LEVELS, Log
 from optplug.optimizer import Optimizer, SparseGrad
@@ -309,29 +309,20 @@ def _evaluate(closure: object, user: object) -> float:
 def _factor_of(function: object, user: object) -> schedules.Function:
     """Return a schedule's function of the host's as Python calls it.
 
-    A factor may be the epoch by chance, but hardly twice in a row, other than 0 and 1: then the function has
-    not set it.
+    A factor may be the epoch and be meant so: that the function has not set it is a warning, the first time.
     """
-    left_alone: dict[float, float] = {}  # by group: what the function has left alone in its last call
+    is_told = False
 
     def factor(value: float, group: int = 0) -> float:
-        value, group = float(value), float(group)
+        nonlocal is_told
         place = ffi.new(_doubles, (value, group))
         _call("function", function, user, place)
-        before = left_alone.pop(group, 0)
-        if place[0] != value:
-            return place[0]
-        if before not in (0, value):
-            left_alone[group] = before
-            raise HostError(
-                f"the host's function returned 0 and left value[0] alone, {before:g} and then {value:g}: "
-                "set it to the factor",
-                lib.OPT_EINVAL,
+        if place[0] == value and not is_told:
+            is_told = True
+            warn(
+                f"the host's function returned 0 and left value[0] alone: the factor is the epoch, {value:g}"
             )
-        left_alone[group] = value
-        if value == 0:
-            warnings.warn("the host's function left value[0] alone: its first factor is 0", stacklevel=2)
-        return value
+        return place[0]
 
     return factor
 
