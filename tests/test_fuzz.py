@@ -416,7 +416,7 @@ class Interleaving(stateful.RuleBasedStateMachine):
     def bind(self, twins, shape):
         twins.add(*shape)
 
-    @rule(lambda t: t.pairs, index=st.integers(0, 3), gap=st.sampled_from([1, 1, 2]), seed=st.integers(0, 9))
+    @rule(lambda t: t.steps, index=st.integers(0, 3), gap=st.sampled_from([1, 1, 2]), seed=st.integers(0, 9))
     def bind_again(self, twins, index, gap, seed):
         index %= len(twins.pairs)
         pair = twins.pairs[index]
