@@ -365,7 +365,7 @@ def test_a_wrong_option_is_named_with_its_value(name):
         ("create", "SGD(lr=-1, momentum=-2)", "lr=-1: Invalid learning rate: -1"),
         ("create", "SGD(momentum=-2, lr=-1)", "lr=-1: Invalid learning rate: -1"),
         ("create", f"RAdam(lr={10**30})", f"lr={10**30}: PyTorch does not take it (OverflowError)"),
-        ("create", f"Adam(lr={10**400})", "lr must be a number, got 1000"),
+        ("create", f"Adam(lr={10**400})", "lr must be a number, got a number of"),
         ("set", "momentum=0, nesterov=True", "momentum=0, nesterov=True: Nesterov momentum requires"),
         ("schedule", "MultiStepLR(milestones=5)", "milestones must be a list of whole numbers, got 5"),
         ("schedule", "StepLR(step_size=None)", "step_size must be a whole number from 0, got None"),
