@@ -513,6 +513,39 @@ PICKLES = {
     "a huge array of bytes": b"\x80\x02c__builtin__\nbytearray\n\x8a\x05\0\0\0\0\x10\x85R.",
 }
 
+GREEDY = {
+    "keys of one hash": (
+        b"}("
+        + b"".join(b"\x8a\x09" + (i * ((1 << 61) - 1)).to_bytes(9, "little") + b"N" for i in range(1, 99))
+        + b"u.",
+        "other keys",
+    ),
+    "a long key many times": (b"}(" + TEXT + b"(" + b"N" * 99 + b"tq\0" + b"h\0N" * 99 + b"u.", "other keys"),
+    "a list copied many times": (
+        b"](" + b"N" * 999 + b"e\x85q\0ctorch\nSize\nq\1(" + b"h\1h\0R" * 99 + b"t.",
+        "many times",
+    ),
+    "a dict copied many times": (
+        b"](" + b"NN\x86" * 999 + b"e\x85q\0ccollections\nOrderedDict\nq\1(" + b"h\1h\0R" * 99 + b"t.",
+        "many times",
+    ),
+    "a text copied many times": (
+        b"X\xe7\3\0\0" + b"a" * 999 + b"\x85q\0c_codecs\nencode\nq\1(" + b"h\1h\0R" * 99 + b"t.",
+        "many times",
+    ),
+}
+
+
+def test_what_takes_much_more_time_or_memory_than_it_is_long_is_refused():
+    victim = Victim("Adam()")
+    for body, words in GREEDY.values():
+
+        def change(n: str, x: bytes, body: bytes = body) -> list[tuple[str, bytes, int]]:
+            return [(n, b"\x80\x02" + body if n.endswith("data.pkl") else x, STORED)]
+
+        victim.refuses(forge_again(victim.saved, change), words)
+    victim.goes_on()
+
 
 def test_archives_that_torch_does_not_write_are_refused():
     victim = Victim("Adam()")

@@ -46,6 +46,7 @@ _STORAGES = {
 # How far containers may be nested, and how many values may be in them, counted as often as they would print.
 _DEEPEST, _MOST = 64, 1 << 24
 _MOST_DIMENSIONS = 64  # torch's own limit
+_MOST_PARTS = 16  # in the key of a dict
 _LEGACY = 0x1950A86A20F9469CFC6C  # the number that files begin with that torch before 1.6 wrote
 _LEGACY_VERSION = 1001
 _CHUNK = 1 << 24
@@ -226,7 +227,7 @@ def _read_legacy(file: BinaryIO) -> Any:
 
 def _measure(value: Any, known: dict[int, tuple[int, int] | None], depth: int) -> tuple[int, int]:
     """Return how many values are in a value and how deep, and refuse what nobody could print."""
-    if not isinstance(value, dict | list | tuple):
+    if not isinstance(value, dict | list | tuple) or not value:
         return 1, 0
     if depth > _DEEPEST:
         raise DamagedError("it is no checkpoint: it is too deeply nested")
@@ -253,6 +254,7 @@ class _Unpickler:
         self._stack: list[Any] = []
         self._outer: list[list[Any]] = []  # stacks below marks
         self._memo: dict[int, Any] = {}
+        self._copied = 0
 
     def load(self) -> Any:
         read = self._file.read
@@ -341,7 +343,15 @@ class _Unpickler:
         if not isinstance(function, Foreign) or type(arguments) is not tuple:
             raise DamagedError("it is damaged")
         make = _FUNCTIONS.get(function.name)
+        if make:
+            self._check_copies(arguments)
         self._push(make(*arguments) if make else function)
+
+    def _check_copies(self, arguments: tuple[Any, ...]) -> None:
+        """Refuse a call after which more has been copied than read: torch writes arguments for one call."""
+        self._copied += sum(len(a) for a in arguments if isinstance(a, dict | list | str | tuple))
+        if self._copied > self._file.tell():
+            raise DamagedError("it is no checkpoint: it has one list or text in it many times")
 
     def _new(self) -> None:
         self._stack.pop()
@@ -355,11 +365,20 @@ class _Unpickler:
 
 
 def _key(key: object) -> object:
-    """Check the key of a dict: the hash of others may take for ever, or need more stack than there is."""
-    for part in key if type(key) is tuple else (key,):
-        if not isinstance(part, str | int | float | bytes | Foreign | None):
-            raise DamagedError("it is no checkpoint: it has a dict with other keys than text and numbers")
+    """Check the key of a dict: the hash of others may take for ever, or need more stack than there is.
+
+    Integers have no secret in their hash: of large ones a forger knows as many as wanted with the same.
+    """
+    parts = key if type(key) is tuple else (key,)
+    if len(parts) > _MOST_PARTS or not all(map(_is_simple, parts)):
+        raise DamagedError("it is no checkpoint: it has a dict with other keys than text and numbers")
     return key
+
+
+def _is_simple(part: object) -> bool:
+    if isinstance(part, int):
+        return abs(part) < _MOST
+    return isinstance(part, str | float | bytes | Foreign | None)
 
 
 def _counter(pairs: dict[Any, Any] | None = None) -> Any:
