@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from optplug import ctypes_api
+from optplug import claims, ctypes_api
 from optplug.ctypes_api import Error, Optimizer
 
 EINVAL = ctypes_api.statuses()["OPT_EINVAL"]
@@ -137,3 +137,37 @@ def test_empty_arrays_share_nothing():
     opt.bind("a", empty, empty)
     opt.bind("b", empty, empty)
     opt.step()
+
+
+def test_each_of_many_arrays_meets_few_others(monkeypatch):
+    """Also beside one that is as long as all others, and where they change places."""
+    met, shares, count = [0], claims._Claim.shares, 1000
+
+    def counted(claim, other):
+        met[0] += 1
+        return shares(claim, other)
+
+    monkeypatch.setattr(claims._Claim, "shares", counted)
+    memory, gradients = np.ones((2, 2 * count, 8))
+    opt = sgd()
+    opt.bind("long", memory[:count], gradients[:count])
+    w, dw = memory[count:], gradients[count:]
+    for i in range(count):
+        opt.bind(str(i), w[i], dw[i])
+    opt.step()
+    for i in range(count):
+        opt.bind(str(i), w[-1 - i], dw[-1 - i])
+    opt.step()
+    assert met[0] < 20 * count
+    assert (memory == np.repeat([[0.0]], 2 * count, 0)).all()
+    opt.bind("0", w[1], dw[0])
+    refused("shares memory with the data of parameter", opt.step)
+
+
+def test_columns_of_a_matrix_are_told_apart_without_a_search(monkeypatch):
+    monkeypatch.setattr(claims.np, "shares_memory", lambda *_, **__: pytest.fail("it was searched"))
+    opt, (w, dw) = sgd(), np.ones((2, 3, 50))
+    for i in range(50):
+        opt.bind(str(i), w[:, i], dw[:, i])
+    opt.step()
+    assert (w == 0.5).all()

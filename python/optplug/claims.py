@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import bisect
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -23,6 +24,7 @@ class _Claim:
     name: str = field(compare=False)
     what: str = field(compare=False)  # "data" or "grad"
     memory: Tensor = field(compare=False)
+    step: int = field(compare=False)  # bytes from one element to the next, where it has one dimension
 
     def __str__(self) -> str:
         return f"{self.what} of parameter {shown(self.name)}"
@@ -38,14 +40,26 @@ class _Claim:
             "strides": tuple(s * size for s in self.memory.stride()),
         }
 
+    @property
+    def bits(self) -> int:
+        """How long it is: fewer bytes than the power of two of so many bits."""
+        return (self.end - self.start).bit_length()
+
     def shares(self, other: _Claim) -> bool:
         """Tell whether a byte belongs to both, where their extents overlap."""
-        if not (self.start < other.end and other.start < self.end):
+        if not (self.start < other.end and other.start < self.end) or self._lies_between(other):
             return False
         try:
             return bool(np.shares_memory(np.asarray(self), np.asarray(other), max_work=_MOST_WORK))
         except np.exceptions.TooHardError:
             return False
+
+    def _lies_between(self, other: _Claim) -> bool:
+        """Tell whether both are such as two columns of a matrix, of which there may be many."""
+        if not self.step == other.step > 0:
+            return False
+        place = (other.start - self.start) % self.step
+        return self.memory.itemsize <= place <= self.step - other.memory.itemsize
 
 
 class Claims:
@@ -56,9 +70,8 @@ class Claims:
     """
 
     def __init__(self) -> None:
-        self._sorted: list[_Claim] = []
-        self._names: set[str] = set()
-        self._longest = 0
+        self._known: dict[str, tuple[_Claim, ...]] = {}
+        self._sorted: dict[int, list[_Claim]] = {}  # by their bits: a long one is in no short one's way
         self._unchecked = False
 
     def check(self, name: str, data: Tensor, grad: Tensor) -> None:
@@ -71,20 +84,20 @@ class Claims:
         mine = _claim(name, "data", data), _claim(name, "grad", grad)
         if mine[0].shares(mine[1]):
             raise ValueError(f"parameter {shown(name)}: grad shares memory with data")
-        if name not in self._names:
+        if name not in self._known:
             for claim in mine:
                 self._check(claim)
 
     def put(self, name: str, data: Tensor, grad: Tensor) -> None:
         """Take the arrays of a parameter, in the place of those that it had."""
-        if name in self._names:
-            self._sorted = [claim for claim in self._sorted if claim.name != name]
+        if name in self._known:
+            for claim in self._known[name]:
+                self._remove(claim)
             self._unchecked = True
-        self._names.add(name)
-        for claim in (_claim(name, "data", data), _claim(name, "grad", grad)):
-            if claim.end > claim.start:
-                bisect.insort(self._sorted, claim)
-                self._longest = max(self._longest, claim.end - claim.start)
+        claims = _claim(name, "data", data), _claim(name, "grad", grad)
+        self._known[name] = tuple(claim for claim in claims if claim.end > claim.start)
+        for claim in self._known[name]:
+            bisect.insort(self._sorted.setdefault(claim.bits, []), claim)
 
     def check_moved(self) -> None:
         """Check all, if names were bound again since.
@@ -93,26 +106,44 @@ class Claims:
             ValueError: two parameters share memory.
         """
         if self._unchecked:
-            for claim in self._sorted:
-                self._check(claim)
+            for claims in self._known.values():
+                for claim in claims:
+                    self._check(claim)
             self._unchecked = False
 
+    def _remove(self, claim: _Claim) -> None:
+        there = self._sorted[claim.bits]
+        i = bisect.bisect_left(there, claim)
+        while there[i] is not claim:
+            i += 1
+        del there[i]
+
     def _check(self, claim: _Claim) -> None:
-        i = bisect.bisect_left(self._sorted, claim.end, key=lambda other: other.start)
-        while i > 0 and self._sorted[i - 1].start > claim.start - self._longest:
-            i -= 1
-            other = self._sorted[i]
-            if other.name == claim.name or not claim.shares(other):
+        is_told = False
+        for other in self._near(claim):
+            are_grads = claim.what == other.what == "grad"
+            if other.name == claim.name or (are_grads and is_told) or not claim.shares(other):
                 continue
-            if claim.what == other.what == "grad":
-                warn(f"{claim} shares memory with the {other}: clipping, for one, scales it twice")
-            else:
+            if not are_grads:
                 raise ValueError(f"{claim} shares memory with the {other}: each needs an array of its own")
+            warn(f"{claim} shares memory with the {other}: clipping, for one, scales it twice")
+            is_told = True
+
+    def _near(self, claim: _Claim) -> Iterator[_Claim]:
+        """Return all whose extents may overlap an array's."""
+        for bits, there in self._sorted.items():
+            i = bisect.bisect_left(there, claim.end, key=_start)
+            while i > 0 and there[i - 1].start > claim.start - (1 << bits):
+                i -= 1
+                yield there[i]
+
+
+def _start(claim: _Claim) -> int:
+    return claim.start
 
 
 def _claim(name: str, what: str, memory: Tensor) -> _Claim:
-    start = memory.data_ptr()
+    start, size = memory.data_ptr(), memory.itemsize
     last = sum((n - 1) * s for n, s in zip(memory.shape, memory.stride(), strict=True))
-    return _Claim(
-        start, start + (last + 1) * memory.itemsize if memory.numel() else start, name, what, memory
-    )
+    end = start + (last + 1) * size if memory.numel() else start
+    return _Claim(start, end, name, what, memory, memory.stride(0) * size if memory.dim() == 1 else 0)

@@ -90,12 +90,13 @@ def _names(i: int, group: dict[str, Any], here: list[str]) -> list[str]:
         return here
     if type(names) is not list or not all(type(name) is str for name in names):
         raise ValueError(f"group {i}: its param_names are no list of names, got {shown(names)}")
+    ours, theirs = set(here), set(names)
     for name in here:
-        if name not in names:
+        if name not in theirs:
             there = ", ".join(map(shown, names[:20]))
             raise ValueError(f"group {i} has no parameter {shown(name)} in it: there are {there}")
     for name in names:
-        if name not in here:
+        if name not in ours:
             raise ValueError(f"group {i} has a parameter {shown(name)} in it, to which nothing is bound here")
     if not len(names) == count == len(here):
         raise ValueError(f"group {i} has {count} parameters in it, and {len(here)} here")
