@@ -253,6 +253,13 @@ static int leave_alone(void *user, double *value)
     return *(int *)user;
 }
 
+static int stay_and_fall(void *user, double *value)
+{
+    (void)user;
+    value[0] = value[0] < 3 ? 1 : 0.5;
+    return 0;
+}
+
 static void a_function_that_leaves_the_value_alone_is_warned_of(void)
 {
     int nothing = 0, opt = bound("SGD(lr=0.5)");
@@ -264,6 +271,11 @@ static void a_function_that_leaves_the_value_alone_is_warned_of(void)
         CHECK(rate(opt) == 0.5 * i);
     }
     CHECK(strcmp(opt_warning(), "") == 0);
+    CHECK(opt_schedule(opt, NULL) == OPT_OK && opt_set(opt, 0, "lr=0.5") == OPT_OK);
+    CHECK(opt_schedule_callback(opt, "LambdaLR()", stay_and_fall, NULL) == OPT_OK);
+    for (int i = 1; i < 5; i++)
+        step(opt);
+    CHECK(rate(opt) == 0.25 && strcmp(opt_warning(), "") == 0); /* 1 at epoch 1 is no slip */
     CHECK(opt_free(opt) == OPT_OK);
 }
 

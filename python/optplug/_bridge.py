@@ -310,6 +310,7 @@ def _factor_of(function: object, user: object) -> schedules.Function:
     """Return a schedule's function of the host's as Python calls it.
 
     A factor may be the epoch and be meant so: that the function has not set it is a warning, the first time.
+    Of epoch 1 nothing is said: until they fall, most factors are 1.
     """
     is_told = False
 
@@ -317,7 +318,7 @@ def _factor_of(function: object, user: object) -> schedules.Function:
         nonlocal is_told
         place = ffi.new(_doubles, (value, group))
         _call("function", function, user, place)
-        if place[0] == value and not is_told:
+        if place[0] == value != 1 and not is_told:
             is_told = True
             warn(
                 f"the host's function returned 0 and left value[0] alone: the factor is the epoch, {value:g}"
