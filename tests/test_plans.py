@@ -332,14 +332,11 @@ opt = lib.opt_create(b"Adam(lr=0.5)")
 lib.opt_bind(opt, b"w", b"float64", 3, w, g)
 for _ in range(3):
     assert lib.opt_step(opt) == 0
-before = list(w)
-with Broken():
-    assert lib.opt_step(opt) < 0
-    assert lib.opt_error()
-assert list(w) == before
+with Broken():  # it is for the host's own operators
+    assert lib.opt_step(opt) == 0
 for _ in range(3):
     assert lib.opt_step(opt) == 0
-assert abs(w[0] + 6 * 0.5) < 1e-6
+assert abs(w[0] + 7 * 0.5) < 1e-6
 """
 
 HOOKS = """
