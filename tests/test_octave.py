@@ -131,6 +131,12 @@ def test_octave_without_the_mex_file_is_told_to_build_it():
     ]
 
 
+def test_what_is_built_is_used_in_the_same_session(tmp_path):
+    code = "try, optplug.Optimizer('Adam()'); catch e, disp(e.identifier), end, "
+    code += f"optplug.build('{tmp_path}'); opt = optplug.Optimizer('Adam()'); disp(class(opt))"
+    assert octave(code, tmp_path).splitlines() == ["optplug:start", "optplug.Optimizer"]
+
+
 def test_a_python_that_is_not_there_is_a_start_error(mex):
     code = "try, optplug.Optimizer('Adam()'); catch e, disp(e.identifier), disp(e.message), end"
     identifier, message = octave(code, mex, OPTPLUG_PYTHON="/nowhere/python3").splitlines()

@@ -31,4 +31,5 @@ if exist('OCTAVE_VERSION', 'builtin')
 else
     mex(source, flags{:}, ['LDFLAGS=$LDFLAGS -Wl,-rpath,' libdir], '-outdir', folder, '-output', 'optplug_mex');
 end
+rehash(); % so that this session finds it
 end

@@ -3,7 +3,11 @@ function answer = uses_mex()
 
 persistent found
 if isempty(found)
-    found = exist('optplug_mex', 'file') == 3;
+    answer = exist('optplug_mex', 'file') == 3;
+    if ~answer && exist('OCTAVE_VERSION', 'builtin')
+        return % optplug.build may make it yet
+    end
+    found = answer;
 end
 answer = found;
 end
