@@ -139,6 +139,7 @@ def test_an_average_is_what_it_is_in_pytorchs_words(bound, weight, text):
         ("create", "Adam", "it must be a call, such as 'Adam()'"),
         ("create", "torch.optim.Adam", "it must be a call, such as 'Adam()'"),
         ("create", "Adam(w, lr=0.1)", "'w' is a name, and its value is unknown here: write the value"),
+        ("create", "LBFGS(line_search_fn=strong_wolfe)", "write the value, and text in quotes"),
         ("create", "Adam([w], lr=0.1)", "parameters, optimizer and model are left out"),
         ("create", "Adam(lr=params)", "'params' is a name"),
         ("create", "Adam(amsgrad=.true.)", "write True and False, without dots"),
@@ -437,7 +438,9 @@ def test_lbfgs_names_a_parameter_that_it_cannot_take_when_it_is_bound(order):
     opt.bind("w", np.zeros((4, 6), order="F"), np.zeros((4, 6)))
     opt.bind("flat", np.zeros(24), whole.reshape(-1, order="A"))
     assert opt.step_closure(lambda: 0.0) == 0.0
-    with pytest.raises(ctypes_api.Error, match="as one flat array"):
+    with pytest.raises(
+        ctypes_api.Error, match=r"as one flat array \(Fortran: flat=.true., MATLAB .* 'flat'\)\)$"
+    ):
         opt.bind("w", np.zeros((4, 6)), np.zeros((4, 6), order="F"))
 
 

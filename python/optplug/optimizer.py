@@ -645,7 +645,8 @@ class Optimizer:
         if here and here != texts:
             raise ValueError(
                 f"it has the schedulers {', '.join(map(shown, texts)) or '(none)'}, "
-                f"and here are {', '.join(map(shown, here))}"
+                f"and here are {', '.join(map(shown, here))}: "
+                'attach those in the file or none, or keep yours by opt_checkpoint(opt, "schedules=False")'
             )
         return self._schedules or [(text, None) for text in texts]
 
@@ -1008,7 +1009,8 @@ class Optimizer:
         except RuntimeError as error:
             raise ValueError(
                 f"parameter {shown(name)}: {self._class.__name__} takes gradients in C order without gaps, "
-                f"got {_layout(grad)}: bind it as one flat array"
+                f"got {_layout(grad)}: bind it as one flat array "
+                "(Fortran: flat=.true., MATLAB and Octave: Optimizer(spec, 'flat'))"
             ) from error
 
     def _would_lose(self, name: str, data: Tensor, is_lent: bool) -> bool:

@@ -328,7 +328,7 @@ def _complaint(node: ast.expr) -> str:
     if name.endswith("parameters"):
         return f"{source}: parameters come by opt_bind, and groups of them by opt_group"
     if name and not isinstance(node, ast.Call):
-        return f"{source} is a name, and its value is unknown here: write the value"
+        return f"{source} is a name, and its value is unknown here: write the value, and text in quotes"
     return f"{source} is neither a literal (a number, True, a tuple, ...) nor a plain call"
 
 
