@@ -355,6 +355,25 @@ def test_text_with_a_zero_byte_is_refused(tmp_path):
     assert not list(tmp_path.iterdir())
 
 
+@pytest.mark.parametrize(
+    ("call", "words"),
+    [
+        (lambda _: Optimizer(3), "spec must be text, got 3"),
+        (lambda _: ctypes_api.init(None), "options must be text, got None"),
+        (lambda opt: opt.set(0, {"lr": 1}), "options must be text, got {'lr': 1}"),
+        (lambda opt: opt.get(0, b"lr"), "name must be text, got b'lr'"),
+        (lambda opt: opt.bind(0, np.ones(1), np.ones(1)), "name must be text, got 0"),
+        (lambda opt: opt.attribute("time", 1.5), "text must be text, got 1.5"),
+        (lambda opt: opt.save(3), "expected str, bytes or os.PathLike object, not int"),
+        (lambda opt: opt.step_closure(lambda: None), "the function returned None, and must return a number"),
+    ],
+)
+def test_what_is_no_text_or_no_number_is_named(call, words):
+    opt = sgd(w=np.ones(3))
+    with pytest.raises(TypeError, match=re.escape(words)):
+        call(opt)
+
+
 def test_a_rate_that_is_no_number_is_got_as_it_is():
     opt = sgd(w=np.ones(3))
     opt.schedule("LambdaLR()", lambda _epoch, _group: math.nan)

@@ -87,6 +87,13 @@ class _Text:
         return ctypes.c_char_p.from_param(value)
 
 
+def _encoded(argument: str, text: str) -> bytes:
+    """Return a text as optplug.h takes it, in UTF-8."""
+    if not isinstance(text, str):
+        raise TypeError(f"{argument} must be text, got {text!r}")
+    return text.encode()
+
+
 class _Values:
     """A pointer to values of a type: a list or tuple, a numpy array, or whatever ctypes takes."""
 
@@ -180,7 +187,7 @@ def _check_text(text: bytes | None) -> str:
 
 def init(options: str = "") -> None:
     """Set options of the library, ``"num_threads=1"``."""
-    _check(_library().optplug_init(options.encode()))
+    _check(_library().optplug_init(_encoded("options", options)))
 
 
 def log(function: Callable[[int, str], None] | None) -> None:
@@ -203,7 +210,7 @@ _told: list[Any] = []
 
 def listing(kind: str) -> list[str]:
     """List what PyTorch has here: "optimizers", "schedulers", "dtypes", "devices", or a class's arguments."""
-    return _check_text(_library().optplug_list(kind.encode())).splitlines()
+    return _check_text(_library().optplug_list(_encoded("kind", kind))).splitlines()
 
 
 def describe() -> str:
@@ -231,7 +238,7 @@ class Optimizer:
         self._scale: tuple[Any, Any] = (None, None)
         self._functions: list[Any] = []
         self._thrown: BaseException | None = None
-        self._handle = _check(_library().optplug_create(spec.encode()))
+        self._handle = _check(_library().optplug_create(_encoded("spec", spec)))
 
     def __enter__(self) -> Optimizer:
         return self
@@ -327,9 +334,9 @@ class Optimizer:
                 raise ValueError(f"parameter {name!r}: {len(given)} strides for {len(shape)} dimensions")
         self._call(
             "optplug_bind_nd",
-            name.encode(),
-            dtype.encode(),
-            device.encode(),
+            _encoded("name", name),
+            _encoded("dtype", dtype),
+            _encoded("device", device),
             len(shape),
             shape,
             data,
@@ -375,7 +382,7 @@ class Optimizer:
             )
         self._call(
             "optplug_bind_sparse",
-            name.encode(),
+            _encoded("name", name),
             data.dtype.name.encode(),
             *data.shape,
             data,
@@ -389,7 +396,7 @@ class Optimizer:
 
     def group(self, options: str) -> None:
         """Let the parameters bound from now on be a group with options of its own."""
-        self._call("optplug_group", options.encode())
+        self._call("optplug_group", _encoded("options", options))
 
     def step(self) -> None:
         """Make one step: update every bound array from its gradient."""
@@ -428,12 +435,12 @@ class Optimizer:
     def get(self, group: int, name: str) -> float:
         """Return a hyperparameter of a group, or with -1 of all, as a number: "lr", "betas[0]"."""
         value = ctypes.c_double()
-        self._call("optplug_get", group, name.encode(), ctypes.byref(value))
+        self._call("optplug_get", group, _encoded("name", name), ctypes.byref(value))
         return value.value
 
     def set(self, group: int, options: str) -> None:
         """Set hyperparameters of a group, or with -1 of all."""
-        self._call("optplug_set", group, options.encode())
+        self._call("optplug_set", group, _encoded("options", options))
 
     def schedule(self, spec: str | None, function: Callable[[float, int], float] | None = None) -> None:
         """Attach a scheduler; if it takes a function of yours, one from an epoch and a group to a factor.
@@ -445,14 +452,14 @@ class Optimizer:
             self._functions.clear()
             return
         if function is None:
-            self._call("optplug_schedule", spec.encode())
+            self._call("optplug_schedule", _encoded("spec", spec))
             return
 
         def evaluate(_: Any, value: Any) -> int:
             return self._guard(value, lambda: function(value[0], int(value[1])))
 
         callback = CALLBACK(evaluate)
-        self._call("optplug_schedule_callback", spec.encode(), callback, None)
+        self._call("optplug_schedule_callback", _encoded("spec", spec), callback, None)
         self._functions.append(callback)
 
     def schedule_step(self, metric: float | None = None) -> None:
@@ -487,12 +494,12 @@ class Optimizer:
 
     def average(self, spec: str) -> None:
         """Average the parameters after each step from now on."""
-        self._call("optplug_average", spec.encode())
+        self._call("optplug_average", _encoded("spec", spec))
 
     def average_get(self, name: str) -> NDArray[Any]:
         """Return the average of one parameter."""
         average = np.empty(*self._forms[name])
-        self._call("optplug_average_get", name.encode(), average)
+        self._call("optplug_average_get", _encoded("name", name), average)
         return average
 
     def average_swap(self) -> None:
@@ -501,23 +508,25 @@ class Optimizer:
 
     def checkpoint(self, options: str) -> None:
         """Choose what checkpoints have in them, and what is taken from them: "parameters=True"."""
-        self._call("optplug_checkpoint", options.encode())
+        self._call("optplug_checkpoint", _encoded("options", options))
 
     def attribute(self, name: str, text: str | None) -> None:
         """Attach a text of yours, which is in checkpoints; None removes it."""
-        self._call("optplug_attribute", name.encode(), None if text is None else text.encode())
+        self._call(
+            "optplug_attribute", _encoded("name", name), None if text is None else _encoded("text", text)
+        )
 
     def attribute_get(self, name: str) -> str:
         """Return a text of yours."""
-        return _check_text(_library().optplug_attribute_get(self._handle, name.encode()))
+        return _check_text(_library().optplug_attribute_get(self._handle, _encoded("name", name)))
 
     def save(self, path: str | bytes | os.PathLike[Any]) -> None:
         """Write all that the optimizer needs to go on into a file."""
-        self._call("optplug_save", path)
+        self._call("optplug_save", os.fsencode(path))
 
     def load(self, path: str | bytes | os.PathLike[Any]) -> None:
         """Go on from a file."""
-        self._call("optplug_load", path)
+        self._call("optplug_load", os.fsencode(path))
 
     def save_memory(self) -> bytes:
         """Return what `save` writes."""
@@ -542,7 +551,10 @@ class Optimizer:
     def _guard(self, value: Any, function: Callable[[], float]) -> int:
         """Call a function of the user's: no exception may pass through C."""
         try:
-            value[0] = function()
+            result = function()
+            if result is None:
+                raise TypeError("the function returned None, and must return a number")
+            value[0] = result
         except BaseException as error:
             self._thrown = error
             return -1
