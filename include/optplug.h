@@ -329,7 +329,8 @@ int opt_load_memory(int opt, const void *buffer, int64_t size);
  *   third_party=True                let a spec name a class outside torch.optim, with its module:
  *                                   "pytorch_optimizer:Lion(lr=1e-4)"; the module is imported
  *   master_weights=True             keep a float32 copy of each float16 and bfloat16 parameter, and step
- * that: your arrays get it rounded, and what else is written into them is lost unless they are bound again
+ *                                   that: your arrays get it rounded, and what else is written into them is
+ *                                   lost unless they are bound again
  *   compile=True                    compile the steps of ASGD, Adadelta, Adamax, NAdam, RAdam, RMSprop and
  *                                   Rprop, on dense float32 and float64 arrays, into one pass over memory,
  *                                   with PyTorch's compiler and a C++ compiler: the second opt_step takes
