@@ -400,7 +400,7 @@ def _rebuild(
 ) -> Stored | Foreign:
     if isinstance(storage, Foreign) or metadata:
         return Foreign(
-            storage.name if isinstance(storage, Foreign) else "a tensor with a negative or conjugate bit"
+            storage.name if isinstance(storage, Foreign) else "tensor with a negative or conjugate bit"
         )
     dtype, memory = storage
     sizes = (offset, *shape, *strides)

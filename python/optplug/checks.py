@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+import contextlib
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 import torch
@@ -12,6 +13,17 @@ from optplug.buffers import name_of
 from optplug.spec import shown
 
 _MOST = 1 << 53  # what a float64 counts to
+
+
+@contextlib.contextmanager
+def of_checkpoint() -> Iterator[None]:
+    """Let what a file lacks, or has of another kind where nobody looks, be a ValueError that says so."""
+    try:
+        yield
+    except KeyError as error:
+        raise ValueError(f"it is no checkpoint: it has no {shown(*error.args)}") from error
+    except (AttributeError, IndexError, OverflowError, TypeError) as error:
+        raise ValueError("it is no checkpoint: something in it is of another kind than it must be") from error
 
 
 def check_like(what: str, value: Any, like: Any) -> Any:

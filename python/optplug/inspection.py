@@ -9,6 +9,7 @@ from typing import Any
 from optplug import attributes, checkpoint
 from optplug.archive import Stored
 from optplug.buffers import name_of
+from optplug.checks import of_checkpoint
 from optplug.report import printable
 from optplug.spec import shown
 from optplug.state import find
@@ -25,14 +26,10 @@ def read(path: str) -> dict[str, Any]:
         ValueError: it is damaged, or no checkpoint.
     """
     try:
-        with checkpoint.load(path) as content:
+        with checkpoint.load(path) as content, of_checkpoint():
             return {"file": path, "bytes": pathlib.Path(path).stat().st_size} | _contents(content)
     except ValueError as error:
         raise ValueError(f"path {shown(path)}: {error}") from error
-    except (AttributeError, IndexError, KeyError, OverflowError, TypeError) as error:
-        raise ValueError(
-            f"path {shown(path)}: it is no checkpoint: {type(error).__name__} {error}"
-        ) from error
 
 
 def _contents(content: dict[str, Any]) -> dict[str, Any]:

@@ -25,9 +25,9 @@ from optplug.arguments import blame, check_kinds, said
 from optplug.averages import Average
 from optplug.buffers import is_dense, name_of, same_order
 from optplug.checkpoint_options import CheckpointOptions
-from optplug.checks import check_tensor
+from optplug.checks import check_tensor, of_checkpoint
 from optplug.claims import Claims
-from optplug.errors import CompileError, HostError, NonFiniteError, StateError, warn
+from optplug.errors import CompileError, NonFiniteError, StateError, warn
 from optplug.iterate import Iteration
 from optplug.lean import Calls, Gradients, has_hooks, lean, step_again, step_and_record
 from optplug.masters import Masters
@@ -549,15 +549,11 @@ class Optimizer:
         """
         self._check_bound("opt_load")
         self._check_has_values("opt_load")
-        try:
+        with of_checkpoint():
             about = content.get("optplug")
             if about is not None:
                 self._check_about(about)
             self._take_over(content, about)
-        except (HostError, NonFiniteError, StateError):
-            raise
-        except (AttributeError, IndexError, KeyError, OverflowError, TypeError) as error:
-            raise ValueError(f"it is no checkpoint: {type(error).__name__} {error}") from error
 
     def _check_about(self, about: dict[str, Any]) -> None:
         if type(about["format"]) is not int or about["format"] != _FORMAT:
