@@ -29,8 +29,8 @@ COMMANDS = ("config", "doctor", "list", "describe", "inspect", "bench", "plot")
 
 # How a step, or a command, begins that a doctor tells you to do.
 STEP = re.compile(
-    r"(/\S+ -m pip install|apt-get|call|chmod|chown|export|install|link|look|name|see|set|start|take|ulimit"
-    r"|unset) "
+    r"((/\S+|'/[^']+') -m pip install|apt-get|call|chmod|chown|export|install|link|look|name|see|set|start|take"
+    r"|ulimit|unset) "
 )
 
 
@@ -225,6 +225,14 @@ def test_doctor_names_what_is_not_installed_too_old_or_missing(bare):
     assert "No module named 'torch'" in cannot_start
     assert re.fullmatch(r"/\S+ -m pip install 'torch>=[\d.]+'", wrong[cannot_start])
     assert done.stdout.endswith("\n4 problem(s).\n")
+
+
+def test_doctors_commands_work_where_a_path_has_blanks(bare):
+    folder = bare.parents[2].rename(bare.parents[3] / "two words")
+    done = command("doctor", python=folder / "bin/python")
+    assert len(re.findall(rf"DO: '{folder}/bin/python[\d.]*' -m pip install 'torch>=", done.stdout)) == 2
+    done = command("doctor", python=folder / "bin/python", OPTPLUG_PYTHON="/nowhere/python3")
+    assert f"DO: export OPTPLUG_PYTHON='{folder}/bin/python'\n" in done.stdout
 
 
 def test_doctor_survives_a_torch_that_ends_the_process(bare):

@@ -12,6 +12,7 @@ import os
 import pathlib
 import re
 import resource
+import shlex
 import signal
 import subprocess
 import sys
@@ -29,20 +30,21 @@ from optplug.report import progress
 _PROBE = pathlib.Path(optplug.__file__).with_name("bin") / "optplug-probe"
 _PATIENCE = 300  # seconds, for a network's file system
 _LEAST_STACK, _LEAST_SPACE = 256 << 10, 2 << 30
-_PIP = f"{sys.executable} -m pip install"
+_PYTHON = shlex.quote(sys.executable)
+_PIP = f"{_PYTHON} -m pip install"
 # How the launchers of MPI tell a program of how many it is one.
 _RANKS = ("OMPI_COMM_WORLD_SIZE", "PMI_SIZE", "MV2_COMM_WORLD_SIZE", "SLURM_NTASKS")
 # What a program is told that cannot start optplug, and the step to take.
 _STEPS = (
-    (r".*\brun (\S+ -m pip install .*)", r"\1"),
+    (r".*\brun ((?:'[^']+'|\S+) -m pip install .*)", r"\1"),
     (
         r".*apt-get install (libpython[\d.]*\d).*",
         r"apt-get install \1 (Debian, Ubuntu), build Python with --enable-shared (pyenv), "
         r"or export OPTPLUG_LIBPYTHON=ITS_PATH",
     ),
     (r"OPTPLUG_LIBPYTHON: .*", "unset OPTPLUG_LIBPYTHON"),
-    (r"OPTPLUG_PYTHON: .*|.* lies in no environment .*", f"export OPTPLUG_PYTHON={sys.executable}"),
-    (r".* is of another version .*", f"link to what {sys.executable} -m optplug config --library prints"),
+    (r"OPTPLUG_PYTHON: .*|.* lies in no environment .*", f"export OPTPLUG_PYTHON={_PYTHON}"),
+    (r".* is of another version .*", f"link to what {_PYTHON} -m optplug config --library prints"),
 )
 # What torch's wheels bring or need in versions of their own.
 _SHADOWS = re.compile(r"lib(?:python3\.\d+|stdc\+\+|gomp|iomp5|omp)\.(?:so|dylib)")
@@ -152,7 +154,7 @@ def _files() -> Iterator[tuple[str, str]]:
         if not path.exists() and file.suffix != ".pyc":
             yield f"{path} is missing", _reinstall()
     if _PROBE.exists() and not os.access(_PROBE, os.X_OK):
-        yield f"{_PROBE} may not be run", f"chmod +x {_PROBE}"
+        yield f"{_PROBE} may not be run", f"chmod +x {shlex.quote(str(_PROBE))}"
 
 
 def _requirements() -> Iterator[tuple[str, str]]:
@@ -226,7 +228,7 @@ def _another_python(host: _Host) -> Iterator[tuple[str, str]]:
     if name and used and not pathlib.Path(used[1]).is_relative_to(sys.prefix):
         yield (
             f"OPTPLUG_PYTHON lets programs use {used[1]}, and this is {sys.executable}",
-            f"unset OPTPLUG_PYTHON, or ask that one: {used[1]} -m optplug doctor",
+            f"unset OPTPLUG_PYTHON, or ask that one: {shlex.quote(used[1])} -m optplug doctor",
         )
 
 
@@ -247,7 +249,7 @@ def _others() -> Iterator[tuple[str, str]]:
             yield (
                 f"there is another optplug in {path.parent}, and this one is in {here.parent}",
                 "take one of them away, or link and run with the same one: "
-                f"{sys.executable} -m optplug config --library",
+                f"{_PYTHON} -m optplug config --library",
             )
 
 

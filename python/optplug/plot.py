@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import pathlib
+import shlex
 import sys
 from collections.abc import Mapping, Sequence
 
@@ -50,7 +51,9 @@ def draw(
     try:
         from matplotlib.figure import Figure
     except ImportError:
-        raise ImportError(f"matplotlib is missing: {sys.executable} -m pip install matplotlib") from None
+        raise ImportError(
+            f"matplotlib is missing: {shlex.quote(sys.executable)} -m pip install matplotlib"
+        ) from None
     figure = Figure(figsize=(7, 2.6 * len(panels)), layout="constrained")
     axes = figure.subplots(len(panels), sharex=True, squeeze=False)[:, 0]
     for panel, (label, curves) in zip(axes, panels.items(), strict=True):

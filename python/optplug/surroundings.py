@@ -6,6 +6,7 @@ import importlib.util
 import mmap
 import os
 import pathlib
+import shlex
 import sys
 
 _START, _EACH_THREAD = 192 << 20, 48 << 20  # bytes beside torch's libraries; seen: 152 and 40 MiB
@@ -43,12 +44,12 @@ def load_torch(alone: bool = False) -> None:
     except ImportError as error:
         raise ImportError(
             f"{error}: PyTorch is missing or broken in that environment; run "
-            f"{sys.executable or 'python3'} -m pip install 'torch>=2.11'"
+            f"{shlex.quote(sys.executable or 'python3')} -m pip install 'torch>=2.11'"
         ) from error
     if tuple(int(n) for n in torch.__version__.split(".")[:2]) < (2, 11):
         raise ImportError(
             f"torch {torch.__version__} is too old, optplug needs 2.11: "
-            f"run {sys.executable} -m pip install --upgrade torch"
+            f"run {shlex.quote(sys.executable)} -m pip install --upgrade torch"
         )
     if alone:
         torch.set_num_threads(1)
