@@ -519,10 +519,14 @@ def build_and_step(name, arguments) -> None:
 
 
 def test_every_error_of_an_optimizer_comes_at_its_creation_in_torchs_words():
+    """Or before torch is asked, where a value is of another kind than torch's documentation has it."""
     errors = 0
     for name, argument, value in bad_arguments():
         given = {argument: eval(value)}  # noqa: S307 - this file's own text
         spec = f"{name}({argument}={value})".encode()
+        if lib.opt_create(spec) < 0 and re.search(rf"{argument} must be .*, got", lib.opt_error().decode()):
+            errors += 1
+            continue
         try:
             both(
                 functools.partial(build_and_step, name, given),
