@@ -84,11 +84,11 @@ static pthread_mutex_t load_lock = PTHREAD_MUTEX_INITIALIZER;
 static pthread_mutex_t start_lock = PTHREAD_MUTEX_INITIALIZER;
 
 static _Atomic int torch_threads;
-static _Thread_local struct {
-    int is_known;         /* torch and OpenMP have seen it */
-    int granted, refused; /* how many threads its OpenMP can have, and cannot */
+static _Thread_local struct thread {
+    int is_known;            /* torch and OpenMP have seen it */
+    int granted, refused;    /* how many threads its OpenMP can have, and cannot */
+    struct host_state *call; /* what the innermost call has put aside */
 } this_thread;
-static _Thread_local struct host_state *host_state; /* what the innermost call has put aside */
 
 /* ---- the shield ---- */
 
@@ -217,7 +217,7 @@ static const void *some_function_of_pythons(void) { return (void *)(intptr_t)py.
 /* One that came before the call began, and that Python has noticed in it. */
 static void interrupt_host(void)
 {
-    if (host_state && host_state->holds_interrupts)
+    if (this_thread.call && this_thread.call->holds_interrupts)
         signals_note_interrupt();
 }
 
@@ -228,7 +228,8 @@ void host_enter(struct host_state *saved)
     pthread_setcancelstate(PTHREAD_CANCEL_DISABLE, &saved->cancel_state);
     saved->error_number = errno;
     int alone = enter_arithmetic(saved) || forked;
-    if (!this_thread.is_known)
+    struct thread *me = &this_thread; /* which takes time to be found */
+    if (!me->is_known)
         openmp_meet_thread();
     saved->openmp_threads = openmp_threads();
     if (saved->openmp_threads)
@@ -238,8 +239,8 @@ void host_enter(struct host_state *saved)
     saved->interpreter_lock = has_gil() ? py.PyEval_SaveThread_() : NULL;
     saved->holds_interrupts = !ours && started && signals_hold(&saved->interrupt, some_function_of_pythons());
     saved->callback = NULL;
-    saved->outer = host_state ? callback_sweep(host_state) : NULL;
-    host_state = saved;
+    saved->outer = me->call ? callback_sweep(me->call) : NULL;
+    me->call = saved;
 }
 
 /* With `ends` the call ends here, rather than calling a function of the host's. */
@@ -253,7 +254,7 @@ static void leave(const struct host_state *saved, int ends)
         openmp_set_threads(saved->openmp_threads);
     leave_arithmetic(saved);
     errno = saved->error_number;
-    host_state = saved->outer;
+    this_thread.call = saved->outer;
     if (ends && log_level && !saved->outer)
         log_deliver();
     if (saved->cancel_state != PTHREAD_CANCEL_DISABLE)
@@ -262,27 +263,27 @@ static void leave(const struct host_state *saved, int ends)
 
 void host_leave(const struct host_state *saved) { leave(saved, 1); }
 
-struct host_state *host_call(void) { return host_state; }
+struct host_state *host_call(void) { return this_thread.call; }
 
 /* An interpreter lock that the host came with is given back when its call ends, not here. */
 void host_suspend(struct host_state *outside)
 {
-    struct host_state *call = host_state;
+    struct host_state *call = this_thread.call;
     *outside = *call;
     outside->interpreter_lock = NULL;
     leave(outside, 0);
-    host_state = call; /* the call around those that the function makes */
+    this_thread.call = call; /* the call around those that the function makes */
 }
 
 void host_resume(struct host_state *outside)
 {
-    struct host_state *call = host_state;
+    struct host_state *call = this_thread.call;
     host_enter(outside);
     outside->interpreter_lock = call->interpreter_lock;
     outside->callback = call->callback;
     outside->outer = call->outer;
     *call = *outside;
-    host_state = call;
+    this_thread.call = call;
 }
 
 void *host_thread_state(void)
@@ -770,8 +771,8 @@ static int set_plan(int opt, const optplug_operator *operators, int count, int s
     struct slot *slot;
     if (handle_lock(opt, HANDLE_ASK, &slot) < 0)
         return 0;
-    handle_set_plan(slot,
-                    count > 0 ? plan_new(operators, count, stable == 1 || (stable < 0 && !ours)) : NULL);
+    handle_set_plan(slot, count > 0 ? plan_new(operators, count, stable == 1 || (stable < 0 && !ours), !ours)
+                                    : NULL);
     int planned = handle_plan(slot) != NULL;
     handle_unlock(slot);
     return planned;

@@ -103,7 +103,8 @@ struct operation {
 struct plan {
     pid_t process; /* that has made it */
     int on_gpu;
-    int proven; /* has run boxed, which turns torch's exceptions into errors */
+    int minds_modes; /* of PyTorch's, that a host may have on */
+    int proven;      /* has run boxed, which turns torch's exceptions into errors */
     int count;
     struct operation operations[];
 };
@@ -291,13 +292,14 @@ static int make_operation(struct operation *operation, const optplug_operator *g
     return 1;
 }
 
-struct plan *plan_new(const optplug_operator *operators, int count, int stable)
+struct plan *plan_new(const optplug_operator *operators, int count, int stable, int minds_modes)
 {
     struct plan *plan = calloc(1, sizeof *plan + (size_t)count * sizeof *plan->operations);
     if (!plan)
         return NULL;
     plan->count = count;
     plan->process = getpid();
+    plan->minds_modes = minds_modes && torch.any_modes_set;
     for (int i = 0; i < count; i++) {
         plan->on_gpu |= operators[i].gpu >= 0;
         if (!make_operation(&plan->operations[i], &operators[i], stable)) {
@@ -489,7 +491,7 @@ int plan_run(struct plan *plan)
 {
     if (plan->on_gpu && getpid() != plan->process)
         return 0; /* Python says that no GPU survives a fork */
-    if (torch.any_modes_set && torch.any_modes_set(false))
+    if (plan->minds_modes && torch.any_modes_set(false))
         return 0; /* Python puts a host's modes aside, such as FakeTensorMode */
     for (int i = 0; i < plan->count; i++)
         if (is_guarded_and_bad(&plan->operations[i]))

@@ -17,8 +17,9 @@ void *plan_torch_library(void);
  * plan_open_torch has not succeeded. */
 int plan_enter_thread(void);
 
-/* Make a plan of operators, all through torch's stable ABI if `stable`; NULL if torch cannot. */
-struct plan *plan_new(const optplug_operator *operators, int count, int stable);
+/* Make a plan of operators, all through torch's stable ABI if `stable`; NULL if torch cannot.  One that
+ * `minds_modes` leaves a step to Python where modes of PyTorch's are on, as a Python host may have them. */
+struct plan *plan_new(const optplug_operator *operators, int count, int stable, int minds_modes);
 
 /* Give the operator of an index its doubles and bools anew. */
 void plan_set_scalars(struct plan *plan, int index, const double *scalars);
