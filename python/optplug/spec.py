@@ -142,7 +142,7 @@ def choose(name: str, known: Iterable[str], kind: str) -> None:
         alike = [k for k in known if k.lower() == name.lower()]
         near = alike or difflib.get_close_matches(name, known, n=3)
         hint = f"did you mean {', '.join(near)}? " if near else ""
-        raise SpecError(f"no {kind} {shown(name)}: {hint}there are {', '.join(known)}")
+        raise SpecError(f"no {kind} {shown(name)}: {hint}there are {', '.join(known) or 'none'}")
 
 
 def check_module(call: Call, module: str) -> None:
