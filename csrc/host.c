@@ -791,7 +791,7 @@ static void set_plan_scalars(int opt, int which, const double *scalars)
 static int64_t take_steps(int opt)
 {
     struct slot *slot;
-    if (handle_lock(opt, 1, &slot) < 0)
+    if (handle_lock(opt, HANDLE_ASK, &slot) < 0)
         return 0;
     int64_t steps = handle_take_steps(slot);
     handle_unlock(slot);

@@ -148,12 +148,12 @@ int opt_schedule_step_metric(int opt, double value);
  * It stays until this thread's next failing call. */
 const char *opt_error(void);
 
-/* Return the status of that error, 0 if there was none: what opt_describe and opt_list, which return NULL,
- * have failed with. */
+/* Return the status of that error, 0 if there was none: what opt_describe, opt_list and opt_attribute_get,
+ * which return NULL, have failed with. */
 int opt_error_status(void);
 
-/* Return what PyTorch has warned of in this thread's calls since it was last asked, a line each; ""
- * for nothing.  The text is this thread's, until its next opt_warning. */
+/* Return what PyTorch and optplug have warned of in this thread's calls since it was last asked, a line each;
+ * "" for nothing.  The text is this thread's, until its next opt_warning. */
 const char *opt_warning(void);
 
 /* Return the Python traceback of this thread's last error, many lines; "" if Python was not in it. */
@@ -309,8 +309,8 @@ int opt_attribute(int opt, const char *name, const char *text);
  * opt_describe's. */
 const char *opt_attribute_get(int opt, const char *name);
 
-/* Write the same into your memory, of size bytes, and return how many were used.  With NULL for the buffer,
- * return how many are needed. */
+/* Write what opt_save writes into your memory, of size bytes, and return how many were used.  With NULL for
+ * the buffer, return how many are needed. */
 int64_t opt_save_memory(int opt, void *buffer, int64_t size);
 
 /* Go on from what opt_save_memory has written. */
@@ -343,7 +343,8 @@ int opt_load_memory(int opt, const void *buffer, int64_t size);
  *   plans=False                     let every step go through Python; or 'stable', or 'direct': step without
  *                                   it through PyTorch's stable C ABI, or, a microsecond faster, by its
  *                                   kernels' own entries, which is the default where the host is no Python
- * All but the first two hold for the optimizers that are created after that, and False undoes them.
+ * All but python, num_threads and log hold for the optimizers that are created after that, and False undoes
+ * them.
  * Without python=, the environment is the one that the environment variable OPTPLUG_PYTHON names, or else
  * the one recorded when cmake (not pip) built optplug, or else the one in which liboptplug lies.
  * OPTPLUG_LIBPYTHON names a libpython to load.  In a set-uid program neither variable counts. */
@@ -362,7 +363,7 @@ typedef void (*opt_log_function)(void *user, int level, const char *line);
 int opt_log(opt_log_function function, void *user);
 
 /* Describe an optimizer in a few lines of "name: value"; with opt = 0 the library itself: which
- * Python, libpython, torch and devices are used.  Starts nothing.
+ * Python, libpython, torch and devices are used, and the options in force.  Starts nothing.
  *
  * NULL on failure.  The text is this thread's, until its next opt_describe, opt_list or opt_attribute_get. */
 const char *opt_describe(int opt);

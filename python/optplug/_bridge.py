@@ -235,6 +235,11 @@ def _gpu(t: torch.Tensor) -> int:
     return t.device.index if t.is_cuda else -1
 
 
+def _pass_on(warning: bytes) -> None:
+    _host.warn(warning)
+    _log.info(warning.decode())
+
+
 def _catch_warnings() -> None:
     """Send what is warned of during our calls to opt_warning(), and all else where it went before."""
     others = warnings.showwarning
@@ -243,8 +248,7 @@ def _catch_warnings() -> None:
     def show(message, category, *where, **more):
         line = f"{category.__name__}: {' '.join(str(message).split())}".encode(errors="replace")
         if getattr(_in_call, "depth", 0):
-            _host.warn(line)
-            _log.info(line.decode())
+            _pass_on(line)
         elif threading.current_thread().name == Iteration.THREAD:
             _warnings_of_iterations.append(line)
         else:
@@ -462,9 +466,7 @@ def py_iterate(opt, loss, wanted):
 
     wanted[0] = _optimizers[opt].iterate(loss, prepare)
     while _warnings_of_iterations:
-        line = _warnings_of_iterations.pop(0)
-        _host.warn(line)
-        _log.info(line.decode())
+        _pass_on(_warnings_of_iterations.pop(0))
 
 
 @_callback

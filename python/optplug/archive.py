@@ -50,6 +50,11 @@ _MOST_PARTS = 16  # in the key of a dict
 _LEGACY = 0x1950A86A20F9469CFC6C  # the number that files begin with that torch before 1.6 wrote
 _LEGACY_VERSION = 1001
 _CHUNK = 1 << 24
+# What damaged bytes come to.
+_OF_DAMAGE = (
+    *(ArithmeticError, AttributeError, EOFError, LookupError, NotImplementedError, RecursionError),
+    *(TypeError, ValueError, struct.error, zipfile.BadZipFile),
+)
 
 
 class DamagedError(ValueError):
@@ -142,9 +147,7 @@ def read(file: BinaryIO, is_checked: bool) -> Any:
         return content
     except DamagedError:
         raise
-    except (ArithmeticError, AttributeError, EOFError, LookupError, TypeError, ValueError) as error:
-        raise DamagedError("it is no checkpoint, or damaged: PyTorch cannot read it") from error
-    except (NotImplementedError, RecursionError, struct.error, zipfile.BadZipFile) as error:
+    except _OF_DAMAGE as error:
         raise DamagedError("it is no checkpoint, or damaged: PyTorch cannot read it") from error
 
 
@@ -404,9 +407,8 @@ def _rebuild(
         )
     dtype, memory = storage
     sizes = (offset, *shape, *strides)
-    if not all(type(n) is int and 0 <= n <= sys.maxsize for n in sizes) or len(shape) != len(strides):
-        raise DamagedError("it is damaged: a tensor has no such shape")
-    if len(shape) > _MOST_DIMENSIONS:
+    are_sizes = all(type(n) is int and 0 <= n <= sys.maxsize for n in sizes)
+    if not are_sizes or len(shape) != len(strides) or len(shape) > _MOST_DIMENSIONS:
         raise DamagedError("it is damaged: a tensor has no such shape")
     extent = 0 if 0 in shape else 1 + sum((n - 1) * s for n, s in zip(shape, strides, strict=True))
     if (offset + extent) * dtype.itemsize > memory.size:

@@ -38,9 +38,8 @@ def check_like(what: str, value: Any, like: Any) -> Any:
         return type(like)(
             {key: check_like(f"{what}[{shown(key)}]", v, like[key]) for key, v in value.items()}
         )
-    if not (is_number(value) and is_number(like)) and type(value) is not type(like):
-        raise ValueError(f"{what} is {shown(value)}, and must be like {shown(like)}")
-    if isinstance(value, Stored | Foreign | dict | list | tuple):
+    is_alike = type(value) is type(like) or (is_number(value) and is_number(like))
+    if not is_alike or isinstance(value, Stored | Foreign | dict | list | tuple):
         raise ValueError(f"{what} is {shown(value)}, and must be like {shown(like)}")
     if isinstance(value, int) and abs(value) > _MOST:
         raise ValueError(f"{what} is {shown(value)}, which is too large")
@@ -71,6 +70,11 @@ def check_tensor(what: str, value: Any, dtype: torch.dtype, shape: Iterable[int]
 def is_number(value: object) -> bool:
     """Tell whether a value is a number, which True is not."""
     return isinstance(value, int | float) and not isinstance(value, bool)
+
+
+def word(value: object) -> str:
+    """Return a name as it is, and what is none as an error message shows it."""
+    return value if type(value) is str and value.isidentifier() else shown(value)
 
 
 def kind_of(value: object) -> str:

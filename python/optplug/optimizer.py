@@ -25,7 +25,7 @@ from optplug.arguments import blame, check_kinds, said
 from optplug.averages import Average
 from optplug.buffers import is_dense, name_of, same_order
 from optplug.checkpoint_options import CheckpointOptions
-from optplug.checks import check_tensor, of_checkpoint
+from optplug.checks import check_count, check_tensor, of_checkpoint, word
 from optplug.claims import Claims
 from optplug.errors import CompileError, NonFiniteError, StateError, warn
 from optplug.iterate import Iteration
@@ -561,16 +561,14 @@ class Optimizer:
                 f"it is of format {shown(about['format'])}, and this optplug reads format {_FORMAT}"
             )
         if about["class"] != self._class.__name__:
-            raise ValueError(
-                f"it is of {_words(about['class'])}, and this optimizer is {self._class.__name__}"
-            )
+            raise ValueError(f"it is of {word(about['class'])}, and this optimizer is {self._class.__name__}")
         if type(about["stepped"]) is not bool:
             raise ValueError(f"it is no checkpoint: stepped is {shown(about['stepped'])}")
         for name in self.parameters:
             theirs, ours = about["parameters"].get(name), _form(self._arrays(name)[0])
             if theirs is not None and theirs != ours:
                 raise ValueError(
-                    f"parameter {shown(name)} is {_words(theirs['dtype'])} of shape "
+                    f"parameter {shown(name)} is {word(theirs['dtype'])} of shape "
                     f"{shown(tuple(theirs['shape']))} in it, and {ours['dtype']} of shape "
                     f"{tuple(ours['shape'])} here"
                 )
@@ -1212,20 +1210,13 @@ def _select(groups: list[Any], group: int) -> list[Any]:
 def _steps(about: dict[str, Any] | None, optimizer: torch.optim.Optimizer) -> int:
     """Return how many steps a checkpoint's optimizer has made; PyTorch's, as many as its state counts."""
     if about is not None and "steps" in about:
-        steps = about["steps"]
-        if type(steps) is not int or not 0 <= steps < 1 << 53:  # what a double holds
-            raise ValueError(f"it is no checkpoint: its number of steps is {shown(steps)}")
-        return steps
+        return check_count("its number of steps", about["steps"])
     counts = [float(state["step"]) for state in optimizer.state.values() if "step" in state]
     return int(max(filter(math.isfinite, counts), default=0))
 
 
 def _form(p: Tensor) -> dict[str, Any]:
     return {"shape": list(p.shape), "dtype": name_of(p.dtype)}
-
-
-def _words(value: object) -> str:
-    return value if type(value) is str and value.isidentifier() else shown(value)
 
 
 def _layout(tensor: Tensor | SparseGrad) -> str:

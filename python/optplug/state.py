@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from optplug.archive import Foreign, Stored
-from optplug.checks import check_count, check_like, check_tensor, is_number, kind_of
+from optplug.checks import check_count, check_like, check_tensor, is_number, kind_of, word
 from optplug.devices import CPU
 from optplug.schedules import GROUP_KEYS
 from optplug.spec import shown
@@ -298,7 +298,7 @@ def _fit(
         return {}  # as SGD's momentum_buffer was without a momentum, until torch 2.3
     if state.keys() != like.keys():
         raise ValueError(
-            f"{what} has the state {', '.join(sorted(map(_word, state))[:20])}, "
+            f"{what} has the state {', '.join(sorted(map(word, state))[:20])}, "
             f"where this optimizer has {', '.join(sorted(like)) or '(none)'}"
         )
     return {key: _fit_one(f"{what}: {key}", key, p, state[key], like[key], is_ours) for key in like}
@@ -348,7 +348,7 @@ def _fit_lbfgs(
     there = {*counts, *vectors, *scalars, *lists}
     if state.keys() not in ({*counts}, there, there | {"al"}):
         raise ValueError(
-            f"{what} has the state {', '.join(sorted(map(_word, state))[:20])}, which is not LBFGS's"
+            f"{what} has the state {', '.join(sorted(map(word, state))[:20])}, which is not LBFGS's"
         )
     dtype = everything[0].dtype
     for p in everything[1:]:
@@ -399,7 +399,3 @@ def _fit_lbfgs(
         if len(state["al"]) != history:
             raise ValueError(f"{what}: al must have {history} entries, got {len(state['al'])}")
     return result
-
-
-def _word(key: object) -> str:
-    return key if type(key) is str and key.isidentifier() else shown(key)
