@@ -164,6 +164,34 @@ def test_a_link_is_written_through(tmp_path):
     assert names(tmp_path / "there") == ["c.pt"]
 
 
+@pytest.mark.parametrize("existed", [True, False])
+def test_a_link_that_is_put_there_meanwhile_is_not_followed_unless_the_system_does(
+    existed, tmp_path, monkeypatch
+):
+    path, other, usual = tmp_path / "c.pt", tmp_path / "other", os.path.realpath
+    other.write_bytes(b"precious")
+    if existed:
+        path.write_bytes(b"old")
+
+    def realpath(asked):
+        if asked == str(path) and not path.is_symlink():
+            path.unlink(missing_ok=True)
+            path.symlink_to(other)
+        return usual(asked)
+
+    def refusing(asked, *arguments, **named):  # as Linux does for others' links in folders like /tmp
+        if asked == str(path) and path.is_symlink() and named.get("follow_symlinks", True):
+            raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
+        return stat_usually(asked, *arguments, **named)
+
+    stat_usually = os.stat
+    monkeypatch.setattr(os.path, "realpath", realpath)
+    monkeypatch.setattr(os, "stat", refusing)
+    with pytest.raises(PermissionError):
+        save(path)
+    assert other.read_bytes() == b"precious"
+
+
 @pytest.mark.parametrize("name", ["", ".", "new/", "new/.", "nowhere/c.pt", "loop"])
 def test_a_path_that_names_no_file_is_refused(name, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)

@@ -47,14 +47,32 @@ def replacing(path: str) -> Iterator[BinaryIO]:
 
 
 def _find(path: str) -> tuple[str, os.stat_result | None]:
-    """Return the path of the file that a path leads to, and how that file is; None if there is none yet."""
+    """Return the path of the file that a path leads to, and how that file is; None if there is none yet.
+
+    Links that the system does not follow, such as others' in a folder of all, are none that we follow: so
+    one that is put there while we look is looked at again.
+    """
+    for _ in range(_TRIES):
+        found = _follow(path)
+        target = os.path.realpath(path)
+        if _is_same(found, _follow(path)) and _is_same(found, _follow(target)):
+            return target, found
+    raise OSError(errno.EBUSY, "it is another file each time")
+
+
+def _is_same(found: os.stat_result | None, other: os.stat_result | None) -> bool:
+    return os.path.samestat(found, other) if found and other else found is other
+
+
+def _follow(path: str) -> os.stat_result | None:
+    """Return how the file that a path leads to is, None if there is none yet, and refuse what is no file."""
     try:
         found = os.stat(path)  # noqa: PTH116
     except FileNotFoundError:
         target = os.path.realpath(path)
         if os.path.basename(path) in ("", ".", "..") or os.path.islink(target):  # noqa: PTH114, PTH119
             raise
-        return target, None
+        return None
     if stat.S_ISDIR(found.st_mode):
         raise IsADirectoryError(errno.EISDIR, "it is a directory")
     if not stat.S_ISREG(found.st_mode):
@@ -65,7 +83,7 @@ def _find(path: str) -> tuple[str, os.stat_result | None]:
         if folder.startswith("/proc/"):
             raise OSError(errno.EINVAL, "it is a file that is open, and must be a file's name")
         link = os.path.join(folder, os.readlink(link))  # noqa: PTH115, PTH118
-    return os.path.realpath(path), found
+    return found
 
 
 @contextlib.contextmanager
