@@ -375,6 +375,15 @@ def test_what_is_no_text_or_no_number_is_named(call, words):
         call(opt)
 
 
+def test_an_optimizer_that_a_log_keeps_until_the_end_is_silent():
+    script = """
+        from optplug import ctypes_api
+        ctypes_api.log(lambda level, line: None)
+        opt = ctypes_api.Optimizer("SGD()")
+    """
+    hosts.run(sys.executable, "-c", textwrap.dedent(script))
+
+
 def test_a_rate_that_is_no_number_is_got_as_it_is():
     opt = sgd(w=np.ones(3))
     opt.schedule("LambdaLR()", lambda _epoch, _group: math.nan)

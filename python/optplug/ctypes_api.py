@@ -247,7 +247,7 @@ class Optimizer:
         self.free()
 
     def __del__(self) -> None:
-        if self._handle:
+        if self._handle and _library:  # which is gone where Python has ended before this
             _library().optplug_free(self._handle)
 
     def free(self) -> None:
