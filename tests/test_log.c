@@ -53,10 +53,13 @@ static void the_start_and_each_change_are_told(void)
     CHECK(opt_average(opt, "AveragedModel()") == OPT_OK && count(": average AveragedModel()\n") == 1);
     CHECK(opt_step(opt) == OPT_OK && count("by Python, since averages follow each step\n") == 1);
     CHECK(silence(opt));
+    CHECK(opt_schedule(opt, "StepLR(\n3)") == OPT_OK && count(": scheduler StepLR( 3)\n") == 1);
     char saved[65536];
     int64_t size = opt_save_memory(opt, saved, sizeof saved);
     CHECK(size > 0 && count("bytes of memory\n") == 1);
-    CHECK(opt_load_memory(opt, saved, size) == OPT_OK && count("loaded from memory\n") == 1);
+    told[0] = '\0';
+    CHECK(opt_load_memory(opt, saved, size) == OPT_OK && count("loaded from memory, step 303\n") == 1);
+    CHECK(count(": scheduler StepLR( 3)\n") == 1 && count(": average AveragedModel()\n") == 1);
     CHECK(opt_free(opt) == OPT_OK);
 }
 

@@ -613,13 +613,17 @@ def py_load_memory(opt, buffer, size):
 def _load(
     opt: int, read: Callable[..., AbstractContextManager[dict[str, object]]], where: object, name: str
 ) -> None:
+    optimizer = _counted(opt)
     try:
         with read(where) as content:
-            _counted(opt).load_state_dict(content)
+            optimizer.load_state_dict(content)
     except ValueError as error:
         shown = f" {spec.shown(where)}" if isinstance(where, str) else ""
         raise ValueError(f"{name}{shown}: {error}") from error
-    _log.info(f"opt={opt}: loaded from {repr(where) if isinstance(where, str) else 'memory'}")
+    told = repr(where) if isinstance(where, str) else "memory"
+    _log.info(f"opt={opt}: loaded from {told}, step {optimizer.steps}")
+    for kind, text in optimizer.attached():
+        _log.info(f"opt={opt}: {kind} {text}")
 
 
 @_callback

@@ -711,11 +711,16 @@ class Optimizer:
                     f"gradient {_layout(grad)}{master}"
                 )
         lines += self.streams.describe()
-        lines += [f"scheduler: {' '.join(text.split())}" for text, _ in self._schedules]
+        lines += [f"{kind}: {text}" for kind, text in self.attached()]
         lines += [f"steps: {self.steps}", f"checkpoint: {self.checkpoint}", *self.attributes.describe()]
-        if self._average:
-            lines.append(f"average: {' '.join(self._average.text.split())}")
         return "".join(line + "\n" for line in lines)
+
+    def attached(self) -> list[tuple[str, str]]:
+        """Return "scheduler" or "average" and the spec, on one line, for each that steps along."""
+        texts = [("scheduler", text) for text, _ in self._schedules]
+        if self._average:
+            texts.append(("average", self._average.text))
+        return [(kind, " ".join(text.split())) for kind, text in texts]
 
     def way(self) -> str:
         """Say how steps are made now, and why by Python where kernels could be called without it."""
