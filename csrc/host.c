@@ -670,8 +670,7 @@ static int start_python(void)
         py.PyEval_SaveThread_();
     else
         py.PyGILState_Release_(state);
-    if (ours) /* it takes SIGINT when its signal module is imported, as torch does, however it is configured
-               */
+    if (ours) /* Python takes SIGINT when torch imports its signal module, however it is configured */
         signals_restore(actions, some_function_of_pythons());
     affinity_restore(&affinity); /* torch's OpenMP narrows it where OMP_PROC_BIND or the like is set */
     return status;

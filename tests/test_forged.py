@@ -281,7 +281,7 @@ def test_no_fused_step_runs_on_a_state_that_does_not_fit(spec):
             before = data.clone()
             state[key] = new
             optimizer._forget()  # as a load does
-            with pytest.raises(StateError, match="does not fit"):
+            with pytest.raises(StateError, match=f"parameter 'w': its state {key} does not fit"):
                 optimizer.step()
             with pytest.raises(StateError, match="does not fit"):
                 optimizer.step_closure(lambda: 0.0)

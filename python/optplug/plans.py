@@ -18,9 +18,11 @@ from torch import Tensor
 
 from optplug import compiled
 from optplug.buffers import is_dense, same_order
+from optplug.checks import kind_of
 from optplug.errors import StateError
 from optplug.lean import Calls, has_hooks, lean
 from optplug.masters import Masters
+from optplug.spec import shown
 
 Group = dict[str, Any]
 
@@ -279,13 +281,17 @@ def _list(
 def check_state(optimizer: torch.optim.Optimizer) -> None:
     """Raise StateError where torch's fused kernels would go wrong: they look at nothing themselves."""
     for group in optimizer.param_groups:
-        for p in group["params"] if group.get("fused") else ():
+        names = group["param_names"] if group.get("fused") else ()
+        for parameter, p in zip(names, group["params"], strict=False):
             for name, value in optimizer.state.get(p, {}).items():
                 if isinstance(value, Tensor):
                     try:
                         _check("state_steps" if name == "step" else name, p, value)
                     except ValueError:
-                        raise StateError(f"the state {name} does not fit its parameter") from None
+                        raise StateError(
+                            f"parameter {shown(parameter)}: its state {name} does not fit, "
+                            f"{kind_of(value)} of shape {tuple(value.shape)}: load a checkpoint, or create the optimizer anew"
+                        ) from None
 
 
 def _check(name: str, p: Tensor, tensor: Tensor) -> None:
