@@ -288,9 +288,10 @@ def check_state(optimizer: torch.optim.Optimizer) -> None:
                     try:
                         _check("state_steps" if name == "step" else name, p, value)
                     except ValueError:
+                        found = f"{kind_of(value)} of shape {tuple(value.shape)}"
                         raise StateError(
-                            f"parameter {shown(parameter)}: its state {name} does not fit, "
-                            f"{kind_of(value)} of shape {tuple(value.shape)}: load a checkpoint, or create the optimizer anew"
+                            f"parameter {shown(parameter)}: its state {name} does not fit, {found}: "
+                            "load a checkpoint, or create the optimizer anew"
                         ) from None
 
 
