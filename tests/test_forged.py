@@ -692,6 +692,36 @@ def test_a_momentum_that_is_none_is_taken(tmp_path):
     resumed("SGD(lr=0.1)", made, parameters, state, tmp_path / "c.pt")
 
 
+def test_a_momentum_that_one_parameter_of_two_has_goes_on():
+    """As where the other never had a gradient, which PyTorch's fused kernel does not take."""
+    values = {name: torch.arange(6.0) / 7 for name in "ab"}
+    theirs = {name: torch.nn.Parameter(value.clone()) for name, value in values.items()}
+    made = torch.optim.SGD(theirs.values(), lr=0.1, momentum=0.9)
+    theirs["b"].grad = torch.ones(6) / 3
+    made.step()
+    file = io.BytesIO()
+    torch.save(made.state_dict(), file)
+    ours, grads = Optimizer("SGD(lr=0.1, momentum=0.9)"), {name: torch.zeros(6) for name in values}
+    for name, value in values.items():
+        value.copy_(theirs[name].detach())
+        ours.bind(name, value, grads[name])
+    with checkpoint.load_memory(file.getvalue()) as content:
+        ours.load_state_dict(content)
+    for step in range(3):
+        for name, grad in grads.items():
+            grad.fill_(1 / (3 + step))
+            theirs[name].grad = grad.clone()
+        made.step()
+        ours.step()
+    assert {n: v.tolist() for n, v in values.items()} == {n: p.tolist() for n, p in theirs.items()}
+
+
+def test_lbfgs_saves_what_it_has_loaded_bit_for_bit():
+    victim = Victim("LBFGS()")
+    assert lib.opt_load_memory(victim.run.opt, victim.saved, len(victim.saved)) == 0, lib.opt_error()
+    assert in_memory(victim.run) == victim.saved
+
+
 def test_a_learning_rate_may_be_a_number_of_numpys_or_a_tensor(tmp_path):
     made, parameters = stepped("Adam()")
     for kind in (np.float64, np.float32, torch.tensor):

@@ -155,6 +155,9 @@ def put(
                 fitting[p] = _fit(name, p, there, like, everything, options, is_ours)
             elif like.keys() - {"momentum_buffer"} and ("old_dirs" not in like or p is everything[0]):
                 raise ValueError(f"parameter {shown(name)} has no state, after steps")
+        have = sum(bool(fitting.get(p)) for p in group["params"])
+        if options.get("fused") and 0 < have < len(group["params"]) and "momentum_buffer" in like:
+            groups[-1]["fused"] = None  # SGD's fused kernel takes momentum buffers of all or of none
     if states.keys() - known:
         raise ValueError("it has state of parameters that are in none of its groups")
     # All that can be checked is: now read.
@@ -398,4 +401,4 @@ def _fit_lbfgs(
         result["al"] = several(f"{what}: al", state["al"], entry, history)
         if len(state["al"]) != history:
             raise ValueError(f"{what}: al must have {history} entries, got {len(state['al'])}")
-    return result
+    return {key: result[key] for key in state}
