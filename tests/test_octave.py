@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import os
+import pathlib
 import re
+import shutil
 import subprocess
+import sys
 
 import pytest
 import torch
@@ -135,6 +138,15 @@ def test_what_is_built_is_used_in_the_same_session(tmp_path):
     code = "try, optplug.Optimizer('Adam()'); catch e, disp(e.identifier), end, "
     code += f"optplug.build('{tmp_path}'); opt = optplug.Optimizer('Adam()'); disp(class(opt))"
     assert octave(code, tmp_path).splitlines() == ["optplug:start", "optplug.Optimizer"]
+
+
+def test_folders_may_have_blanks(tmp_path):
+    package = tmp_path / "two words"
+    for name in ("include", "lib", "matlab"):
+        shutil.copytree(pathlib.Path(optplug.matlabdir()).parent / name, package / name)
+    code = f"addpath('{package / 'matlab'}'); optplug.build(); disp(optplug.version())"
+    assert octave(code, OPTPLUG_PYTHON=sys.executable) == f"{optplug.__version__}\n"
+    assert list((package / "matlab").glob("optplug_mex.*mex*"))
 
 
 def test_a_python_that_is_not_there_is_a_start_error(mex):

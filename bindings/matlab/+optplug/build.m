@@ -24,9 +24,14 @@ libdir = fullfile(fileparts(here), 'lib');
 flags = {['-I' fullfile(fileparts(here), 'include')], ['-L' libdir], '-loptplug'};
 if exist('OCTAVE_VERSION', 'builtin')
     output = fullfile(folder, ['optplug_mex.' mexext()]);
-    [~, status] = mkoctfile('--mex', '-o', output, source, flags{:}, ['-Wl,-rpath,' libdir]);
+    made = [tempname() '.' mexext()]; % mkoctfile takes no blanks here, and folders have some
+    [~, status] = mkoctfile('--mex', '-o', made, source, flags{:}, ['-Wl,-rpath,' libdir]);
     if status ~= 0
         error('optplug:start', '%s could not be built: mkoctfile has said why', output);
+    end
+    if ~movefile(made, output)
+        delete(made);
+        error('optplug:start', '%s could not be written', output);
     end
 else
     mex(source, flags{:}, ['LDFLAGS=$LDFLAGS -Wl,-rpath,' libdir], '-outdir', folder, '-output', 'optplug_mex');
