@@ -6,7 +6,6 @@ import importlib.util
 import mmap
 import os
 import pathlib
-import shlex
 import sys
 
 _START, _EACH_THREAD = 192 << 20, 48 << 20  # bytes beside torch's libraries; seen: 152 and 40 MiB
@@ -44,15 +43,21 @@ def load_torch(alone: bool = False) -> None:
     except ImportError as error:
         raise ImportError(
             f"{error}: PyTorch is missing or broken in that environment; run "
-            f"{shlex.quote(sys.executable or 'python3')} -m pip install 'torch>=2.11'"
+            f"{_python()} -m pip install 'torch>=2.11'"
         ) from error
     if tuple(int(n) for n in torch.__version__.split(".")[:2]) < (2, 11):
         raise ImportError(
             f"torch {torch.__version__} is too old, optplug needs 2.11: "
-            f"run {shlex.quote(sys.executable)} -m pip install --upgrade torch"
+            f"run {_python()} -m pip install --upgrade torch"
         )
     if alone:
         torch.set_num_threads(1)
+
+
+def _python() -> str:
+    import shlex  # in a failure alone: a start imports no more than torch does
+
+    return shlex.quote(sys.executable or "python3")
 
 
 def _check_memory(threads: int) -> None:
