@@ -716,6 +716,13 @@ def test_a_momentum_that_one_parameter_of_two_has_goes_on():
     assert {n: v.tolist() for n, v in values.items()} == {n: p.tolist() for n, p in theirs.items()}
 
 
+@pytest.mark.parametrize("key", ["t", "H_diag", "prev_loss"])
+def test_a_number_of_lbfgs_that_no_step_could_use_is_refused(key):
+    victim = Victim("LBFGS()")
+    victim.refuses_change(lambda c: state_of(c)[0].update({key: 10**30}), "too large")
+    victim.goes_on()
+
+
 def test_lbfgs_saves_what_it_has_loaded_bit_for_bit():
     victim = Victim("LBFGS()")
     assert lib.opt_load_memory(victim.run.opt, victim.saved, len(victim.saved)) == 0, lib.opt_error()

@@ -365,7 +365,8 @@ def _fit_lbfgs(
             return lambda: value.tensor().to(device)
         if not is_number(value):
             raise ValueError(f"{where} is {kind_of(value)}, and must be a number")
-        return lambda: value
+        checked = check_like(where, value, 0.0)
+        return lambda: checked
 
     def vector(where: str, value: Any) -> _Read:
         stored = check_tensor(where, value, real, (total,))
