@@ -150,7 +150,7 @@ def test_doctor_notes_narrow_limits_and_a_place_for_kernels_that_is_none(tmp_pat
     script = f"ulimit -s 128; ulimit -v 2000000; exec {sys.executable} -m optplug doctor"
     done = subprocess.run(
         ["sh", "-c", script],  # noqa: S607
-        env={**os.environ, "XDG_CACHE_HOME": str(tmp_path / "file")},
+        env={**os.environ, "CXX": hosts.CC, "XDG_CACHE_HOME": str(tmp_path / "file")},
         capture_output=True,
         text=True,
         check=True,
