@@ -41,9 +41,7 @@ def test_the_norm_of_a_long_gradient_is_right(grad, norm_type):
 
 
 def test_a_norm_of_many_equal_values_is_right_to_the_last_bit():
-    assert clipped([np.full(1 << 24, 0.5, np.float32), np.full(3, 2.0, np.float32)], 1e9) == np.float32(
-        np.sqrt((1 << 22) + 12)
-    )
+    assert clipped([np.ones(1 << 26, np.float16)], 1e9) == 1 << 13  # 5792 by torch 2.13
 
 
 def test_a_norm_that_is_no_number_is_told_and_changes_nothing():

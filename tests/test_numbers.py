@@ -524,14 +524,13 @@ def test_every_error_of_an_optimizer_comes_at_its_creation_in_torchs_words():
     for name, argument, value in bad_arguments():
         given = {argument: eval(value)}  # noqa: S307 - this file's own text
         spec = f"{name}({argument}={value})".encode()
-        if lib.opt_create(spec) < 0 and re.search(rf"{argument} must be .*, got", lib.opt_error().decode()):
+        opt = lib.opt_create(spec)
+        if opt < 0 and re.search(rf"{argument} must be .*, got", lib.opt_error().decode()):
             errors += 1
             continue
         try:
-            both(
-                functools.partial(build_and_step, name, given),
-                functools.partial(lib.opt_create, spec),
-            )
+            both(functools.partial(build_and_step, name, given), lambda opt=opt: opt)
+            assert lib.opt_free(opt) == 0
         except Refused:
             errors += 1
     assert errors > 200
