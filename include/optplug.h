@@ -201,7 +201,7 @@ int opt_group(int opt, const char *options);
  *
  * For a step it is a closure: compute the loss into *value, and the gradients into their arrays.  A closure
  * that returns 0 and has not set *value fails.  For a schedule value[0] is the epoch, to be replaced by the
- * factor, and value[1] the parameter group.  A function that leaves value[0] alone is warned of once.
+ * factor, and value[1] the parameter group.  If it leaves value[0] alone, opt_warning says so, once.
  *
  * It runs on the calling thread, with your floating-point environment.  In it you may ask and clip the
  * same optimizer, but not step, bind or free it.  Two functions that ask each other's optimizers, each
