@@ -13,8 +13,8 @@
 #include <string.h>
 
 #include "error.h"
-#include "find.h"
 #include "optplug.h"
+#include "variable.h"
 
 static char blas[512];       /* the file of the host's; "" for none */
 static char allocator[512];  /* the file of a function that is not where it usually is; "" for none */
@@ -85,7 +85,7 @@ static int has_64_bit_integers(void)
 
 int apart_decide(void)
 {
-    const char *wish = find_variable("OPTPLUG_DEEPBIND");
+    const char *wish = variable_get("OPTPLUG_DEEPBIND");
     find_file("dgemm_", blas);
     find_allocator();
     is_apart = *blas && (!wish || !*wish ? !*allocator : strcmp(wish, "0") != 0);

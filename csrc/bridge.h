@@ -35,7 +35,6 @@ typedef struct optplug_operator {
     int optional;                       /* whether the singles may be left out */
     const int *lengths;                 /* of the lists */
     const optplug_tensor *tensors;      /* of all lists, one after the other, and the singles */
-    const double *scalars;              /* the doubles and then the bools */
     int gpu;                            /* which one it runs on; -1: the CPU */
     int has_stream;                     /* whether it runs on a stream of the host's, ... */
     void *stream;                       /* ... and which */
@@ -47,7 +46,16 @@ typedef struct optplug_operator {
     uint64_t infinity;                  /* ... and the bits of an infinity */
 } optplug_operator;
 
-/* What Python does for C. */
+/* A step without Python, as Python states it.  What it points to stays until this thread asks again. */
+typedef struct optplug_plan {
+    int64_t serial;                    /* of this statement, which no other has */
+    int count;                         /* of operators; 0: Python makes the steps */
+    const optplug_operator *operators; /* NULL where the one asked with holds, with these scalars */
+    const double *scalars; /* of all operators, one after the other: their doubles and then their bools */
+    int stable; /* whether it runs through torch's stable ABI alone; -1: where the host is a Python */
+} optplug_plan;
+
+/* What Python does for C.  A call that may change what a plan has fixed returns 2 where a plan is stated. */
 typedef struct optplug_python {
     int (*configure)(const char *options);
     int (*enter_thread)(void);
@@ -60,6 +68,8 @@ typedef struct optplug_python {
                        void *grad_rows);
     int (*group)(int opt, const char *options);
     int (*step)(int opt);
+    int (*plan)(int opt, int64_t serial, optplug_plan *stated);
+    int (*plan_refused)(int opt);
     int (*step_closure)(int opt, optplug_callback closure, void *user, double *loss);
     int (*iterate)(int opt, double loss, int *wanted);
     int (*stream)(int opt, void *stream);
@@ -88,31 +98,27 @@ typedef struct optplug_python {
     int (*list)(const char *kind);
 } optplug_python;
 
-/* What C does for Python: keep this thread's error, warnings and text; call a function of the host's as
- * if Python were not there; set the number of threads for all; note that Python ends;
- * note a KeyboardInterrupt of a call, which the host is to get after it.
- *
- * open_torch finds torch's C functions in its library, and those for GPUs in another one, and returns
- * whether there can be plans.  plan lets
- * opt_step run operators instead of Python, or Python again if there are none, and returns whether it does;
- * through torch's stable ABI alone if `stable` is 1, and if it is -1 where the host is a Python.
- * plan_scalars gives an operator's doubles and bools anew.  take_steps returns how many steps plans have made
- * since it was last asked.  log_wanted is the highest level of lines that anybody wants, log tells one;
- * log_level returns the level of opt_log's function, and sets it unless negative.  A call that may change
- * what a plan has fixed comes to Python without one. */
+/* What C does for Python. */
 typedef struct optplug_host {
+    /* Keep this thread's error, warnings and text. */
     void (*record)(int status, const char *message, const char *traceback);
     void (*warn)(const char *line);
     void (*text)(const char *text);
+    /* Call a function of the host's as if Python were not there. */
     int (*call)(optplug_callback function, void *user, double *value);
+    /* Set the number of torch's threads, for all; set it for this thread if positive, and return it. */
     void (*threads)(int count);
     int (*thread_count)(int count);
+    /* Note that Python ends; and a KeyboardInterrupt of a call, which the host is to get after it. */
     void (*end)(void);
     void (*interrupt)(void);
+    /* Find torch's C functions in its library, and those for GPUs in another one; 0 where there are no plans.
+     */
     int (*open_torch)(const char *library, const char *gpu_library);
-    int (*plan)(int opt, const optplug_operator *operators, int count, int stable);
-    void (*plan_scalars)(int opt, int which, const double *scalars);
+    /* Return how many steps plans have made since this was last asked. */
     int64_t (*take_steps)(int opt);
+    /* Return the highest level of lines that anybody wants; tell one; return the level of opt_log's function,
+     * and set it unless negative. */
     int (*log_wanted)(void);
     void (*log)(int level, const char *line);
     int (*log_level)(int level);

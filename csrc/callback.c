@@ -4,15 +4,15 @@
 #define _GNU_SOURCE
 #include "callback.h"
 
-#include <Python.h>
-
 #include <pthread.h>
 #include <stdlib.h>
 
 #include "error.h"
 #include "handle.h"
-#include "host.h"
 #include "optplug.h"
+#include "pyapi.h"
+#include "runtime.h"
+#include "shield.h"
 
 /* What a frame of Python's puts back when it ends. */
 struct frames {
@@ -48,10 +48,10 @@ struct frames {
 /* A call whose function of the host's may be left: in its slot, since the call's own frame goes with it. */
 struct callback {
     struct slot *slot;
-    struct host_state *around; /* the call in whose function this one was made */
-    struct callback *next;     /* the same */
-    struct frames frames;      /* of Python's, when the call began */
-    volatile uint64_t *marks;  /* in the frame that has called the function */
+    struct shield *around;    /* the call in whose function this one was made */
+    struct callback *next;    /* the same */
+    struct frames frames;     /* of Python's, when the call began */
+    volatile uint64_t *marks; /* in the frame that has called the function */
     uint64_t mark;
 };
 
@@ -90,7 +90,7 @@ static void take(struct frames *frames, PyThreadState *thread)
 static void put(const struct frames *frames)
 {
     PyThreadState *thread = frames->thread;
-    if (!thread || thread != host_thread_state())
+    if (!thread || thread != pyapi_thread_state())
         return;
     thread->gilstate_counter = frames->gilstate_counter;
     thread->exc_info = frames->exc_info;
@@ -173,7 +173,7 @@ static int is_left(const struct callback *callback)
     return 0;
 }
 
-struct host_state *callback_sweep(struct host_state *state)
+struct shield *callback_sweep(struct shield *state)
 {
     const struct callback *last = NULL;
     for (const struct callback *c = innermost; c; c = c->next)
@@ -187,7 +187,7 @@ struct host_state *callback_sweep(struct host_state *state)
     return state;
 }
 
-void callback_expect(struct host_state *call, struct slot *slot)
+void callback_expect(struct shield *call, struct slot *slot)
 {
     struct callback *callback = handle_callback(slot);
     if (!callback) {
@@ -199,11 +199,11 @@ void callback_expect(struct host_state *call, struct slot *slot)
         return;
     callback->slot = slot;
     callback->around = call->outer;
-    if (!host_thread_state())
-        host_python()->enter_thread(); /* cffi makes one, and keeps it */
+    if (!pyapi_thread_state())
+        runtime.python->enter_thread(); /* cffi makes one, and keeps it */
     callback->frames.thread = NULL;
-    if (host_thread_state())
-        take(&callback->frames, host_thread_state());
+    if (pyapi_thread_state())
+        take(&callback->frames, pyapi_thread_state());
     if (!stack.known)
         find_stack();
     pthread_once(&once, make_key);
@@ -213,7 +213,7 @@ void callback_expect(struct host_state *call, struct slot *slot)
 int callback_run(optplug_callback function, void *user, double *value)
 {
     volatile uint64_t marks[MARKS];
-    struct callback *callback = host_call()->callback;
+    struct callback *callback = shield_innermost()->callback;
     if (callback) {
         callback->mark = (uint64_t)(uintptr_t)marks ^ (uint64_t)(uintptr_t)callback ^ 0x6F7074706C7567;
         for (int i = 0; i < MARKS; i++)
@@ -222,10 +222,11 @@ int callback_run(optplug_callback function, void *user, double *value)
         callback->next = innermost;
         innermost = callback;
     }
-    struct host_state outside;
-    host_suspend(&outside);
+    struct shield outside;
+    shield_suspend(&outside);
     int status = function(user, value);
-    host_resume(&outside); /* where the thread may be cancelled */
+    shield_resume(&outside); /* where the thread may be cancelled */
+    callback_sweep(NULL);    /* functions that it has called, and that were left within it */
     if (callback)
         innermost = callback->next;
     return status;
@@ -239,7 +240,7 @@ int callback_room(void)
     for (const struct callback *c = innermost; c; c = c->next)
         depth++;
     uintptr_t here = (uintptr_t)__builtin_frame_address(0);
-    const PyThreadState *thread = host_thread_state();
+    const PyThreadState *thread = pyapi_thread_state();
 #if PY_VERSION_HEX >= 0x030B0000
     int frames = thread ? thread->RECURSION : PYTHON_FRAMES;
 #else

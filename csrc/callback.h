@@ -6,19 +6,19 @@
 #include "bridge.h"
 
 struct callback;
-struct host_state;
+struct shield;
 struct slot;
 
 /* Note where this thread's Python is, in a call that may call a function of the host's: one that is left
- * leaves Python's frames behind.  `call` is what host_enter has filled in; its slot is locked. */
-void callback_expect(struct host_state *call, struct slot *slot);
+ * leaves Python's frames behind.  `call` is what shield_enter has filled in; its slot is locked. */
+void callback_expect(struct shield *call, struct slot *slot);
 
 /* Call a function of the host's.  Python, which calls this, has let go of the GIL. */
 int callback_run(optplug_callback function, void *user, double *value);
 
 /* Return the call in which this thread is, having given up those whose function has been left: their handles
  * are good for opt_free alone.  NULL: none. */
-struct host_state *callback_sweep(struct host_state *innermost);
+struct shield *callback_sweep(struct shield *innermost);
 
 /* Check that a function of the host's, if this thread is in one, may call us: Python's stack and the
  * thread's end. */

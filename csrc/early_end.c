@@ -4,12 +4,13 @@
 #include "early_end.h"
 
 #include <pthread.h>
-#include <signal.h>
 #include <stdatomic.h>
 #include <stdlib.h>
 #include <string.h>
 #include <time.h>
 #include <unistd.h>
+
+#include "signals.h"
 
 static _Atomic enum { OVER, BEGUN, WITH_PYTHON } state;
 static pthread_t starter;
@@ -71,12 +72,8 @@ static void *stay_last_while_loading(void *unused)
 
 static void begin_loading(void)
 {
-    sigset_t all, hosts;
-    sigfillset(&all);
-    pthread_sigmask(SIG_SETMASK, &all, &hosts); /* the helper's: the host's signals are for its own threads */
     is_loading = 1;
-    is_loading = pthread_create(&helper, NULL, stay_last_while_loading, NULL) == 0;
-    pthread_sigmask(SIG_SETMASK, &hosts, NULL);
+    is_loading = signals_make_thread(&helper, stay_last_while_loading, NULL) == 0;
 }
 
 static void end_loading(void)

@@ -13,12 +13,12 @@
 #include <mach-o/dyld.h>
 #else
 #include <link.h>
-#include <sys/auxv.h>
 #endif
 
 #include "error.h"
 #include "log.h"
 #include "optplug.h"
+#include "variable.h"
 
 #ifdef __APPLE__
 #define SONAME "libpython" PYTHON_VERSION ".dylib"
@@ -47,17 +47,6 @@ static int parent(char *path)
     *slash = '\0';
     return slash != path;
 }
-
-int find_is_privileged(void)
-{
-#ifdef __APPLE__
-    return issetugid();
-#else
-    return getauxval(AT_SECURE) != 0;
-#endif
-}
-
-const char *find_variable(const char *name) { return find_is_privileged() ? NULL : getenv(name); }
 
 int find_library(struct environment *found)
 {
@@ -172,7 +161,7 @@ int find_python(struct environment *found, const char *wanted)
     const char *chosen = wanted;
     if (!chosen || !*chosen) {
         source = "OPTPLUG_PYTHON";
-        chosen = find_variable("OPTPLUG_PYTHON");
+        chosen = variable_get("OPTPLUG_PYTHON");
     }
     if (chosen && *chosen) {
         if (!find_interpreter(chosen, found->python))
@@ -194,7 +183,7 @@ int find_python(struct environment *found, const char *wanted)
 
 void *find_libpython(const struct environment *found)
 {
-    const char *wanted = find_variable("OPTPLUG_LIBPYTHON");
+    const char *wanted = variable_get("OPTPLUG_LIBPYTHON");
     void *library = NULL;
     if (wanted && *wanted) {
         library = dlopen(wanted, RTLD_NOW | RTLD_GLOBAL);

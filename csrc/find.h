@@ -11,13 +11,6 @@ struct environment {
     char base[PATH_MAX];    /* the installation that it stands on: base/lib/python3.X */
 };
 
-/* Tell whether this process runs with rights that its caller does not have (set-uid, set-gid, capabilities).
- * Nothing that the caller has set, its environment above all, may then choose the code that runs. */
-int find_is_privileged(void);
-
-/* Return an environment variable; NULL if it is not set, or not to be trusted. */
-const char *find_variable(const char *name);
-
 /* Fill in `library` and `site`. */
 int find_library(struct environment *found);
 

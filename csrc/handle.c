@@ -10,9 +10,9 @@
 #include <time.h>
 
 #include "error.h"
-#include "lent.h"
 #include "optplug.h"
 #include "plan.h"
+#include "staging.h"
 
 enum { INDEX_BITS = 16, MAX_SLOTS = 1 << INDEX_BITS, MAX_GENERATION = INT16_MAX };
 
@@ -28,7 +28,7 @@ struct slot {
     struct callback *callback;
     struct plan *plan;
     int64_t steps; /* that plans have made, and Python does not know of */
-    struct lent *lent;
+    struct staging staging;
     struct slot *next_free;
 };
 
@@ -137,7 +137,7 @@ int64_t handle_take_steps(struct slot *slot)
     return steps;
 }
 
-struct lent **handle_lent(struct slot *slot) { return &slot->lent; }
+struct staging *handle_staging(struct slot *slot) { return &slot->staging; }
 
 struct callback *handle_callback(const struct slot *slot) { return slot->callback; }
 
@@ -153,8 +153,7 @@ void handle_leave(struct slot *slot)
 void handle_retire(struct slot *slot)
 {
     handle_set_plan(slot, NULL);
-    lent_free(slot->lent);
-    slot->lent = NULL;
+    staging_clear(&slot->staging);
     slot->steps = 0;
     slot->live = 0;
     slot->left = 0;

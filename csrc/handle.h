@@ -5,9 +5,9 @@
 #include <stdint.h>
 
 struct callback;
-struct lent;
 struct plan;
 struct slot;
+struct staging;
 
 /* Reserve a handle, its slot locked, so that nobody sees it before handle_unlock; negative, with an
  * error recorded, if there is none left. */
@@ -29,8 +29,8 @@ void handle_set_plan(struct slot *slot, struct plan *plan);
 void handle_count_step(struct slot *slot);
 int64_t handle_take_steps(struct slot *slot);
 
-/* The list of the parameters of a locked slot that have no arrays but in a step. */
-struct lent **handle_lent(struct slot *slot);
+/* The parameters of a locked slot that have no arrays but in a step. */
+struct staging *handle_staging(struct slot *slot);
 
 /* What a slot has for functions of the host's; NULL at first. */
 struct callback *handle_callback(const struct slot *slot);

@@ -4,7 +4,8 @@ find_package(Threads REQUIRED)
 
 function(add_optplug_library name)
   add_library(${name} SHARED)
-  foreach(source api apart callback early_end error find handle host lent log openmp plan room signals)
+  foreach(source api apart arithmetic bridge call callback early_end end error find fork handle import kernel library list
+      log openmp operation plan pyapi room runtime shield signals staging start torch variable)
     target_sources(${name} PRIVATE ${CMAKE_CURRENT_FUNCTION_LIST_DIR}/${source}.c)
   endforeach()
   set_target_properties(${name} PROPERTIES

@@ -11,7 +11,7 @@
 #include <unistd.h>
 
 #include "error.h"
-#include "find.h"
+#include "variable.h"
 
 struct listener {
     opt_log_function function;
@@ -50,7 +50,7 @@ static void set_log_level(void)
 
 static void read_variable(void)
 {
-    const char *wanted = find_variable("OPTPLUG_LOG");
+    const char *wanted = variable_get("OPTPLUG_LOG");
     began = log_seconds();
     if (wanted && strcmp(wanted, "info") == 0)
         stderr_level = LOG_INFO;

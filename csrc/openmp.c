@@ -7,6 +7,8 @@
 #include <sys/syscall.h>
 #include <unistd.h>
 
+#include "room.h"
+
 static int (*_Atomic get_threads)(void); /* omp_get_max_threads and omp_set_num_threads, or NULL */
 static void (*_Atomic set_threads)(int);
 static int (*_Atomic get_place)(void); /* omp_get_place_num */
@@ -52,6 +54,28 @@ void openmp_meet_thread(void)
     place();          /* GCC's one that asks for its place */
     affinity_restore(&hosts);
 }
+
+/* How many threads this thread's OpenMP can have, and cannot. */
+static _Thread_local struct {
+    int granted, refused;
+} this_thread;
+
+/* Return how many threads OpenMP may use of `count`: all, or one where they cannot be made, since GCC's then
+ * ends the process.  What it has once made for this thread it keeps. */
+static int affordable(int count)
+{
+    if (count <= this_thread.granted || count <= 1 || openmp_in_parallel())
+        return count;
+    if (count == this_thread.refused ||
+        (!room_is_plenty(count - 1) && room_for_threads(count - 1) < count - 1)) {
+        this_thread.refused = count;
+        return 1;
+    }
+    this_thread.granted = count;
+    return count;
+}
+
+void openmp_use_threads(int count) { openmp_set_threads(affordable(count)); }
 
 /* ---- processors ---- */
 

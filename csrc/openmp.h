@@ -8,8 +8,11 @@ void openmp_find(void *where);
 /* Return this thread's count; 0 where there is no OpenMP. */
 int openmp_threads(void);
 
-/* Only where there is one. */
+/* Set it, only where there is one. */
 void openmp_set_threads(int count);
+
+/* The same, but to one where so many threads cannot be made, since GCC's OpenMP then ends the process. */
+void openmp_use_threads(int count);
 
 /* Tell whether this thread is in a parallel region, where torch makes none of its own. */
 int openmp_in_parallel(void);

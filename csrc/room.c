@@ -2,7 +2,6 @@
 #include "room.h"
 
 #include <pthread.h>
-#include <signal.h>
 #include <stdatomic.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -10,6 +9,8 @@
 #include <sys/syscall.h>
 #include <time.h>
 #include <unistd.h>
+
+#include "signals.h"
 
 /* There is no asking: how many the user and the container have, in all processes, is counted elsewhere.
  * So we make them, all at once, as torch's OpenMP would, which ends the process where it cannot. */
@@ -50,15 +51,12 @@ int room_for_threads(int wanted)
     struct member *members = wanted > 0 ? calloc((size_t)wanted, sizeof *members) : NULL;
     struct crowd crowd = {.door = PTHREAD_MUTEX_INITIALIZER};
     int count = 0;
-    sigset_t all, hosts;
     if (!members)
         return 0;
-    sigfillset(&all);
-    pthread_sigmask(SIG_SETMASK, &all, &hosts); /* theirs: the host's signals are for its own threads */
     pthread_mutex_lock(&crowd.door);
     for (; count < wanted; count++) {
         members[count].crowd = &crowd;
-        if (pthread_create(&members[count].thread, NULL, wait_at_door, &members[count]) != 0)
+        if (signals_make_thread(&members[count].thread, wait_at_door, &members[count]) != 0)
             break;
     }
     pthread_mutex_unlock(&crowd.door);
@@ -66,7 +64,6 @@ int room_for_threads(int wanted)
         pthread_join(members[i].thread, NULL);
     for (int i = 0; i < count; i++)
         wait_until_gone(members[i].number);
-    pthread_sigmask(SIG_SETMASK, &hosts, NULL);
     free(members);
     return count;
 }

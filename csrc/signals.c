@@ -2,7 +2,6 @@
 #include "signals.h"
 
 #include <dlfcn.h>
-#include <pthread.h>
 #include <stdint.h>
 #include <sys/syscall.h>
 #include <unistd.h>
@@ -40,6 +39,16 @@ void signals_restore(const struct sigaction actions[NSIG], const void *python)
             !is_pythons(now.sa_handler, python))
             sigaction(i, &now, NULL);
     }
+}
+
+int signals_make_thread(pthread_t *thread, void *(*function)(void *), void *argument)
+{
+    sigset_t all, hosts;
+    sigfillset(&all);
+    pthread_sigmask(SIG_SETMASK, &all, &hosts);
+    int error = pthread_create(thread, NULL, function, argument);
+    pthread_sigmask(SIG_SETMASK, &hosts, NULL);
+    return error;
 }
 
 /* ---- every call ---- */

@@ -2,6 +2,7 @@
 #ifndef OPTPLUG_SIGNALS_H
 #define OPTPLUG_SIGNALS_H
 
+#include <pthread.h>
 #include <signal.h>
 
 /* `python` is the address of any function of Python's, by which its handlers are known. */
@@ -9,6 +10,9 @@
 /* Put down what the process does about each signal, and put back later what Python has changed of it. */
 void signals_save(struct sigaction actions[NSIG]);
 void signals_restore(const struct sigaction actions[NSIG], const void *python);
+
+/* Make a thread that gets none of the host's signals, which are for the host's own; as pthread_create. */
+int signals_make_thread(pthread_t *thread, void *(*function)(void *), void *argument);
 
 /* Let an interrupt (SIGINT) that is Python's to handle wait until it is released; 0 if there is none to
  * hold: the handler is not Python's, or this is not the main thread. */

@@ -7,6 +7,7 @@ import threading
 from collections.abc import Callable
 from queue import SimpleQueue
 
+from optplug import caught
 from optplug.errors import StateError
 
 
@@ -22,14 +23,12 @@ class Iteration:
         prepare: is called in the thread before.
     """
 
-    #: The name of such threads.
-    THREAD = "optplug.iterate"
-
     def __init__(self, step: Callable[[Callable[[], float]], object], prepare: Callable[[], None]) -> None:
         self._step, self._prepare = step, prepare
         self._to_host: SimpleQueue[bool | BaseException] = SimpleQueue()
         self._to_step: SimpleQueue[float | None] = SimpleQueue()
-        self._thread = threading.Thread(target=self._run, name=self.THREAD, daemon=True)
+        self._thread = threading.Thread(target=self._run, name="optplug.iterate", daemon=True)
+        self._warnings: SimpleQueue[str] = SimpleQueue()  # made in the thread, for the host's to read
         self._process = os.getpid()
         self._started = False
 
@@ -56,6 +55,8 @@ class Iteration:
                     "(ulimit -u, ulimit -v), or call opt_step_closure"
                 ) from error
         message = self._to_host.get()
+        while not self._warnings.empty():
+            caught.pass_on(self._warnings.get())
         if isinstance(message, BaseException):
             raise message
         return message
@@ -68,8 +69,9 @@ class Iteration:
 
     def _run(self) -> None:
         try:
-            self._prepare()
-            self._step(self._evaluate)
+            with caught.to(self._warnings.put):
+                self._prepare()
+                self._step(self._evaluate)
             self._to_host.put(False)
         except BaseException as error:
             self._to_host.put(error)

@@ -24,13 +24,13 @@ from optplug import plans as planning
 from optplug.arguments import blame, check_kinds, said
 from optplug.averages import Average
 from optplug.buffers import is_dense, name_of, same_order
-from optplug.checkpoint_options import CheckpointOptions
 from optplug.checks import check_count, check_tensor, of_checkpoint, word
 from optplug.claims import Claims
 from optplug.errors import CompileError, NonFiniteError, StateError, warn
 from optplug.iterate import Iteration
 from optplug.lean import Calls, Gradients, has_hooks, lean, step_again, step_and_record
 from optplug.masters import Masters
+from optplug.options import CheckpointOptions
 from optplug.spec import Call, SpecError, shown
 from optplug.state import IMPLEMENTATIONS, exactly, expected, find, lie_as, order, put
 

@@ -8,6 +8,7 @@ hyperparameters refreshes it, whoever changes more drops it.
 from __future__ import annotations
 
 import functools
+import itertools
 import pathlib
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -26,6 +27,8 @@ from optplug.spec import shown
 
 Group = dict[str, Any]
 
+
+_serials = itertools.count(1)
 
 # Each class's operator.
 _OPERATORS = {
@@ -133,8 +136,8 @@ class Plan:
 
     def __init__(self, operations: list[Operation]) -> None:
         self.operations = operations
-        #: Grows whenever hyperparameters change.
-        self.version = 0
+        #: By which C knows whether the plan that it has is this one.
+        self.serial = next(_serials)
         self._shape = self._current_shape()
 
     def names(self) -> list[str]:
@@ -152,7 +155,6 @@ class Plan:
             return False
         for operation, values in zip(self.operations, scalars, strict=True):
             operation.scalars = values
-        self.version += 1
         return self._current_shape() == self._shape
 
     def _current_shape(self) -> list[object]:

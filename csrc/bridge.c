@@ -1,0 +1,67 @@
+/* What C does for Python: the table of functions that the bridge gets when it attaches itself. */
+#include "bridge.h"
+
+#include <string.h>
+
+#include "callback.h"
+#include "end.h"
+#include "error.h"
+#include "handle.h"
+#include "log.h"
+#include "openmp.h"
+#include "optplug.h"
+#include "runtime.h"
+#include "shield.h"
+#include "torch.h"
+
+static int thread_count(int count)
+{
+    if (count > 0 && openmp_threads() > 0)
+        openmp_use_threads(count);
+    return openmp_threads();
+}
+
+static int64_t take_steps(int opt)
+{
+    struct slot *slot;
+    if (handle_lock(opt, HANDLE_ASK, &slot) < 0)
+        return 0;
+    int64_t steps = handle_take_steps(slot);
+    handle_unlock(slot);
+    return steps;
+}
+
+static int log_wanted(void) { return log_level; }
+
+static void tell(int level, const char *line) { log_line(level, "%s", line); }
+
+static int change_log_level(int level)
+{
+    if (level >= 0)
+        log_set_level(level);
+    return log_function_level();
+}
+
+__attribute__((visibility("default"))) const optplug_host *optplug_attach(const optplug_python *python,
+                                                                          const char *version)
+{
+    static const optplug_host host = {
+        .record = error_record,
+        .warn = warning_add,
+        .text = text_set,
+        .call = callback_run,
+        .threads = shield_set_threads,
+        .thread_count = thread_count,
+        .end = end_calls,
+        .interrupt = shield_interrupt,
+        .open_torch = torch_open,
+        .take_steps = take_steps,
+        .log_wanted = log_wanted,
+        .log = tell,
+        .log_level = change_log_level,
+    };
+    if (strcmp(version, OPTPLUG_VERSION) != 0)
+        return NULL;
+    runtime.python = python;
+    return &host;
+}

@@ -1,0 +1,161 @@
+#include "call.h"
+
+#include "callback.h"
+#include "error.h"
+#include "handle.h"
+#include "optplug.h"
+#include "plan.h"
+#include "staging.h"
+#include "start.h"
+
+/* Turn what a bridge function returned into a status. */
+static int translate(int result)
+{
+    if (result == 0)
+        return fail(OPT_ERUNTIME, "optplug's Python could not run the call, and left no message");
+    return result > 0 ? OPT_OK : result;
+}
+
+/* ---- on no optimizer ---- */
+
+void call_enter(struct shield *saved)
+{
+    shield_enter(saved);
+    if (saved->outer)
+        saved->outer = callback_sweep(saved->outer);
+}
+
+int call_start(struct shield *saved, const char *python)
+{
+    int status = start_python(python);
+    if (status < 0)
+        return status;
+    call_enter(saved);
+    status = callback_room();
+    if (status < 0)
+        shield_leave(saved);
+    return status;
+}
+
+int call_leave(const struct shield *saved, int result)
+{
+    int status = translate(result);
+    shield_leave(saved);
+    return status;
+}
+
+const char *call_text(int status)
+{
+    const char *text = status < 0 ? NULL : text_get();
+    if (status >= 0 && !text)
+        fail(OPT_ENOMEM, "out of memory");
+    return text;
+}
+
+/* ---- on an optimizer ---- */
+
+static int check_arrays(struct slot *slot)
+{
+    const char *name = staging_first(handle_staging(slot));
+    return !name ? OPT_OK
+                 : fail(OPT_ESTATE,
+                        "parameter '%.200s' has arrays only in opt_step_f64 and opt_step_f32: bind it to "
+                        "arrays for this",
+                        name);
+}
+
+int call_begin(struct call *call, int opt, int flags)
+{
+    call->opt = opt;
+    call->flags = flags;
+    call_enter(&call->saved);
+    int status = handle_lock(opt,
+                             flags & ENDS_HANDLE   ? HANDLE_FREE
+                             : flags & FROM_WITHIN ? HANDLE_ASK
+                                                   : HANDLE_CHANGE,
+                             &call->slot);
+    if (status == OPT_OK) {
+        status = call->saved.outer ? callback_room() : OPT_OK;
+        if (status == OPT_OK)
+            status = runtime_check();
+        if (status == OPT_OK && flags & WANTS_ARRAYS)
+            status = check_arrays(call->slot);
+        if (status < 0)
+            handle_unlock(call->slot);
+    }
+    if (status < 0)
+        shield_leave(&call->saved);
+    else if (flags & CALLS_BACK)
+        callback_expect(&call->saved, call->slot);
+    return status;
+}
+
+/* Let the handle have the plan that Python states now, after a call of this result.  An interrupt in Python
+ * then leaves no plan behind that steps arrays of before. */
+static void update_plan(struct call *call, int result)
+{
+    struct plan *plan = handle_plan(call->slot);
+    optplug_plan stated = {0};
+    if (result == 1 || runtime.python->plan(call->opt, plan_serial(plan), &stated) != 1 || stated.count == 0)
+        handle_set_plan(call->slot, NULL);
+    else if (!stated.operators)
+        plan_set_scalars(plan, stated.scalars);
+    else {
+        int borrowed = !runtime.ours;
+        int stable = stated.stable < 0 ? borrowed : stated.stable;
+        handle_set_plan(call->slot, plan_new(&stated, stable, borrowed));
+        if (!handle_plan(call->slot))
+            runtime.python->plan_refused(call->opt);
+    }
+}
+
+int call_step(struct call *call)
+{
+    struct plan *plan = handle_plan(call->slot);
+    int result = plan ? plan_run(plan) : 0;
+    if (result == 0)
+        return runtime.python->step(call->opt);
+    call->flags &= ~CHANGES_PLAN;
+    if (result > 0)
+        handle_count_step(call->slot);
+    else
+        handle_set_plan(call->slot, NULL);
+    return result;
+}
+
+int call_end(struct call *call, int result)
+{
+    if (call->flags & CHANGES_PLAN)
+        update_plan(call, result);
+    int status = translate(result);
+    handle_unlock(call->slot);
+    shield_leave(&call->saved);
+    return status;
+}
+
+int call_begin_new(struct call *call)
+{
+    int status = call_start(&call->saved, NULL);
+    if (status < 0)
+        return status;
+    int opt = handle_new(&call->slot);
+    if (opt < 0)
+        shield_leave(&call->saved);
+    return opt;
+}
+
+int call_end_new(struct call *call, int result)
+{
+    int status = translate(result);
+    (status < 0 ? handle_retire : handle_unlock)(call->slot);
+    shield_leave(&call->saved);
+    return status;
+}
+
+int call_end_last(struct call *call, int result)
+{
+    int status = translate(result);
+    handle_retire(call->slot);
+    shield_leave(&call->saved);
+    return status;
+}

@@ -1,0 +1,80 @@
+/* What the public functions have in common: the shield, the handle's lock, and the plan afterwards. */
+#ifndef OPTPLUG_CALL_H
+#define OPTPLUG_CALL_H
+
+#include "runtime.h"
+#include "shield.h"
+
+struct slot;
+
+struct call {
+    struct shield saved;
+    struct slot *slot;
+    int opt, flags;
+};
+
+/* What a call on an optimizer may do or wants. */
+enum {
+    CHANGES_PLAN = 1, /* may change what a plan has fixed */
+    WANTS_ARRAYS = 2, /* is refused where a parameter has none between steps */
+    FROM_WITHIN = 4,  /* also in a function of the host's that this very optimizer has called */
+    CALLS_BACK = 8,   /* Python may call a function of the host's */
+    ENDS_HANDLE = 16, /* all that a handle is good for whose function has been left */
+};
+
+/* The one table of what each does. */
+enum {
+    CALL_ATTRIBUTE = 0,
+    CALL_ATTRIBUTE_GET = FROM_WITHIN,
+    CALL_AVERAGE = CHANGES_PLAN,
+    CALL_AVERAGE_GET = FROM_WITHIN,
+    CALL_AVERAGE_SWAP = CHANGES_PLAN | WANTS_ARRAYS,
+    CALL_BIND = CHANGES_PLAN,
+    CALL_CHECKPOINT = 0,
+    CALL_CLIP_GRAD_NORM = FROM_WITHIN | WANTS_ARRAYS,
+    CALL_CLIP_GRAD_VALUE = FROM_WITHIN | WANTS_ARRAYS,
+    CALL_DESCRIBE = FROM_WITHIN,
+    CALL_FREE = ENDS_HANDLE,
+    CALL_GET = FROM_WITHIN,
+    CALL_GRAD_SCALE = CHANGES_PLAN,
+    CALL_GROUP = CHANGES_PLAN,
+    CALL_ITERATE = CHANGES_PLAN | WANTS_ARRAYS,
+    CALL_LOAD = CHANGES_PLAN | CALLS_BACK,
+    CALL_SAVE = 0,
+    CALL_SCHEDULE = CHANGES_PLAN | CALLS_BACK,
+    CALL_SCHEDULE_STEP = CHANGES_PLAN | CALLS_BACK,
+    CALL_SET = CHANGES_PLAN,
+    CALL_STEP = CHANGES_PLAN | WANTS_ARRAYS, /* where Python makes it */
+    CALL_STEP_CLOSURE = CHANGES_PLAN | WANTS_ARRAYS | CALLS_BACK,
+    CALL_STEP_STAGED = CHANGES_PLAN,
+    CALL_STREAM = CHANGES_PLAN,
+    CALL_ZERO_GRAD = FROM_WITHIN | WANTS_ARRAYS,
+};
+
+/* Begin a call on an optimizer: shield the host, lock the handle, see that Python is there. */
+int call_begin(struct call *call, int opt, int flags);
+
+/* End one, and return the status that a bridge function's result stands for.  Where it may have changed what
+ * a plan has fixed, Python is asked for the plan that holds now. */
+int call_end(struct call *call, int result);
+
+/* Begin the call that makes a new optimizer, and return its handle; end it, without the handle if that fails.
+ */
+int call_begin_new(struct call *call);
+int call_end_new(struct call *call, int result);
+
+/* End the call that frees one. */
+int call_end_last(struct call *call, int result);
+
+/* Make a step in a call that has begun: the plan's, or Python's. */
+int call_step(struct call *call);
+
+/* Begin and end a call on no optimizer; call_start starts Python where that is not done yet. */
+void call_enter(struct shield *saved);
+int call_start(struct shield *saved, const char *python);
+int call_leave(const struct shield *saved, int result);
+
+/* Return the text that Python has made in a call, NULL if that has failed. */
+const char *call_text(int status);
+
+#endif

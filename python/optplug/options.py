@@ -1,0 +1,110 @@
+"""Options that a host gives as text, ``"name=value, name=value"``: those of opt_init and opt_checkpoint."""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+from collections.abc import Iterable
+from typing import Any
+
+from optplug import spec
+from optplug.log import LEVELS
+from optplug.spec import shown
+
+
+def _read(text: str, names: Iterable[str]) -> dict[str, Any]:
+    """Return what a text says of options by these names."""
+    given = spec.arguments(text)
+    for name in given:
+        spec.choose(name, names, "option")
+    return given
+
+
+def _blame(text: str, error: ValueError) -> ValueError:
+    return ValueError(f"options {shown(text)}: {error}")
+
+
+def _check_bool(name: str, value: Any, *others: str) -> None:
+    if type(value) is not bool and value not in others:
+        more = "".join(f" or {other!r}" for other in others)
+        raise ValueError(f"{name} must be True or False{more}, got {shown(value)}")
+
+
+@dataclasses.dataclass(frozen=True)
+class CheckpointOptions:
+    """What a host has chosen for an optimizer's checkpoints, by opt_checkpoint."""
+
+    #: Whether a checkpoint has the parameters' values in it, and loading puts those into the host's arrays.
+    parameters: bool = False
+    #: Whether loading brings schedulers, and the hyperparameters that they set.
+    schedules: bool = True
+
+    def changed(self, text: str) -> CheckpointOptions:
+        """Return these options with those in a text changed.
+
+        Raises:
+            ValueError: it cannot be read, or there is no such option or value.
+        """
+        try:
+            given = _read(text, vars(self))
+            for name, value in given.items():
+                _check_bool(name, value)
+        except ValueError as error:
+            raise _blame(text, error) from error
+        return dataclasses.replace(self, **given)
+
+    def __str__(self) -> str:
+        return ", ".join(f"{name}={value}" for name, value in vars(self).items())
+
+
+@dataclasses.dataclass(frozen=True)
+class OptimizerOptions:
+    """What opt_init has said of the optimizers that are created from now on."""
+
+    third_party: bool = False
+    error_if_nonfinite: bool = False
+    plans: bool | str = True
+    compile: bool = False
+    master_weights: bool = False
+
+
+@dataclasses.dataclass(frozen=True)
+class InitOptions:
+    """What one opt_init says: of later optimizers, and of the process where it does."""
+
+    optimizers: OptimizerOptions
+    num_threads: int | None
+    #: The level of the host's log.
+    log: int | None
+
+
+def read_init(text: str, before: OptimizerOptions) -> InitOptions:
+    """Return what opt_init's text says, where `before` holds for what it leaves out.
+
+    Raises:
+        ValueError: it cannot be read, or there is no such option or value.
+    """
+    try:
+        given = spec.arguments(text)
+        if "save_parameters" in given:
+            raise ValueError(
+                "save_parameters is said to each optimizer: write "
+                f'opt_checkpoint(opt, "parameters={given["save_parameters"]}")'
+            )
+        given = _read(text, ("python", "num_threads", "log", *vars(before)))
+    except ValueError as error:
+        raise _blame(text.strip(" ,"), error) from error
+    threads, most = given.get("num_threads", 1), os.cpu_count() or 1
+    if type(threads) is not int or not 1 <= threads <= most:
+        raise ValueError(f"num_threads must be a whole number from 1 to {most}, got {shown(threads)}")
+    chosen = {name: value for name, value in given.items() if name in vars(before)}
+    for name, value in chosen.items():
+        _check_bool(name, value, *(("stable", "direct") if name == "plans" else ()))
+    level = given.get("log", False)
+    if level is True or not isinstance(level, bool | str) or level not in LEVELS:
+        raise ValueError(f"log must be 'info', 'debug' or False, got {shown(level)}")
+    return InitOptions(
+        dataclasses.replace(before, **chosen),
+        threads if "num_threads" in given else None,
+        LEVELS[level] if "log" in given else None,
+    )
