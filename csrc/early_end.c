@@ -1,6 +1,6 @@
 /* What is registered for the process's end runs in turn, the last first: what torch's libraries have
  * registered would run while they are still being imported.  So we register ourselves again and again. */
-#define _POSIX_C_SOURCE 200809L
+#define _GNU_SOURCE
 #include "early_end.h"
 
 #include <pthread.h>

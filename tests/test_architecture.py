@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import itertools
 import re
 from collections.abc import Iterator
 
@@ -87,7 +88,7 @@ def test_every_arrow_that_the_picture_draws_is_there():
         if " → " not in line:
             continue
         groups = [re.findall(r"`([\w.]+)`", part) for part in line.split(" → ")]
-        for users, useds in zip(groups, groups[1:], strict=False):
+        for users, useds in itertools.pairwise(groups):
             drawn += [(names[user], names[used]) for user in users for used in useds]
     assert len(drawn) > 20
     wrong = [f"{user} → {used}" for user, used in drawn if (user, used) not in arrows]

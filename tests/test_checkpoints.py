@@ -18,7 +18,7 @@ import time
 import pytest
 import torch
 
-from optplug import checkpoint, ctypes_api, optimizer, schedules
+from optplug import checkpoint, ctypes_api, recipe, schedules
 
 lib = ctypes_api.load()
 HERE = pathlib.Path(__file__).parent
@@ -218,7 +218,7 @@ def test_every_schedule_goes_on(schedule):
 
 def test_there_is_no_other_schedule():
     assert schedules.classes().keys() == SCHEDULES.keys() - {""}
-    assert {spec.partition("(")[0] for spec in SPECS} == optimizer.classes().keys()
+    assert {spec.partition("(")[0] for spec in SPECS} == recipe.classes().keys()
 
 
 @pytest.mark.parametrize("attach", [True, False])

@@ -24,7 +24,7 @@ import torch
 
 from optplug import checkpoint, ctypes_api
 from optplug.errors import StateError
-from optplug.optimizer import Optimizer
+from optplug.optimizer import HostedOptimizer
 from test_checkpoints import AVERAGES, HERE, PLAIN, SPECS, Run, go_plainly, in_memory, plain
 
 lib = ctypes_api.load()
@@ -270,17 +270,17 @@ def test_a_state_of_many_dimensions_goes_on(tmp_path):
 
 @pytest.mark.parametrize("spec", ["Adam()", "SGD(momentum=0.9)", "Adagrad()", "AdamW(amsgrad=True)"])
 def test_no_fused_step_runs_on_a_state_that_does_not_fit(spec):
-    optimizer = Optimizer(spec)
+    optimizer = HostedOptimizer(spec)
     data, grad = torch.zeros(4, 3), torch.ones(4, 3)
     optimizer.bind("w", data, grad)
     for _ in range(3):
         optimizer.step()
-    (state,) = optimizer.torch.state.values()
+    (state,) = optimizer.run.built.state.values()
     for key, old in list(state.items()):
         for new in (torch.zeros(4, 1), torch.zeros(12), old.double(), torch.zeros(3, 4).mT, old.to("meta")):
             before = data.clone()
             state[key] = new
-            optimizer._forget()  # as a load does
+            optimizer.planner.forget()  # as a load does
             with pytest.raises(StateError, match=f"parameter 'w': its state {key} does not fit"):
                 optimizer.step()
             with pytest.raises(StateError, match="does not fit"):
@@ -701,7 +701,7 @@ def test_a_momentum_that_one_parameter_of_two_has_goes_on():
     made.step()
     file = io.BytesIO()
     torch.save(made.state_dict(), file)
-    ours, grads = Optimizer("SGD(lr=0.1, momentum=0.9)"), {name: torch.zeros(6) for name in values}
+    ours, grads = HostedOptimizer("SGD(lr=0.1, momentum=0.9)"), {name: torch.zeros(6) for name in values}
     for name, value in values.items():
         value.copy_(theirs[name].detach())
         ours.bind(name, value, grads[name])

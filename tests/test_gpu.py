@@ -22,7 +22,7 @@ import time
 import pytest
 import torch
 
-from optplug import ctypes_api, optimizer
+from optplug import ctypes_api, recipe
 
 pytestmark = [
     pytest.mark.gpu,
@@ -145,7 +145,7 @@ def one(_, value):
 
 
 def test_every_optimizer_is_here():
-    assert {spec.partition("(")[0] for spec in OPTIMIZERS} == optimizer.classes().keys() - {"SparseAdam"}
+    assert {spec.partition("(")[0] for spec in OPTIMIZERS} == recipe.classes().keys() - {"SparseAdam"}
 
 
 @pytest.mark.parametrize("plans", [True, False])

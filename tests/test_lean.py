@@ -8,7 +8,7 @@ import sys
 import pytest
 import torch
 
-from optplug import optimizer
+from optplug import recipe
 from optplug.lean import lean
 
 STEP_ALL = """
@@ -40,7 +40,7 @@ print("\\n".join(sorted(set(sys.modules) - bare)))
 
 
 def test_no_optimizer_needs_more_of_torch_than_its_import_has():
-    run = [sys.executable, "-c", STEP_ALL, *optimizer.classes()]
+    run = [sys.executable, "-c", STEP_ALL, *recipe.classes()]
     done = subprocess.run(run, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     new = {
@@ -50,7 +50,7 @@ def test_no_optimizer_needs_more_of_torch_than_its_import_has():
     assert new <= {"_cffi_backend", "_optplug", *saving}, new
 
 
-@pytest.mark.parametrize("name", optimizer.classes())
+@pytest.mark.parametrize("name", recipe.classes())
 def test_a_lean_class_is_the_full_one_to_who_looks_at_it(name):
     full, ours = getattr(torch.optim, name), lean(getattr(torch.optim, name))
     assert issubclass(ours, full)

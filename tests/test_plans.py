@@ -96,8 +96,8 @@ class Twins:
         return "without Python" in self.described()
 
     def state(self) -> list[dict]:
-        optimizer = _bridge._optimizers[self.opt]
-        return [optimizer.torch.state[p] for p in optimizer.parameters.values()]
+        optimizer = _bridge.optimizer_of(self.opt)
+        return [optimizer.run.built.state[p.tensor] for p in optimizer.parameters]
 
     def end(self):
         """Compare what else there is, and free."""

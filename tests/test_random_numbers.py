@@ -10,7 +10,7 @@ import pytest
 import torch
 
 import hosts
-from optplug import optimizer
+from optplug import recipe
 from optplug.ctypes_api import Optimizer
 
 
@@ -39,7 +39,7 @@ def bound(name: str) -> Optimizer:
     return opt
 
 
-@pytest.mark.parametrize("name", optimizer.classes())
+@pytest.mark.parametrize("name", recipe.classes())
 def test_no_call_draws(name, unchanged, tmp_path):
     opt = bound(name)
     unchanged("bind")

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from optplug import checkpoint, ctypes_api, values
-from optplug.optimizer import Optimizer
+from optplug.optimizer import HostedOptimizer
 
 unshown = pytest.mark.filterwarnings("ignore:other values")  # all others are errors in these tests
 
@@ -307,8 +307,8 @@ def test_a_run_goes_on_as_if_it_had_been_planned_longer():
 
 
 def test_schedules_that_are_taken_off_leave_nothing_behind():
-    def built() -> Optimizer:
-        opt = Optimizer("SGD(lr=1.0, momentum=0.5)")
+    def built() -> HostedOptimizer:
+        opt = HostedOptimizer("SGD(lr=1.0, momentum=0.5)")
         opt.bind("w", torch.ones(3), torch.ones(3))
         opt.step()
         return opt
@@ -316,10 +316,10 @@ def test_schedules_that_are_taken_off_leave_nothing_behind():
     plain, opt = built(), built()
     for spec in ("OneCycleLR(max_lr=1.0, total_steps=10)", "SWALR(swa_lr=0.5)", "StepLR(3)"):
         opt.schedule(spec)
-        assert "step" in vars(opt.torch)
+        assert "step" in vars(opt.run.built)
     opt.unschedule()
-    assert "step" not in vars(opt.torch)
-    assert opt.torch.param_groups[0].keys() == plain.torch.param_groups[0].keys()
+    assert "step" not in vars(opt.run.built)
+    assert opt.run.built.param_groups[0].keys() == plain.run.built.param_groups[0].keys()
 
 
 def test_a_schedule_is_taken_off_before_a_load():

@@ -22,13 +22,14 @@ surroundings.load_torch()
 
 import torch
 
-from optplug import buffers, caught, checkpoint, devices, host, inventory, modes, spec, transfer
+from optplug import buffers, caught, checkpoint, description, devices, host, inventory, modes, spec, transfer
 from optplug._optplug import ffi, lib
 from optplug.host import log
-from optplug.optimizer import Optimizer, SparseGrad
+from optplug.kinds import SparseGrad
+from optplug.optimizer import HostedOptimizer
 from optplug.options import OptimizerOptions, read_init
 
-_optimizers: dict[int, Optimizer] = {}
+_optimizers: dict[int, HostedOptimizer] = {}
 _options = OptimizerOptions()  # those of optimizers that are created from now on
 
 
@@ -69,7 +70,7 @@ def _tells(function: Callable[..., int | None]) -> Callable[..., int | None]:
     @functools.wraps(function)
     def call(opt: int, *args: object) -> int | None:
         result = function(opt, *args)
-        log.steps(opt, _optimizers[opt].way)
+        log.steps(opt, lambda: description.way(_optimizers[opt]))
         return result
 
     return call
@@ -88,10 +89,15 @@ def _on_streams(function: Callable[..., None]) -> Callable[..., None]:
     return call
 
 
-def _counted(opt: int) -> Optimizer:
+def optimizer_of(opt: int) -> HostedOptimizer:
+    """Return the optimizer that a handle names, for whoever wants to look at its state."""
+    return _optimizers[opt]
+
+
+def _counted(opt: int) -> HostedOptimizer:
     """Return an optimizer that knows of the steps that C has made."""
     optimizer = _optimizers[opt]
-    optimizer.steps += host.table.take_steps(opt)
+    optimizer.run.steps += host.table.take_steps(opt)
     return optimizer
 
 
@@ -101,7 +107,7 @@ def _warm_up() -> None:
     They make objects of torch's that end with the process: those must be there before liboptplug's own
     end, which is to come before theirs.
     """
-    Optimizer("Adam()")
+    HostedOptimizer("Adam()")
 
 
 def _dtype(value: object) -> str:
@@ -140,11 +146,11 @@ def py_enter_thread():
 
 @_callback
 def py_create(opt, text):
-    _optimizers[opt] = Optimizer(
+    _optimizers[opt] = HostedOptimizer(
         host.text("spec", text),
         third_party=_options.third_party,
         error_if_nonfinite=_options.error_if_nonfinite,
-        plans=_can_plan and _options.plans,
+        makes_plans=_can_plan and _options.plans,
         may_compile=_options.compile,
         master_weights=_options.master_weights,
     )
@@ -207,8 +213,8 @@ def _go_without_plan(*raised: object) -> int:
 def py_plan(opt, serial, stated):
     optimizer = _optimizers[opt]
     if optimizer.plan:
-        guarded = optimizer.error_if_nonfinite
-        transfer.state(optimizer.plan, serial, stated, optimizer.streams, optimizer.plans, guarded)
+        guarded, way = optimizer.error_if_nonfinite, optimizer.planner.makes_plans
+        transfer.state(optimizer.plan, serial, stated, optimizer.streams, way, guarded)
 
 
 _callback(py_plan, _go_without_plan)
@@ -216,8 +222,8 @@ _callback(py_plan, _go_without_plan)
 
 @_callback
 def py_plan_refused(opt):
-    _optimizers[opt].refuse_plan()
-    log.steps(opt, _optimizers[opt].way)
+    _optimizers[opt].planner.refuse()
+    log.steps(opt, lambda: description.way(_optimizers[opt]))
 
 
 @_callback
@@ -240,7 +246,7 @@ def py_step_closure(opt, closure, user, loss):
 @_on_streams
 def py_iterate(opt, loss, wanted):
     count = host.table.thread_count(0)
-    streams = devices.current_streams(_optimizers[opt].gpus())
+    streams = devices.current_streams(_optimizers[opt].parameters.gpus())
 
     def prepare() -> None:
         devices.make_current(*streams)
@@ -403,8 +409,8 @@ def _load(
         shown = f" {spec.shown(where)}" if isinstance(where, str) else ""
         raise ValueError(f"{name}{shown}: {error}") from error
     told = repr(where) if isinstance(where, str) else "memory"
-    log.info(f"opt={opt}: loaded from {told}, step {optimizer.steps}")
-    for kind, text in optimizer.attached():
+    log.info(f"opt={opt}: loaded from {told}, step {optimizer.run.steps}")
+    for kind, text in description.attached(optimizer):
         log.info(f"opt={opt}: {kind} {text}")
 
 
@@ -417,7 +423,7 @@ def py_free(opt):
 
 @_callback
 def py_describe(opt):
-    host.table.text(_counted(opt).describe().encode())
+    host.table.text(description.describe(_counted(opt)).encode())
 
 
 @_callback

@@ -41,7 +41,7 @@ class Attributes:
         Raises:
             ValueError: there is none.
         """
-        spec.choose(name, self._texts, "attribute")
+        spec.check_name(name, self._texts, "attribute")
         return self._texts[name]
 
     def describe(self) -> list[str]:

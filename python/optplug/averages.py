@@ -14,6 +14,7 @@ from optplug.arguments import blame, check_kinds, said
 from optplug.checks import check_count, check_tensor
 from optplug.errors import StateError
 from optplug.spec import Call, SpecError, shown
+from optplug.torch_private import foreach_copy_
 
 # What AveragedModel takes for its avg_fn and multi_avg_fn.
 _FUNCTIONS = ("get_ema_avg_fn", "get_ema_multi_avg_fn", "get_swa_avg_fn", "get_swa_multi_avg_fn")
@@ -75,7 +76,7 @@ class Average:
         """
         averaged, count = [p.detach() for p in self._averaged.parameters()], self._averaged.n_averaged
         if not count:
-            torch._foreach_copy_(averaged, current)
+            foreach_copy_(averaged, current)
         elif self._averaged.avg_fn and not self._averaged.multi_avg_fn:
             for average, value in zip(averaged, current, strict=True):
                 average.copy_(self._averaged.avg_fn(average, value, count))
@@ -152,7 +153,7 @@ def _argument(name: str, value: object) -> object:
                 f"{name} must be one of {', '.join(f + '()' for f in _FUNCTIONS)}, got {shown(value)}"
             )
         return value
-    spec.choose(value.name, _FUNCTIONS, "averaging function")
+    spec.check_name(value.name, _FUNCTIONS, "averaging function")
     spec.check_module(value, swa_utils.__name__)
     function = getattr(swa_utils, value.name)
     arguments = spec.check_arguments(function, value, implied=0)

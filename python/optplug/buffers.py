@@ -12,9 +12,10 @@ import sys
 from collections.abc import Sequence
 
 import torch
+from torch import Tensor
 
 from optplug import devices
-from optplug.spec import choose, shown
+from optplug.spec import check_name, shown
 
 # DLDataTypeCode, bits
 DTYPES = {
@@ -125,7 +126,7 @@ def check_dtype(dtype: str) -> None:
         raise ValueError(f"no dtype {shown(dtype)}: write {_ALSO.get(short, repr(short))}")
     if short.startswith(("int", "uint", "bool")):
         raise ValueError(f"no dtype {shown(dtype)}: PyTorch steps no integers, only {', '.join(DTYPES)}")
-    choose(dtype, DTYPES, "dtype")
+    check_name(dtype, DTYPES, "dtype")
 
 
 def name_of(dtype: torch.dtype) -> str:
@@ -210,3 +211,8 @@ def _capsule(
     managed.manager_ctx = None
     managed.deleter = _FREE
     return _new_capsule(block, b"dltensor", None)
+
+
+def layout_of(tensor: Tensor) -> str:
+    """Say what a tensor is, for people."""
+    return f"{name_of(tensor.dtype)} of shape {tuple(tensor.shape)} with strides {tensor.stride()}"

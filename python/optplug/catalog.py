@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from optplug import compiled, ctypes_api, optimizer, schedules, spec
+from optplug import compiled, ctypes_api, recipe, schedules, spec
 from optplug.ctypes_api import Error, Optimizer
 
 _PAGES = "https://docs.pytorch.org/docs/stable/generated"
@@ -37,8 +37,8 @@ def describe(name: str) -> dict[str, Any]:
     Raises:
         ValueError: there is none of that name.
     """
-    optimizers, schedulers = optimizer.classes(), schedules.classes()
-    spec.choose(name, [*optimizers, *schedulers], "optimizer or scheduler")
+    optimizers, schedulers = recipe.classes(), schedules.classes()
+    spec.check_name(name, [*optimizers, *schedulers], "optimizer or scheduler")
     is_optimizer = name in optimizers
     class_ = (optimizers if is_optimizer else schedulers)[name]
     facts = {"name": name} | (_optimizer(name) if is_optimizer else _scheduler(name))
@@ -115,7 +115,7 @@ def _optimizer(name: str) -> dict[str, Any]:
     step = "without Python" if path.endswith("without Python") else "PyTorch's own"
     if name in compiled.OPTIMIZERS:
         step += ", or compiled with compile=True"
-    return {"calls": calls, "step": step, "summary": _summary(optimizer.classes()[name])}
+    return {"calls": calls, "step": step, "summary": _summary(recipe.classes()[name])}
 
 
 def _step(name: str) -> tuple[str, str]:

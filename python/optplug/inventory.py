@@ -8,7 +8,7 @@ from collections.abc import Iterable
 
 import torch
 
-from optplug import buffers, devices, optimizer, schedules, spec
+from optplug import buffers, devices, recipe, schedules, spec
 from optplug.log import LEVELS
 from optplug.options import OptimizerOptions
 
@@ -34,12 +34,12 @@ def lines(kind: str) -> Iterable[str]:
     Raises:
         ValueError: there is no such list.
     """
-    classes = {**optimizer.classes(), **schedules.classes()}
+    classes = {**recipe.classes(), **schedules.classes()}
     lists: dict[str, Iterable[str]] = {
-        "optimizers": optimizer.classes(),
+        "optimizers": recipe.classes(),
         "schedulers": schedules.classes(),
         "dtypes": buffers.DTYPES,
         "devices": devices.names(),
     }
-    spec.choose(kind, [*lists, *classes], "list")
+    spec.check_name(kind, [*lists, *classes], "list")
     return lists[kind] if kind in lists else spec.arguments_of(classes[kind])

@@ -15,28 +15,19 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.optim import optimizer
+
+from optplug.torch_private import (
+    flatten_dense_tensors,
+    foreach_add_,
+    grad_mode,
+    has_hooks,
+    unflatten_dense_tensors,
+)
 
 #: What a step comes down to: calls of torch's function for it ("adam"), one for each group.
 Calls = list[tuple[Callable[..., None], tuple, dict[str, Any]]]
 
 _here = threading.local()  # .calls: those of this thread's step, so far
-
-
-class Gradients:
-    """``torch.set_grad_enabled``, at a third of the time: a context in which autograd records, or not."""
-
-    __slots__ = ("_before", "_mode")
-
-    def __init__(self, mode: bool) -> None:
-        self._mode = mode
-
-    def __enter__(self) -> None:
-        self._before = torch.is_grad_enabled()
-        torch._C._set_grad_enabled(self._mode)
-
-    def __exit__(self, *error: object) -> None:
-        torch._C._set_grad_enabled(self._before)
 
 
 @functools.cache
@@ -49,7 +40,7 @@ def lean(full: type[torch.optim.Optimizer]) -> type[torch.optim.Optimizer]:
         if has_hooks(self):
             hooked = full.step if hasattr(full.step, "hooked") else self.profile_hook_step(full.step)
             return hooked(self, closure)
-        with Gradients(self.defaults.get("differentiable", False)):
+        with grad_mode(self.defaults.get("differentiable", False)):
             return bare(self, closure)
 
     step.hooked = True  # or the constructor wraps it
@@ -66,7 +57,7 @@ def _gather_flat_grad(self: torch.optim.LBFGS) -> Tensor:
     grads = [p.grad for p in self._params]
     if any(g is None or g.is_sparse or g.is_complex() or not g.is_contiguous() for g in grads):
         return torch.optim.LBFGS._gather_flat_grad(self)
-    return grads[0].view(-1) if len(grads) == 1 else torch._C._nn.flatten_dense_tensors(grads)
+    return grads[0].view(-1) if len(grads) == 1 else flatten_dense_tensors(grads)
 
 
 def _add_grad(self: torch.optim.LBFGS, step_size: float | Tensor, update: Tensor) -> None:
@@ -74,8 +65,8 @@ def _add_grad(self: torch.optim.LBFGS, step_size: float | Tensor, update: Tensor
     if len(self._params) == 1 or any(p.is_complex() for p in self._params):
         torch.optim.LBFGS._add_grad(self, step_size, update)
     else:
-        parts = torch._C._nn.unflatten_dense_tensors(update, self._params)
-        torch._foreach_add_(self._params, parts, alpha=float(step_size))
+        parts = unflatten_dense_tensors(update, self._params)
+        foreach_add_(self._params, parts, alpha=float(step_size))
 
 
 def _recording(step: Callable[..., Any], names: set[str]) -> Callable[..., Any]:
@@ -112,16 +103,6 @@ def step_and_record(instance: torch.optim.Optimizer) -> Calls:
 
 def step_again(calls: Calls) -> None:
     """Make the step that has been recorded."""
-    with Gradients(False):
+    with grad_mode(False):
         for function, args, kwargs in calls:
             function(*args, **kwargs)
-
-
-def has_hooks(instance: torch.optim.Optimizer) -> bool:
-    """Tell whether somebody, as a Python host may, wants to be called at the optimizer's steps."""
-    return bool(
-        optimizer._global_optimizer_pre_hooks
-        or optimizer._global_optimizer_post_hooks
-        or instance._optimizer_step_pre_hooks
-        or instance._optimizer_step_post_hooks
-    )

@@ -11,7 +11,8 @@ import threading
 from collections.abc import Iterator
 
 import torch
-from torch.utils import _python_dispatch
+
+from optplug import torch_private as private
 
 _here = threading.local()  # .inference: whether the host's thread was in inference mode; .modes: its others
 
@@ -19,9 +20,7 @@ _here = threading.local()  # .inference: whether the host's thread was in infere
 def are_off() -> bool:
     """Tell whether no mode is on in this thread that concerns us."""
     return not (
-        torch.is_inference_mode_enabled()
-        or torch._C._len_torch_function_stack()
-        or torch._C._len_torch_dispatch_stack()
+        torch.is_inference_mode_enabled() or private.count_function_modes() or private.count_dispatch_modes()
     )
 
 
@@ -56,14 +55,14 @@ def given_back() -> Iterator[None]:
 
 def _pop() -> tuple[list[object], list[object]]:
     """Take off the modes that change torch's functions, as a default device does, and its operators."""
-    functions = [torch._C._pop_torch_function_stack() for _ in range(torch._C._len_torch_function_stack())]
-    operators = [_python_dispatch._pop_mode() for _ in range(torch._C._len_torch_dispatch_stack())]
+    functions = [private.pop_function_mode() for _ in range(private.count_function_modes())]
+    operators = [private.pop_dispatch_mode() for _ in range(private.count_dispatch_modes())]
     return functions, operators
 
 
 def _push(modes: tuple[list[object], list[object]]) -> None:
     functions, operators = modes
     for mode in reversed(functions):
-        torch._C._push_on_torch_function_stack(mode)
+        private.push_function_mode(mode)
     for mode in reversed(operators):
-        _python_dispatch._push_mode(mode)
+        private.push_dispatch_mode(mode)

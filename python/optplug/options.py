@@ -16,7 +16,7 @@ def _read(text: str, names: Iterable[str]) -> dict[str, Any]:
     """Return what a text says of options by these names."""
     given = spec.arguments(text)
     for name in given:
-        spec.choose(name, names, "option")
+        spec.check_name(name, names, "option")
     return given
 
 

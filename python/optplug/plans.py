@@ -17,13 +17,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from optplug import compiled
+from optplug import compiled, kinds
 from optplug.buffers import is_dense, same_order
 from optplug.checks import kind_of
 from optplug.errors import StateError
-from optplug.lean import Calls, has_hooks, lean
-from optplug.masters import Masters
+from optplug.kinds import Mastered
+from optplug.lean import Calls, lean
 from optplug.spec import shown
+from optplug.torch_private import has_hooks, schema_arguments
 
 Group = dict[str, Any]
 
@@ -86,7 +87,7 @@ _ADD_FORM = Form(("self", "tensor1", "tensor2"), singles=("scalars",), overload=
 @functools.cache
 def _form(operator: str) -> Form:
     """Read an operator's schema; raise AttributeError or ValueError if torch has none that is known here."""
-    arguments = getattr(torch.ops.aten, operator).default._schema.arguments
+    arguments = schema_arguments(operator)
     names: dict[str, list[str]] = {"List[Tensor]": [], "float": [], "bool": [], "Optional[Tensor]": []}
     for argument in arguments:
         names[str(argument.type)].append(argument.name)
@@ -170,7 +171,7 @@ class Plan:
 
 def make(
     optimizer: torch.optim.Optimizer,
-    masters: Masters | None = None,
+    masters: Sequence[Mastered] = (),
     scale: tuple[Tensor | None, Tensor | None] = (None, None),
     error_if_nonfinite: bool = False,
 ) -> Plan | None:
@@ -233,11 +234,9 @@ def _counted(step: Operation, counts: Tensor) -> list[Operation]:
     return [add(ones, 1.0), step] + ([] if found_inf is None else [add(found_inf, -1.0)])
 
 
-def _with_copies(operations: list[Operation], masters: Masters | None) -> list[Operation]:
+def _with_copies(operations: list[Operation], masters: Sequence[Mastered]) -> list[Operation]:
     """Return operations between those that copy the host's gradients, and the parameters to the host."""
-    if masters is None:
-        return operations
-    before, after = masters.gradients(), masters.values()
+    before, after = kinds.gradients(masters), kinds.values(masters)
     return [*_copies(_TAKE_FORM, *before), *operations, *_copies(_GIVE_FORM, *after)]
 
 
@@ -314,7 +313,7 @@ def _check(name: str, p: Tensor, tensor: Tensor) -> None:
 
 
 def make_compiled(
-    optimizer: torch.optim.Optimizer, calls: Calls, may_compile: bool, masters: Masters | None = None
+    optimizer: torch.optim.Optimizer, calls: Calls, may_compile: bool, masters: Sequence[Mastered] = ()
 ) -> Plan | None:
     """State the next step of an optimizer with kernels; None if it has none, or is not laid out for them.
 

@@ -20,6 +20,7 @@ from optplug.arguments import blame, check_kinds, said
 from optplug.checks import check_count, check_like
 from optplug.errors import HostError, StateError
 from optplug.spec import Call, SpecError, shown
+from optplug.torch_private import NESTED, is_wrapped_by_scheduler, note_step
 
 # A function of the host's: of the epoch (and the group), or of whatever torch's argument is of.
 Function = Callable[..., float]
@@ -63,7 +64,7 @@ def detach(optimizer: torch.optim.Optimizer) -> None:
     for group in optimizer.param_groups:
         for key in GROUP_KEYS:
             group.pop(key, None)
-    if hasattr(vars(optimizer).get("step"), "_wrapped_by_lr_sched"):
+    if is_wrapped_by_scheduler(vars(optimizer).get("step")):
         del optimizer.step  # torch's wrapper around that of the class
 
 
@@ -91,7 +92,7 @@ def keep(
 
 
 def _sets_momentum(state: dict[str, Any]) -> bool:
-    return bool(state.get("cycle_momentum")) or any(map(_sets_momentum, state.get("_schedulers", ())))
+    return bool(state.get("cycle_momentum")) or any(map(_sets_momentum, state.get(NESTED, ())))
 
 
 class _Builder:
@@ -101,7 +102,7 @@ class _Builder:
 
     def build(self, call: Call) -> LRScheduler:
         known = classes()
-        spec.choose(call.name, known, "scheduler")
+        spec.check_name(call.name, known, "scheduler")
         class_ = known[call.name]
         spec.check_module(call, class_.__module__)
         call = spec.without_supplied(class_, call)
@@ -179,7 +180,8 @@ def _stand_in(optimizer: torch.optim.Optimizer) -> torch.optim.Optimizer:
         {key: value.clone() if isinstance(value, Tensor) else value for key, value in group.items()}
         for group in optimizer.param_groups
     ]
-    vars(other).update(vars(optimizer), param_groups=groups, _opt_called=True)  # or torch warns
+    vars(other).update(vars(optimizer), param_groups=groups)
+    note_step(other)
     vars(other).pop("step", None)  # another scheduler's, which calls the optimizer itself
     return other
 
@@ -258,4 +260,4 @@ def undone_on_error(optimizer: torch.optim.Optimizer, schedulers: Iterable[LRSch
 def _with_nested(schedulers: Iterable[LRScheduler]) -> Iterator[LRScheduler]:
     for s in schedulers:
         yield s
-        yield from _with_nested(getattr(s, "_schedulers", ()))
+        yield from _with_nested(getattr(s, NESTED, ()))

@@ -135,7 +135,7 @@ def arguments(text: str) -> dict[str, Any]:
     return {k.arg: _value(k.value) for k in _keywords(tree)}
 
 
-def choose(name: str, known: Iterable[str], kind: str) -> None:
+def check_name(name: str, known: Iterable[str], kind: str) -> None:
     """Check that ``name`` is one of ``known``, or raise SpecError with the nearest ones and all of them."""
     known = sorted(known)
     if name not in known:
@@ -164,7 +164,7 @@ def check_arguments(function: Callable[..., Any], call: Call, implied: int) -> d
     call = without_supplied(function, call)
     if not any(p.kind is p.VAR_KEYWORD for p in signature.parameters.values()):
         for name in call.kwargs:
-            choose(name, names, f"argument of {call.name}")
+            check_name(name, names, f"argument of {call.name}")
     unnamed = [p.name for p in signature.parameters.values() if p.kind is p.POSITIONAL_OR_KEYWORD][implied:]
     has_more = any(p.kind is p.VAR_POSITIONAL for p in signature.parameters.values())
     if len(call.args) > len(unnamed) and not has_more:

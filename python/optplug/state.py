@@ -17,11 +17,10 @@ from torch import Tensor
 from optplug.archive import Foreign, Stored
 from optplug.checks import check_count, check_like, check_tensor, is_number, kind_of, word
 from optplug.devices import CPU
+from optplug.recipe import IMPLEMENTATIONS
 from optplug.schedules import GROUP_KEYS
 from optplug.spec import shown
 
-#: Which of torch's implementations makes the step: no hyperparameters, but in the groups beside them.
-IMPLEMENTATIONS = ("fused", "foreach", "capturable", "differentiable")
 _SCALARS = (torch.float32, torch.float64)  # which torch takes for counts and rates by its default dtype
 _WINDOW = 12  # dimensions of which a trial tells whether a state has them
 

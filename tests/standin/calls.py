@@ -14,14 +14,14 @@ import sys
 import pytest
 import torch
 
-from optplug import _bridge, ctypes_api, optimizer
+from optplug import _bridge, ctypes_api, recipe
 
 lib = ctypes_api.load()
 cuda = ctypes.CDLL(None)
 cuda.standin_notes.restype = ctypes.c_char_p
 
 # LBFGS and Muon want cuBLAS, of which there is no stand-in.
-SPECS = [f"{name}()" for name in optimizer.classes() if name not in ("LBFGS", "Muon", "SparseAdam")]
+SPECS = [f"{name}()" for name in recipe.classes() if name not in ("LBFGS", "Muon", "SparseAdam")]
 FUSED = ["Adam()", "AdamW(amsgrad=True)", "SGD(momentum=0.9)"]
 WAITING = ("Adafactor()", "ASGD()")  # as torch has them
 # What adds to the step counts, in torch's steps and in plans.
@@ -322,7 +322,7 @@ def test_one_launch_counts_the_steps_of_all_parameters():
     asked = run.steps()
     assert asked[0] == f"{run.on} {COUNT_OURS}"
     assert set(asked[1:]) == {f"{run.on} FusedAdamMathFunctor"}
-    states = _bridge._optimizers[run.opt].torch.state.values()
+    states = _bridge.optimizer_of(run.opt).run.built.state.values()
     steps = [state["step"] for state in states]
     assert len(steps) == len({step.data_ptr() for step in steps}) == 200
     assert all(step.shape == () for step in steps)
@@ -450,7 +450,7 @@ def state_in(text) -> dict[str, object]:
 
 
 def devices_of(opt) -> list[tuple[str, torch.device]]:
-    states = _bridge._optimizers[opt].torch.state.values()
+    states = _bridge.optimizer_of(opt).run.built.state.values()
     return sorted((key, t.device) for s in states for key, t in s.items() if isinstance(t, torch.Tensor))
 
 

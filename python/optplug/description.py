@@ -1,0 +1,74 @@
+"""What an optimizer is and how it steps, in words."""
+
+from __future__ import annotations
+
+import torch
+
+from optplug.kinds import layout
+from optplug.optimizer import HostedOptimizer
+from optplug.torch_private import has_hooks
+
+
+def describe(hosted: HostedOptimizer) -> str:
+    """Return what an optimizer is and what it works on, a ``name: value`` a line."""
+    optimizer, parameters = hosted.built(), hosted.parameters
+    lines = [f"optimizer: {hosted.recipe.name}", f"step: {_path(hosted, optimizer)}"]
+    for i, group in enumerate(optimizer.param_groups):
+        options = {k: v for k, v in group.items() if k not in ("params", "param_names")}
+        lines.append(f"group {i}: {', '.join(f'{k}={v!r}' for k, v in options.items())}")
+        for name in parameters.groups[i].names:
+            p = parameters[name]
+            lines.append(
+                f"parameter {name!r}: group {i}, {p.data.device}, {layout(p.data)}, "
+                f"gradient {layout(p.grad)}{p.note}"
+            )
+    lines += hosted.streams.describe()
+    lines += [f"{kind}: {text}" for kind, text in attached(hosted)]
+    lines += [
+        f"steps: {hosted.run.steps}",
+        f"checkpoint: {hosted.checkpoint}",
+        *hosted.attributes.describe(),
+    ]
+    return "".join(line + "\n" for line in lines)
+
+
+def attached(hosted: HostedOptimizer) -> list[tuple[str, str]]:
+    """Return "scheduler" or "average" and the spec, on one line, for each that steps along."""
+    texts = [("scheduler", text) for text, _ in hosted.run.schedules]
+    if hosted.run.average:
+        texts.append(("average", hosted.run.average.text))
+    return [(kind, " ".join(text.split())) for kind, text in texts]
+
+
+def way(hosted: HostedOptimizer) -> str:
+    """Say how steps are made now, and why by Python where kernels could be called without it."""
+    optimizer = hosted.run.built
+    if not optimizer:
+        return "nothing yet"
+    path = _path(hosted, optimizer)
+    if hosted.plan or not any(group.get("fused") for group in optimizer.param_groups):
+        return path
+    reasons = {
+        "plans=False": not hosted.planner.makes_plans,
+        "averages follow each step": hosted.run.average is not None,
+        "hooks of PyTorch's watch them": has_hooks(optimizer),
+    }
+    return ", ".join([f"{path}, by Python", *(f"since {why}" for why, holds in reasons.items() if holds)])
+
+
+def _path(hosted: HostedOptimizer, optimizer: torch.optim.Optimizer) -> str:
+    recipe, name = hosted.recipe, hosted.recipe.name
+    if hosted.plan:
+        return f"{', '.join(hosted.plan.names())} without Python"
+    if any(group.get("fused") for group in optimizer.param_groups):
+        return f"torch.optim.{name} with fused kernels"
+    chosen = recipe.chosen()
+    if chosen:
+        return f"torch.optim.{name}, not fused, since the spec says {', '.join(chosen)}"
+    if not recipe.may_fuse:
+        return f"torch.optim.{name}, which has no fused kernels"
+    arrays = zip(hosted.parameters.names(), hosted.parameters.arrays(), strict=True)
+    unfit = [name for name, (data, grad) in arrays if not recipe.can_fuse(data, grad)]
+    reason = f"parameter {unfit[0]!r} is" if unfit else "a parameter was"
+    wanted = "real, dense, laid out as its gradient and of a dtype that it steps rightly"
+    return f"torch.optim.{name}, not fused, since {reason} not {wanted}"

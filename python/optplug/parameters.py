@@ -1,0 +1,144 @@
+"""The parameters of one optimizer, in their groups, and the dummy module that has them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from torch import Tensor, nn
+
+from optplug.kinds import Dense, Grad, Mastered, Parameter, Sparse, SparseGrad
+
+
+@dataclass
+class Group:
+    """A parameter group: its options, as the host gave them, and its parameters' names."""
+
+    options: dict[str, Any] = field(default_factory=dict)
+    names: list[str] = field(default_factory=list)
+
+
+class Parameters:
+    """All parameters, by the names that the host gave them, in the order of binding."""
+
+    def __init__(self) -> None:
+        #: The dummy module.  It numbers its parameters, so that their names can be any strings.
+        self.module = nn.ParameterList()
+        self.groups = [Group()]
+        self._all: dict[str, Parameter] = {}
+        self._kinds: dict[type[Parameter], list[Parameter]] = {}
+
+    def __len__(self) -> int:
+        return len(self._all)
+
+    def __iter__(self) -> Iterator[Parameter]:
+        return iter(self._all.values())
+
+    def __getitem__(self, name: str) -> Parameter:
+        return self._all[name]
+
+    def get(self, name: str) -> Parameter | None:
+        """Return a parameter, if there is one of that name."""
+        return self._all.get(name)
+
+    def names(self) -> list[str]:
+        """Return all names."""
+        return list(self._all)
+
+    def add(self, parameter: Parameter) -> None:
+        """Add one to the last group."""
+        self.module.append(parameter.tensor)
+        self.groups[-1].names.append(parameter.name)
+        self._all[parameter.name] = parameter
+        self._kinds.setdefault(type(parameter), []).append(parameter)
+
+    def replace(self, parameter: Parameter) -> None:
+        """Take a parameter of another kind, in the place of the one of its name."""
+        self._all[parameter.name] = parameter
+        self._kinds = {}
+        for p in self:
+            self._kinds.setdefault(type(p), []).append(p)
+
+    def options_of(self, name: str) -> dict[str, Any]:
+        """Return the options of a parameter's group."""
+        return next(group.options for group in self.groups if name in group.names)
+
+    # ---- what a step does ----
+
+    def has_sparse(self) -> bool:
+        """Tell whether a gradient is sparse, and so a new tensor at each step."""
+        return Sparse in self._kinds
+
+    def mastered(self) -> list[Mastered]:
+        """Return those that have master copies."""
+        return [p for p in self._kinds.get(Mastered, []) if isinstance(p, Mastered)]
+
+    def read(self, is_first: bool) -> None:
+        """Let master copies take values before a step: from new arrays, or, before the first, from all."""
+        for p in self.mastered():
+            if is_first or p.is_unread:
+                p.read(is_first)
+
+    def gather(self) -> None:
+        """Let the next step find the host's gradients."""
+        for kind, members in self._kinds.items():
+            kind.gather(members)
+
+    def publish(self) -> None:
+        """Write what a step has made into the host's arrays, where it is not there yet."""
+        for kind, members in self._kinds.items():
+            kind.publish(members)
+
+    def gradient_memory(self) -> list[Tensor]:
+        """Return the memory of each gradient; of a sparse one, the rows that are there."""
+        return [p.memory() for p in self]
+
+    def clippable(self) -> list[Tensor]:
+        """Return what torch's clipping takes: parameters, or stand-ins that have the host's gradients."""
+        return [found for p in self if (found := p.clippable()) is not None]
+
+    # ---- what they are ----
+
+    def gpus(self) -> set[int]:
+        """Return those on which parameters are."""
+        return {p.device.index for p in self.module if p.is_cuda}
+
+    def arrays(self) -> list[tuple[Tensor, Grad]]:
+        """Return what is stepped, and the gradient's kind with it."""
+        return [(p.tensor, p.grad if isinstance(p, Sparse) else p.stepped_memory()) for p in self]
+
+    def kinds_of(self, names: Sequence[str]) -> list[tuple[Tensor | None, bool]]:
+        """Return one of each kind among parameters, and whether its gradient is sparse."""
+        bound = [(self._all[name].tensor, isinstance(self._all[name], Sparse)) for name in names]
+        kinds = {(p.dtype, p.dim(), p.device, sparse): (p, sparse) for p, sparse in bound}
+        return list(kinds.values()) or [(None, False)]
+
+    def read_by_steps(self) -> dict[str, Tensor]:
+        """Return the host's arrays from whose values the next step goes on."""
+        return {p.name: p.data for p in self if p.is_read and not p.is_staged}
+
+
+def make(name: str, data: Tensor, grad: Grad, has_master: bool) -> Parameter:
+    """Return a parameter of the kind that these arrays want."""
+    if isinstance(grad, SparseGrad):
+        return Sparse(name, nn.Parameter(data), grad)
+    if has_master:
+        return Mastered(name, data, grad)
+    parameter = Dense(name, nn.Parameter(data))
+    parameter.tensor.grad = grad
+    return parameter
+
+
+def again(known: Parameter, data: Tensor, grad: Grad) -> Parameter:
+    """Return a parameter that is known as one of these arrays, whose gradient may be of another kind."""
+    if isinstance(grad, SparseGrad) == isinstance(known, Sparse):
+        known.move(data, grad)
+        return known
+    changed: Parameter
+    if isinstance(grad, SparseGrad):
+        changed = Sparse(known.name, known.tensor, grad)
+    else:
+        changed = Dense(known.name, known.tensor)
+    changed.move(data, grad)
+    return changed

@@ -1,0 +1,112 @@
+"""How the next step is made: by a plan, by the function call that the last one came down to, or by torch."""
+
+from __future__ import annotations
+
+import contextlib
+from typing import Any
+
+import torch
+
+from optplug import plans
+from optplug.errors import CompileError, warn
+from optplug.lean import Calls, step_again, step_and_record
+from optplug.parameters import Parameters
+from optplug.recipe import Recipe
+from optplug.run import Run
+from optplug.scaling import Scale
+from optplug.torch_private import has_hooks
+
+
+class Planner:
+    """What one optimizer knows of its next step.
+
+    Args:
+        recipe: the optimizer's.
+        makes_plans: whether to state steps as plans, which then run elsewhere; or how they do.
+        may_compile: whether plans may have kernels in them that torch compiles: see `compiled`.
+        error_if_nonfinite: whether a gradient with an inf or a nan in it is an error.
+    """
+
+    def __init__(
+        self, recipe: Recipe, makes_plans: bool | str, may_compile: bool, error_if_nonfinite: bool
+    ) -> None:
+        self._recipe, self._error_if_nonfinite = recipe, error_if_nonfinite
+        self.makes_plans = makes_plans
+        self.may_compile = bool(makes_plans) and may_compile
+        #: The next step without Python, where it can be made so.
+        self.plan: plans.Plan | None = None
+        self._calls: Calls = []  # what the last step came down to, if the next one is to be like it
+        self._is_checked = False  # whether the state is known to fit
+        self._has_compiled = False
+        self._fixed: list[dict[str, Any]] = []  # hyperparameters at the last recorded step
+
+    @property
+    def has_recorded(self) -> bool:
+        """Whether the next step is to be like the last one."""
+        return bool(self._calls)
+
+    def forget(self) -> None:
+        """Let the next step look at everything anew."""
+        self.plan, self._calls, self._is_checked = None, [], False
+
+    def refresh(self) -> None:
+        """Let the next step look at the hyperparameters anew."""
+        self._calls = []
+        if self.plan and not self.plan.refresh():
+            self.plan = None
+
+    def check_state(self, optimizer: torch.optim.Optimizer) -> None:
+        """Look at the state, before a step, where it may be another than the last step's."""
+        if not self._is_checked:
+            plans.check_state(optimizer)
+            self._is_checked = True
+
+    def step(self, run: Run, optimizer: torch.optim.Optimizer, parameters: Parameters, scale: Scale) -> None:
+        """Make a step that is not the first, by Python."""
+        self.check_state(optimizer)
+        if self._calls and not has_hooks(optimizer):
+            calls, self._calls = self._calls, []  # torch may leave a list of them changed if it fails
+            step_again(calls)
+            self._calls = calls
+        elif parameters.has_sparse():  # their gradients are new tensors each time
+            optimizer.step()
+        else:
+            self._calls = step_and_record(optimizer)
+            if self.may_compile and run.average is None and not scale:
+                self._compile(run, optimizer, parameters)
+
+    def state(self, run: Run, parameters: Parameters, scale: Scale) -> None:
+        """State the next step as a plan, after one by Python, where there is none yet."""
+        if run.built is None or not run.stepped or run.average is not None:
+            return
+        if self.makes_plans and self.plan is None:
+            self.plan = plans.make(
+                run.built, parameters.mastered(), scale.numbers(), self._error_if_nonfinite
+            )
+            if self.plan:
+                self._calls = []  # the state may lie elsewhere now
+
+    def refuse(self) -> None:
+        """Step without plans from now on, since C cannot take the one there is."""
+        kernels = [o.operator for o in self.plan.operations if o.is_kernel] if self.plan else []
+        self.plan, self.makes_plans = None, False
+        if kernels:
+            self._go_uncompiled(f"{kernels[0]} cannot be loaded")
+
+    def _compile(self, run: Run, optimizer: torch.optim.Optimizer, parameters: Parameters) -> None:
+        """Make a plan of kernels for the step that has been recorded, where that is possible."""
+        # A schedule may move what a kernel has fixed, such as betas: wait until it has let that alone.
+        fixed = [{k: v for k, v in g.items() if k not in ("params", "lr")} for g in optimizer.param_groups]
+        settled, self._fixed = not run.schedulers or fixed == self._fixed, fixed
+        if not settled:
+            return
+        may_make, self._has_compiled = not self._has_compiled, True
+        try:
+            self.plan = plans.make_compiled(optimizer, self._calls, may_make, parameters.mastered())
+        except (CompileError, KeyboardInterrupt) as error:  # the step is made all the same
+            self._go_uncompiled(str(error) or "interrupted")
+
+    def _go_uncompiled(self, reason: str) -> None:
+        self.may_compile = False
+        with contextlib.suppress(UserWarning):  # where warnings are errors
+            warn(f"compile=True: {reason}: {self._recipe.name} steps without")

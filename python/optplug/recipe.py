@@ -1,0 +1,186 @@
+"""What a spec says: a class, its arguments, and what optimizers made so can do."""
+
+from __future__ import annotations
+
+import copy
+import functools
+import importlib
+import inspect
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from optplug import spec
+from optplug.arguments import check_kinds
+from optplug.buffers import is_dense, same_order
+from optplug.kinds import Grad
+from optplug.lean import lean
+from optplug.spec import Call, SpecError, shown
+from optplug.torch_private import grad_mode
+
+#: Torch's implementations of a step: no hyperparameters, but in the groups beside them.
+IMPLEMENTATIONS = ("fused", "foreach", "capturable", "differentiable")
+# Where torch's foreach implementation gives the very bits of its loop over parameters, which is its default
+# on the CPU, in float32 and float64; and for how many parameters, of how many values, it is faster.
+_FOREACH_IS_EQUAL = {
+    lean(getattr(torch.optim, name))
+    for name in ("Adadelta", "Adagrad", "Adam", "AdamW", "Adamax", "RMSprop", "Rprop", "SGD")
+}
+_WORTH_FOREACH, _MOST_FOR_FOREACH = 8, 10_000
+
+
+@functools.cache
+def classes() -> dict[str, type[torch.optim.Optimizer]]:
+    """Return the optimizers of torch by name, each made `lean`."""
+    return {
+        name: lean(value)
+        for name, value in vars(torch.optim).items()
+        if isinstance(value, type)
+        and issubclass(value, torch.optim.Optimizer)
+        and value is not torch.optim.Optimizer
+    }
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """A class and its arguments, as a spec has them; see `read`."""
+
+    class_: type[torch.optim.Optimizer]
+    arguments: dict[str, Any]
+    #: Whether a step wants a closure.
+    needs_closure: bool
+    #: Whether it is of torch.optim.
+    is_torchs: bool
+    #: Whether the spec says fused=True; whether fused kernels may be chosen, since it says nothing.
+    must_fuse: bool
+    may_fuse: bool
+
+    @property
+    def name(self) -> str:
+        """The class's name."""
+        return self.class_.__name__
+
+    @property
+    def is_lbfgs(self) -> bool:
+        """Whether it puts all gradients into a row, and keeps one state for all parameters."""
+        return issubclass(self.class_, torch.optim.LBFGS)
+
+    @property
+    def may_stop_half_way(self) -> bool:
+        """Whether a closure that fails may find something changed."""
+        return self.is_lbfgs or not self.is_torchs
+
+    def chosen(self) -> list[str]:
+        """Return what the spec says of torch's implementations."""
+        return [f"{name}={self.arguments[name]}" for name in IMPLEMENTATIONS if name in self.arguments]
+
+    def can_fuse(self, data: Tensor, grad: Grad) -> bool:
+        """Tell whether the fused kernels step these arrays rightly.
+
+        They run over both as if flat: where the layouts differ or have gaps, those for the CPU give wrong
+        numbers and write outside of the array (torch 2.13), without an error.
+        """
+        return (
+            isinstance(grad, Tensor)
+            and data.is_floating_point()
+            and is_dense(data.shape, data.stride())
+            and same_order(data.shape, data.stride(), grad.stride())
+            and fuses_rightly(self.class_, data.dtype, data.device.type)
+        )
+
+    def implementation(
+        self, arrays: Iterable[tuple[Tensor, Grad]], but_for: Iterable[str]
+    ) -> dict[str, bool]:
+        """Choose among torch's implementations, where the spec does not, by what has been measured.
+
+        Args:
+            arrays: those that are stepped.
+            but_for: the names of classes whose loop is wanted as it is.
+        """
+        arrays = list(arrays)
+        if self.may_fuse and all(self.can_fuse(data, grad) for data, grad in arrays):
+            return {"fused": True}
+        if self.class_ not in _FOREACH_IS_EQUAL or self.chosen() or self.name in but_for:
+            return {}
+        if any(data.is_cuda for data, _ in arrays):  # where foreach is torch's own default
+            return {}
+        count, size = len(arrays), sum(data.numel() for data, _ in arrays)
+        small = count >= _WORTH_FOREACH and size <= count * _MOST_FOR_FOREACH
+        equal = all(
+            data.dtype in (torch.float32, torch.float64) and isinstance(grad, Tensor) for data, grad in arrays
+        )
+        return {"foreach": True} if small and equal else {}
+
+
+@functools.cache
+def fuses_rightly(class_: type[torch.optim.Optimizer], dtype: torch.dtype, device: str) -> bool:
+    """Tell whether the fused kernels of a class step numbers of a dtype, by trying that out.
+
+    That of SGD for the CPU in torch 2.13 leaves half-precision numbers as they are, 16 by 16, without an
+    error.  On a GPU, where to look at the numbers would wait for it, only whether there are any is tried.
+    """
+
+    def step(fused: bool) -> Tensor:
+        parameter = nn.Parameter(torch.ones(100, dtype=dtype, device=device))
+        parameter.grad = torch.ones_like(parameter)
+        optimizer = class_([parameter], lr=0.5, fused=fused)  # type: ignore[call-arg]
+        with grad_mode(False):
+            inspect.unwrap(class_.step)(optimizer)  # without hooks, which are for the host's steps
+        return parameter.detach()
+
+    if device == "cpu":
+        return torch.allclose(step(False), step(True), rtol=0.05)
+    try:
+        step(True)
+    except RuntimeError:
+        return False
+    return True
+
+
+def read(text: str, third_party: bool) -> Recipe:
+    """Read a spec.
+
+    Raises:
+        ValueError: it cannot be read, names no optimizer, or has an argument of a wrong kind.
+    """
+    class_, arguments = _read(text, third_party)
+    check_kinds(class_, arguments)
+    closure = spec.signature_of(class_.step).parameters.get("closure")
+    return Recipe(
+        class_,
+        copy.deepcopy(arguments),
+        needs_closure=closure is not None and closure.default is closure.empty,
+        is_torchs=class_ in classes().values(),
+        must_fuse=bool(arguments.get("fused")),
+        may_fuse="fused" in spec.signature_of(class_).parameters
+        and not any(name in arguments for name in IMPLEMENTATIONS),
+    )
+
+
+@functools.lru_cache(maxsize=100)
+def _read(text: str, third_party: bool) -> tuple[type[torch.optim.Optimizer], dict[str, Any]]:
+    call = spec.parse(text)
+    found = _find_class(call, third_party)
+    return found, spec.check_arguments(found, call, implied=1)
+
+
+def _find_class(call: Call, third_party: bool) -> type[torch.optim.Optimizer]:
+    if call.module in ("", *spec.MODULES):
+        spec.check_name(call.name, classes(), "optimizer")
+        spec.check_module(call, "torch.optim")
+        return classes()[call.name]
+    if not third_party:
+        raise SpecError(
+            f"module {shown(call.module)} is outside torch.optim and would be imported: allow that with "
+            'opt_init("third_party=True")'
+        )
+    try:
+        found = getattr(importlib.import_module(call.module), call.name)
+    except Exception as error:
+        raise SpecError(f"{call.module}:{call.name} cannot be imported: {error}") from error
+    if not (isinstance(found, type) and issubclass(found, torch.optim.Optimizer)):
+        raise SpecError(f"{call.module}:{call.name} is no torch.optim.Optimizer")
+    return found

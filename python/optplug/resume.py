@@ -1,0 +1,248 @@
+"""What a later process needs to go on: all of an optimizer as plain values and tensors, and back."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from optplug import attributes as texts
+from optplug import devices, schedules, values
+from optplug.attributes import Attributes
+from optplug.averages import Average
+from optplug.buffers import name_of
+from optplug.checks import check_count, check_tensor, of_checkpoint, word
+from optplug.errors import StateError
+from optplug.kinds import Sparse
+from optplug.options import CheckpointOptions
+from optplug.parameters import Group, Parameters
+from optplug.recipe import Recipe
+from optplug.run import Run
+from optplug.spec import shown
+from optplug.state import find, order, put
+from optplug.torch_private import grad_mode, note_step
+from optplug.trials import Trials
+
+_FORMAT = 1  # of checkpoints
+#: Builds an optimizer on parameters in these groups.
+Build = Callable[[list[Group]], torch.optim.Optimizer]
+
+
+class Resumption:
+    """What one optimizer saves, and goes on from."""
+
+    def __init__(
+        self, recipe: Recipe, trials: Trials, parameters: Parameters, attributes: Attributes
+    ) -> None:
+        self._recipe, self._trials, self._parameters = recipe, trials, parameters
+        self._attributes = attributes
+
+    def check_values(self, what: str, options: CheckpointOptions) -> None:
+        """Check that the host's values, if they go into the checkpoint, are there.
+
+        Raises:
+            StateError: some come with each step.
+        """
+        staged = [p.name for p in self._parameters if p.is_staged]
+        if options.parameters and staged:
+            raise StateError(
+                f"parameter {shown(staged[0])} has arrays only in a step, and none for {what}: "
+                'call opt_checkpoint(opt, "parameters=False"), and keep its values yourself'
+            )
+
+    # ---- saving ----
+
+    def state_dict(self, run: Run, options: CheckpointOptions, build: Build) -> dict[str, Any]:
+        """Return all that there is to go on from: see `HostedOptimizer.state_dict`."""
+        parameters = self._parameters
+        content: dict[str, Any] = {
+            "optimizer": (run.built or build(parameters.groups)).state_dict(),
+            "schedulers": [
+                {"spec": text, "state": scheduler.state_dict()}
+                for (text, _), scheduler in zip(run.schedules, run.schedulers, strict=True)
+            ],
+            "average": run.average.state_dict(parameters.names()) if run.average else None,
+            "optplug": {
+                "format": _FORMAT,
+                "torch": str(torch.__version__),
+                "class": self._recipe.name,
+                "stepped": run.stepped,
+                "parameters": {p.name: _form(p.data) for p in parameters},
+                "steps": run.steps,
+                "checksums": {
+                    name: values.checksum(data) for name, data in parameters.read_by_steps().items()
+                },
+            },
+        }
+        content["attributes"] = self._attributes.state_dict()
+        masters = {p.name: p.tensor.detach() for p in parameters.mastered()}
+        if masters:
+            content["masters"] = masters
+        if options.parameters:
+            content["parameters"] = {p.name: p.data.detach().clone() for p in parameters}
+        return devices.to_cpu(content) if parameters.gpus() else content
+
+    # ---- loading ----
+
+    def load(self, content: dict[str, Any], run: Run, options: CheckpointOptions, build: Build) -> Run:
+        """Return the run that goes on from what `state_dict` returned, or from plain PyTorch's state.
+
+        Raises:
+            ValueError: it is of another class, of other parameters, or has something wrong in it.
+        """
+        with of_checkpoint():
+            about = content.get("optplug")
+            if about is not None:
+                self._check_about(about)
+            return self._take(content, about, run, options, build)
+
+    def _check_about(self, about: dict[str, Any]) -> None:
+        if type(about["format"]) is not int or about["format"] != _FORMAT:
+            raise ValueError(
+                f"it is of format {shown(about['format'])}, and this optplug reads format {_FORMAT}"
+            )
+        if about["class"] != self._recipe.name:
+            raise ValueError(f"it is of {word(about['class'])}, and this optimizer is {self._recipe.name}")
+        if type(about["stepped"]) is not bool:
+            raise ValueError(f"it is no checkpoint: stepped is {shown(about['stepped'])}")
+        for p in self._parameters:
+            theirs, ours = about["parameters"].get(p.name), _form(p.data)
+            if theirs is not None and theirs != ours:
+                raise ValueError(
+                    f"parameter {shown(p.name)} is {word(theirs['dtype'])} of shape "
+                    f"{shown(tuple(theirs['shape']))} in it, and {ours['dtype']} of shape "
+                    f"{tuple(ours['shape'])} here"
+                )
+
+    def _take(
+        self,
+        content: dict[str, Any],
+        about: dict[str, Any] | None,
+        run: Run,
+        options: CheckpointOptions,
+        build: Build,
+    ) -> Run:
+        parameters, is_ours = self._parameters, about is not None
+        saved = find(content)
+        names = order(saved, [group.names for group in parameters.groups])
+        groups = [Group(g.options, n) for g, n in zip(parameters.groups, names, strict=True)]
+        optimizer = build(groups)
+        before = [dict(group) for group in (run.built or optimizer).param_groups]
+        made_of = run.schedules
+        states = [s.state_dict() for s in run.schedulers]
+        if is_ours and type(content["schedulers"]) is not list:
+            raise ValueError("it is no checkpoint: its schedulers are none")
+        theirs = [s["state"] for s in content["schedulers"]] if is_ours else []
+        if is_ours and options.schedules:
+            states = theirs
+            made_of = _schedules_like([s["spec"] for s in content["schedulers"]], run)
+        schedulers = [schedules.attach(optimizer, text, function) for text, function in made_of]
+        for (text, _), scheduler, state in zip(made_of, schedulers, states, strict=True):
+            schedules.restore(scheduler, f"its state of the scheduler {shown(text)}", state)
+        masters = self._read_masters(content.get("masters", {})) if is_ours else {}
+        sparse = {p.tensor for p in parameters if isinstance(p, Sparse)}
+        states_of = self._trials.states(lambda p: p in sparse)
+        stepped = about is not None and about["stepped"]
+        put(saved, optimizer, states_of, self._trials.judge_all, is_ours, stepped)
+        if not options.schedules:
+            schedules.keep(optimizer, before, [*states, *theirs])
+        average = self._average_like(content["average"], run) if is_ours else run.average
+        taken = self._values_in(content) if options.parameters else {}
+        expected = values.read(about.get("checksums", {})) if about is not None and not taken else {}
+        stepped = stepped if is_ours else bool(optimizer.state)
+        steps = _steps(about, optimizer)
+        words = texts.read(content.get("attributes", {})) if is_ours else None
+        if stepped:
+            note_step(optimizer)
+        # Nothing fails from here on.
+        with grad_mode(False):
+            for name, value in taken.items():
+                parameters[name].data.copy_(value)
+        for p in parameters.mastered() if is_ours else ():
+            p.load(masters[p.name])
+        parameters.groups = groups
+        if words is not None:
+            self._attributes.load_state_dict(words)
+        return Run(optimizer, schedulers, made_of, average, stepped, steps, expected)
+
+    def _average_like(self, state: dict[str, Any] | None, run: Run) -> Average | None:
+        here = run.average.text if run.average else None
+        there = None if state is None else state["spec"]
+        if there is not None and type(there) is not str:
+            raise ValueError(f"it is no checkpoint: the spec of the average in it is {shown(there)}")
+        if here is not None and here != there:
+            raise ValueError(f"it has the average {there and shown(there)}, and here is {shown(here)}")
+        if state is None or there is None:
+            return None
+        average = Average(there, self._parameters.module)
+        average.load_state_dict(self._parameters.names(), state)
+        return average
+
+    def _values_in(self, content: dict[str, Any]) -> dict[str, Tensor]:
+        saved = content.get("parameters")
+        if saved is None:
+            raise ValueError(
+                'it has no parameters in it: call opt_checkpoint(opt, "parameters=True") before opt_save, or '
+                '"parameters=False" before opt_load and restore your arrays yourself'
+            )
+        found = {
+            p.name: check_tensor(
+                f"the value of parameter {shown(p.name)}", saved[p.name], p.data.dtype, p.data.shape
+            )
+            for p in self._parameters
+        }
+        return {name: value.tensor() for name, value in found.items()}
+
+    def _read_masters(self, saved: Any) -> dict[str, Tensor]:
+        """Check the master copies in a checkpoint against those that are here, and read them."""
+        if not isinstance(saved, dict):
+            raise ValueError("it is no checkpoint: its masters are none")
+        here = {p.name: p for p in self._parameters.mastered()}
+        for name in here:
+            if name not in saved:
+                raise ValueError(
+                    f"it has no master copy of parameter {shown(name)}: it was saved without "
+                    'opt_init("master_weights=True")'
+                )
+        for name in saved:
+            if name not in here:
+                raise ValueError(
+                    f"it has a master copy of parameter {shown(name)}, and here is none: "
+                    'call opt_init("master_weights=True") before opt_create'
+                )
+        found = {
+            name: check_tensor(
+                f"its master copy of parameter {shown(name)}", saved[name], torch.float32, p.tensor.shape
+            )
+            for name, p in here.items()
+        }
+        return {name: value.tensor() for name, value in found.items()}
+
+
+def _schedules_like(texts: list[str], run: Run) -> list[tuple[str, schedules.Function | None]]:
+    """Return what the schedulers are made of, as they are attached here or else as they were there."""
+    here = [text for text, _ in run.schedules]
+    if not all(type(text) is str for text in texts):
+        raise ValueError(f"it is no checkpoint: the spec of a scheduler in it is {shown(texts)}")
+    if here and here != texts:
+        raise ValueError(
+            f"it has the schedulers {', '.join(map(shown, texts)) or '(none)'}, "
+            f"and here are {', '.join(map(shown, here))}: "
+            'attach those in the file or none, or keep yours by opt_checkpoint(opt, "schedules=False")'
+        )
+    return run.schedules or [(text, None) for text in texts]
+
+
+def _steps(about: dict[str, Any] | None, optimizer: torch.optim.Optimizer) -> int:
+    """Return how many steps a checkpoint's optimizer has made; PyTorch's, as many as its state counts."""
+    if about is not None and "steps" in about:
+        return check_count("its number of steps", about["steps"])
+    counts = [float(state["step"]) for state in optimizer.state.values() if "step" in state]
+    return int(max(filter(math.isfinite, counts), default=0))
+
+
+def _form(p: Tensor) -> dict[str, Any]:
+    return {"shape": list(p.shape), "dtype": name_of(p.dtype)}

@@ -1,0 +1,92 @@
+"""Every private name of PyTorch's that optplug uses, once: where it was seen, and what stands in without it.
+
+Seen in torch 2.11 to 2.14.  A name that is gone is an AttributeError at the import of this file, which is to
+say of optplug, and so an error of the first call rather than a wrong number in a later one; where there is
+a public way that is slower, that is taken instead.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.optim import optimizer as _optimizer
+from torch.utils import _python_dispatch
+
+# ---- functions on lists of tensors, which torch's own optimizers are made of ----
+
+foreach_copy_ = torch._foreach_copy_
+foreach_zero_ = torch._foreach_zero_
+foreach_add_ = torch._foreach_add_
+
+# ---- LBFGS's row of gradients ----
+
+flatten_dense_tensors = torch._C._nn.flatten_dense_tensors
+unflatten_dense_tensors = torch._C._nn.unflatten_dense_tensors
+
+
+# ---- modes ----
+
+
+class grad_mode:  # noqa: N801 (a context, as torch.set_grad_enabled is)
+    """``torch.set_grad_enabled``, at a third of the time: a context in which autograd records, or not."""
+
+    __slots__ = ("_before", "_mode")
+
+    def __init__(self, mode: bool) -> None:
+        self._mode = mode
+
+    def __enter__(self) -> None:
+        self._before = torch.is_grad_enabled()
+        torch._C._set_grad_enabled(self._mode)
+
+    def __exit__(self, *error: object) -> None:
+        torch._C._set_grad_enabled(self._before)
+
+
+count_function_modes = torch._C._len_torch_function_stack
+pop_function_mode = torch._C._pop_torch_function_stack
+push_function_mode = torch._C._push_on_torch_function_stack
+count_dispatch_modes = torch._C._len_torch_dispatch_stack
+pop_dispatch_mode = _python_dispatch._pop_mode
+push_dispatch_mode = _python_dispatch._push_mode
+
+# ---- optimizers ----
+
+
+def has_hooks(instance: torch.optim.Optimizer) -> bool:
+    """Tell whether somebody, as a Python host may, wants to be called at the optimizer's steps."""
+    return bool(
+        _optimizer._global_optimizer_pre_hooks
+        or _optimizer._global_optimizer_post_hooks
+        or instance._optimizer_step_pre_hooks
+        or instance._optimizer_step_post_hooks
+    )
+
+
+def note_step(instance: torch.optim.Optimizer) -> None:
+    """Let a scheduler that is attached from now on believe that a step was made, or it warns of one."""
+    instance._opt_called = True  # type: ignore[attr-defined]
+
+
+def is_wrapped_by_scheduler(step: Any) -> bool:
+    """Tell whether a scheduler has put its own function around an optimizer's step."""
+    return hasattr(step, "_wrapped_by_lr_sched")
+
+
+#: Where schedulers that are made of others keep them, as an attribute and in their state_dict.
+NESTED = "_schedulers"
+
+# ---- tensors and operators ----
+
+
+def nnz(tensor: Tensor) -> int:
+    """Return how many rows a sparse tensor has, without a check that they come once."""
+    return tensor._nnz()
+
+
+def schema_arguments(operator: str) -> Sequence[Any]:
+    """Return what an operator of torch's takes; AttributeError where torch has none of that name."""
+    return getattr(torch.ops.aten, operator).default._schema.arguments  # type: ignore[no-any-return]

@@ -1,0 +1,228 @@
+"""Trials: optimizers of no importance, built and stepped to hear what PyTorch says.
+
+What has gone well once is not tried again in a process.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable, Iterable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from optplug import spec
+from optplug.arguments import blame, check_kinds, said
+from optplug.devices import CPU
+from optplug.kinds import Grad, SparseGrad, layout
+from optplug.recipe import IMPLEMENTATIONS, Recipe, fuses_rightly
+from optplug.spec import SpecError, shown
+from optplug.state import exactly, expected
+
+_went_well: dict[tuple[type, str], dict[str, Any]] = {}  # with the class's defaults
+_MOST_KEPT = 1000
+
+
+def nothing_yet() -> list[tuple[str, nn.Parameter]]:
+    """Return what a class is tried out on: of two dimensions, since Muon takes no others."""
+    return [("", nn.Parameter(torch.empty(0, 0)))]
+
+
+class Trials:
+    """What can be tried of a recipe.
+
+    Raises:
+        ValueError: PyTorch refuses it as it is.
+    """
+
+    def __init__(self, recipe: Recipe) -> None:
+        self._recipe = recipe
+        try:
+            #: The class's options, with the recipe's values.
+            self.defaults = self._try(recipe.arguments)
+        except Exception as error:
+            raise SpecError(blame(error, recipe.class_, recipe.arguments, self._step)) from error
+
+    # ---- parameters ----
+
+    def check_parameter(self, name: str, data: Tensor, grad: Grad, options: dict[str, Any]) -> None:
+        """Let PyTorch judge a parameter in a group with these options.
+
+        Raises:
+            ValueError: it refuses that.
+        """
+        recipe = self._recipe
+        try:
+            try:
+                self._try(recipe.arguments, data, isinstance(grad, SparseGrad), options)
+            except Exception:
+                # On the parameter itself PyTorch may say more; where nothing is wrong that may take long.
+                recipe.class_([{"params": [(name, nn.Parameter(data))], **options}], **recipe.arguments)
+                raise
+        except Exception as error:
+            raise ValueError(f"parameter {shown(name)}: {said(error)}") from error
+
+    def check_flat(self, name: str, grad: Grad) -> None:
+        """Check that a gradient can be put into a row as it lies, where the class is one that does so."""
+        if not self._recipe.is_lbfgs or not isinstance(grad, Tensor):
+            return
+        try:
+            (torch.view_as_real(grad) if grad.is_complex() else grad).view(-1)
+        except RuntimeError as error:
+            raise ValueError(
+                f"parameter {shown(name)}: {self._recipe.name} takes gradients in C order without gaps, "
+                f"got {layout(grad)}: bind it as one flat array "
+                "(Fortran: flat=.true., MATLAB and Octave: Optimizer(spec, 'flat'))"
+            ) from error
+
+    # ---- options of groups ----
+
+    def check_groups(self, text: str) -> None:
+        """Check that the class takes more than one group; ``text`` is for errors."""
+        try:
+            self._recipe.class_(
+                [{"params": nothing_yet()}, {"params": nothing_yet()}], **self._recipe.arguments
+            )
+        except Exception as error:
+            raise ValueError(f"options {shown(text)}: {said(error)}") from error
+
+    def options(
+        self, text: str, current: dict[str, Any], kinds: Iterable[tuple[Tensor | None, bool]]
+    ) -> dict[str, Any]:
+        """Parse options for parameters of these kinds, and let PyTorch judge them beside those in force."""
+        try:
+            options = spec.arguments(text)
+            for name in options:
+                spec.check_name(name, self._accepted(), "option")
+            check_kinds(self._recipe.class_, options)
+            in_force = {name: value for name, value in current.items() if name in self.defaults}
+            attempt = functools.partial(self._check_beside, in_force, list(kinds))
+            try:
+                attempt(options)
+            except Exception as error:
+                raise SpecError(blame(error, self._recipe.class_, options, attempt)) from error
+        except Exception as error:
+            raise ValueError(f"options {shown(text)}: {error}") from error
+        return options
+
+    def judge_all(self, options: dict[str, Any]) -> None:
+        """Let PyTorch's constructor judge a group's options, all but the rate, which may be a schedule's."""
+        self._judge(options, {})
+
+    def _judge(self, in_force: dict[str, Any], options: dict[str, Any]) -> None:
+        """Let PyTorch's constructor judge options, beside those in force."""
+        accepted = self._accepted() - {"lr"}
+        others = {name: value for name, value in in_force.items() if name in accepted}
+        self._recipe.class_(nothing_yet(), **{**self._recipe.arguments, **others, **options})
+
+    def _check_beside(
+        self, in_force: dict[str, Any], kinds: list[tuple[Tensor | None, bool]], options: dict[str, Any]
+    ) -> None:
+        """Let PyTorch judge options beside those in force, by two steps that come to them in the second."""
+        self._judge(in_force, options)
+        if options.keys() == {"lr"}:
+            float(options["lr"])
+            return
+        # Two steps show whether the state of the steps before goes with them.
+        for like, sparse in kinds:
+            self._try(self._recipe.arguments, like, sparse, options=in_force, change=options)
+
+    def _accepted(self) -> set[str]:
+        """Return the options that a host may give to a group."""
+        parameters = spec.signature_of(self._recipe.class_).parameters
+        return (self.defaults.keys() & parameters.keys()) - {*IMPLEMENTATIONS}
+
+    # ---- states ----
+
+    def states(
+        self, is_sparse: Callable[[Tensor], bool]
+    ) -> Callable[[dict[str, Any], Tensor], dict[str, Any]]:
+        """Return a function that returns the state of a parameter after a step with a group's options."""
+        known: dict[tuple[Any, ...], dict[str, Any]] = {}
+
+        def trial(options: dict[str, Any], p: Tensor) -> dict[str, Any]:
+            sparse, shape = is_sparse(p), tuple(p.shape)
+            key = (repr(options), p.dtype, p.device, sparse, shape)
+            if key not in known:
+
+                def on(shape: list[int]) -> dict[str, Any]:
+                    optimizer = self._step(self._recipe.arguments, p, sparse, options, shape=shape)
+                    return next(iter(optimizer.state.values()), {})
+
+                # Other classes may go by a parameter's size.
+                known[key] = expected(on, shape) if self._recipe.is_torchs else exactly(on(list(shape)))
+            return known[key]
+
+        return trial
+
+    # ---- inside ----
+
+    def _try(
+        self,
+        arguments: dict[str, Any],
+        like: Tensor | None = None,
+        sparse: bool = False,
+        options: dict[str, Any] | None = None,
+        change: dict[str, Any] | None = None,
+    ) -> dict[str, Any]:
+        """Build and step an optimizer, unless that is known to go well, and return its default options.
+
+        Args:
+            arguments: the constructor's.
+            like: a parameter that it is to resemble in dtype and number of dimensions.
+            sparse: whether its gradient is.
+            options: those of its group.
+            change: options to change after its first step, for a second one.
+        """
+        kind = None if like is None else (like.dtype, like.dim(), like.device.type)
+        key = (self._recipe.class_, repr((arguments, kind, sparse, options, change)))
+        known = _went_well.get(key)
+        if known is not None:
+            return known
+        optimizer = self._step(arguments, like, sparse, options, change)
+        if len(_went_well) >= _MOST_KEPT:
+            _went_well.clear()
+        _went_well[key] = optimizer.defaults
+        return optimizer.defaults
+
+    def _step(
+        self,
+        arguments: dict[str, Any],
+        like: Tensor | None = None,
+        sparse: bool = False,
+        options: dict[str, Any] | None = None,
+        change: dict[str, Any] | None = None,
+        shape: list[int] | None = None,
+    ) -> torch.optim.Optimizer:
+        """Build and step an optimizer: see `_try`; on a parameter of a shape, or else of a small one."""
+        recipe = self._recipe
+        device = CPU if like is None else like.device
+        if like is None and arguments.get("capturable") and torch.cuda.is_available():
+            arguments = {**arguments, "capturable": False}  # on the CPU, where this trial is
+        if recipe.may_fuse and not sparse and (like is None or like.is_floating_point()):
+            fused = like is None or device == CPU or fuses_rightly(recipe.class_, like.dtype, device.type)
+            arguments = {"fused": fused, **arguments}
+        if shape is None:
+            shape = [
+                min(n, 2) if n > 0 and i < 2 else 1
+                for i, n in enumerate((2, 2) if like is None else like.shape)
+            ]
+        dtype = None if like is None else like.dtype
+        parameter = nn.Parameter(torch.zeros(shape, dtype=dtype, device=device))
+        parameter.grad = torch.ones_like(parameter)
+        if sparse:
+            parameter.grad = parameter.grad.to_sparse(1)
+        optimizer = recipe.class_([{"params": [("", parameter)], **(options or {})}], **arguments)
+        closure = [lambda: 0.0] * recipe.needs_closure
+        try:
+            optimizer.step(*closure)
+            optimizer.param_groups[0].update(change or {})
+            # SGD keeps its first sparse gradient, and adds the second to it, which not all dtypes can.
+            for _ in range(bool(change) + sparse):
+                optimizer.step(*closure)
+        except RuntimeError as error:
+            # SparseAdam's: before anything is bound nobody knows of what kind the gradients are.
+            if like is not None or "dense gradients" not in str(error):
+                raise
+        return optimizer

@@ -1,0 +1,94 @@
+"""What a step that fails puts back: parameters, their state, and the host's arrays."""
+
+from __future__ import annotations
+
+import contextlib
+import operator
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from optplug.kinds import values
+from optplug.parameters import Parameters
+from optplug.recipe import Recipe
+from optplug.torch_private import foreach_copy_, grad_mode
+
+State = dict[Tensor, dict[str, Any]]
+
+
+class Undo:
+    """The memory of one optimizer for what its steps may have to put back.
+
+    Args:
+        recipe: the optimizer's.
+        parameters: those that it steps.
+    """
+
+    def __init__(self, recipe: Recipe, parameters: Parameters) -> None:
+        self._recipe, self._parameters = recipe, parameters
+        self._copied: list[Tensor] = []  # what a step may change half way, and
+        self._copies: list[Tensor] = []  # what it is put back from
+
+    @contextlib.contextmanager
+    def on_error(
+        self,
+        optimizer: torch.optim.Optimizer,
+        is_first: bool,
+        has_closure: bool,
+        build: Callable[[], torch.optim.Optimizer],
+    ) -> Iterator[None]:
+        """Put parameters and state back as they were if a step fails.
+
+        A closure may fail after LBFGS, or a class that is not torch's, has changed something.  A first
+        step may run out of memory in the making of its state, when groups before are stepped already.
+        What no copy is made of, torch checks before it changes anything.
+
+        Args:
+            optimizer: what makes the step.
+            is_first: whether none was made before.
+            has_closure: whether it calls the host.
+            build: returns another optimizer on the same parameters, without a state.
+        """
+        may_have_moved = has_closure and self._recipe.may_stop_half_way
+        may_have_moved |= is_first and len(self._parameters.groups) > 1
+        parameters = [p.tensor for p in self._parameters]
+        before, state = self._copy(optimizer) if may_have_moved else ([], {})
+        hosts = values(self._parameters.mastered())[0] if has_closure else []  # a closure finds them stepped
+        hosts_before = [data.clone() for data in hosts]
+        try:
+            yield
+        except BaseException:
+            with torch.no_grad():
+                for p, value in zip(parameters, before, strict=False):
+                    p.copy_(value)
+                for data, value in zip(hosts, hosts_before, strict=True):
+                    data.copy_(value)
+            if may_have_moved or is_first:
+                optimizer.state.clear()
+                optimizer.state.update(build().state if is_first else state)
+                self._copied = []  # the copies are the optimizer's now
+            raise
+
+    def _copy(self, optimizer: torch.optim.Optimizer) -> tuple[list[Tensor], State]:
+        """Return copies of what a step may change in place: of the parameters, and with them the state."""
+        state = {
+            p: {key: value[:] if type(value) is list else value for key, value in s.items()}
+            for p, s in optimizer.state.items()
+        }
+        if self._recipe.is_lbfgs:  # it makes its other tensors anew
+            changing = [(s, "prev_flat_grad") for s in state.values() if "prev_flat_grad" in s]
+        else:
+            changing = [(s, k) for s in state.values() for k, v in s.items() if isinstance(v, Tensor)]
+        tensors = [*(p.tensor for p in self._parameters), *(s[key] for s, key in changing)]
+        with grad_mode(False):
+            # Into the memory of the copies before: to have it from the system anew takes longer than to copy.
+            if len(tensors) == len(self._copied) and all(map(operator.is_, tensors, self._copied)):
+                foreach_copy_(self._copies, tensors)
+            else:
+                self._copies, self._copied = [t.clone() for t in tensors], tensors
+        count = len(self._parameters)
+        for (s, key), copy_ in zip(changing, self._copies[count:], strict=True):
+            s[key] = copy_
+        return self._copies[:count], state
