@@ -33,22 +33,23 @@ _optimizers: dict[int, HostedOptimizer] = {}
 _options = OptimizerOptions()  # those of optimizers that are created from now on
 
 
-def _callback(
-    function: Callable[..., int | None], on_error: Callable[..., int] = host.record
-) -> Callable[..., int]:
+def _callback(function: Callable[..., int | None]) -> Callable[..., int]:
     """Make a function callable from C: the whole error policy of the bridge.
 
     The C side gets what it returns, or 1 for success, and for an exception, whichever it is, its status.
     """
 
-    @ffi.def_extern(name=function.__name__, error=lib.OPT_ERUNTIME, onerror=on_error)
+    @ffi.def_extern(name=function.__name__, error=lib.OPT_ERUNTIME, onerror=host.record)
     @functools.wraps(function)
     def call(*args: object) -> int:
-        with caught.to(host.warned):
+        before, caught.here.sink = caught.here.sink, host.warned  # `caught.to`, which takes longer
+        try:
             if modes.are_off():
                 return function(*args) or 1
             with modes.set_aside():
                 return function(*args) or 1
+        finally:
+            caught.here.sink = before
 
     return call
 
@@ -210,14 +211,20 @@ def _go_without_plan(*raised: object) -> int:
     return 0
 
 
+@ffi.def_extern(name="py_plan", error=0, onerror=_go_without_plan)
 def py_plan(opt, serial, stated):
     optimizer = _optimizers[opt]
-    if optimizer.plan:
-        guarded, way = optimizer.error_if_nonfinite, optimizer.planner.makes_plans
-        transfer.state(optimizer.plan, serial, stated, optimizer.streams, way, guarded)
-
-
-_callback(py_plan, _go_without_plan)
+    plan = optimizer.plan
+    if plan is None:
+        return 0
+    if plan.serial == serial:
+        transfer.give_numbers(plan, stated)
+        return 1
+    with modes.set_aside():
+        transfer.give(
+            plan, stated, optimizer.streams, optimizer.planner.makes_plans, optimizer.error_if_nonfinite
+        )
+    return 1
 
 
 @_callback

@@ -10,7 +10,13 @@ from collections.abc import Callable
 #: Takes a warning, one line.
 Sink = Callable[[str], None]
 
-_here = threading.local()  # .sink: where this thread's warnings go, while it is in a call of ours
+
+class _Here(threading.local):
+    sink: Sink | None = None
+
+
+#: Where this thread's warnings go, while it is in a call of ours.
+here = _Here()
 
 
 class to:  # noqa: N801 (a context, as contextlib's are)
@@ -22,16 +28,16 @@ class to:  # noqa: N801 (a context, as contextlib's are)
         self._sink = sink
 
     def __enter__(self) -> None:
-        self._before: Sink | None = getattr(_here, "sink", None)
-        _here.sink = self._sink
+        self._before = here.sink
+        here.sink = self._sink
 
     def __exit__(self, *error: object) -> None:
-        _here.sink = self._before
+        here.sink = self._before
 
 
 def pass_on(line: str) -> None:
     """Hand a warning that another thread has made for this one to where this one's go."""
-    sink = getattr(_here, "sink", None)
+    sink = here.sink
     if sink:
         sink(line)
 
@@ -42,7 +48,7 @@ def install() -> None:
 
     @functools.wraps(others)
     def show(message, category, *where, **more):  # type: ignore[no-untyped-def]
-        sink = getattr(_here, "sink", None)
+        sink = here.sink
         if sink:
             sink(f"{category.__name__}: {' '.join(str(message).split())}")
         else:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import dataclasses
 import functools
 import importlib
 import inspect
@@ -146,25 +147,26 @@ def read(text: str, third_party: bool) -> Recipe:
     Raises:
         ValueError: it cannot be read, names no optimizer, or has an argument of a wrong kind.
     """
-    class_, arguments = _read(text, third_party)
+    known = _read(text, third_party)
+    return dataclasses.replace(known, arguments=copy.deepcopy(known.arguments))
+
+
+@functools.lru_cache(maxsize=100)
+def _read(text: str, third_party: bool) -> Recipe:
+    call = spec.parse(text)
+    class_ = _find_class(call, third_party)
+    arguments = spec.check_arguments(class_, call, implied=1)
     check_kinds(class_, arguments)
     closure = spec.signature_of(class_.step).parameters.get("closure")
     return Recipe(
         class_,
-        copy.deepcopy(arguments),
+        arguments,
         needs_closure=closure is not None and closure.default is closure.empty,
         is_torchs=class_ in classes().values(),
         must_fuse=bool(arguments.get("fused")),
         may_fuse="fused" in spec.signature_of(class_).parameters
         and not any(name in arguments for name in IMPLEMENTATIONS),
     )
-
-
-@functools.lru_cache(maxsize=100)
-def _read(text: str, third_party: bool) -> tuple[type[torch.optim.Optimizer], dict[str, Any]]:
-    call = spec.parse(text)
-    found = _find_class(call, third_party)
-    return found, spec.check_arguments(found, call, implied=1)
 
 
 def _find_class(call: Call, third_party: bool) -> type[torch.optim.Optimizer]:

@@ -16,28 +16,31 @@ from optplug.plans import Operation, Plan
 
 _here = threading.local()  # .stated: what C reads now, which stays until this thread is asked again
 
+_doubles = ffi.typeof("double[]")
 _STABLE = {"stable": 1, "direct": 0}  # as opt_init's plans= has them; else C chooses
 
 
-def state(plan: Plan, held: int, out: Any, streams: Streams, way: bool | str, is_guarded: bool) -> None:
+def give(plan: Plan, out: Any, streams: Streams, way: bool | str, is_guarded: bool) -> None:
     """Fill in ``out``, an ``optplug_plan *``, with a plan.
 
     Args:
-        held: the serial number of the plan that C has; of that one, it needs the numbers only.
         streams: where work on GPUs goes.
         way: how it is to run: see ``plans`` of `options.OptimizerOptions`.
         is_guarded: whether gradients must be finite.
     """
-    scalars = ffi.new("double[]", [s for operation in plan.operations for s in operation.scalars])
-    alive: list[Any] = [scalars]
+    alive: list[Any] = []
+    stated = [_operator(o, streams, is_guarded, alive) for o in plan.operations]
+    operators = ffi.new("optplug_operator[]", stated)
+    give_numbers(plan, out)
+    _here.stated += operators, alive
+    out.operators, out.stable = operators, _STABLE.get(way, -1)  # type: ignore[arg-type]
+
+
+def give_numbers(plan: Plan, out: Any) -> None:
+    """Fill in what has no pointers, and the numbers, which are all that C needs of a plan that it has."""
+    scalars = ffi.new(_doubles, [s for operation in plan.operations for s in operation.scalars])
     out.serial, out.count, out.scalars = plan.serial, len(plan.operations), scalars
-    out.stable = _STABLE.get(way, -1)  # type: ignore[arg-type]
-    if plan.serial != held:
-        stated = [_operator(o, streams, is_guarded, alive) for o in plan.operations]
-        operators = ffi.new("optplug_operator[]", stated)
-        alive.append(operators)
-        out.operators = operators
-    _here.stated = alive
+    _here.stated = [scalars]
 
 
 def _operator(operation: Operation, streams: Streams, is_guarded: bool, alive: list[Any]) -> dict[str, Any]:
