@@ -24,7 +24,7 @@ import torch
 
 import optplug
 from optplug import devices
-from optplug.bench import processor
+from optplug.tools.bench import processor
 from run import HERE, TIMES, TRAFFIC, Peer, case_name, microseconds
 
 CASES = [(1, 50), (1, 10**6), (1, 10**8), (200, 100)]

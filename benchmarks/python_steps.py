@@ -11,7 +11,7 @@ import sys
 
 import torch
 
-from optplug.bench import seconds_of
+from optplug.tools.bench import seconds_of
 
 
 def setup(implementation: str, name: str, count: int, size: int):

@@ -19,8 +19,8 @@ import time
 import torch
 
 import optplug
-from optplug.bench import processor
 from optplug.compiled import OPTIMIZERS as COMPILED
+from optplug.tools.bench import processor
 
 HERE = pathlib.Path(__file__).resolve().parent
 # The optimizers, with the arrays of float32 that a step reads and writes for each value in one pass over

@@ -16,6 +16,8 @@ from typing import Any
 
 from mkdocs.structure.files import File
 
+from optplug import header
+
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 HEADER = "include/optplug.h"
 #: Files outside of docs/ that a page of the site shows.
@@ -142,29 +144,29 @@ def comment(text: str) -> str:
     return "\n\n".join(parts)
 
 
-def reference(header: str) -> str:
+def reference(path: pathlib.Path) -> str:
     """Write the C reference: each comment that begins a line, with what is declared below it."""
     parts = []
-    for text, code in re.findall(r"^/\* ((?:.|\n)*?) ?\*/\n((?:[^/#\n].*\n)*)", header, re.M):
-        values = re.findall(r"(OPT_\w+) = (-?\d+),?\s*(?:/\* (.*) \*/)?", code)
-        names = re.findall(r"\b(opt_\w+)\)?\(", code)
-        if re.fullmatch("-+ .* -+", text):
-            parts.append(f"## {text.strip('- ').capitalize()}")
-        elif values:
-            title, _, rest = text.partition(".")
-            rows = [(f"`{a}`", b, prose(c) if c else "success") for a, b, c in values]
+    for part in header.read(path).parts:
+        names = [f.name for f in (*part.callbacks, *part.functions)]
+        declared = [*names, *(s.name for s in part.statuses)]
+        is_short = all(name.startswith(("opt_", "OPT_")) for name in declared)
+        title, _, rest = part.comment.partition("." if part.statuses else "\n")
+        if re.fullmatch("-+ .* -+", part.comment):
+            parts.append(f"## {part.comment.strip('- ').capitalize()}")
+        elif part.statuses and is_short:
+            rows = [(f"`{s.name}`", str(s.value), prose(s.comment or "success")) for s in part.statuses]
             parts += [f"## {title}", prose(rest), table("| status | number | what it says |", rows)]
-        elif names:
+        elif names and is_short:
             anchors = "".join(f'<a id="{name}"></a>' for name in names[1:])
             parts += [
                 f"{anchors}\n\n### {', '.join(names)} {{ #{names[0]} }}",
-                f"```c\n{code}```",
-                comment(text),
+                f"```c\n{part.code}```",
+                comment(part.comment),
             ]
-        elif code:
-            parts += [comment(text), f"```c\n{code}```"]
-        else:
-            title, _, rest = text.partition("\n")
+        elif part.code:
+            parts += [comment(part.comment), f"```c\n{part.code}```"]
+        elif part.comment:
             parts += ["# C reference", f"From the comments of `{HEADER}`.", comment(rest)]
     return "\n\n".join(part.strip() for part in parts)
 
@@ -174,7 +176,7 @@ def reference(header: str) -> str:
 
 def on_files(files: Any, config: Any) -> Any:
     """Add the C reference to the pages."""
-    text = reference((ROOT / HEADER).read_text(encoding="utf-8"))
+    text = reference(ROOT / HEADER)
     files.append(File.generated(config, "reference.md", content=text))
     return files
 

@@ -31,3 +31,15 @@ def bare(tmp_path) -> pathlib.Path:
     for file in (*SITE.glob("_cffi_backend*.so"), *SITE.glob("optplug-*.dist-info")):
         (shutil.copytree if file.is_dir() else shutil.copy)(file, site / file.name)
     return site
+
+
+@pytest.fixture
+def call(capsys):
+    """A command in this process, which has torch already: status, stdout, stderr."""
+    from optplug.tools import cli
+
+    def run(*arguments: str) -> tuple[int, str, str]:
+        status = cli.main(list(arguments))
+        return status, *capsys.readouterr()
+
+    return run

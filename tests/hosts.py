@@ -11,6 +11,7 @@ import subprocess
 import pytest
 
 import optplug
+from optplug import header
 
 PROJECT = pathlib.Path(__file__).resolve().parent.parent
 PROGRAMS = pathlib.Path(os.environ["OPTPLUG_TEST_PROGRAMS"])
@@ -32,6 +33,10 @@ needs_make = needs("make", "make", shutil.which("make"))
 needs_mpi = needs("MPI", "libopenmpi-dev openmpi-bin", shutil.which("mpicc") and shutil.which("mpiexec"))
 needs_pkgconfig = needs("pkg-config", "pkg-config", shutil.which("pkg-config"))
 
+#: What the header declares; the functions and statuses by their short names.
+HEADER = header.read(PROJECT / "include" / "optplug.h")
+FUNCTIONS = {name for name in HEADER.functions if name.startswith("opt_")}
+STATUSES = {name: value for name, value in HEADER.statuses.items() if name.startswith("OPT_")}
 README = (PROJECT / "README.md").read_text()
 
 

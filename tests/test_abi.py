@@ -9,6 +9,7 @@ import pytest
 
 import hosts
 import optplug
+from optplug import header
 from test_library import tool
 
 HEADER = (hosts.PROJECT / "include" / "optplug.h").read_text()
@@ -16,24 +17,23 @@ LISTED = (hosts.PROJECT / "csrc" / "abi.txt").read_text()
 NUMBER = int(re.search(r"^number (\d+)$", LISTED, re.M)[1])
 
 
-def types(parameters: str) -> str:
-    """Return the types of parameters, whose names may change."""
-    each = [re.sub(r"\b\w+$", "", p.strip()).strip() for p in parameters.split(",")]
-    return "void" if parameters == "void" else ", ".join(each)
+def lines(text: str) -> list[str]:
+    """Return a line for each function, type and status of a header; names of parameters may change."""
+    declared = header.parse(text)
+
+    def line(f: header.Function, name: str) -> str:
+        types = ", ".join(p.type for p in f.parameters) or "void"
+        return f"{f.result} {name}({types})".replace("* opt", "*opt")
+
+    functions = [line(f, f.name) for f in declared.functions.values()]
+    types = [f"typedef {line(f, f'(*{f.name})')}" for f in declared.callbacks.values()]
+    return functions + types + [f"{name} = {value}" for name, value in declared.statuses.items()]
 
 
-def lines(header: str) -> list[str]:
-    """Return a line for each function, type and status that a header declares."""
-    text = re.sub(r"\s+", " ", re.sub(r"^#[^\n]*|/\*.*?\*/", " ", header, flags=re.M | re.S))
-    declared = re.findall(r"(typedef \w+ \(\*\w+\)|(?:int|int64_t|const char \*) ?\w+)\(([^()]*)\);", text)
-    statuses = re.findall(r"\bOPT(?:PLUG)?_\w+ = -?\d+", text)
-    return [f"{what}({types(parameters)})" for what, parameters in declared] + statuses
-
-
-def complaints(header: str, listed: str) -> list[str]:
+def complaints(text: str, listed: str) -> list[str]:
     """Say what a header has changed, and what is to be done about it."""
     old = [line for line in listed.splitlines() if not line.startswith(("#", "number "))]
-    new = lines(header)
+    new = lines(text)
     gone = (
         "is gone or changed, which breaks programs that are built: keep it and give what is new a name of "
         "its own, or raise the number in csrc/abi.txt as docs/abi.md says"

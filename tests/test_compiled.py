@@ -17,7 +17,7 @@ import torch
 
 from optplug import compiled, ctypes_api, toolchain
 from optplug.errors import CompileError
-from test_plans import Twins
+from planned_twins import Twins
 
 lib = ctypes_api.load()
 

@@ -6,277 +6,21 @@ The examples are the same in each run; OPTPLUG_TEST_EXAMPLES=20 takes twenty tim
 from __future__ import annotations
 
 import ctypes
-import inspect
 import io
-import itertools
-import math
-import os
-import re
-import tempfile
 import warnings
 
 import hypothesis
 import numpy as np
 import pytest
 import torch
-from hypothesis import configuration, stateful
+from hypothesis import stateful
 from hypothesis import strategies as st
 from torch.optim import lr_scheduler
 
-from optplug import checkpoint, ctypes_api
-from test_messages import INSIDES
+from chance import GUARD, Memory, call, closure_of_nothing, create, examples, lib, literals, pytestmark, quiet  # noqa: F401 (pytest finds them here)
+from optplug import checkpoint
 
-lib = ctypes_api.load()
 lib.opt_list.restype = ctypes.c_char_p
-_home = tempfile.TemporaryDirectory()  # hypothesis keeps tables of Unicode: not in this tree
-configuration.set_hypothesis_home_dir(_home.name)
-
-
-@ctypes_api.CALLBACK
-def closure_of_nothing(_, value):
-    value[0] = 0.0
-    return 0
-
-
-TIMES = int(os.environ.get("OPTPLUG_TEST_EXAMPLES", "1"))
-
-pytestmark = [
-    pytest.mark.filterwarnings("ignore:Sparse invariant checks are implicitly disabled"),
-    pytest.mark.filterwarnings("ignore:Using a non-tuple sequence"),  # a tensor where a dict was
-    pytest.mark.filterwarnings("ignore:Detected call of `lr_scheduler.step"),
-]
-
-
-def examples(count: int) -> hypothesis.settings:
-    return hypothesis.settings(
-        max_examples=count * TIMES,
-        stateful_step_count=40,
-        derandomize=TIMES == 1,
-        database=None,
-        deadline=None,
-        suppress_health_check=list(hypothesis.HealthCheck),
-    )
-
-
-@pytest.fixture(autouse=True)
-def quiet(capfd):
-    yield
-    assert capfd.readouterr() == ("", "")
-
-
-def call(function, *arguments):
-    """Call and check what holds for all: a failure is a status and one new line, and success says nothing."""
-    assert lib.opt_step(-12345) == -2
-    before = lib.opt_error()
-    result = function(*arguments)
-    message = lib.opt_error()
-    if result is None or (isinstance(result, int) and result < 0):
-        assert result in (None, *range(-8, 0))
-        assert message != before
-        assert re.fullmatch(r"[^\x00-\x1f]+", message.decode()), message
-    else:
-        assert message == before
-    return result
-
-
-def create(text: str) -> int:
-    opt = call(lib.opt_create, text.encode())
-    assert opt > 0, lib.opt_error()
-    return opt
-
-
-# ---- texts ----
-
-OPTIMIZERS = {n: c for n, c in vars(torch.optim).items() if inspect.isclass(c) and n != "Optimizer"}
-SCHEDULERS = {n: getattr(lr_scheduler, n) for n in lr_scheduler.__all__} | {
-    n: getattr(torch.optim.swa_utils, n)
-    for n in ("SWALR", "AveragedModel", "get_ema_avg_fn", "get_ema_multi_avg_fn", "get_swa_avg_fn")
-}
-# They ask PyTorch to compute or allocate that much, and it does.
-UNBOUNDED = {"max_iter", "max_eval", "history_size"}
-
-numbers = st.one_of(
-    st.integers(-3, 12),
-    st.floats(0, 1),
-    st.floats(),
-    st.sampled_from([10**16, 2**63, 10**400, -(10**30), 1j, 5e-324]),
-)
-literals = st.recursive(
-    st.one_of(numbers, st.booleans(), st.none(), st.text(max_size=5), st.binary(max_size=3), st.just(...)),
-    lambda inner: st.one_of(
-        st.lists(inner, max_size=3),
-        st.lists(inner, max_size=3).map(tuple),
-        st.dictionaries(st.text(max_size=3), inner, max_size=2),
-    ),
-    max_leaves=5,
-)
-
-
-def written(value) -> str:
-    """Write a value as a spec has it, an infinity as a number that is too large, a nan as what is none."""
-    return re.sub(r"\binf\b", "1e999", "Ellipsis" if value is ... else repr(value))
-
-
-@st.composite
-def calls(draw, names=(*OPTIMIZERS, *SCHEDULERS), depth=2) -> str:
-    """Draw a constructor call: known names and arguments with any values, and calls in it."""
-    name = draw(st.sampled_from(names))
-    known = list(inspect.signature({**OPTIMIZERS, **SCHEDULERS}[name]).parameters)
-    allowed = [k for k in known if k not in UNBOUNDED] or ["x"]
-    values = literals.map(written)
-    if depth:
-        inner = calls(tuple(SCHEDULERS), depth - 1)
-        values = values | inner | st.lists(inner, max_size=3).map(lambda v: f"[{', '.join(v)}]")
-    pairs = draw(st.dictionaries(st.sampled_from(allowed), values, max_size=4))
-    return (
-        f"{name}({', '.join([*draw(st.lists(values, max_size=1)), *(f'{k}={v}' for k, v in pairs.items())])})"
-    )
-
-
-arguments = st.dictionaries(
-    st.sampled_from(["lr", "betas", "eps", "weight_decay", "momentum", "amsgrad", "foreach", "x"]),
-    literals.map(written),
-    max_size=3,
-).map(lambda pairs: ", ".join(f"{k}={v}" for k, v in pairs.items()))
-hyperparameters = st.from_regex(r"(lr|betas|eps|fused|params)(\[[0-9-]*\]?)?", fullmatch=True)
-
-
-@st.composite
-def spliced(draw, whole) -> bytes:
-    """Draw a text, whole or in pieces, with bytes in between that may be no UTF-8."""
-    text = draw(whole).encode("utf-8", "surrogatepass")
-    if draw(st.booleans()):
-        return text
-    other = draw(whole).encode("utf-8", "surrogatepass")
-    at, after = draw(st.integers(0, len(text))), draw(st.integers(0, len(other)))
-    return text[:at] + draw(st.binary(max_size=3)) + other[after:]
-
-
-texts = st.one_of(st.text(), calls(), arguments, hyperparameters)
-
-
-@pytest.fixture(scope="module", params=["Adam()", "SGD(lr=0.1, momentum=0.9)", "Rprop()"])
-def bound(request):
-    """Return an optimizer with arrays that no text is to change, and what it says of itself."""
-    opt, arrays = create(request.param), np.ones((2, 9))
-    assert lib.opt_bind(opt, b"w", b"float64", 9, *(row.ctypes.data for row in arrays)) == 0
-    yield opt, arrays
-    assert lib.opt_free(opt) == 0
-
-
-@examples(250)
-@hypothesis.given(spliced(texts))
-def test_any_text_makes_an_optimizer_or_an_error(text):
-    opt = call(lib.opt_create, text)
-    if opt > 0:
-        assert call(lib.opt_free, opt) == 0
-    else:
-        assert not INSIDES.search(lib.opt_error().decode()), lib.opt_error()
-    listed = call(lib.opt_list, text)
-    assert listed is None or listed.decode() == "" or listed.endswith(b"\n")
-
-
-@pytest.mark.parametrize("name", ["group", "set", "schedule", "average", "get"])
-@examples(60)
-@hypothesis.given(spliced(texts), st.sampled_from([-1, 0, 1, -(2**31)]))
-def test_any_text_changes_an_optimizer_or_nothing(bound, name, text, group):
-    opt, arrays = bound
-    function = getattr(lib, f"opt_{name}")
-    before = lib.opt_describe(opt)
-    value = ctypes.c_double()
-    parts = {"set": (group, text), "get": (group, text, value)}.get(name, (text,))
-    if call(function, opt, *parts) < 0:
-        assert not INSIDES.search(lib.opt_error().decode()), lib.opt_error()
-        assert lib.opt_describe(opt) == before
-    assert lib.opt_describe(opt)  # whatever it has taken, it can say what it is
-    assert (arrays == 1).all()
-
-
-# ---- layouts ----
-
-GUARD = 16
-REAL = ["float16", "float32", "float64", "complex64", "complex128"]
-
-
-@st.composite
-def layouts(draw):
-    """Draw a shape and the strides of two arrays of it: any, or such as permuting and slicing make."""
-    shape = draw(st.lists(st.one_of(st.integers(0, 4), st.integers(1, 4), st.just(-1)), max_size=4))
-
-    def strides():
-        if draw(st.integers(0, 2)) == 0:
-            return draw(st.lists(st.integers(-1, 14), min_size=len(shape), max_size=len(shape)))
-        result, step = [0] * len(shape), draw(st.integers(1, 2))
-        for i in draw(st.permutations(range(len(shape)))):
-            result[i] = step
-            step = step * max(shape[i], 1) + draw(st.sampled_from([0, 0, 0, 1]))
-        return result
-
-    data = strides()
-    return shape, data, data if draw(st.booleans()) else strides()
-
-
-def offsets(shape, strides) -> list[int]:
-    return [
-        sum(map(math.prod, zip(at, strides, strict=True))) for at in itertools.product(*map(range, shape))
-    ]
-
-
-def is_fit(shape, strides) -> bool:
-    """Tell by looking at each element what opt_bind_nd must say."""
-    if any(n < 0 for n in shape) or any(s < 0 for s in strides):
-        return False
-    places = offsets(shape, strides)
-    return len(set(places)) == len(places)
-
-
-def is_interleaved(shape, strides) -> bool:
-    """Tell whether a dimension steps to places between those of another, though no two are the same."""
-    inside = 0
-    for s, n in sorted((s, n) for n, s in zip(shape, strides, strict=True) if n > 1):
-        if s <= inside:
-            return True
-        inside += s * (n - 1)
-    return False
-
-
-class Memory:
-    """Numbers with a guard on either side, one array of a layout among them."""
-
-    def __init__(self, dtype, places, seed):
-        size = max(places, default=0) + 1 + 2 * GUARD
-        generator = np.random.default_rng(seed)
-        self.numbers = generator.integers(-99, 99, size).astype(dtype)
-        self.places = [GUARD + p for p in places]
-        self.pointer = self.numbers.ctypes.data + GUARD * self.numbers.itemsize
-
-
-@examples(500)
-@hypothesis.given(layouts(), st.sampled_from(REAL))
-def test_a_layout_is_taken_if_no_two_elements_share_memory_and_then_they_alone_are_stepped(layout, dtype):
-    shape, *both = layout
-    fits = all(is_fit(shape, strides) for strides in both)
-    if fits and 0 not in shape:  # rows that interleave are refused, though no two elements are the same
-        hypothesis.assume(not any(is_interleaved(shape, strides) for strides in both))
-    w, dw = (Memory(dtype, offsets(shape, strides) if fits else [999], 1) for strides in both)
-    integers = [(ctypes.c_int64 * len(shape))(*v) for v in (shape, *both)]
-    opt = create("SGD(lr=1)")
-    arrays = (len(shape), integers[0], w.pointer, integers[1], dw.pointer, integers[2])
-    status = call(lib.opt_bind_nd, opt, b"w", dtype.encode(), b"cpu", *arrays)
-    assert (status == 0) == fits, lib.opt_error()
-    if fits:
-        expected, gradient = w.numbers.copy(), dw.numbers.copy()
-        expected[w.places] -= gradient[dw.places]
-        assert call(lib.opt_step, opt) == 0
-        assert w.numbers.tobytes() == expected.tobytes()
-        assert dw.numbers.tobytes() == gradient.tobytes()
-        gradient[dw.places] = 0
-        assert call(lib.opt_zero_grad, opt) == 0
-        assert dw.numbers.tobytes() == gradient.tobytes()
-    else:
-        assert status == -1
-        assert call(lib.opt_step, opt) == -3  # nothing is bound
-    assert call(lib.opt_free, opt) == 0
 
 
 # ---- orders of calls ----
@@ -293,7 +37,9 @@ SPECS = [
     "NAdam(lr=0.1)",
     "Adafactor(lr=0.1)",
 ]
+
 SCHEDULES = ["StepLR(2, gamma=0.5)", "ExponentialLR(0.9)", "LinearLR(start_factor=0.5, total_iters=3)"]
+
 FUSED = {"Adam", "AdamW", "SGD", "Adagrad"}
 
 
@@ -531,6 +277,7 @@ class Interleaving(stateful.RuleBasedStateMachine):
 
 
 TestInterleaving = Interleaving.TestCase
+
 TestInterleaving.settings = examples(150)
 
 

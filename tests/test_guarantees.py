@@ -24,8 +24,6 @@ def test_every_thing_that_is_watched_is_promised():
 
 
 def test_every_function_is_called_by_the_guest():
-    header = (hosts.PROJECT / "include/optplug.h").read_text()
-    functions = set(re.findall(r"^(?:int|int64_t|const char \*)\s?\*?(opt_\w+)\(", header, re.M))
-    assert len(functions) >= 28
+    assert len(hosts.FUNCTIONS) >= 28
     called = set(re.findall(r"\b(opt_\w+)\(", (hosts.PROJECT / "tests/test_guest.c").read_text()))
-    assert functions - called == set()
+    assert hosts.FUNCTIONS - called == set()

@@ -22,7 +22,7 @@ HEADER = (hosts.PROJECT / "include" / "optplug.h").read_text()
 
 
 def test_it_exports_what_the_header_declares_and_the_bridges_door():
-    declared = set(re.findall(r"^(?:int|int64_t|const char \*) ?\*?(opt_\w+)\(", HEADER, re.M))
+    declared = hosts.FUNCTIONS
     assert len(declared) > 8
     listed = tool("nm", "-gU" if sys.platform == "darwin" else "-D", optplug.library())
     exported = set(re.findall(r" T _?(\w+)$", listed, re.M))
@@ -31,21 +31,17 @@ def test_it_exports_what_the_header_declares_and_the_bridges_door():
 
 
 def test_each_function_and_status_has_its_longer_name():
-    short, longer = (
-        {
-            re.sub(r"\s+", " ", text)
-            for text in re.findall(
-                rf"^(?:int|int64_t|const char \*) ?{prefix}_\w+\(.*?\);", HEADER, re.M | re.S
-            )
-            + re.findall(rf"^typedef .*\b{prefix}_\w+\).*;", HEADER, re.M)
-            + re.findall(rf"\b{prefix.upper()}_\w+ = -?\d+", HEADER)
-        }
-        for prefix in ("opt", "optplug")
-    )
-    assert len(short) > 45
-    assert {re.sub(r"\bopt_", "optplug_", text.replace("OPT_", "OPTPLUG_")) for text in short} == longer
+    def longer(text: object) -> str:
+        return str(text).replace("opt_", "optplug_").replace("OPT_", "OPTPLUG_")
+
+    header = hosts.HEADER
+    for declared in (header.functions, header.callbacks, header.statuses):
+        short = {name: what for name, what in declared.items() if name.startswith(("opt_", "OPT_"))}
+        rest = {name: str(what) for name, what in declared.items() if name not in short}
+        assert {longer(name): longer(what) for name, what in short.items()} == rest
+    assert len(header.functions) + len(header.callbacks) + len(header.statuses) > 2 * 45
     library = ctypes_api.load()
-    for name in re.findall(r"\b(opt_\w+)\(", " ".join(short)):
+    for name in hosts.FUNCTIONS:
         addresses = {
             ctypes.cast(getattr(library, each), ctypes.c_void_p).value
             for each in (name, name.replace("opt_", "optplug_"))
@@ -74,6 +70,5 @@ def test_the_version_is_the_headers_everywhere():
 
 def test_every_function_is_called_from_c():
     """No function of the header goes without a C test."""
-    declared = re.findall(r"(opt_\w+)\(", HEADER.partition("OPT_OK = 0")[2])
     tests = "".join(path.read_text() for path in (hosts.PROJECT / "tests").glob("test_*.c"))
-    assert [name for name in declared if f"{name}(" not in tests] == []
+    assert [name for name in hosts.FUNCTIONS if f"{name}(" not in tests] == []

@@ -10,7 +10,8 @@ import io
 import pytest
 import torch
 
-from optplug import ctypes_api, inspection
+from optplug import ctypes_api
+from optplug.tools import inspection
 
 lib = ctypes_api.load()
 DTYPES = [torch.bfloat16, torch.float16]

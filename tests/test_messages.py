@@ -10,41 +10,12 @@ import ast
 import ctypes
 import doctest
 import inspect
-import re
 
 import numpy as np
 import pytest
-import torch
-from torch.optim import lr_scheduler, swa_utils
 
-from optplug import arguments, buffers, ctypes_api, spec
-
-lib = ctypes_api.load()
-
-OPTIMIZERS = {n: c for n, c in vars(torch.optim).items() if inspect.isclass(c) and n != "Optimizer"}
-SCHEDULERS = {n: getattr(lr_scheduler, n) for n in lr_scheduler.__all__ if n != "LRScheduler"} | {
-    "SWALR": swa_utils.SWALR
-}
-CLASSES = {**OPTIMIZERS, **SCHEDULERS, "AveragedModel": swa_utils.AveragedModel}
-
-
-class Bound:
-    """An optimizer of two parameters, in two groups."""
-
-    def __init__(self, spec: str = "SGD(lr=0.5, momentum=0.5)") -> None:
-        self.arrays = np.ones((4, 3))
-        self.opt = lib.opt_create(spec.encode())
-        assert self.opt > 0, lib.opt_error()
-        for name in ("w", "v"):
-            assert lib.opt_group(self.opt, b"") == 0
-            data, grad = (self.arrays[i].ctypes.data for i in ("wv".index(name), 2 + "wv".index(name)))
-            assert lib.opt_bind(self.opt, name.encode(), b"float64", 3, data, grad) == 0
-
-    def describe(self) -> str:
-        return lib.opt_describe(self.opt).decode()
-
-    def close(self) -> None:
-        assert lib.opt_free(self.opt) == 0
+from optplug import buffers, ctypes_api
+from words import CLASSES, INSIDES, OPTIMIZERS, SCHEDULERS, Bound, lib, made
 
 
 @pytest.fixture
@@ -52,16 +23,6 @@ def bound():
     bound = Bound()
     yield bound
     bound.close()
-
-
-def made(text: str) -> str:
-    """Return what opt_describe says of an optimizer, or "" with the error."""
-    opt = lib.opt_create(text.encode())
-    if opt < 0:
-        return ""
-    described = lib.opt_describe(opt).decode()
-    assert lib.opt_free(opt) == 0
-    return described
 
 
 # ---- copied text ----
@@ -204,6 +165,7 @@ def examples() -> list[str]:
 
 
 EXAMPLES = examples()
+
 REMEDIES = (
     "write the value",
     "which opt_schedule_callback takes",
@@ -224,130 +186,6 @@ def test_pytorchs_examples_work_or_say_what_to_write(bound, name, text):
 
 def test_pytorch_has_examples():
     assert len(EXAMPLES) > 15
-
-
-# ---- wrong arguments ----
-
-# What Python and torch say to their own developers.
-INSIDES = re.compile(
-    r"not supported between|unsupported operand|object (is|has|cannot)|NoneType|ellipsis|must be \w+, not"
-    r"|positional argument|unexpected keyword|object of type|concatenate|multiply sequence|unpack"
-    r"|\.py\b|aten::|tuple of Tensors|Call\(|\bat 0x|<class|<function|<torch|Error: "
-)
-# What a scheduler must have, for one wrong argument to be the only one.
-NEEDED = {
-    "StepLR": {"step_size": "3"},
-    "MultiStepLR": {"milestones": "[3]"},
-    "ExponentialLR": {"gamma": "0.5"},
-    "CosineAnnealingLR": {"T_max": "5"},
-    "CyclicLR": {"base_lr": "0.25", "max_lr": "0.5"},
-    "OneCycleLR": {"max_lr": "0.5", "total_steps": "9"},
-    "CosineAnnealingWarmRestarts": {"T_0": "3"},
-    "SequentialLR": {"schedulers": "[ConstantLR(), StepLR(2)]", "milestones": "[2]"},
-    "ChainedScheduler": {"schedulers": "[ConstantLR()]"},
-    "SWALR": {"swa_lr": "0.25"},
-}
-VALUES = [
-    *("None", "True", "0", "-1", "2.5", "-0.5", "1e999", "-1e999", "1j", str(10**30), str(10**400)),
-    *(
-        "'abc'",
-        "''",
-        "b'x'",
-        "...",
-        "()",
-        "(0.9)",
-        "(0.9,)",
-        "(0.9, 0.99, 0.999)",
-        "('a', 'b')",
-        "(None, 0.9)",
-    ),
-    *(
-        "[]",
-        "[0.1]",
-        "[1, 2, 3]",
-        "[[1]]",
-        "{}",
-        "{'a': 1}",
-        "StepLR(3)",
-        "[StepLR(3)]",
-        "[StepLR(0)]",
-        "f(1)",
-    ),
-]
-TOO_LONG = {"max_iter", "max_eval"}  # PyTorch makes that many steps
-
-
-def value_of(text: str) -> object:
-    return spec.parse(f"_({text})").args[0]
-
-
-def check_names(name: str, text: str) -> None:
-    """Check that this thread's error is about the argument of that name and value."""
-    said = lib.opt_error().decode()
-    message = re.split(r"^(?:spec|options) (?:'[^']*'|\"[^\"]*\"|'.*?(?<=\.\.\.[)=,])'): ", said)[-1]
-    assert not INSIDES.search(message), said
-    shown = spec.shown(value_of(text))
-    if message.startswith("StepLR: step_size=0: ") and shown == "[StepLR(0)]":
-        return  # of the schedulers in a list, the one that is wrong
-    assert re.search(rf"\b{name}\b", message), said
-    assert shown in message, said
-
-
-@pytest.mark.parametrize("name", OPTIMIZERS)
-def test_a_wrong_argument_of_an_optimizer_is_named_with_its_value(name):
-    refused = 0
-    for argument in list(inspect.signature(OPTIMIZERS[name]).parameters)[1:]:
-        for text in VALUES:
-            if argument in TOO_LONG and text in ("1e999", str(10**30), str(10**400)):
-                continue
-            opt = lib.opt_create(f"{name}({argument}={text})".encode())
-            if opt > 0:
-                assert lib.opt_free(opt) == 0
-                continue
-            check_names(argument, text)
-            refused += 1
-    assert refused > len(VALUES)
-
-
-@pytest.mark.parametrize("name", SCHEDULERS)
-def test_a_wrong_argument_of_a_scheduler_is_named_with_its_value(name):
-    refused, metric = 0, ctypes.c_double(0.5)
-    for argument in inspect.signature(SCHEDULERS[name]).parameters:
-        if argument == "optimizer" or (argument == "last_epoch" and name in ("LambdaLR", "MultiplicativeLR")):
-            continue
-        for text in VALUES:
-            given = {**NEEDED.get(name, {}), argument: text}
-            bound = Bound()
-            call = f"{name}({', '.join(f'{key}={value}' for key, value in given.items())})"
-            before = bound.describe()
-            if lib.opt_schedule(bound.opt, call.encode()) == 0:
-                for _ in range(4):
-                    assert lib.opt_step(bound.opt) == 0
-                    if name == "ReduceLROnPlateau":
-                        assert lib.opt_schedule_step_metric(bound.opt, metric) == 0, lib.opt_error()
-                    else:
-                        assert lib.opt_schedule_step(bound.opt) == 0, (call, lib.opt_error())
-            else:
-                refused += 1
-                assert bound.describe() == before
-                if argument != "lr_lambda" or text != "None":
-                    check_names(argument, text)
-            bound.close()
-    assert refused > len(VALUES) / 2
-
-
-@pytest.mark.parametrize("name", ["lr", "weight_decay", "betas", "eps", "amsgrad"])
-def test_a_wrong_option_is_named_with_its_value(name):
-    bound = Bound("Adam()")
-    before = bound.describe()
-    for text in VALUES:
-        if lib.opt_set(bound.opt, -1, f"{name}={text}".encode()) < 0:
-            check_names(name, text)
-            assert bound.describe() == before
-        else:
-            bound.close()
-            bound = Bound("Adam()")
-    bound.close()
 
 
 @pytest.mark.parametrize(
@@ -407,25 +245,6 @@ def test_an_error_says_what_is_wrong(bound, function, text, message):
     }[function]()
     assert (status, lib.opt_error().decode().partition(message)[1]) == (-1, message), lib.opt_error()
     assert bound.describe() == before
-
-
-def test_every_argument_has_a_kind_or_is_ours():
-    for class_ in CLASSES.values():
-        known = arguments._hints(class_)
-        for name in inspect.signature(class_).parameters:
-            if name not in ("params", "optimizer", "model"):
-                assert arguments._kind(known[name]), (class_, name)
-
-
-def test_pytorchs_own_calls_are_of_the_kinds_that_its_signatures_say():
-    """The defaults are, at least; what its documentation has is tried by the examples."""
-    for class_ in CLASSES.values():
-        defaults = {
-            p.name: p.default
-            for p in inspect.signature(class_).parameters.values()
-            if p.default is not p.empty and p.name != "optimizer"
-        }
-        arguments.check_kinds(class_, defaults)
 
 
 @pytest.mark.parametrize("order", ["F", "gaps"])

@@ -152,7 +152,7 @@ def hook(event, arguments):
     if event in events and not source:
         seen.append((event, arguments))
 sys.addaudithook(hook)
-import optplug.doctor  # what is seen is seen
+import optplug.tools.doctor  # what is seen is seen
 assert seen
 del seen[:]
 for text in texts:

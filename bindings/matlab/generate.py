@@ -14,6 +14,9 @@ import pathlib
 import re
 import sys
 
+sys.path.append(str(pathlib.Path(__file__).resolve().parents[2] / "python" / "optplug"))
+import header
+
 #: Written into the thunk library, for arrays that MATLAB lends for longer than a call: assigning to the
 #: Value of a libpointer may move its memory.
 COPY = "void optplug_copy(void *to, const void *from, int64_t bytes)"
@@ -28,7 +31,6 @@ TYPES = {
     "char *": "cstring",
 }
 
-FUNCTION = re.compile(r"^((?:const )?\w+ \*?)(\w+)\(([^()]*)\);", re.M)
 THUNK = """EXPORT {result} {thunk}(void fcn(), const char *callstack, int stacksize)
 {{
     (void)callstack, (void)stacksize;
@@ -56,25 +58,20 @@ EXPORT void (*const optplug_functions[])(void) = {{
 """
 
 
-def declaration(parameter: str) -> str:
-    """Return the C type of a parameter, `const char *name` say, without const and the name."""
-    base, star, _ = re.fullmatch(r"(?:const )?(\w+) (\*?)(\w+)", parameter).groups()
-    return f"{base} {star}".strip()
+def plain(type_: str) -> str:
+    """Return a C type without const."""
+    return type_.removeprefix("const ")
 
 
-def functions(header: str) -> dict[str, tuple[str, list[str]]]:
-    """Return, by name, each function's result and arguments as C types; functions of the host's are none."""
-    text = re.sub(r"/\*.*?\*/", "", header, flags=re.S)
-    found = {}
-    pointers = re.findall(r"^typedef .*\(\*(\w+)\)", text, re.M)
-    for result, name, arguments in FUNCTION.findall(f"{text}\n{COPY};"):
-        if not any(pointer in arguments for pointer in pointers):  # which MATLAB has not
-            parameters = [] if arguments == "void" else re.split(r",\s*", arguments)
-            found[name] = (
-                declaration(f"{result}result".replace("  ", " ")),
-                [declaration(parameter) for parameter in parameters],
-            )
-    return found
+def functions(path: pathlib.Path) -> dict[str, tuple[str, list[str]]]:
+    """Return, by name, each function's result and arguments as C types; those with callbacks are left out."""
+    declared = header.read(path)
+    found = {
+        f.name: (plain(f.result), [plain(p.type) for p in f.parameters])
+        for f in declared.functions.values()
+        if not any(p.type in declared.callbacks for p in f.parameters)
+    }
+    return found | {"optplug_copy": ("void", ["void *", "void *", "int64_t"])}
 
 
 def matlab(c: str) -> str:
@@ -131,7 +128,7 @@ def thunks(found: dict[str, tuple[str, list[str]]]) -> str:
 
 
 if __name__ == "__main__":
-    header, m_file, c_file, library = sys.argv[1:]
-    found = functions(pathlib.Path(header).read_text())
+    source, m_file, c_file, library = sys.argv[1:]
+    found = functions(pathlib.Path(source))
     pathlib.Path(m_file).write_text(prototype(found, pathlib.Path(m_file).stem, library))
     pathlib.Path(c_file).write_text(thunks(found))

@@ -3,33 +3,34 @@
 Usage: python _build.py INCLUDE_DIR CSRC_DIR OUTPUT.c
 """
 
-import re
 import sys
 from pathlib import Path
 
 import cffi
 
-
-def _declarations(header: Path) -> str:
-    """Return a header's text without the preprocessor's lines."""
-    return "".join(line for line in header.read_text().splitlines(keepends=True) if not line.startswith("#"))
+if __name__ == "__main__":
+    import header  # beside this file: the package is not there yet
+else:
+    from optplug import header
 
 
 def main(include: Path, csrc: Path, output: Path) -> None:
     """Generate the module for the bridge's functions and the statuses of the public header."""
-    contract = _declarations(csrc / "bridge.h")
-    statuses = re.search(r"enum \{\s*OPT_OK.*?\};", (include / "optplug.h").read_text(), re.S)[0]
-    table = re.search(r"struct optplug_python \{(.*?)\}", contract, re.S)[1]
-    members = re.findall(r"int \(\*(\w+)\)(\(.*?\));", table, re.S)
+    bridge, public = csrc / "bridge.h", header.read(include / "optplug.h")
+    statuses = [f"{name} = {value}" for name, value in public.statuses.items() if name.startswith("OPT_")]
+    signatures = {
+        f.name: ", ".join(f"{p.type} {p.name}" for p in f.parameters)
+        for f in header.members(bridge, "optplug_python")
+    }
 
     ffi = cffi.FFI()
-    ffi.cdef(contract)
-    ffi.cdef(statuses)
+    ffi.cdef(header.declarations(bridge))
+    ffi.cdef(f"enum {{ {', '.join(statuses)} }};")
     ffi.cdef("const optplug_host *attach(void);")
-    for name, arguments in members:
-        ffi.cdef(f'extern "Python" int py_{name}{arguments};')
-    prototypes = "\n".join(f"static int py_{name}{arguments};" for name, arguments in members)
-    table = ", ".join(f".{name} = py_{name}" for name, _ in members)
+    for name, parameters in signatures.items():
+        ffi.cdef(f'extern "Python" int py_{name}({parameters});')
+    prototypes = "\n".join(f"static int py_{name}({parameters});" for name, parameters in signatures.items())
+    table = ", ".join(f".{name} = py_{name}" for name in signatures)
     ffi.set_source(
         "optplug._optplug",
         f"""

@@ -21,154 +21,16 @@ import ctypes
 import functools
 import math
 import os
-import pathlib
-import re
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from types import TracebackType
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-import optplug
+from optplug.ctypes_library import CALLBACK, LOG_FUNCTION, Error, encoded, load, memory_of, statuses
 
-#: A function of the host's: ``int (void *user, double *value)``.
-CALLBACK = ctypes.CFUNCTYPE(ctypes.c_int, ctypes.c_void_p, ctypes.POINTER(ctypes.c_double))
-
-#: What is told of what the library does: ``void (*)(void *user, int level, const char *line)``.
-LOG_FUNCTION = ctypes.CFUNCTYPE(None, ctypes.c_void_p, ctypes.c_int, ctypes.c_char_p)
-
-
-@dataclass
-class _Memory:
-    """Where an array lies, and how."""
-
-    address: int
-    dtype: np.dtype[Any]
-    shape: tuple[int, ...]
-    strides: tuple[int, ...] | None  # in bytes; None in C order
-    is_writable: bool
-    is_on_gpu: bool
-
-
-def _memory(array: Any) -> _Memory | None:
-    """Return the memory of a numpy array, or of one of a GPU; None if it is neither."""
-    if isinstance(array, np.ndarray):
-        address, writable = array.ctypes.data, array.flags.writeable
-        return _Memory(address, array.dtype, array.shape, array.strides, writable, False)
-    # https://numba.readthedocs.io/en/stable/cuda/cuda_array_interface.html
-    interface = getattr(array, "__cuda_array_interface__", None)
-    if interface is None:
-        return None
-    address, is_read_only = interface["data"]
-    dtype, strides = np.dtype(interface["typestr"]), interface.get("strides")
-    return _Memory(address, dtype, tuple(interface["shape"]), strides, not is_read_only, True)
-
-
-class _Array:
-    """``void *`` as the type of an argument: an array, or whatever ctypes takes."""
-
-    @staticmethod
-    def from_param(value: Any) -> Any:
-        memory = _memory(value)
-        return ctypes.c_void_p.from_param(memory.address if memory else value)
-
-
-class _Text:
-    """``const char *`` as the type of an argument: text, or a path of any kind."""
-
-    @staticmethod
-    def from_param(value: Any) -> Any:
-        if isinstance(value, str | os.PathLike):
-            value = os.fsencode(value)
-        if isinstance(value, bytes) and b"\0" in value:
-            raise ValueError(f"{value!r} has a zero byte in it, where C would end it")
-        return ctypes.c_char_p.from_param(value)
-
-
-def _encoded(argument: str, text: str) -> bytes:
-    """Return a text as optplug.h takes it, in UTF-8."""
-    if not isinstance(text, str):
-        raise TypeError(f"{argument} must be text, got {text!r}")
-    return text.encode()
-
-
-class _Values:
-    """A pointer to values of a type: a list or tuple, a numpy array, or whatever ctypes takes."""
-
-    def __init__(self, type_: Any) -> None:
-        self._type, self._pointer = type_, ctypes.POINTER(type_)
-
-    def from_param(self, value: Any) -> Any:
-        if isinstance(value, np.ndarray) and value.dtype == self._type and value.flags.c_contiguous:
-            value = value.ctypes.data_as(self._pointer)
-        elif isinstance(value, list | tuple):
-            value = (self._type * len(value))(*value)
-        return self._pointer.from_param(value)
-
-
-_TYPES = {
-    "int": ctypes.c_int,
-    "int64_t": ctypes.c_int64,
-    "double": ctypes.c_double,
-    "const char *": _Text,
-    "void *": _Array,
-    "const void *": _Array,
-    "double *": _Values(ctypes.c_double),
-    "const double *": _Values(ctypes.c_double),
-    "float *": _Values(ctypes.c_float),
-    "const float *": _Values(ctypes.c_float),
-    "const int64_t *": _Values(ctypes.c_int64),
-    "opt_callback": CALLBACK,
-    "opt_log_function": LOG_FUNCTION,
-    "optplug_log_function": LOG_FUNCTION,
-    "optplug_callback": CALLBACK,
-}
-_RESULTS = {"int": ctypes.c_int, "int64_t": ctypes.c_int64, "const char *": ctypes.c_char_p}
-
-
-@functools.cache
-def _header() -> tuple[dict[str, tuple[Any, list[Any]]], dict[str, int]]:
-    """Read the functions, with the types of results and arguments, and the statuses out of the header."""
-    text = (pathlib.Path(optplug.includedir()) / "optplug.h").read_text(encoding="utf-8")
-    text = re.sub(r"/\*.*?\*/", "", text, flags=re.S)
-    functions = {}
-    for result, name, arguments in re.findall(
-        r"^(int|int64_t|const char \*) ?(opt(?:plug)?_\w+)\((.*?)\);", text, re.M | re.S
-    ):
-        types = re.findall(r"((?:const )?\w+ \*|\w+ )\w+(?:,|$)", " ".join(arguments.split()))
-        functions[name] = (_RESULTS[result], [_TYPES[type_.strip()] for type_ in types])
-    return functions, {name: int(value) for name, value in re.findall(r"(OPT_\w+) = (-?\d+)", text)}
-
-
-def load(path: str | None = None, loader: type[ctypes.CDLL] = ctypes.CDLL) -> ctypes.CDLL:
-    """Return the library with the types of all its functions declared.
-
-    Args:
-        path: of liboptplug; that of this package if None.
-        loader: ``ctypes.PyDLL`` to keep the GIL in calls.
-    """
-    library = loader(path or optplug.library())
-    for name, (result, arguments) in _header()[0].items():
-        function = getattr(library, name)
-        function.restype, function.argtypes = result, arguments
-    return library
-
-
-def statuses() -> dict[str, int]:
-    """Return what the functions return, by the header's names: ``{"OPT_OK": 0, ...}``."""
-    return dict(_header()[1])
-
-
-class Error(RuntimeError):
-    """A call that failed: its message, ``status``, and Python's ``traceback`` inside of it, if any."""
-
-    def __init__(self, status: int, message: str, traceback: str = "") -> None:
-        super().__init__(message)
-        self.status = status
-        self.traceback = traceback
-
+__all__ = ["CALLBACK", "LOG_FUNCTION", "Error", "Optimizer", "load", "statuses"]
 
 _library = functools.cache(load)
 
@@ -187,7 +49,7 @@ def _check_text(text: bytes | None) -> str:
 
 def init(options: str = "") -> None:
     """Set options of the library, ``"num_threads=1"``."""
-    _check(_library().optplug_init(_encoded("options", options)))
+    _check(_library().optplug_init(encoded("options", options)))
 
 
 def log(function: Callable[[int, str], None] | None) -> None:
@@ -210,7 +72,7 @@ _told: list[Any] = []
 
 def listing(kind: str) -> list[str]:
     """List what PyTorch has here: "optimizers", "schedulers", "dtypes", "devices", or a class's arguments."""
-    return _check_text(_library().optplug_list(_encoded("kind", kind))).splitlines()
+    return _check_text(_library().optplug_list(encoded("kind", kind))).splitlines()
 
 
 def describe() -> str:
@@ -238,7 +100,7 @@ class Optimizer:
         self._scale: tuple[Any, Any] = (None, None)
         self._functions: list[Any] = []
         self._thrown: BaseException | None = None
-        self._handle = _check(_library().optplug_create(_encoded("spec", spec)))
+        self._handle = _check(_library().optplug_create(encoded("spec", spec)))
 
     def __enter__(self) -> Optimizer:
         return self
@@ -272,7 +134,7 @@ class Optimizer:
         """
         memories = []
         for what, array in (("data", data), ("grad", grad)):
-            memory = _memory(array)
+            memory = memory_of(array)
             if memory is None or not memory.is_writable:
                 shown = type(array).__name__ if memory is None else "one that is read-only"
                 raise TypeError(
@@ -334,9 +196,9 @@ class Optimizer:
                 raise ValueError(f"parameter {name!r}: {len(given)} strides for {len(shape)} dimensions")
         self._call(
             "optplug_bind_nd",
-            _encoded("name", name),
-            _encoded("dtype", dtype),
-            _encoded("device", device),
+            encoded("name", name),
+            encoded("dtype", dtype),
+            encoded("device", device),
             len(shape),
             shape,
             data,
@@ -382,7 +244,7 @@ class Optimizer:
             )
         self._call(
             "optplug_bind_sparse",
-            _encoded("name", name),
+            encoded("name", name),
             data.dtype.name.encode(),
             *data.shape,
             data,
@@ -396,7 +258,7 @@ class Optimizer:
 
     def group(self, options: str) -> None:
         """Let the parameters bound from now on be a group with options of its own."""
-        self._call("optplug_group", _encoded("options", options))
+        self._call("optplug_group", encoded("options", options))
 
     def step(self) -> None:
         """Make one step: update every bound array from its gradient."""
@@ -435,12 +297,12 @@ class Optimizer:
     def get(self, group: int, name: str) -> float:
         """Return a hyperparameter of a group, or with -1 of all, as a number: "lr", "betas[0]"."""
         value = ctypes.c_double()
-        self._call("optplug_get", group, _encoded("name", name), ctypes.byref(value))
+        self._call("optplug_get", group, encoded("name", name), ctypes.byref(value))
         return value.value
 
     def set(self, group: int, options: str) -> None:
         """Set hyperparameters of a group, or with -1 of all."""
-        self._call("optplug_set", group, _encoded("options", options))
+        self._call("optplug_set", group, encoded("options", options))
 
     def schedule(self, spec: str | None, function: Callable[[float, int], float] | None = None) -> None:
         """Attach a scheduler; if it takes a function of yours, one from an epoch and a group to a factor.
@@ -452,14 +314,14 @@ class Optimizer:
             self._functions.clear()
             return
         if function is None:
-            self._call("optplug_schedule", _encoded("spec", spec))
+            self._call("optplug_schedule", encoded("spec", spec))
             return
 
         def evaluate(_: Any, value: Any) -> int:
             return self._guard(value, lambda: function(value[0], int(value[1])))
 
         callback = CALLBACK(evaluate)
-        self._call("optplug_schedule_callback", _encoded("spec", spec), callback, None)
+        self._call("optplug_schedule_callback", encoded("spec", spec), callback, None)
         self._functions.append(callback)
 
     def schedule_step(self, metric: float | None = None) -> None:
@@ -484,7 +346,7 @@ class Optimizer:
             found_inf: likewise.
         """
         for what, number in (("scale", scale), ("found_inf", found_inf)):
-            memory = _memory(number)
+            memory = memory_of(number)
             if memory is None and not isinstance(number, int | None):
                 raise TypeError(f"{what} must be an array or an address, got {type(number).__name__}")
             if memory and (memory.dtype, math.prod(memory.shape)) != (np.float32, 1):
@@ -494,12 +356,12 @@ class Optimizer:
 
     def average(self, spec: str) -> None:
         """Average the parameters after each step from now on."""
-        self._call("optplug_average", _encoded("spec", spec))
+        self._call("optplug_average", encoded("spec", spec))
 
     def average_get(self, name: str) -> NDArray[Any]:
         """Return the average of one parameter."""
         average = np.empty(*self._forms[name])
-        self._call("optplug_average_get", _encoded("name", name), average)
+        self._call("optplug_average_get", encoded("name", name), average)
         return average
 
     def average_swap(self) -> None:
@@ -508,17 +370,17 @@ class Optimizer:
 
     def checkpoint(self, options: str) -> None:
         """Choose what checkpoints have in them, and what is taken from them: "parameters=True"."""
-        self._call("optplug_checkpoint", _encoded("options", options))
+        self._call("optplug_checkpoint", encoded("options", options))
 
     def attribute(self, name: str, text: str | None) -> None:
         """Attach a text of yours, which is in checkpoints; None removes it."""
         self._call(
-            "optplug_attribute", _encoded("name", name), None if text is None else _encoded("text", text)
+            "optplug_attribute", encoded("name", name), None if text is None else encoded("text", text)
         )
 
     def attribute_get(self, name: str) -> str:
         """Return a text of yours."""
-        return _check_text(_library().optplug_attribute_get(self._handle, _encoded("name", name)))
+        return _check_text(_library().optplug_attribute_get(self._handle, encoded("name", name)))
 
     def save(self, path: str | bytes | os.PathLike[Any]) -> None:
         """Write all that the optimizer needs to go on into a file."""

@@ -10,9 +10,9 @@ from optplug import attributes, checkpoint
 from optplug.archive import Stored
 from optplug.buffers import name_of
 from optplug.checks import of_checkpoint
-from optplug.report import printable
 from optplug.spec import shown
 from optplug.state import find
+from optplug.tools.report import printable
 
 _LONGEST, _MANY = 1000, 64  # characters of a text, numbers in a row
 _NUMBER, _BITS = 16, 1000

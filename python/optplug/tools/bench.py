@@ -17,8 +17,8 @@ import torch
 
 import optplug
 from optplug import spec
-from optplug.report import progress
-from optplug.state import IMPLEMENTATIONS
+from optplug.recipe import IMPLEMENTATIONS
+from optplug.tools.report import progress
 
 SPECS = ("Adam()", "SGD(momentum=0.9)")
 SIZES = (10, 100, 1_000, 10_000, 100_000, 1_000_000)

@@ -25,7 +25,7 @@ from typing import Any
 import optplug
 from optplug import toolchain
 from optplug.errors import CompileError
-from optplug.report import progress
+from optplug.tools.report import progress
 
 _PROBE = pathlib.Path(optplug.__file__).with_name("bin") / "optplug-probe"
 _PATIENCE = 300  # seconds, for a network's file system

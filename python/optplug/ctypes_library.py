@@ -1,0 +1,143 @@
+"""liboptplug through ctypes: its functions with their types, and what they take and return."""
+
+from __future__ import annotations
+
+import ctypes
+import functools
+import os
+import pathlib
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+import optplug
+from optplug import header
+
+#: A function of the host's: ``int (void *user, double *value)``.
+CALLBACK = ctypes.CFUNCTYPE(ctypes.c_int, ctypes.c_void_p, ctypes.POINTER(ctypes.c_double))
+
+#: What is told of what the library does: ``void (*)(void *user, int level, const char *line)``.
+LOG_FUNCTION = ctypes.CFUNCTYPE(None, ctypes.c_void_p, ctypes.c_int, ctypes.c_char_p)
+
+
+@dataclass
+class Memory:
+    """Where an array lies, and how."""
+
+    address: int
+    dtype: np.dtype[Any]
+    shape: tuple[int, ...]
+    strides: tuple[int, ...] | None  # in bytes; None in C order
+    is_writable: bool
+    is_on_gpu: bool
+
+
+def memory_of(array: Any) -> Memory | None:
+    """Return the memory of a numpy array, or of one of a GPU; None if it is neither."""
+    if isinstance(array, np.ndarray):
+        address, writable = array.ctypes.data, array.flags.writeable
+        return Memory(address, array.dtype, array.shape, array.strides, writable, False)
+    # https://numba.readthedocs.io/en/stable/cuda/cuda_array_interface.html
+    interface = getattr(array, "__cuda_array_interface__", None)
+    if interface is None:
+        return None
+    address, is_read_only = interface["data"]
+    dtype, strides = np.dtype(interface["typestr"]), interface.get("strides")
+    return Memory(address, dtype, tuple(interface["shape"]), strides, not is_read_only, True)
+
+
+class _Array:
+    """``void *`` as the type of an argument: an array, or whatever ctypes takes."""
+
+    @staticmethod
+    def from_param(value: Any) -> Any:
+        memory = memory_of(value)
+        return ctypes.c_void_p.from_param(memory.address if memory else value)
+
+
+class _Text:
+    """``const char *`` as the type of an argument: text, or a path of any kind."""
+
+    @staticmethod
+    def from_param(value: Any) -> Any:
+        if isinstance(value, str | os.PathLike):
+            value = os.fsencode(value)
+        if isinstance(value, bytes) and b"\0" in value:
+            raise ValueError(f"{value!r} has a zero byte in it, where C would end it")
+        return ctypes.c_char_p.from_param(value)
+
+
+def encoded(argument: str, text: str) -> bytes:
+    """Return a text as optplug.h takes it, in UTF-8."""
+    if not isinstance(text, str):
+        raise TypeError(f"{argument} must be text, got {text!r}")
+    return text.encode()
+
+
+class _Values:
+    """A pointer to values of a type: a list or tuple, a numpy array, or whatever ctypes takes."""
+
+    def __init__(self, type_: Any) -> None:
+        self._type, self._pointer = type_, ctypes.POINTER(type_)
+
+    def from_param(self, value: Any) -> Any:
+        if isinstance(value, np.ndarray) and value.dtype == self._type and value.flags.c_contiguous:
+            value = value.ctypes.data_as(self._pointer)
+        elif isinstance(value, list | tuple):
+            value = (self._type * len(value))(*value)
+        return self._pointer.from_param(value)
+
+
+_TYPES = {
+    "int": ctypes.c_int,
+    "int64_t": ctypes.c_int64,
+    "double": ctypes.c_double,
+    "const char *": _Text,
+    "void *": _Array,
+    "const void *": _Array,
+    "double *": _Values(ctypes.c_double),
+    "const double *": _Values(ctypes.c_double),
+    "float *": _Values(ctypes.c_float),
+    "const float *": _Values(ctypes.c_float),
+    "const int64_t *": _Values(ctypes.c_int64),
+    "opt_callback": CALLBACK,
+    "opt_log_function": LOG_FUNCTION,
+    "optplug_log_function": LOG_FUNCTION,
+    "optplug_callback": CALLBACK,
+}
+_RESULTS = {"int": ctypes.c_int, "int64_t": ctypes.c_int64, "const char *": ctypes.c_char_p}
+
+
+@functools.cache
+def _header() -> header.Header:
+    return header.read(pathlib.Path(optplug.includedir()) / "optplug.h")
+
+
+def load(path: str | None = None, loader: type[ctypes.CDLL] = ctypes.CDLL) -> ctypes.CDLL:
+    """Return the library with the types of all its functions declared.
+
+    Args:
+        path: of liboptplug; that of this package if None.
+        loader: ``ctypes.PyDLL`` to keep the GIL in calls.
+    """
+    library = loader(path or optplug.library())
+    for name, declared in _header().functions.items():
+        function = getattr(library, name)
+        function.restype = _RESULTS[declared.result]
+        function.argtypes = [_TYPES[parameter.type] for parameter in declared.parameters]
+    return library
+
+
+def statuses() -> dict[str, int]:
+    """Return what the functions return, by the header's names: ``{"OPT_OK": 0, ...}``."""
+    return dict(_header().statuses)
+
+
+class Error(RuntimeError):
+    """A call that failed: its message, ``status``, and Python's ``traceback`` inside of it, if any."""
+
+    def __init__(self, status: int, message: str, traceback: str = "") -> None:
+        super().__init__(message)
+        self.status = status
+        self.traceback = traceback
