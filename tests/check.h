@@ -24,8 +24,8 @@
 #define CHECK_SANITIZED 0
 #endif
 
-/* Where failures are told, even while stderr is watched. */
-static FILE *check_log;
+/* Where failures are told, even while stderr is watched: one for all files of a program. */
+__attribute__((weak)) FILE *check_log;
 
 #define CHECK(condition) ((condition) ? (void)0 : check_failed(__FILE__, __LINE__, #condition))
 

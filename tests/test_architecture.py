@@ -15,7 +15,7 @@ ROWS = re.findall(r"^\| `([\w./+-]+)` \|", DESIGN, re.M)
 PACKAGE = "python/optplug/"
 #: What people write, in any language that is compiled, run or generated from here.
 SOURCES = (".c", ".h", ".hpp", ".cpp", ".py", ".pyi", ".f90", ".fypp", ".m", ".cmake", ".txt")
-MOST_LINES = 450
+MOST_LINES = 490
 #: Generated, or one module by its language's rules.
 LONGER = {"bindings/fortran/optplug.f90"}
 

@@ -183,7 +183,7 @@ def test_every_message_is_one_that_is_told():
         code = re.sub(r"SONAME", '"libpython3.X.so.1.0"', path.read_text())
         code = re.sub(r"PYTHON_VERSION", '"3.X"', code)
         text += re.sub(r"[\"']\s*f?[\"']", "", code)
-        text += "".join(f"no {kind}\n" for kind in re.findall(r'choose\(.*, f?"([^"{]+)', code))
+        text += "".join(f"no {kind}\n" for kind in re.findall(r'check_name\(.*, f?"([^"{]+)', code))
     assert len(messages()) > 30
     for message in set(messages()) - OTHERS:
         for piece in re.split(r"\.\.\.|3\.Y|(?<!\.)\bX\b", message.replace("compile=True: ", "")):

@@ -18,7 +18,7 @@ from typing import Any, BinaryIO
 import torch
 import torch.utils.serialization  # which torch.save would import when the file system may have gone
 
-from optplug import archive, files
+from optplug import archive, files, stored
 from optplug.errors import FileError
 from optplug.spec import shown
 
@@ -49,8 +49,8 @@ def read(file: BinaryIO) -> dict[str, Any]:
     is_sealed = _check_seal(file)
     content = archive.read(file, is_sealed)
     if not isinstance(content, dict):
-        kind = "Tensor" if isinstance(content, archive.Stored) else type(content).__name__
-        kind = content.name if isinstance(content, archive.Foreign) else kind
+        kind = "Tensor" if isinstance(content, stored.Stored) else type(content).__name__
+        kind = content.name if isinstance(content, stored.Foreign) else kind
         raise ValueError(f"it is no checkpoint: it has a {kind} in it")
     if "optplug" in content and not is_sealed:
         raise ValueError("it is damaged: the end is missing or has changed")

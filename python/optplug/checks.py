@@ -8,9 +8,9 @@ from typing import Any
 
 import torch
 
-from optplug.archive import Foreign, Stored
 from optplug.buffers import name_of
 from optplug.spec import shown
+from optplug.stored import Foreign, Stored
 
 _MOST = 1 << 53  # what a float64 counts to
 

@@ -131,7 +131,7 @@ def load(path: str | None = None, loader: type[ctypes.CDLL] = ctypes.CDLL) -> ct
 
 def statuses() -> dict[str, int]:
     """Return what the functions return, by the header's names: ``{"OPT_OK": 0, ...}``."""
-    return dict(_header().statuses)
+    return {name: value for name, value in _header().statuses.items() if name.startswith("OPT_")}
 
 
 class Error(RuntimeError):

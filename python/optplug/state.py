@@ -1,6 +1,6 @@
 """The state of an optimizer as torch's ``state_dict`` gives it, checked before it goes into another one.
 
-Where a file has a tensor, there is an `archive.Stored`: what does not fit is refused before it is read.
+Where a file has a tensor, there is an `stored.Stored`: what does not fit is refused before it is read.
 """
 
 from __future__ import annotations
@@ -14,12 +14,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from optplug.archive import Foreign, Stored
 from optplug.checks import check_count, check_like, check_tensor, is_number, kind_of, word
 from optplug.devices import CPU
 from optplug.recipe import IMPLEMENTATIONS
 from optplug.schedules import GROUP_KEYS
 from optplug.spec import shown
+from optplug.stored import Foreign, Stored
 
 _SCALARS = (torch.float32, torch.float64)  # which torch takes for counts and rates by its default dtype
 _WINDOW = 12  # dimensions of which a trial tells whether a state has them

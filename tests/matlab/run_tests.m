@@ -15,9 +15,11 @@ for i = 1:numel(tests)
             printf('failed %s: %s: %s (line %d)\n', name, problem.identifier, ...
                 strrep(problem.message, sprintf('\n'), ' | '), problem.stack(end).line);
         end
-    elseif strncmp(name, 'run_', 4)
-        printf('%s %s\n', name, strjoin(cellstr(num2hex(tests{i}()))', ' '));
     end
+end
+runs = {@run_adam, @run_two_arrays, @run_lbfgs}; % which test_octave.py makes in PyTorch
+for i = 1:numel(runs)
+    printf('%s %s\n', func2str(runs{i}), strjoin(cellstr(num2hex(runs{i}()))', ' '));
 end
 end
 
@@ -36,46 +38,6 @@ end
 
 function taken(~)
 % Take the output of a call that is to fail.
-end
-
-% ---- what PyTorch does beside ----
-
-function w = run_adam()
-opt = optplug.Optimizer('Adam(lr=0.1)');
-w = [5; -3; 2];
-for i = 1:50
-    w = opt.step(w, 2 * (w - [1; 2; 3]));
-end
-end
-
-function w = run_two_arrays()
-opt = optplug.Optimizer('SGD(lr=0.1, momentum=0.9)');
-p = struct('b', single([1 -2]), 'w', [1 2 3; 4 5 6]);
-opt.bind(p);
-opt.schedule('StepLR(step_size=3, gamma=0.5)');
-for i = 1:10
-    opt.grad(struct('w', 2 * p.w, 'b', 2 * p.b));
-    opt.clip_grad_norm(1.5);
-    p = opt.step();
-    opt.schedule_step();
-end
-w = [p.w(:); double(p.b(:))];
-end
-
-function w = run_lbfgs()
-opt = optplug.Optimizer('LBFGS(line_search_fn=''strong_wolfe'')');
-w = [-1; 1];
-for i = 1:5
-    [w, loss] = opt.step_closure(@banana, w);
-end
-w = [w; loss];
-end
-
-function [loss, gradient] = banana(w)
-x = w(1);
-y = w(2);
-loss = (1 - x) * (1 - x) + 100 * (y - x * x) * (y - x * x);
-gradient = [-2 * (1 - x) - 400 * x * (y - x * x); 200 * (y - x * x)];
 end
 
 % ---- arrays ----

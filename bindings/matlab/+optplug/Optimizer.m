@@ -61,9 +61,7 @@ classdef Optimizer < handle
     end
 
     properties (Access = private)
-        IsFlat = false
-        Parameters = struct('name', {}, 'class', {}, 'size', {}, 'shape', {}, 'data', {}, 'grad', {});
-        Form = struct() % what data() returns: like this, an array, a cell array or a struct
+        Arrays % those that it holds
         IsInStep = false % step_closure's function has failed, and the step waits for it
     end
 
@@ -74,16 +72,15 @@ classdef Optimizer < handle
                 optplug.internal.refuse('spec', 'text', []);
             end
             self.Spec = optplug.internal.text(spec, 'spec');
-            if nargin > 1
-                self.IsFlat = strcmp(optplug.internal.text(layout, 'layout'), 'flat');
-                if ~self.IsFlat
-                    optplug.internal.refuse('layout', '''flat''', layout);
-                end
+            is_flat = nargin > 1 && strcmp(optplug.internal.text(layout, 'layout'), 'flat');
+            if nargin > 1 && ~is_flat
+                optplug.internal.refuse('layout', '''flat''', layout);
             end
             optplug.internal.start();
             handle = optplug.internal.call('optplug_create', self.Spec);
             self.Handle = handle;
             optplug.internal.check(handle);
+            self.Arrays = optplug.internal.Arrays(handle, is_flat);
         end
 
         function delete(self)
@@ -94,7 +91,7 @@ classdef Optimizer < handle
             end
         end
 
-        function bind(self, name, value)
+        function bind(self, name, varargin)
             %BIND Let the optimizer hold arrays of these values, and of their gradients.
             %
             %   bind(opt, params) takes an array, a cell array or a struct, as step does,
@@ -113,23 +110,7 @@ classdef Optimizer < handle
             %       opt.grad(struct('weight', ones(2, 3), 'bias', [1; 1]));
             %       opt.step();
             %       disp(opt.data('bias')')
-            if nargin == 3
-                self.bind_one(optplug.internal.text(name, 'name'), value);
-                self.Form = struct();
-            else
-                [names, values] = parts(name, 'params');
-                expected(name); % all are right before one is bound
-                for i = 1:numel(values)
-                    self.bind_one(names{i}, values{i});
-                end
-                if iscell(name)
-                    self.Form = cell(size(name));
-                elseif isstruct(name)
-                    self.Form = struct();
-                else
-                    self.Form = [];
-                end
-            end
+            self.Arrays.bind(name, varargin{:});
         end
 
         function params = step(self, params, grads)
@@ -152,12 +133,12 @@ classdef Optimizer < handle
             if nargin == 2
                 error('optplug:invalid', 'step takes params and grads, or neither');
             elseif nargin == 3
-                need_output(nargout, 'params = step(opt, params, grads)');
-                self.take(params, grads);
+                optplug.internal.need_output(nargout, 'params = step(opt, params, grads)');
+                self.Arrays.take(params, grads);
             end
             optplug.internal.check(optplug.internal.call('optplug_step', self.Handle));
             if nargin == 3
-                params = self.fill(params, 'data');
+                params = self.Arrays.fill(params, 'data');
             elseif nargout > 0
                 params = self.data();
             end
@@ -189,9 +170,9 @@ classdef Optimizer < handle
             if nargin < 3
                 params = self.data();
             else
-                need_output(nargout, 'params = step_closure(opt, fun, params)');
+                optplug.internal.need_output(nargout, 'params = step_closure(opt, fun, params)');
                 if ~self.IsInStep
-                    self.take(params);
+                    self.Arrays.take(params);
                 end
             end
             loss = [];
@@ -199,15 +180,15 @@ classdef Optimizer < handle
                 self.iterate(0);
             end
             while self.IsInStep
-                [value, grads] = fun(self.fill(params, 'data'));
+                [value, grads] = fun(self.Arrays.fill(params, 'data'));
                 value = optplug.internal.number(value, 'the loss that fun returns');
-                self.put('grad', arrange(self.Parameters, grads, 'the gradient that fun returns'));
+                self.Arrays.put('grad', grads, 'the gradient that fun returns');
                 if isempty(loss)
                     loss = value;
                 end
                 self.iterate(value);
             end
-            params = self.fill(params, 'data');
+            params = self.Arrays.fill(params, 'data');
         end
 
         function value = data(self, varargin)
@@ -222,7 +203,7 @@ classdef Optimizer < handle
             %       opt.bind('w', [1 2 3]);
             %       opt.data('w', [4 5 6]);
             %       disp(opt.data('w'))
-            [is_got, value] = self.access('data', varargin{:});
+            [is_got, value] = self.Arrays.access('data', varargin{:});
             if ~is_got
                 clear value
             end
@@ -237,7 +218,7 @@ classdef Optimizer < handle
             %       opt.grad([3 0 4]);
             %       norm = opt.clip_grad_norm(1);
             %       disp([norm opt.grad()])
-            [is_got, value] = self.access('grad', varargin{:});
+            [is_got, value] = self.Arrays.access('grad', varargin{:});
             if ~is_got
                 clear value
             end
@@ -293,7 +274,7 @@ classdef Optimizer < handle
             if nargin < 3
                 group = -1;
             end
-            [status, ~, value] = optplug.internal.call('optplug_get', self.Handle, group_number(group), ...
+            [status, ~, value] = optplug.internal.call('optplug_get', self.Handle, optplug.internal.group_number(group), ...
                 optplug.internal.text(name, 'name'), 0);
             optplug.internal.check(status);
         end
@@ -306,7 +287,7 @@ classdef Optimizer < handle
             if nargin < 3
                 group = -1;
             end
-            self.ask('optplug_set', group_number(group), optplug.internal.text(options, 'options'));
+            self.ask('optplug_set', optplug.internal.group_number(group), optplug.internal.text(options, 'options'));
         end
 
         function schedule(self, spec)
@@ -361,17 +342,9 @@ classdef Optimizer < handle
             self.ask('optplug_average', optplug.internal.text(spec, 'spec'));
         end
 
-        function value = average_get(self, name)
+        function value = average_get(self, varargin)
             %AVERAGE_GET Get the averages: all, in the form of the parameters, or one by its name.
-            if nargin > 1
-                value = self.average_of(self.position(name));
-            else
-                values = cell(1, numel(self.Parameters));
-                for i = 1:numel(values)
-                    values{i} = self.average_of(i);
-                end
-                value = self.formed(self.Form, values);
-            end
+            value = self.Arrays.average(varargin{:});
         end
 
         function average_swap(self)
@@ -504,197 +477,5 @@ classdef Optimizer < handle
             optplug.internal.check(status);
         end
 
-        function bind_one(self, name, value)
-            check_array(value, name);
-            shape = size(value);
-            if self.IsFlat || isvector(value) || isscalar(value)
-                shape = numel(value);
-            end
-            strides = int64(cumprod([1 shape(1:end-1)])); % column-major
-            dtypes = struct('double', 'float64', 'single', 'float32');
-            entry = struct('name', name, 'class', class(value), 'size', size(value), 'shape', shape, ...
-                'data', optplug.internal.Block(value), 'grad', optplug.internal.Block(zeros(size(value), class(value))));
-            status = optplug.internal.call('optplug_bind_nd', self.Handle, name, dtypes.(class(value)), 'cpu', ...
-                numel(shape), int64(shape), entry.data.Pointer, strides, entry.grad.Pointer, strides);
-            if status >= 0 % kept before check, whose warnings may be errors
-                at = find(strcmp(name, {self.Parameters.name}));
-                if isempty(at)
-                    at = numel(self.Parameters) + 1;
-                end
-                self.Parameters(at) = entry;
-            end
-            optplug.internal.check(status);
-        end
-
-        function take(self, params, grads)
-            % Copy arrays in, but none before all are found right; the first ones are bound.
-            wanted = self.Parameters;
-            if isempty(wanted)
-                wanted = expected(params);
-            end
-            values = arrange(wanted, params, 'params');
-            if nargin > 2
-                gradients = arrange(wanted, grads, 'grads');
-            end
-            if isempty(self.Parameters)
-                self.bind(params);
-            else
-                self.put('data', values);
-            end
-            if nargin > 2
-                self.put('grad', gradients);
-            end
-        end
-
-        function put(self, what, values)
-            for i = 1:numel(values)
-                self.Parameters(i).(what).write(values{i});
-            end
-        end
-
-        function container = fill(self, container, what)
-            % Return a container of the same form with the values that are held.
-            values = cell(1, numel(self.Parameters));
-            for i = 1:numel(values)
-                values{i} = self.Parameters(i).(what).read();
-            end
-            container = self.formed(container, values);
-        end
-
-        function container = formed(self, container, values)
-            if isstruct(container)
-                for i = 1:numel(values)
-                    container.(self.Parameters(i).name) = values{i};
-                end
-            elseif iscell(container)
-                container(1:numel(values)) = values;
-            else
-                container = values{1};
-            end
-        end
-
-        function [is_got, value] = access(self, what, name, value)
-            is_got = nargin == 2 || nargin == 3 && (ischar(name) || isa(name, 'string'));
-            if nargin == 2
-                value = self.fill(self.Form, what);
-            elseif is_got
-                value = self.Parameters(self.position(name)).(what).read();
-            elseif nargin == 3
-                self.put(what, arrange(self.Parameters, name, what));
-                value = [];
-            else
-                name = optplug.internal.text(name, 'name');
-                entry = self.Parameters(self.position(name));
-                if ~isa(value, entry.class) || ~isequal(size(value), entry.size) || ~isreal(value) || issparse(value)
-                    optplug.internal.refuse(name, optplug.internal.kind(zeros(entry.size, entry.class)), value);
-                end
-                entry.(what).write(value);
-            end
-        end
-
-        function at = position(self, name)
-            name = optplug.internal.text(name, 'name');
-            at = find(strcmp(name, {self.Parameters.name}));
-            if isempty(at)
-                error('optplug:invalid', 'no parameter ''%s'' is bound', name);
-            end
-        end
-
-        function value = average_of(self, at)
-            entry = self.Parameters(at);
-            block = optplug.internal.Block(zeros(entry.size, entry.class));
-            self.ask('optplug_average_get', entry.name, block.Pointer);
-            value = block.read();
-            if numel(entry.shape) > 1 % it comes in C order
-                last = numel(entry.shape);
-                value = permute(reshape(value, entry.shape(last:-1:1)), last:-1:1);
-            end
-        end
     end
-end
-
-function [names, values] = parts(container, name)
-% Take an array, a cell array or a struct apart.
-if isstruct(container)
-    if ~isscalar(container)
-        optplug.internal.refuse(name, 'one struct', container);
-    end
-    names = fieldnames(container)';
-    values = struct2cell(container)';
-elseif iscell(container)
-    values = container(:)';
-    names = arrayfun(@(i) sprintf('x%d', i), 1:numel(values), 'UniformOutput', false);
-else
-    names = {'x'};
-    values = {container};
-end
-end
-
-function need_output(count, usage)
-% Refuse a call on arrays of the caller's that takes no output: they do not change.
-if count == 0
-    error('optplug:invalid', ['a step of arrays that are given, whose result nobody takes, trains ' ...
-        'nothing: write %s'], usage);
-end
-end
-
-function text = label(container, name, i, names)
-% Name one array of a container: 'grads.w', 'grads{2}'.
-text = name;
-if isstruct(container)
-    text = [name '.' names{i}];
-elseif iscell(container)
-    text = sprintf('%s{%d}', name, i);
-end
-end
-
-function values = arrange(wanted, container, name)
-% Return the arrays in the order of those wanted, if there is the right one for each.
-n = numel(wanted);
-[names, values] = parts(container, name);
-if isstruct(container)
-    bound = {wanted.name};
-    missing = bound(~isfield(container, bound));
-    unknown = names(~ismember(names, bound));
-    if ~isempty(missing)
-        error('optplug:invalid', '%s has no field ''%s''', name, missing{1});
-    elseif ~isempty(unknown)
-        error('optplug:invalid', '%s has a field ''%s'', and no such parameter is bound', name, unknown{1});
-    end
-    names = bound;
-    values = cellfun(@(field) container.(field), names, 'UniformOutput', false);
-elseif numel(values) ~= n
-    error('optplug:invalid', '%s must have %d arrays, as there are parameters, got %s', name, n, ...
-        optplug.internal.kind(container));
-end
-for i = 1:n
-    if ~isa(values{i}, wanted(i).class) || ~isequal(size(values{i}), wanted(i).size) || ...
-            ~isreal(values{i}) || issparse(values{i})
-        optplug.internal.refuse(label(container, name, i, names), ...
-            optplug.internal.kind(zeros(wanted(i).size, wanted(i).class)), values{i});
-    end
-end
-end
-
-function wanted = expected(params)
-% Return names, classes and sizes of arrays that can be bound.
-[names, values] = parts(params, 'params');
-for i = 1:numel(values)
-    check_array(values{i}, label(params, 'params', i, names));
-end
-wanted = struct('name', names, 'class', cellfun(@class, values, 'UniformOutput', false), ...
-    'size', cellfun(@size, values, 'UniformOutput', false));
-end
-
-function check_array(value, name)
-if ~any(strcmp(class(value), {'double', 'single'})) || isempty(value) || ~isreal(value) || issparse(value)
-    optplug.internal.refuse(name, 'a single or double array, real, full and not empty', value);
-end
-end
-
-function number = group_number(group)
-number = optplug.internal.number(group, 'group');
-if number ~= fix(number)
-    optplug.internal.refuse('group', 'a whole number', group);
-end
 end

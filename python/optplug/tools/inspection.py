@@ -7,11 +7,11 @@ from collections.abc import Iterator
 from typing import Any
 
 from optplug import attributes, checkpoint
-from optplug.archive import Stored
 from optplug.buffers import name_of
 from optplug.checks import of_checkpoint
 from optplug.spec import shown
 from optplug.state import find
+from optplug.stored import Stored
 from optplug.tools.report import printable
 
 _LONGEST, _MANY = 1000, 64  # characters of a text, numbers in a row

@@ -1,0 +1,92 @@
+"""What stands for a tensor, or for an object, that is in a file: a note of it, until it is known to fit."""
+
+from __future__ import annotations
+
+import math
+import zlib
+from dataclasses import dataclass
+from typing import BinaryIO
+
+import torch
+from torch import Tensor
+
+from optplug.buffers import is_dense
+from optplug.spec import shown
+
+_CHUNK = 1 << 24
+
+
+class DamagedError(ValueError):
+    """Bytes that ``torch.save`` does not write."""
+
+
+@dataclass(frozen=True, repr=False)
+class Foreign:
+    """A stand-in for what is no plain value and no plain tensor, such as an object of a class."""
+
+    name: str
+
+    def __repr__(self) -> str:
+        return f"a {shown(self.name)}"
+
+
+@dataclass(frozen=True, repr=False)
+class Stored:
+    """A tensor in a file."""
+
+    dtype: torch.dtype
+    shape: tuple[int, ...]
+    strides: tuple[int, ...]
+    offset: int  # in elements
+    storage: Storage
+
+    def __repr__(self) -> str:
+        return f"a tensor of {str(self.dtype).removeprefix('torch.')} of shape {self.shape}"
+
+    @property
+    def nbytes(self) -> int:
+        """How many bytes it takes as a tensor."""
+        return math.prod(self.shape) * self.dtype.itemsize
+
+    def tensor(self) -> Tensor:
+        """Read it, into memory of its own."""
+        if 0 in self.shape:
+            return torch.empty(self.shape, dtype=self.dtype, device="cpu")
+        size = self.dtype.itemsize
+        extent = 1 + sum((n - 1) * s for n, s in zip(self.shape, self.strides, strict=True))
+        content = memory(extent * size)
+        self.storage.read(self.offset * size, content)
+        result = content.view(self.dtype).as_strided(self.shape, self.strides)
+        return result if is_dense(self.shape, self.strides) else result.contiguous()
+
+
+def memory(size: int) -> Tensor:
+    """Return so many bytes."""
+    return torch.empty(size, dtype=torch.uint8, device="cpu")
+
+
+class Storage:
+    """A part of a file, with the memory of one tensor or more."""
+
+    def __init__(self, file: BinaryIO, start: int, size: int, checksum: int | None = None) -> None:
+        self._file, self.start, self.size, self._checksum = file, start, size, checksum
+
+    def read(self, offset: int, into: Tensor) -> None:
+        """Read what is from an offset on."""
+        if self._checksum is not None:
+            self._check()
+        self._file.seek(self.start + offset)
+        if self._file.readinto(into.numpy()) != into.numel():
+            raise DamagedError("it is damaged: it has become shorter")
+
+    def _check(self) -> None:
+        self._file.seek(self.start)
+        found, rest = 0, self.size
+        while rest:
+            chunk = self._file.read(min(rest, _CHUNK))
+            if not chunk:
+                raise DamagedError("it is damaged: it has become shorter")
+            found, rest = zlib.crc32(chunk, found), rest - len(chunk)
+        if found != self._checksum:
+            raise DamagedError("it is damaged: its checksum is another")
+        self._checksum = None
