@@ -362,7 +362,9 @@ program test_fortran
   call get_command_argument(1, which)
   select case (which)
   case ("copy")
+    call copy_one()
   case ("fail")
+    call fail_without_stat()
   case default
     call test_arrays()
     call test_states()

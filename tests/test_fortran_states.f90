@@ -24,8 +24,6 @@ contains
     call an_optimizer_ends_with_its_variable()
     call mistakes_are_told_as_allocate_tells_them()
     call the_library_tells_of_itself()
-    call copy_one()
-    call fail_without_stat()
   end subroutine
 
   subroutine groups_and_hyperparameters()
