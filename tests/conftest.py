@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 import pathlib
+import re
 import shutil
 import subprocess
 import sys
@@ -12,6 +14,18 @@ import pytest
 import optplug
 
 SITE = pathlib.Path(optplug.__file__).parent.parent
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport():
+    """Let a skipped test fail where OPTPLUG_TEST_MAY_SKIP is set, a pattern, and is not in the reason."""
+    report = yield
+    allowed = os.environ.get("OPTPLUG_TEST_MAY_SKIP")
+    if report.skipped and not hasattr(report, "wasxfail") and allowed is not None:
+        reason = report.longrepr[2]
+        if not re.search(allowed, reason):
+            report.outcome, report.longrepr = "failed", f"nothing may be skipped here: {reason}"
+    return report
 
 
 @pytest.fixture

@@ -17,9 +17,7 @@ def test_every_test_that_is_named_is_there():
 
 
 def test_every_thing_that_is_watched_is_promised():
-    watched = set(
-        re.findall(r"^ +(SAME\(\w[^)]*\))", (hosts.PROJECT / "tests/guest.h").read_text(), re.M)
-    )
+    watched = set(re.findall(r"^ +(SAME\(\w[^)]*\))", (hosts.PROJECT / "tests/guest.h").read_text(), re.M))
     assert watched - {words for _, words in NAMED} == {"SAME(actions[i].sa_mask)"} & watched
 
 

@@ -5,13 +5,14 @@ Usage: python _build.py INCLUDE_DIR CSRC_DIR OUTPUT.c
 
 import sys
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import cffi
 
-if __name__ == "__main__":
-    import header  # beside this file: the package is not there yet
-else:
+if TYPE_CHECKING:
     from optplug import header
+else:
+    import header  # beside this file: the package is not there yet
 
 
 def main(include: Path, csrc: Path, output: Path) -> None:

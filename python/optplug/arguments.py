@@ -123,7 +123,8 @@ def _is_raised_by_python_code(error: BaseException) -> bool:
 @functools.cache
 def _hints(function: Callable[..., Any]) -> dict[str, Any]:
     """Return the annotations of a function, or a class's constructor, of torch's; others' may be wrong."""
-    function = inspect.unwrap(function.__init__ if isinstance(function, type) else function)
+    made: Any = function
+    function = inspect.unwrap(made.__init__ if isinstance(made, type) else made)  # type: ignore[misc]
     if not function.__module__.startswith("torch."):
         return {}
     # Some names are imported for type checkers alone.
@@ -135,7 +136,7 @@ def _hints(function: Callable[..., Any]) -> dict[str, Any]:
     return hints
 
 
-def _fits(value: object, hint: Any) -> bool:
+def _fits(value: Any, hint: Any) -> bool:
     origin, inner = typing.get_origin(hint), typing.get_args(hint)
     if hint in (float, int):
         is_number = type(value) is float or (type(value) is int and abs(value) <= sys.float_info.max)

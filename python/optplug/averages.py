@@ -42,7 +42,7 @@ class Average:
                 raise SpecError(
                     f"device={shown(arguments['device'])}: device is the parameters' own: {_HINT}"
                 )
-            made = {name: _argument(name, value) for name, value in arguments.items()}
+            made: dict[str, Any] = {name: _argument(name, value) for name, value in arguments.items()}
             check_kinds(swa_utils.AveragedModel, arguments)
 
             def attempt(names: Iterable[str]) -> None:

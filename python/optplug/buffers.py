@@ -112,7 +112,7 @@ def wrap(
             f"{name} is at address {address:#x}, which is not aligned to {alignment} bytes for {dtype}"
         )
     devices.check_place(name, address, 0 if 0 in shape else extent * bits // 8, device)
-    return torch.from_dlpack(_capsule(address, device, code, bits, shape, strides))
+    return torch.from_dlpack(_capsule(address, device, code, bits, shape, strides))  # type: ignore[attr-defined]
 
 
 def check_dtype(dtype: str) -> None:
@@ -137,7 +137,7 @@ def name_of(dtype: torch.dtype) -> str:
 def infinity(dtype: torch.dtype) -> int:
     """Return the bits of a real dtype's infinity."""
     integers = {2: torch.int16, 4: torch.int32, 8: torch.int64}
-    return torch.tensor(math.inf, dtype=dtype).view(integers[dtype.itemsize]).item()
+    return torch.tensor(math.inf, dtype=dtype).view(integers[dtype.itemsize]).item()  # type: ignore[return-value]
 
 
 def is_dense(shape: Sequence[int], strides: Sequence[int]) -> bool:

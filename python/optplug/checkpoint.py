@@ -28,9 +28,9 @@ _CHUNK = 1 << 20
 _SPARE = 16 << 20  # bytes of memory that a save may take to be made in one pass
 
 
-def write(file: BinaryIO, content: dict[str, Any]) -> None:
+def write(file: Any, content: dict[str, Any]) -> None:
     """Write a checkpoint, of tensors, numbers, strings and containers of them, in one go."""
-    sealing = _Sealing(file)
+    sealing: Any = _Sealing(file)
     try:
         torch.save(content, sealing)
     except Exception:
@@ -197,7 +197,7 @@ def save_memory(room: Any, content: dict[str, Any]) -> int:
         ValueError: the memory is too small, and is as it was.
     """
     in_one_pass = room is not None and len(room) <= _SPARE
-    made = _Room(bytearray(len(room)) if in_one_pass else b"")
+    made: Any = _Room(bytearray(len(room)) if in_one_pass else b"")
     if in_one_pass:
         write(made, content)
         size = made.written

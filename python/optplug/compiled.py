@@ -182,7 +182,11 @@ class _RatesStayTensors(TorchFunctionMode):
     """
 
     def __torch_function__(
-        self, func: Callable[..., Any], types: object, args: tuple = (), kwargs: dict[str, Any] | None = None
+        self,
+        func: Callable[..., Any],
+        types: object,
+        args: tuple[Any, ...] = (),
+        kwargs: dict[str, Any] | None = None,
     ) -> object:
         rates = [value for value in (kwargs or {}).values() if isinstance(value, Tensor)]
         name = getattr(func, "__name__", "")
@@ -200,7 +204,7 @@ class _RatesStayTensors(TorchFunctionMode):
 class _Step(torch.nn.Module):
     """A recorded call of torch's, with other tensors in the place of its own."""
 
-    def __init__(self, function: Any, args: tuple, kwargs: dict[str, Any]) -> None:
+    def __init__(self, function: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         super().__init__()
         self._function = inspect.unwrap(function)
         self._lengths = [len(a) for a in args]
@@ -216,7 +220,7 @@ class _Step(torch.nn.Module):
         with torch.no_grad():
             self._function(*args, **lists, **{**self._options, **rate, "foreach": False, **more})
 
-    def forward(self, values: list[Tensor], lr: Tensor) -> tuple:
+    def forward(self, values: list[Tensor], lr: Tensor) -> tuple[Any, ...]:
         """Make it so that it can be exported: with counts and rates as tensors ("capturable").
 
         They are the 0-dimensional ones, and in float64, as the loop has them as Python's floats.

@@ -59,7 +59,8 @@ def log(function: Callable[[int, str], None] | None) -> None:
     """
 
     def tell(_: Any, level: int, line: bytes) -> None:
-        function(level, line.decode())
+        if function:
+            function(level, line.decode())
 
     callback = LOG_FUNCTION(tell) if function else LOG_FUNCTION()
     _check(_library().optplug_log(callback, None))
@@ -349,7 +350,7 @@ class Optimizer:
             memory = memory_of(number)
             if memory is None and not isinstance(number, int | None):
                 raise TypeError(f"{what} must be an array or an address, got {type(number).__name__}")
-            if memory and (memory.dtype, math.prod(memory.shape)) != (np.float32, 1):
+            if memory and (memory.dtype, math.prod(memory.shape)) != (np.dtype(np.float32), 1):
                 raise ValueError(f"{what} must be one float32, got {memory.dtype} of shape {memory.shape}")
         self._call("optplug_grad_scale", scale, found_inf)
         self._scale = (scale, found_inf)

@@ -116,7 +116,7 @@ def _function(name: str) -> Any:
     name = name.replace("cuda", "hip", 1) if torch.version.hip else name
     for library in (None, pathlib.Path(torch.__file__).parent / "lib" / LIBRARY):
         with contextlib.suppress(*_NOT_THERE):
-            return getattr(ctypes.CDLL(library and str(library)), name)
+            return getattr(ctypes.CDLL(str(library) if library else None), name)
     return None
 
 
@@ -177,7 +177,7 @@ class _Library(ctypes.Structure):
     )
 
 
-@ctypes.CFUNCTYPE(ctypes.c_int, ctypes.POINTER(_Library), ctypes.c_size_t, ctypes.POINTER(ctypes.c_ulonglong))
+@ctypes.CFUNCTYPE(ctypes.c_int, ctypes.POINTER(_Library), ctypes.c_size_t, ctypes.POINTER(ctypes.c_ulonglong))  # type: ignore[untyped-decorator]
 def _count(library: Any, _: int, count: Any) -> int:
     count[0] = library[0].loaded
     return 1  # that is enough
@@ -189,7 +189,8 @@ _iterate = getattr(ctypes.CDLL(None), "dl_iterate_phdr", None)  # not on macOS, 
 def _libraries_so_far() -> int:
     """Return how many libraries the process has ever loaded."""
     count = ctypes.c_ulonglong()
-    _iterate(_count, ctypes.byref(count))
+    if _iterate:
+        _iterate(_count, ctypes.byref(count))
     return count.value
 
 
@@ -250,7 +251,7 @@ class Streams:
     def address(self, gpu: int) -> int | None:
         """Return the stream for a GPU; None where it is torch's current one."""
         stream = self._streams.get(gpu)
-        return stream and stream.cuda_stream
+        return int(stream.cuda_stream) if stream else None
 
     def describe(self) -> list[str]:
         """Return a line for each."""

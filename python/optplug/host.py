@@ -76,7 +76,7 @@ def _status(error: BaseException) -> int:
     return lib.OPT_ERUNTIME
 
 
-def record(kind: type[BaseException], error: BaseException, trace: object) -> int:
+def record(kind: type[BaseException], error: BaseException, trace: Any) -> int:
     """Hand an exception to this thread's opt_error() and its like, and return its status."""
     if isinstance(error, KeyboardInterrupt):
         table.interrupt()  # the host gets it after the call

@@ -25,7 +25,7 @@ from optplug.torch_private import (
 )
 
 #: What a step comes down to: calls of torch's function for it ("adam"), one for each group.
-Calls = list[tuple[Callable[..., None], tuple, dict[str, Any]]]
+Calls = list[tuple[Callable[..., None], tuple[Any, ...], dict[str, Any]]]
 
 _here = threading.local()  # .calls: those of this thread's step, so far
 
@@ -36,14 +36,14 @@ def lean(full: type[torch.optim.Optimizer]) -> type[torch.optim.Optimizer]:
     bare = _recording(inspect.unwrap(full.step), {base.__name__.lower() for base in full.__mro__})
 
     @functools.wraps(bare)
-    def step(self: torch.optim.Optimizer, closure: Callable[[], float] | None = None) -> float | None:
+    def step(self: torch.optim.Optimizer, closure: Any = None) -> float | None:
         if has_hooks(self):
             hooked = full.step if hasattr(full.step, "hooked") else self.profile_hook_step(full.step)
             return hooked(self, closure)
         with grad_mode(self.defaults.get("differentiable", False)):
             return bare(self, closure)
 
-    step.hooked = True  # or the constructor wraps it
+    vars(step)["hooked"] = True  # or the constructor wraps it
     members = {"step": step, "__module__": full.__module__, "__doc__": full.__doc__}
     for name in ("add_param_group", "state_dict"):  # torch._dynamo again
         members[name] = inspect.unwrap(getattr(full, name))
@@ -52,7 +52,7 @@ def lean(full: type[torch.optim.Optimizer]) -> type[torch.optim.Optimizer]:
     return type(full.__name__, (full,), members)
 
 
-def _gather_flat_grad(self: torch.optim.LBFGS) -> Tensor:
+def _gather_flat_grad(self: Any) -> Tensor:
     """Return all gradients in one row: those of one parameter as they lie, since LBFGS only reads them."""
     grads = [p.grad for p in self._params]
     if any(g is None or g.is_sparse or g.is_complex() or not g.is_contiguous() for g in grads):
@@ -60,7 +60,7 @@ def _gather_flat_grad(self: torch.optim.LBFGS) -> Tensor:
     return grads[0].view(-1) if len(grads) == 1 else flatten_dense_tensors(grads)
 
 
-def _add_grad(self: torch.optim.LBFGS, step_size: float | Tensor, update: Tensor) -> None:
+def _add_grad(self: Any, step_size: float | Tensor, update: Tensor) -> None:
     """Move all parameters along a direction."""
     if len(self._params) == 1 or any(p.is_complex() for p in self._params):
         torch.optim.LBFGS._add_grad(self, step_size, update)

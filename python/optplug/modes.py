@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import threading
 from collections.abc import Iterator
+from typing import Any
 
 import torch
 
@@ -53,14 +54,14 @@ def given_back() -> Iterator[None]:
         _here.modes = _pop()  # it may have chosen others
 
 
-def _pop() -> tuple[list[object], list[object]]:
+def _pop() -> tuple[list[Any], list[Any]]:
     """Take off the modes that change torch's functions, as a default device does, and its operators."""
     functions = [private.pop_function_mode() for _ in range(private.count_function_modes())]
     operators = [private.pop_dispatch_mode() for _ in range(private.count_dispatch_modes())]
     return functions, operators
 
 
-def _push(modes: tuple[list[object], list[object]]) -> None:
+def _push(modes: tuple[list[Any], list[Any]]) -> None:
     functions, operators = modes
     for mode in reversed(functions):
         private.push_function_mode(mode)

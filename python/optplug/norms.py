@@ -28,15 +28,16 @@ def clip_grad_norm_(
     """
     if not (0 < norm_type < math.inf and any(_is_long(p.grad) for p in parameters)):
         return nn.utils.clip_grad_norm_(parameters, max_norm, norm_type, error_if_nonfinite)
-    pieces = [piece for p in parameters for piece in _pieces(p.grad)]
+    pieces = [piece for p in parameters if p.grad is not None for piece in _pieces(p.grad)]
     total = nn.utils.get_total_norm(pieces, norm_type, error_if_nonfinite)
     nn.utils.clip_grads_with_norm_(parameters, max_norm, total)
     return total
 
 
-def _is_long(grad: Tensor) -> bool:
+def _is_long(grad: Tensor | None) -> bool:
     return (
-        grad.numel() > _LONG
+        grad is not None
+        and grad.numel() > _LONG
         and grad.device.type == "cpu"
         and grad.dtype not in (torch.float64, torch.complex128)
     )

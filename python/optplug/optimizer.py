@@ -235,7 +235,7 @@ class HostedOptimizer:
             loss = optimizer.step(evaluate)
         self.run.stepped = True
         self._finish_step()
-        return float(loss)  # type: ignore[arg-type]
+        return float(loss)
 
     def close(self) -> None:
         """End a step that iterate has left in the middle."""

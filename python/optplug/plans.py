@@ -264,13 +264,19 @@ def _scalars(form: Form, group: Group) -> list[float]:
     return [float(value) for value in values]
 
 
+def _grad(p: Tensor) -> Tensor:
+    if p.grad is None:
+        raise TypeError
+    return p.grad
+
+
 def _list(
     name: str, parameters: list[Tensor], optimizer: torch.optim.Optimizer, group: Group
 ) -> list[Tensor]:
     if name == "self":
         return parameters
     if name == "grads":
-        return [p.grad for p in parameters]
+        return [_grad(p) for p in parameters]
     if name in _ONLY_WITH and not group[_ONLY_WITH[name]]:
         return []
     tensors = [optimizer.state[p][_STATE[name]] for p in parameters]

@@ -37,7 +37,7 @@ _WORTH_FOREACH, _MOST_FOR_FOREACH = 8, 10_000
 def classes() -> dict[str, type[torch.optim.Optimizer]]:
     """Return the optimizers of torch by name, each made `lean`."""
     return {
-        name: lean(value)
+        name: lean(value)  # type: ignore[arg-type]
         for name, value in vars(torch.optim).items()
         if isinstance(value, type)
         and issubclass(value, torch.optim.Optimizer)
@@ -89,12 +89,10 @@ class Recipe:
             and data.is_floating_point()
             and is_dense(data.shape, data.stride())
             and same_order(data.shape, data.stride(), grad.stride())
-            and fuses_rightly(self.class_, data.dtype, data.device.type)
+            and fuses_rightly(self.class_, data.dtype, data.device.type)  # type: ignore[arg-type]
         )
 
-    def implementation(
-        self, arrays: Iterable[tuple[Tensor, Grad]], but_for: Iterable[str]
-    ) -> dict[str, bool]:
+    def implementation(self, arrays: Iterable[tuple[Tensor, Grad]], but_for: Iterable[str]) -> dict[str, Any]:
         """Choose among torch's implementations, where the spec does not, by what has been measured.
 
         Args:
@@ -164,7 +162,7 @@ def _read(text: str, third_party: bool) -> Recipe:
         needs_closure=closure is not None and closure.default is closure.empty,
         is_torchs=class_ in classes().values(),
         must_fuse=bool(arguments.get("fused")),
-        may_fuse="fused" in spec.signature_of(class_).parameters
+        may_fuse="fused" in spec.signature_of(class_).parameters  # type: ignore[arg-type]
         and not any(name in arguments for name in IMPLEMENTATIONS),
     )
 

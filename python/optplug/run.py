@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 import torch
+from torch.optim.lr_scheduler import LRScheduler
 
 from optplug import schedules
 from optplug.averages import Average
@@ -16,7 +17,7 @@ class Run:
 
     #: Torch's optimizer, built when all its parameters are there.
     built: torch.optim.Optimizer | None = None
-    schedulers: list[schedules.LRScheduler] = field(default_factory=list)
+    schedulers: list[LRScheduler] = field(default_factory=list)
     #: What the schedulers are made of: specs, and functions of the host's.
     schedules: list[tuple[str, schedules.Function | None]] = field(default_factory=list)
     average: Average | None = None

@@ -106,15 +106,16 @@ class _Builder:
         class_ = known[call.name]
         spec.check_module(call, class_.__module__)
         call = spec.without_supplied(class_, call)
+        functions: dict[str, Any] = {}
         if call.name in ("LambdaLR", "MultiplicativeLR") and not call.args and "lr_lambda" not in call.kwargs:
             if self._function is None:
                 raise SpecError(f"{call.name} needs a function: attach it with opt_schedule_callback")
             groups = range(len(self._optimizer.param_groups))
-            functions = {"lr_lambda": [functools.partial(self._function, group=i) for i in groups]}
+            functions: dict[str, Any] = {  # type: ignore[no-redef]
+                "lr_lambda": [functools.partial(self._function, group=i) for i in groups]
+            }
         elif call.name == "CyclicLR" and self._function and "scale_fn" not in call.kwargs:
             functions = {"scale_fn": self._function}
-        else:
-            functions = {}
         self.used |= bool(functions)
         # ChainedScheduler has the optimizer last, and finds it in its schedulers.
         implied = 0 if call.name == "ChainedScheduler" else 1
@@ -132,7 +133,8 @@ class _Builder:
 
         def make(arguments: dict[str, Any]) -> LRScheduler:
             values = {name: made[name] for name in arguments}
-            return class_(*[self._optimizer] * implied, **values, **functions)
+            make_one: Any = class_
+            return make_one(*[self._optimizer] * implied, **values, **functions)
 
         attempt = make if has_nested else functools.partial(self._try, class_, implied, functions)
         try:
@@ -146,7 +148,7 @@ class _Builder:
 
     def _try(
         self,
-        class_: type[LRScheduler],
+        class_: Any,
         implied: int,
         functions: dict[str, Any],
         arguments: dict[str, Any],
@@ -200,7 +202,7 @@ def step(optimizer: torch.optim.Optimizer, schedulers: Iterable[LRScheduler], va
     Raises:
         StateError: there is no such scheduler.
     """
-    schedulers = list(schedulers)
+    schedulers, chosen = list(schedulers), list[Any]()
     if not schedulers:
         raise StateError("there is no scheduler: call opt_schedule first")
     if value is None:
@@ -210,7 +212,7 @@ def step(optimizer: torch.optim.Optimizer, schedulers: Iterable[LRScheduler], va
     else:
         takers = (ReduceLROnPlateau, CosineAnnealingWarmRestarts)
         found = ([s for s in schedulers if isinstance(s, taker)] for taker in takers)
-        chosen = next(filter(None, found), [])
+        chosen = next((some for some in found if some), [])
         if not chosen:
             raise StateError(f"no scheduler takes the value {value}: call opt_schedule_step")
     with undone_on_error(optimizer, chosen):

@@ -84,7 +84,7 @@ class _Short(reprlib.Repr):
     def repr_int(self, value: int, _: int) -> str:
         return repr(value) if value.bit_length() <= self.maxlong else f"a number of {value.bit_length()} bits"
 
-    def repr_dict(self, value: dict, level: int) -> str:
+    def repr_dict(self, value: dict[Any, Any], level: int) -> str:
         if level <= 0:
             return "{...}"
         items = islice(value.items(), self.maxdict)
@@ -106,7 +106,8 @@ def parse(text: str) -> Call:
     Raises:
         SpecError: the text is no single call of literals and further calls.
     """
-    text = text[_ASSIGNED.match(text).end() :]
+    assigned = _ASSIGNED.match(text)
+    text = text[assigned.end() if assigned else 0 :]
     module, _, call = text.partition(":") if _MODULE.match(text) else ("", "", text)
     tree = _expression(call)
     if not isinstance(tree, ast.Call):
@@ -132,7 +133,7 @@ def arguments(text: str) -> dict[str, Any]:
     tree = _expression(f"_({text.strip(' ,')}\n)")
     if not isinstance(tree, ast.Call) or not isinstance(tree.func, ast.Name) or tree.args:
         raise SpecError("it must be 'name=value, name=value'")
-    return {k.arg: _value(k.value) for k in _keywords(tree)}
+    return {k.arg: _value(k.value) for k in _keywords(tree)}  # type: ignore[misc]
 
 
 def check_name(name: str, known: Iterable[str], kind: str) -> None:
@@ -260,7 +261,7 @@ def _value(node: ast.expr) -> Any:
             case ast.List(elts=elements):
                 return [_value(e) for e in elements]
             case ast.Dict(keys=keys, values=values) if None not in keys:
-                return {_value(k): _value(v) for k, v in zip(keys, values, strict=True)}
+                return {_value(k): _value(v) for k, v in zip(keys, values, strict=True)}  # type: ignore[arg-type]
             case ast.Name(id=name) if name.lower() in _WORDS:
                 return _WORDS[name.lower()]
             case ast.Call():
@@ -278,14 +279,14 @@ def _call(node: ast.Call) -> Call:
     if not name or (module and module not in _WRITTEN):
         raise SpecError(_complaint(node))
     args = [_argument("", a) if i == 0 else _value(a) for i, a in enumerate(node.args)]
-    kwargs = {k.arg: _argument(k.arg, k.value) for k in _keywords(node)}
-    return Call(name, tuple(args), kwargs, _WRITTEN.get(module, ""))
+    kwargs = {k.arg: _argument(k.arg, k.value) for k in _keywords(node)}  # type: ignore[arg-type]
+    return Call(name, tuple(args), kwargs, _WRITTEN.get(module, ""))  # type: ignore[arg-type]
 
 
 def _argument(name: str, node: ast.expr) -> Any:
     """Return the first argument of a call, or one with a name, which may be what the caller has itself."""
     is_call = isinstance(node, ast.Call) and not (node.args or node.keywords)
-    last = _dotted(node.func if is_call else node).rpartition(".")[2]
+    last = _dotted(node.func if is_call else node).rpartition(".")[2]  # type: ignore[attr-defined]
     if name in ("", *_PARAMETERS) and (last == "parameters" if is_call else last in _SUPPLIED):
         return Supplied(ast.unparse(node))
     try:

@@ -5,6 +5,7 @@ Where a file has a tensor, there is an `stored.Stored`: what does not fit is ref
 
 from __future__ import annotations
 
+import functools
 import math
 from collections import defaultdict
 from collections.abc import Callable, Iterable
@@ -51,7 +52,7 @@ def _is_state(value: object) -> bool:
 def _states_in(value: object) -> list[dict[str, Any]]:
     """Return a state, or one that is alone in a list, in a list."""
     values = value if isinstance(value, list) and len(value) == 1 else [value]
-    return [v for v in values if _is_state(v)]
+    return [v for v in values if isinstance(v, dict) and _is_state(v)]
 
 
 def order(saved: dict[str, Any], groups: list[list[str]]) -> list[list[str]]:
@@ -160,7 +161,7 @@ def put(
     if states.keys() - known:
         raise ValueError("it has state of parameters that are in none of its groups")
     # All that can be checked is: now read.
-    state = defaultdict(dict)
+    state: dict[Tensor, dict[str, Any]] = defaultdict(dict)
     for p, fits in fitting.items():
         if fits:
             state[p] = {key: value() for key, value in fits.items()}
@@ -379,7 +380,7 @@ def _fit_lbfgs(
 
     for key in state.keys() & {*counts}:
         count = check_count(f"{what}: {key}", state[key])
-        result[key] = lambda count=count: count
+        result[key] = functools.partial(int, count)
     if state.keys() == {*counts}:
         if state["n_iter"]:
             raise ValueError(f"{what} has no direction after {shown(state['n_iter'])} iterations")

@@ -76,7 +76,7 @@ class Storage:
         if self._checksum is not None:
             self._check()
         self._file.seek(self.start + offset)
-        if self._file.readinto(into.numpy()) != into.numel():
+        if self._file.readinto(into.numpy()) != into.numel():  # type: ignore[attr-defined]
             raise DamagedError("it is damaged: it has become shorter")
 
     def _check(self) -> None:

@@ -89,4 +89,4 @@ def nnz(tensor: Tensor) -> int:
 
 def schema_arguments(operator: str) -> Sequence[Any]:
     """Return what an operator of torch's takes; AttributeError where torch has none of that name."""
-    return getattr(torch.ops.aten, operator).default._schema.arguments  # type: ignore[no-any-return]
+    return getattr(torch.ops.aten, operator).default._schema.arguments

@@ -130,7 +130,7 @@ class Trials:
 
     def _accepted(self) -> set[str]:
         """Return the options that a host may give to a group."""
-        parameters = spec.signature_of(self._recipe.class_).parameters
+        parameters = spec.signature_of(self._recipe.class_).parameters  # type: ignore[arg-type]
         return (self.defaults.keys() & parameters.keys()) - {*IMPLEMENTATIONS}
 
     # ---- states ----
@@ -201,7 +201,7 @@ class Trials:
         if like is None and arguments.get("capturable") and torch.cuda.is_available():
             arguments = {**arguments, "capturable": False}  # on the CPU, where this trial is
         if recipe.may_fuse and not sparse and (like is None or like.is_floating_point()):
-            fused = like is None or device == CPU or fuses_rightly(recipe.class_, like.dtype, device.type)
+            fused = like is None or device == CPU or fuses_rightly(recipe.class_, like.dtype, device.type)  # type: ignore[arg-type]
             arguments = {"fused": fused, **arguments}
         if shape is None:
             shape = [

@@ -81,7 +81,7 @@ class Undo:
             changing = [(s, "prev_flat_grad") for s in state.values() if "prev_flat_grad" in s]
         else:
             changing = [(s, k) for s in state.values() for k, v in s.items() if isinstance(v, Tensor)]
-        tensors = [*(p.tensor for p in self._parameters), *(s[key] for s, key in changing)]
+        tensors: list[Tensor] = [*(p.tensor for p in self._parameters), *(s[key] for s, key in changing)]  # type: ignore[list-item]
         with grad_mode(False):
             # Into the memory of the copies before: to have it from the system anew takes longer than to copy.
             if len(tensors) == len(self._copied) and all(map(operator.is_, tensors, self._copied)):

@@ -22,7 +22,7 @@ def checksum(data: Tensor) -> int:
     for piece in _pieces(data.detach()):
         piece = piece.contiguous().cpu()
         # numpy has no bfloat16
-        crc = zlib.crc32((piece.view(torch.int16) if piece.dtype == torch.bfloat16 else piece).numpy(), crc)
+        crc = zlib.crc32((piece.view(torch.int16) if piece.dtype == torch.bfloat16 else piece).numpy(), crc)  # type: ignore[arg-type]
     return crc
 
 

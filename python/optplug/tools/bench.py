@@ -76,6 +76,9 @@ class _Host:
         program = pathlib.Path(optplug.__file__).with_name("bin") / "optplug-probe"
         pipe = subprocess.PIPE
         self._process = subprocess.Popen([program, options], stdin=pipe, stdout=pipe, text=True)
+        assert self._process.stdin
+        assert self._process.stdout
+        self._stdin, self._stdout = self._process.stdin, self._process.stdout
 
     def __enter__(self) -> _Host:
         return self
@@ -87,9 +90,9 @@ class _Host:
     def seconds(self, text: str, size: int) -> float:
         """Return the seconds of a step."""
         with contextlib.suppress(BrokenPipeError):  # it says why it has ended
-            self._process.stdin.write(f"{size} {_SECONDS} {text}\n")
-            self._process.stdin.flush()
-        word, _, said = self._process.stdout.readline().strip().partition(": ")
+            self._stdin.write(f"{size} {_SECONDS} {text}\n")
+            self._stdin.flush()
+        word, _, said = self._stdout.readline().strip().partition(": ")
         if word != "seconds":
             progress("")
             raise ValueError(said or "the C host has ended: `python -m optplug doctor` may say why")
@@ -97,8 +100,8 @@ class _Host:
 
     def facts(self) -> dict[str, Any]:
         """Return what was measured: when, where, and of which versions."""
-        self._process.stdin.close()
-        described = dict(line.strip().split(": ", 1) for line in self._process.stdout)
+        self._stdin.close()
+        described = dict(line.strip().partition(": ")[::2] for line in self._stdout)
         return {
             "date": datetime.datetime.now().astimezone().isoformat(" ", "seconds"),
             "processor": processor(),
@@ -125,7 +128,7 @@ def _measure(host: _Host, text: str, size: int) -> dict[str, Any]:
         for name, step in ways.items():
             times.setdefault(name, []).append(seconds_of(step, _SECONDS))
     medians = {name: 1e6 * statistics.median(values[-_ROUNDS:]) for name, values in times.items()}
-    ours, torchs, fused = (medians.get(name) for name in ("optplug", "torch", "torch, fused"))
+    ours, torchs, fused = medians["optplug"], medians["torch"], medians.get("torch, fused")
     return {
         "spec": text,
         "values": size,

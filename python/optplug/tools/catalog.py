@@ -52,7 +52,7 @@ def describe(name: str) -> dict[str, Any]:
             "default": "(none)" if p.default is p.empty else repr(p.default),
             "meaning": words.get(p.name, ""),
         }
-        for p in spec.signature_of(class_).parameters.values()
+        for p in spec.signature_of(class_).parameters.values()  # type: ignore[arg-type]
         if p.name not in ("params", "optimizer")
     ]
     return facts
@@ -146,14 +146,16 @@ def _step(name: str) -> tuple[str, str]:
                 way(tried)
             except Error:
                 continue
-            return calls, re.search(r"^step: (.*)$", tried.describe(), re.M)[1]
+            return calls, tried.describe().partition("\nstep: ")[2].partition("\n")[0]
     return "", ""
 
 
 def _scheduler(name: str) -> dict[str, Any]:
     class_ = schedules.classes()[name]
     functions = [
-        p.name for p in spec.signature_of(class_).parameters.values() if "Callable" in str(p.annotation)
+        p.name
+        for p in spec.signature_of(class_).parameters.values()  # type: ignore[arg-type]
+        if "Callable" in str(p.annotation)
     ]
     step = list(spec.signature_of(class_.step).parameters.values())[1:]
     needs_value = any(p.default is p.empty for p in step)
@@ -176,7 +178,10 @@ def _words(doc: str) -> dict[str, str]:
     entries = re.split(r"^    (?=\w+ ?(?:\(|:))", section[1], flags=re.M)[1:] if section else []
     found = {}
     for entry in entries:
-        name, text = re.match(r"(\w+)\s*(?:\((?:[^()]|\([^()]*\))*\))?\s*:?\s*(.*)", entry, re.S).groups()
+        match = re.match(r"(\w+)\s*(?:\((?:[^()]|\([^()]*\))*\))?\s*:?\s*(.*)", entry, re.S)
+        if not match:
+            continue
+        name, text = match.groups()
         text = _bare(" ".join(text.partition("\n\n")[0].split()))
         # Without the default, which stands beside it.
         found[name] = re.sub(r"\s*(?:\(default: (?:[^()]|\([^()]*\))*\)\.?|Default: \S+)$", "", text)

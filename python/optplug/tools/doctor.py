@@ -174,7 +174,7 @@ def _requirements() -> Iterator[tuple[str, str]]:
 
 
 def _numbers(version: str) -> list[int]:
-    return [int(number) for number in re.match(r"[\d.]*", version)[0].split(".") if number]
+    return [int(number) for number in re.findall(r"\d+", version.partition("+")[0])]
 
 
 def _variables() -> Iterator[tuple[str, str]]:
