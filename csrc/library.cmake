@@ -8,7 +8,7 @@ check_ipo_supported(RESULT links_across_files OUTPUT reason LANGUAGES C)
 
 function(add_optplug_library name)
   add_library(${name} SHARED)
-  foreach(source api apart arithmetic bridge call callback early_end end error find fork handle import kernel library list
+  foreach(source api apart arithmetic attach call callback early_end end error find fork handle import kernel library list
       log openmp operation plan pyapi room runtime shield signals staging start torch variable)
     target_sources(${name} PRIVATE ${CMAKE_CURRENT_FUNCTION_LIST_DIR}/${source}.c)
   endforeach()

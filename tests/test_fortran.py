@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pathlib
 import re
 import subprocess
 import sys
@@ -103,3 +104,10 @@ def test_the_module_has_every_function_and_every_status():
     statuses = {(name.lower(), value) for name, value in hosts.STATUSES.items()} - {("opt_done", 0)}
     constants = re.findall(r"integer(?:\(c_int\))?, parameter(?:, public)? :: (\w+) = (-?\d+)", source)
     assert {(name, int(value)) for name, value in constants} == statuses
+
+
+def test_the_module_is_the_one_that_its_template_makes(tmp_path):
+    fypp = pathlib.Path(sys.executable).parent / "fypp"
+    made = tmp_path / "optplug.f90"
+    subprocess.run([fypp, "--no-folding", MODULE.with_suffix(".fypp"), made], check=True)
+    assert made.read_text() == MODULE.read_text(), f"run {fypp} as {MODULE.with_suffix('.fypp')} says"

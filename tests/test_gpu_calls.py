@@ -1,7 +1,7 @@
 """What optplug asks of a GPU, on a machine that has none.
 
 A CUDA that runs no kernels (`tests/standin/cuda.c`) notes what torch asks of it: the tests in
-`tests/standin/calls.py` look at that.  It wants a torch that is built with CUDA:
+`tests/standin/` look at that.  It wants a torch that is built with CUDA:
 `cmake --workflow --preset gpu` installs one, of gigabytes.
 """
 
@@ -97,7 +97,16 @@ def test_calls_on_a_stand_in(tmp_path):
         "OPTPLUG_PYTHON": sys.executable,
     }
     done = subprocess.run(
-        [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", HERE / "standin/calls.py"],
+        [
+            sys.executable,
+            "-m",
+            "pytest",
+            "-q",
+            "-p",
+            "no:cacheprovider",
+            HERE / "standin/calls.py",
+            HERE / "standin/around.py",
+        ],
         env=environment,
         check=False,
     )

@@ -1,3 +1,4 @@
+! Made from optplug.fypp: edit that.
 !> PyTorch's optimizers for Fortran, on your own arrays.
 !>
 !>     use optplug, only: optimizer
