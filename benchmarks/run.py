@@ -204,7 +204,7 @@ def goals(results: dict) -> list[str]:
             ours, theirs = times["optplug"], times[peer]
             lines.append(
                 f"| {what} | {threads} | {microseconds(ours)} µs | {microseconds(theirs)} µs "
-                f"| {theirs / ours:.1f} {TIMES} faster |"
+                f"| {theirs / ours:.1f} {TIMES} ({'faster' if theirs > ours else 'slower'}) |"
             )
 
     add("Adam, 50 values, against `torch.optim.Adam`", 1, "Adam", 1, 50, "PyTorch default")
@@ -232,7 +232,7 @@ def slower(results: dict) -> list[str]:
 def table(results: dict, threads: int) -> list[str]:
     """Return all times with so many threads."""
     names = list(dict.fromkeys(name for row in results["steps"] for name in row[4]))
-    head = ["optimizer", "values", *names, "faster than the fastest PyTorch"]
+    head = ["optimizer", "values", *names, "speed relative to the fastest PyTorch"]
     lines = [f"| {' | '.join(head)} |", "|" + "---|" * len(head)]
     for count_of_threads, optimizer, count, size, times in results["steps"]:
         if count_of_threads == threads:
@@ -301,7 +301,7 @@ def report(results: dict) -> str:
     lines += [
         "",
         "`opt_save` of Adam's state, beside `torch.save` and `fsync`; optplug's file has a checksum besides, "
-        "and takes the old one's place only when it is whole. Memory for it: none to speak of.",
+        "and takes the old one's place only when it is whole. It needs negligible extra memory.",
         "",
         "| values | " + " | ".join(f"{size:,}" for size, _, _ in results["saves"]) + " |",
         "|---|" + "---|" * len(results["saves"]),

@@ -62,7 +62,7 @@ typedef struct optplug_python {
     int (*create)(int opt, const char *spec);
     int (*bind)(int opt, const char *name, const char *dtype, const char *device, int ndim,
                 const int64_t *shape, void *data, const int64_t *strides, void *grad,
-                const int64_t *grad_strides, int lent);
+                const int64_t *grad_strides, int staged);
     int (*bind_sparse)(int opt, const char *name, const char *dtype, int64_t rows, int64_t columns,
                        void *data, int64_t capacity, const int64_t *count, const int64_t *indices,
                        void *grad_rows);

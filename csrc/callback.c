@@ -249,6 +249,6 @@ int callback_room(void)
     int has_stack = !is_on_stack(here) || here - stack.low >= STACK;
     if (frames >= PYTHON_FRAMES && has_stack)
         return OPT_OK;
-    return fail(OPT_ESTATE, "functions that steps have called are nested too deep, %d of them: %s is full",
-                depth, has_stack ? "Python's stack" : "this thread's stack");
+    return fail(OPT_ESTATE, "callbacks are nested too deeply (%d): %s is full", depth,
+                has_stack ? "Python's stack" : "this thread's stack");
 }

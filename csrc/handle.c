@@ -69,7 +69,8 @@ int handle_new(struct slot **locked)
         slot = add_slot();
     pthread_mutex_unlock(&table_lock);
     if (!slot)
-        return fail(OPT_ENOMEM, "no handle is left: opt_free optimizers that are done (%d may live at once)",
+        return fail(OPT_ENOMEM,
+                    "no handles left: free optimizers that you no longer need (at most %d at a time)",
                     MAX_SLOTS);
 
     pthread_mutex_lock(&slot->lock);
@@ -97,8 +98,8 @@ int handle_lock(int handle, enum handle_use use, struct slot **locked)
         pthread_mutex_unlock(&slot->lock);
         return fail(
             OPT_ESTATE,
-            "opt=%d has called a function of yours that was left by an exception, longjmp or the end of "
-            "its thread: opt_free is all that it is good for",
+            "opt=%d called a function of yours that was left by an exception, longjmp or the end of its "
+            "thread: it can only be freed (opt_free)",
             handle);
     }
     if (live && (use == HANDLE_ASK || slot->depth == 0)) {
@@ -110,8 +111,8 @@ int handle_lock(int handle, enum handle_use use, struct slot **locked)
         pthread_mutex_unlock(&slot->lock);
     if (live)
         return fail(OPT_ESTATE, "opt=%d is in the middle of a step that has called this function", handle);
-    return fail(OPT_EHANDLE, "opt=%d is no optimizer: opt_create never returned it, or opt_free has ended it",
-                handle);
+    return fail(OPT_EHANDLE,
+                "opt=%d is not an optimizer: opt_create did not return it, or opt_free has freed it", handle);
 }
 
 void handle_unlock(struct slot *slot)

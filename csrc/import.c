@@ -148,7 +148,7 @@ int import_bridge(struct environment *environment, int processors, int *is_final
     if (status != OPT_OK) {
         char message[1024];
         snprintf(message, sizeof message, "Python '%.300s' cannot import optplug: %s", environment->python,
-                 *error ? error : "another liboptplug of this process has done so");
+                 *error ? error : "another copy of liboptplug is already attached");
         error_record(status, message, get_text(names, "trace"));
         *is_final = *get_text(names, "final") != '\0';
     }

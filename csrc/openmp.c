@@ -24,7 +24,7 @@ void openmp_find(void *where)
     get_threads = set ? (int (*)(void))get : NULL;
 }
 
-/* By atomic_load, since gcc's code for the call of an atomic pointer reads it as any other. */
+/* Load explicitly: calling through the atomic makes gcc emit a plain read. */
 int openmp_threads(void)
 {
     int (*get)(void) = atomic_load(&get_threads);

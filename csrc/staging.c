@@ -123,7 +123,7 @@ void staging_clear(struct staging *staging)
 int staging_check(const struct staging *staging, const char *dtype)
 {
     if (!staging->first)
-        return fail(OPT_ESTATE, "no parameter is without arrays: opt_step steps what is bound");
+        return fail(OPT_ESTATE, "every parameter has bound arrays: use opt_step");
     for (const struct staged *s = staging->first; s; s = s->next)
         if (s->value != bytes_of(dtype))
             return fail(OPT_EINVAL,

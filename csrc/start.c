@@ -167,7 +167,7 @@ static int check_choice(const char *python)
     char chosen[PATH_MAX];
     if (python && *python && strcmp(python, environment.python) != 0 &&
         !(find_interpreter(python, chosen) && strcmp(chosen, environment.python) == 0))
-        return fail(OPT_ESTATE, "python='%.400s' comes too late: Python '%.400s' runs already", python,
+        return fail(OPT_ESTATE, "python='%.400s' is too late: Python '%.400s' is already running", python,
                     environment.python);
     return runtime_check();
 }

@@ -184,7 +184,7 @@ def test_tensors_that_claim_more_than_their_memory_are_refused():
         (0, (1,) * 65, (1,) * 65),
     ):
         bad = Calls(rebuild, storage, offset, shape, strides, False, nothing)
-        victim.refuses_change(lambda c, bad=bad: state_of(c)[0].update(exp_avg=bad), "it is damaged")
+        victim.refuses_change(lambda c, bad=bad: state_of(c)[0].update(exp_avg=bad), "damaged")
     for function in (
         Calls(rebuild, storage, *good, False, nothing, {"neg": True}),
         Calls(torch._utils._rebuild_meta_tensor_no_storage, torch.float32, (4, 3), (3, 1), False),

@@ -60,15 +60,15 @@ def test_what_is_whole_but_wrong_is_refused():
         assert words in lib.opt_error().decode(), lib.opt_error()
 
     refused("it is of format 2, and this optplug reads format 1", lambda c: c["optplug"].update(format=2))
-    refused("it is of SGD, and this optimizer is Adam", lambda c: c["optplug"].update({"class": "SGD"}))
-    refused("it has the schedulers (none), and here are 'StepLR", lambda c: c.update(schedulers=[]))
-    refused("it has the average None, and here is 'Averaged", lambda c: c.update(average=None))
-    refused("its state of the scheduler", lambda c: c["schedulers"][0]["state"].pop("last_epoch"))
+    refused("the file is of SGD, this optimizer is Adam", lambda c: c["optplug"].update({"class": "SGD"}))
+    refused("the file has schedulers (none), this optimizer has 'StepLR", lambda c: c.update(schedulers=[]))
+    refused("the file has average None, this optimizer has 'Averaged", lambda c: c.update(average=None))
+    refused("the saved state of scheduler", lambda c: c["schedulers"][0]["state"].pop("last_epoch"))
     refused(
         "the average of parameter 'w' has another shape",
         lambda c: c["average"]["values"].update(w=torch.zeros(1)),
     )
-    refused("it is no checkpoint: it has no 'average'", lambda c: c.pop("average"))
+    refused("not a checkpoint: it has no 'average'", lambda c: c.pop("average"))
     refused("something in it is of another kind than it must be", lambda c: c.update(optplug=3))
     refused("group 0 has no lr", lambda c: c["optimizer"]["param_groups"][0].pop("lr"))
     run.go(3)

@@ -301,7 +301,7 @@ static void what_is_wrong_is_said(void)
 
     start(&other, "SGD()", NULL);
     CHECK(opt_save(other.opt, file("sgd.pt")) == OPT_OK && opt_free(other.opt) == OPT_OK);
-    CHECK_FAILS(OPT_EINVAL, "it is of SGD, and this optimizer is Adam", opt_load(a.opt, path));
+    CHECK_FAILS(OPT_EINVAL, "the file is of SGD, this optimizer is Adam", opt_load(a.opt, path));
     CHECK(strstr(opt_error(), "sgd.pt") != NULL);
 
     start(&other, "Adam()", NULL);
@@ -329,7 +329,7 @@ static void what_is_wrong_is_said(void)
 
     start(&other, "Adam(amsgrad=True)", NULL);
     CHECK(opt_schedule(other.opt, "StepLR(3)") == OPT_OK);
-    CHECK_FAILS(OPT_EINVAL, "it has the schedulers (none), and here are 'StepLR(3)'",
+    CHECK_FAILS(OPT_EINVAL, "the file has schedulers (none), this optimizer has 'StepLR(3)'",
                 opt_load(other.opt, path));
     CHECK(opt_free(other.opt) == OPT_OK);
 

@@ -25,7 +25,7 @@ def refused(message, call, *arguments):
 def test_a_second_array_for_a_name_is_refused_before_the_first_step_and_taken_after_it():
     opt, (a, b, da, db) = sgd(), np.ones((4, 3))
     opt.bind("w", a, da)
-    refused("name 'w' is bound already", opt.bind, "w", b, db)
+    refused("name 'w' is already bound", opt.bind, "w", b, db)
     opt.bind("w", a, db)  # another gradient is no slip
     opt.step()
     assert (a == 0.5).all()
@@ -41,7 +41,7 @@ def test_a_second_array_that_comes_with_each_step_is_refused_too():
     opt = library.opt_create(b"SGD(lr=0.5)")
     assert library.opt_bind(opt, b"w", b"float64", 3, None, None) == 0
     assert library.opt_bind(opt, b"w", b"float64", 3, None, None) == EINVAL
-    assert b"name 'w' is bound already" in library.opt_error()
+    assert b"name 'w' is already bound" in library.opt_error()
     w = np.ones(3)
     assert library.opt_step_f64(opt, w, np.ones(3)) == 0
     assert (w == 0.5).all()

@@ -282,7 +282,7 @@ def test_failures_are_errors_with_status_message_and_traceback():
     with sgd() as opt, pytest.raises(Error, match="bind"):
         opt.step()
     for use in (opt.step, opt.free, opt.describe):
-        with pytest.raises(Error, match="is no optimizer"):
+        with pytest.raises(Error, match="is not an optimizer"):
             use()
     with pytest.raises(Error, match="num_threads"):
         ctypes_api.init("num_threads=0")

@@ -128,8 +128,8 @@ static void schedules_groups_and_hyperparameters()
     CHECK(opt.get(-1, "lr") == 2);
     CHECK_THROWS(OPT_EINVAL, "'rl'", opt.set(0, "rl=1"));
     CHECK_THROWS(OPT_EINVAL, "StepLR", opt.schedule("StepLR()"));
-    CHECK_THROWS(OPT_EHANDLE, "is no optimizer", made.step());
-    CHECK_THROWS(OPT_EHANDLE, "is no optimizer", made.describe());
+    CHECK_THROWS(OPT_EHANDLE, "is not an optimizer", made.step());
+    CHECK_THROWS(OPT_EHANDLE, "is not an optimizer", made.describe());
 
     Optimizer refused("SGD(lr=1)");
     refused.bind("a", a, d);
@@ -259,7 +259,7 @@ static void a_text_that_is_not_there_throws_its_status()
     CHECK_THROWS(OPT_ESTART, "/nowhere", optplug::list("optimizers"));
     unsetenv("OPTPLUG_PYTHON");
     Optimizer opt("SGD(lr=0.5)"), taken(std::move(opt));
-    CHECK_THROWS(OPT_EHANDLE, "is no optimizer", opt.describe());
+    CHECK_THROWS(OPT_EHANDLE, "is not an optimizer", opt.describe());
 }
 
 static void a_function_is_told_what_is_done()

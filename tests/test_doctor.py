@@ -65,7 +65,7 @@ def test_doctor_notes_what_may_become_wrong(tmp_path):
         "PYTHONPATH is set, which programs that are no Python ignore": "unset PYTHONPATH",
         "OMP_NUM_THREADS": "OMP_ variables",
         f"LD_LIBRARY_PATH puts {tmp_path}/libiomp5.so before": "without LD_LIBRARY_PATH",
-        "compile=True will not work: there is no C++ compiler 'no-compiler'": "compile=True",
+        "compile=True will not work: no C++ compiler 'no-compiler' found": "compile=True",
     }
     if int(found["host"]["threads"]) > 1:
         expected["one of 4 processes (SLURM_NTASKS)"] = 'opt_init("num_threads=1")'
@@ -97,7 +97,7 @@ def test_doctor_notes_narrow_limits_and_a_place_for_kernels_that_is_none(tmp_pat
     ("trouble", "said"),
     [
         ("writable by others", "can be written to by others"),
-        ("no compiler", "there is no C++ compiler"),
+        ("no compiler", "no C++ compiler"),
         ("noexec", "is mounted noexec"),
         ("none", ""),
     ],

@@ -79,7 +79,7 @@ static void bad_options(void)
     CHECK_FAILS(OPT_EINVAL, "argument 'num_threads' comes twice", opt_init("num_threads=1, num_threads=1"));
     CHECK_FAILS(OPT_EINVAL, "a quote is not closed", opt_init("python='/usr/bin/python3"));
     CHECK_FAILS(OPT_EINVAL, "'name=value, name=value'", opt_init("num_threads=1)(2"));
-    CHECK_FAILS(OPT_ESTATE, "python='/nowhere' comes too late", opt_init("num_threads=1, python='/nowhere'"));
+    CHECK_FAILS(OPT_ESTATE, "python='/nowhere' is too late", opt_init("num_threads=1, python='/nowhere'"));
     static char long_options[1 << 21];
     memset(long_options, ',', sizeof long_options - 1);
     CHECK_FAILS(OPT_EINVAL, "options is longer than 10000 characters", opt_init(long_options));
@@ -244,7 +244,7 @@ static void bad_handles(int opt)
     const int made_up[] = {0, 1, -1, INT_MIN, INT_MAX, opt + 1, opt + (1 << 16), opt ^ (1 << 30)};
     for (size_t i = 0; i < sizeof made_up / sizeof *made_up; i++) {
         char words[40];
-        snprintf(words, sizeof words, "opt=%d is no optimizer", made_up[i]);
+        snprintf(words, sizeof words, "opt=%d is not an optimizer", made_up[i]);
         CHECK_FAILS(OPT_EHANDLE, words, opt_step(made_up[i]));
         CHECK_FAILS(OPT_EHANDLE, words, opt_free(made_up[i]));
         CHECK_FAILS(OPT_EHANDLE, words, opt_bind(made_up[i], "w", "float64", 2, w, dw));
@@ -252,18 +252,18 @@ static void bad_handles(int opt)
             CHECK_FAILS(OPT_EHANDLE, words, opt_describe(made_up[i]) ? OPT_OK : OPT_EHANDLE);
     }
     CHECK(opt_free(opt) == OPT_OK);
-    CHECK_FAILS(OPT_EHANDLE, "is no optimizer", opt_step(opt));
-    CHECK_FAILS(OPT_EHANDLE, "is no optimizer", opt_free(opt));
+    CHECK_FAILS(OPT_EHANDLE, "is not an optimizer", opt_step(opt));
+    CHECK_FAILS(OPT_EHANDLE, "is not an optimizer", opt_free(opt));
     int next = opt_create("SGD(lr=0.1)"); /* takes the freed one's place */
     CHECK(next > 0 && next != opt);
-    CHECK_FAILS(OPT_EHANDLE, "is no optimizer", opt_free(opt));
+    CHECK_FAILS(OPT_EHANDLE, "is not an optimizer", opt_free(opt));
     CHECK(opt_free(next) == OPT_OK);
 }
 
 int main(void)
 {
     int quiet = check_quiet();
-    CHECK_FAILS(OPT_EHANDLE, "opt=65536 is no optimizer", opt_step(65536)); /* before anything */
+    CHECK_FAILS(OPT_EHANDLE, "opt=65536 is not an optimizer", opt_step(65536)); /* before anything */
     bad_specs();
     deep_specs_on_a_small_stack();
     bad_options();

@@ -269,7 +269,7 @@ contains
     call check(stat == opt_estate .and. index(message, "free it before") > 0, message)
     call opt%free()
     call opt%free(stat, message)
-    call check(stat == opt_ehandle .and. index(message, "is no optimizer") > 0, message)
+    call check(stat == opt_ehandle .and. index(message, "is not an optimizer") > 0, message)
     call opt%step(stat)
     call check(stat == opt_ehandle, "a step after free")
     call opt%create("Adm()", stat, short)

@@ -26,13 +26,21 @@ def spliced(draw, whole) -> bytes:
     """Draw a text, whole or in pieces, with bytes in between that may be no UTF-8."""
     text = draw(whole).encode("utf-8", "surrogatepass")
     if draw(st.booleans()):
-        return text
+        return text.replace(b"\0", b"")  # where C would end it
     other = draw(whole).encode("utf-8", "surrogatepass")
     at, after = draw(st.integers(0, len(text))), draw(st.integers(0, len(other)))
-    return text[:at] + draw(st.binary(max_size=3)) + other[after:]
+    return (text[:at] + draw(st.binary(max_size=3)) + other[after:]).replace(b"\0", b"")
 
 
-texts = st.one_of(st.text(), calls(), arguments, hyperparameters)
+#: Nested deep, and closed or not: parsers stop somewhere.
+nested = st.builds(
+    lambda head, opener, depth, closed: head + opener * depth + "1" + ")" * closed,
+    st.sampled_from(["", "Adam(lr=", "StepLR("]),
+    st.sampled_from(["(", "[", "{", "-", "A(", "A(x=", "Adam([", "not ", "lambda:", "{1:", "f'{", "'", "#"]),
+    st.integers(1, 800),
+    st.integers(0, 60),
+)
+texts = st.one_of(st.text(), calls(), arguments, hyperparameters, nested)
 
 
 @pytest.fixture(scope="module", params=["Adam()", "SGD(lr=0.1, momentum=0.9)", "Rprop()"])

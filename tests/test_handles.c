@@ -27,40 +27,40 @@ static void check_is_none(int opt)
     const int64_t two[] = {2};
     int64_t rows = 1, row[] = {0};
     double value;
-    CHECK_FAILS(OPT_EHANDLE, "is no optimizer", opt_step(opt));
-    CHECK_FAILS(OPT_EHANDLE, "is no optimizer", opt_step_f64(opt, w, dw));
-    CHECK_FAILS(OPT_EHANDLE, "is no optimizer", opt_step_f32(opt, (float *)w, (float *)dw));
-    CHECK_FAILS(OPT_EHANDLE, "is no optimizer", opt_free(opt));
-    CHECK_FAILS(OPT_EHANDLE, "is no optimizer", opt_bind(opt, "w", "float64", 2, w, dw));
-    CHECK_FAILS(OPT_EHANDLE, "is no optimizer",
+    CHECK_FAILS(OPT_EHANDLE, "is not an optimizer", opt_step(opt));
+    CHECK_FAILS(OPT_EHANDLE, "is not an optimizer", opt_step_f64(opt, w, dw));
+    CHECK_FAILS(OPT_EHANDLE, "is not an optimizer", opt_step_f32(opt, (float *)w, (float *)dw));
+    CHECK_FAILS(OPT_EHANDLE, "is not an optimizer", opt_free(opt));
+    CHECK_FAILS(OPT_EHANDLE, "is not an optimizer", opt_bind(opt, "w", "float64", 2, w, dw));
+    CHECK_FAILS(OPT_EHANDLE, "is not an optimizer",
                 opt_bind_nd(opt, "w", "float64", "cpu", 1, two, w, NULL, dw, NULL));
-    CHECK_FAILS(OPT_EHANDLE, "is no optimizer",
+    CHECK_FAILS(OPT_EHANDLE, "is not an optimizer",
                 opt_bind_sparse(opt, "w", "float64", 1, 2, w, 1, &rows, row, dw));
-    CHECK_FAILS(OPT_EHANDLE, "is no optimizer", opt_group(opt, "lr=1"));
-    CHECK_FAILS(OPT_EHANDLE, "is no optimizer", opt_set(opt, -1, "lr=1"));
-    CHECK_FAILS(OPT_EHANDLE, "is no optimizer", opt_get(opt, 0, "lr", &value));
-    CHECK_FAILS(OPT_EHANDLE, "is no optimizer", opt_zero_grad(opt));
-    CHECK_FAILS(OPT_EHANDLE, "is no optimizer", opt_clip_grad_norm(opt, 1, 2, 0, NULL));
-    CHECK_FAILS(OPT_EHANDLE, "is no optimizer", opt_clip_grad_value(opt, 1));
-    CHECK_FAILS(OPT_EHANDLE, "is no optimizer", opt_schedule(opt, "StepLR(1)"));
-    CHECK_FAILS(OPT_EHANDLE, "is no optimizer", opt_schedule_callback(opt, "LambdaLR()", loss, NULL));
-    CHECK_FAILS(OPT_EHANDLE, "is no optimizer", opt_schedule_step(opt));
-    CHECK_FAILS(OPT_EHANDLE, "is no optimizer", opt_schedule_step_metric(opt, 1));
-    CHECK_FAILS(OPT_EHANDLE, "is no optimizer", opt_step_closure(opt, loss, NULL, NULL));
-    CHECK_FAILS(OPT_EHANDLE, "is no optimizer", opt_iterate(opt, 0));
-    CHECK_FAILS(OPT_EHANDLE, "is no optimizer", opt_stream(opt, NULL));
-    CHECK_FAILS(OPT_EHANDLE, "is no optimizer", opt_grad_scale(opt, NULL, NULL));
-    CHECK_FAILS(OPT_EHANDLE, "is no optimizer", opt_average(opt, "AveragedModel()"));
-    CHECK_FAILS(OPT_EHANDLE, "is no optimizer", opt_average_get(opt, "w", w));
-    CHECK_FAILS(OPT_EHANDLE, "is no optimizer", opt_average_swap(opt));
-    CHECK_FAILS(OPT_EHANDLE, "is no optimizer", opt_checkpoint(opt, "parameters=True"));
-    CHECK_FAILS(OPT_EHANDLE, "is no optimizer", opt_attribute(opt, "name", "text"));
+    CHECK_FAILS(OPT_EHANDLE, "is not an optimizer", opt_group(opt, "lr=1"));
+    CHECK_FAILS(OPT_EHANDLE, "is not an optimizer", opt_set(opt, -1, "lr=1"));
+    CHECK_FAILS(OPT_EHANDLE, "is not an optimizer", opt_get(opt, 0, "lr", &value));
+    CHECK_FAILS(OPT_EHANDLE, "is not an optimizer", opt_zero_grad(opt));
+    CHECK_FAILS(OPT_EHANDLE, "is not an optimizer", opt_clip_grad_norm(opt, 1, 2, 0, NULL));
+    CHECK_FAILS(OPT_EHANDLE, "is not an optimizer", opt_clip_grad_value(opt, 1));
+    CHECK_FAILS(OPT_EHANDLE, "is not an optimizer", opt_schedule(opt, "StepLR(1)"));
+    CHECK_FAILS(OPT_EHANDLE, "is not an optimizer", opt_schedule_callback(opt, "LambdaLR()", loss, NULL));
+    CHECK_FAILS(OPT_EHANDLE, "is not an optimizer", opt_schedule_step(opt));
+    CHECK_FAILS(OPT_EHANDLE, "is not an optimizer", opt_schedule_step_metric(opt, 1));
+    CHECK_FAILS(OPT_EHANDLE, "is not an optimizer", opt_step_closure(opt, loss, NULL, NULL));
+    CHECK_FAILS(OPT_EHANDLE, "is not an optimizer", opt_iterate(opt, 0));
+    CHECK_FAILS(OPT_EHANDLE, "is not an optimizer", opt_stream(opt, NULL));
+    CHECK_FAILS(OPT_EHANDLE, "is not an optimizer", opt_grad_scale(opt, NULL, NULL));
+    CHECK_FAILS(OPT_EHANDLE, "is not an optimizer", opt_average(opt, "AveragedModel()"));
+    CHECK_FAILS(OPT_EHANDLE, "is not an optimizer", opt_average_get(opt, "w", w));
+    CHECK_FAILS(OPT_EHANDLE, "is not an optimizer", opt_average_swap(opt));
+    CHECK_FAILS(OPT_EHANDLE, "is not an optimizer", opt_checkpoint(opt, "parameters=True"));
+    CHECK_FAILS(OPT_EHANDLE, "is not an optimizer", opt_attribute(opt, "name", "text"));
     CHECK(opt_attribute_get(opt, "name") == NULL && opt_error_status() == OPT_EHANDLE);
-    CHECK_FAILS(OPT_EHANDLE, "is no optimizer", opt_save(opt, "/tmp"));
-    CHECK_FAILS(OPT_EHANDLE, "is no optimizer", opt_load(opt, "/tmp"));
-    CHECK_FAILS(OPT_EHANDLE, "is no optimizer", (int)opt_save_memory(opt, NULL, 0));
-    CHECK_FAILS(OPT_EHANDLE, "is no optimizer", opt_load_memory(opt, "x", 1));
-    CHECK_FAILS(OPT_EHANDLE, "is no optimizer", opt ? opt_describe(opt) ? 0 : OPT_EHANDLE : opt_step(0));
+    CHECK_FAILS(OPT_EHANDLE, "is not an optimizer", opt_save(opt, "/tmp"));
+    CHECK_FAILS(OPT_EHANDLE, "is not an optimizer", opt_load(opt, "/tmp"));
+    CHECK_FAILS(OPT_EHANDLE, "is not an optimizer", (int)opt_save_memory(opt, NULL, 0));
+    CHECK_FAILS(OPT_EHANDLE, "is not an optimizer", opt_load_memory(opt, "x", 1));
+    CHECK_FAILS(OPT_EHANDLE, "is not an optimizer", opt ? opt_describe(opt) ? 0 : OPT_EHANDLE : opt_step(0));
 }
 
 static void a_forged_handle_is_an_error(void)
@@ -98,7 +98,7 @@ static void *step_until_it_ends(void *unused)
             stepped = 1;
             continue;
         }
-        CHECK_FAILS(OPT_EHANDLE, "is no optimizer", opt_step(opt));
+        CHECK_FAILS(OPT_EHANDLE, "is not an optimizer", opt_step(opt));
         ends++;
         return unused;
     }

@@ -126,7 +126,7 @@ def test_a_mistake_in_the_namelist_is_told(changes, words, tmp_path):
 
 def test_a_checkpoint_that_does_not_fit_is_told(tmp_path):
     invert(tmp_path, iterations=1, checkpoint_every=1)
-    assert "it is of Adam, and this optimizer is SGD" in stop(tmp_path, spec="SGD()", restart=True)
+    assert "the file is of Adam, this optimizer is SGD" in stop(tmp_path, spec="SGD()", restart=True)
     checkpoint = tmp_path / "run.restart"
     checkpoint.write_bytes(checkpoint.read_bytes()[:-1])
     assert stop(tmp_path, restart=True).startswith(f"ERROR STOP heat_inverse: {checkpoint}: ")

@@ -92,8 +92,8 @@ def test_inspect_of_a_damaged_or_foreign_file_is_a_line(call, saved, tmp_path):
     content = bytearray(saved.read_bytes())
     content[len(content) // 2] ^= 1
     for make, said in (
-        (lambda: bad.write_bytes(content), "its checksum is another"),
-        (lambda: bad.write_bytes(saved.read_bytes()[:-1]), "it is damaged"),
+        (lambda: bad.write_bytes(content), "checksum mismatch"),
+        (lambda: bad.write_bytes(saved.read_bytes()[:-1]), "damaged"),
         (lambda: bad.write_bytes(b""), "it is empty"),
         (lambda: bad.write_text("epoch,loss"), "it is no checkpoint"),
         (lambda: torch.save({"a": 1}, bad), "it has no state of an optimizer in it"),

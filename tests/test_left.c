@@ -38,12 +38,11 @@ static void check_left(struct problem *p)
 {
     double lr;
     CHECK_FAILS(OPT_ESTATE, "has called a function of yours that was left by", opt_step(p->opt));
-    CHECK_FAILS(OPT_ESTATE, "opt_free is all that it is good for",
-                opt_step_closure(p->opt, closure, p, NULL));
+    CHECK_FAILS(OPT_ESTATE, "it can only be freed (opt_free)", opt_step_closure(p->opt, closure, p, NULL));
     CHECK_FAILS(OPT_ESTATE, "was left by", opt_get(p->opt, 0, "lr", &lr));
     CHECK_FAILS(OPT_ESTATE, "was left by", opt_iterate(p->opt, 0));
     CHECK(opt_free(p->opt) == OPT_OK);
-    CHECK_FAILS(OPT_EHANDLE, "is no optimizer", opt_free(p->opt));
+    CHECK_FAILS(OPT_EHANDLE, "is not an optimizer", opt_free(p->opt));
 }
 
 /* Check that LBFGS finds the minimum, in the very steps of before. */

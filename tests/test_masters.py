@@ -325,7 +325,7 @@ def test_a_checkpoint_without_masters_or_with_them_is_refused_where_that_does_no
         assert lib.opt_step(run.opt) == 0
     for theirs, ours, words in (
         (plain, half, "it has no master copy of parameter 'w': it was saved without"),
-        (half, plain, "it has a master copy of parameter 'w', and here is none: call opt_init"),
+        (half, plain, "it has a master copy of parameter 'w', this optimizer has none: call opt_init"),
     ):
         text, before = saved(theirs.opt), saved(ours.opt)
         assert lib.opt_load_memory(ours.opt, text, len(text)) < 0

@@ -201,7 +201,7 @@ def test_a_run_through_the_thunks_is_pytorchs():
         matlab("optplug_copy", ctypes.addressof(held), ctypes.addressof(lent), ctypes.sizeof(held))
     assert matlab("opt_free", opt) == 0
     assert matlab("opt_free", opt) == -2
-    assert b"is no optimizer" in ctypes.string_at(matlab("opt_error"))
+    assert b"is not an optimizer" in ctypes.string_at(matlab("opt_error"))
 
     w = torch.tensor([5.0, -3, 2], dtype=torch.float64, requires_grad=True)
     optimizer = torch.optim.Adam([w], lr=0.1, fused=True)

@@ -203,12 +203,12 @@ def test_pytorch_has_examples():
         ),
         ("create", "SGD(lr=-1, momentum=-2)", "lr=-1: Invalid learning rate: -1"),
         ("create", "SGD(momentum=-2, lr=-1)", "lr=-1: Invalid learning rate: -1"),
-        ("create", f"RAdam(lr={10**30})", f"lr={10**30}: PyTorch does not take it (OverflowError)"),
+        ("create", f"RAdam(lr={10**30})", f"lr={10**30}: PyTorch rejects it (OverflowError)"),
         ("create", f"Adam(lr={10**400})", "lr must be a number, got a number of"),
         ("set", "momentum=0, nesterov=True", "momentum=0, nesterov=True: Nesterov momentum requires"),
         ("schedule", "MultiStepLR(milestones=5)", "milestones must be a list of whole numbers, got 5"),
         ("schedule", "StepLR(step_size=None)", "step_size must be a whole number from 0, got None"),
-        ("schedule", "StepLR(step_size=0)", "step_size=0: PyTorch does not take it (ZeroDivisionError)"),
+        ("schedule", "StepLR(step_size=0)", "step_size=0: PyTorch rejects it (ZeroDivisionError)"),
         ("schedule", "ReduceLROnPlateau(factor=2)", "factor=2: Factor should be < 1.0."),
         ("schedule", "ReduceLROnPlateau('least')", "mode must be 'min' or 'max', got 'least'"),
         ("schedule", "ExponentialLR(-1)", "gamma=-1: lr becomes -0.5"),
@@ -217,7 +217,7 @@ def test_pytorch_has_examples():
         (
             "schedule",
             "SequentialLR([ConstantLR(), StepLR(0)], [1])",
-            "StepLR: step_size=0: PyTorch does not take it (ZeroDivisionError)",
+            "StepLR: step_size=0: PyTorch rejects it (ZeroDivisionError)",
         ),
         ("schedule", "SequentialLR([ConstantLR(), StepLR()], [1])", "StepLR: missing a required argument"),
         ("schedule", "OneCycleLR(0.5)", "You must define either total_steps OR (epochs AND"),
@@ -231,7 +231,7 @@ def test_pytorch_has_examples():
         (
             "average",
             "AveragedModel(avg_fn=get_ema_multi_avg_fn())",
-            "avg_fn=get_ema_multi_avg_fn(): PyTorch does not take it (",
+            "avg_fn=get_ema_multi_avg_fn(): PyTorch rejects it (",
         ),
     ],
 )

@@ -56,6 +56,6 @@ def made(text: str) -> str:
 # What Python and torch say to their own developers.
 INSIDES = re.compile(
     r"not supported between|unsupported operand|object (is|has|cannot)|NoneType|ellipsis|must be \w+, not"
-    r"|positional argument|unexpected keyword|object of type|concatenate|multiply sequence|unpack"
+    r"|positional argument(?! follows)|unexpected keyword|object of type|concatenate|multiply sequence|unpack"
     r"|\.py\b|aten::|tuple of Tensors|Call\(|\bat 0x|<class|<function|<torch|Error: "
 )

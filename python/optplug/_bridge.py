@@ -161,7 +161,7 @@ def py_create(opt, text):
 @_callback
 @_changes_plan
 @_on_streams
-def py_bind(opt, name, dtype, device, ndim, shape, data, strides, grad, grad_strides, lent):
+def py_bind(opt, name, dtype, device, ndim, shape, data, strides, grad, grad_strides, staged):
     dtype, device = _dtype(dtype), devices.find(host.text("device", device))
     sizes = _int64s(shape, ndim) or []
     _optimizers[opt].bind(
@@ -170,7 +170,7 @@ def py_bind(opt, name, dtype, device, ndim, shape, data, strides, grad, grad_str
         buffers.wrap(
             "grad", _address(grad), dtype, device, sizes, _int64s(grad_strides, ndim), "grad_strides"
         ),
-        bool(lent),
+        bool(staged),
     )
     log.debug(f"opt={opt}: bound {host.text('name', name)!r}, {dtype} of shape {tuple(sizes)}")
 

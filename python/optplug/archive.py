@@ -47,27 +47,27 @@ def read(file: BinaryIO, is_checked: bool) -> Any:
     except DamagedError:
         raise
     except _OF_DAMAGE as error:
-        raise DamagedError("it is no checkpoint, or damaged: PyTorch cannot read it") from error
+        raise DamagedError("not a checkpoint, or damaged: PyTorch cannot read it") from error
 
 
 def _read_zip(file: BinaryIO, is_checked: bool) -> Any:
     entries, end = zipfile.ZipFile(file).infolist(), file.seek(0, io.SEEK_END)
     records = {entry.filename: entry for entry in entries}
     if len(records) != len(entries):
-        raise DamagedError("it is no checkpoint: a name is twice in its archive")
+        raise DamagedError("not a checkpoint: a name is twice in its archive")
     roots = [name.removesuffix("data.pkl") for name in records if re.fullmatch("[^/]+/data.pkl", name)]
     if len(roots) != 1:
-        raise DamagedError("it is no checkpoint: it is an archive of something else")
+        raise DamagedError("not a checkpoint: it is an archive of something else")
 
     def find(name: str) -> Storage:
         entry = records[roots[0] + name]
         if entry.compress_type != zipfile.ZIP_STORED or entry.file_size != entry.compress_size:
-            raise DamagedError("it is no checkpoint: its archive is compressed")
+            raise DamagedError("not a checkpoint: its archive is compressed")
         # The name and what follows it may be longer there than in the directory.
         file.seek(entry.header_offset)
         start = entry.header_offset + 30 + sum(struct.unpack("<26xHH", file.read(30)))
         if start + entry.file_size > end:
-            raise DamagedError("it is damaged: it is too short")
+            raise DamagedError("damaged: too short")
         return Storage(file, start, entry.file_size, None if is_checked else entry.CRC)
 
     def text(name: str) -> bytes:
@@ -85,7 +85,7 @@ def _read_zip(file: BinaryIO, is_checked: bool) -> Any:
         if key not in known:
             known[key] = find(f"data/{key}")
         if known[key].size != count * dtype.itemsize:
-            raise DamagedError("it is damaged: an array is longer or shorter than it says")
+            raise DamagedError("damaged: an array is longer or shorter than it says")
         return known[key]
 
     return Unpickler(io.BytesIO(text("data.pkl")), storage).load()
@@ -97,21 +97,21 @@ def _read_legacy(file: BinaryIO) -> Any:
     known: dict[str, tuple[Storage, torch.dtype]] = {}
 
     def none(_: object) -> Storage:
-        raise DamagedError("it is no checkpoint: PyTorch cannot read it")
+        raise DamagedError("not a checkpoint: PyTorch cannot read it")
 
     def storage(identity: tuple[Any, ...]) -> Storage:
         _, dtype, key, _, count, view = identity
         if view is not None or type(count) is not int or count < 0:
-            raise DamagedError("it is no checkpoint: it is too old")
+            raise DamagedError("not a checkpoint: it is too old")
         if key not in known:
             known[key] = Storage(file, 0, count * dtype.itemsize), dtype
         if known[key][0].size != count * dtype.itemsize:
-            raise DamagedError("it is damaged: an array is longer or shorter than it says")
+            raise DamagedError("damaged: an array is longer or shorter than it says")
         return known[key][0]
 
     first = [Unpickler(file, none).load() for _ in range(3)]
     if first[:2] != [_LEGACY, _LEGACY_VERSION] or first[2].get("little_endian") is not True:
-        raise DamagedError("it is no checkpoint: PyTorch cannot read it")
+        raise DamagedError("not a checkpoint: PyTorch cannot read it")
     content, keys = Unpickler(file, storage).load(), Unpickler(file, none).load()
     place, end = file.tell(), file.seek(0, io.SEEK_END)
     for key in keys:
@@ -121,9 +121,9 @@ def _read_legacy(file: BinaryIO) -> Any:
         array.start = place + 8
         place = array.start + array.size
         if count * dtype.itemsize != array.size or place > end:
-            raise DamagedError("it is damaged: an array is longer or shorter than it says")
+            raise DamagedError("damaged: an array is longer or shorter than it says")
     if known:
-        raise DamagedError("it is damaged: arrays are missing")
+        raise DamagedError("damaged: arrays are missing")
     return content
 
 
@@ -132,7 +132,7 @@ def _measure(value: Any, known: dict[int, tuple[int, int] | None], depth: int) -
     if not isinstance(value, dict | list | tuple) or not value:
         return 1, 0
     if depth > _DEEPEST:
-        raise DamagedError("it is no checkpoint: it is too deeply nested")
+        raise DamagedError("not a checkpoint: it is too deeply nested")
     if id(value) not in known:
         known[id(value)] = None
         inner = value.values() if isinstance(value, dict) else value
@@ -141,5 +141,5 @@ def _measure(value: Any, known: dict[int, tuple[int, int] | None], depth: int) -
         known[id(value)] = count, 1 + max((height for _, height in measures), default=0)
     measure = known[id(value)]
     if measure is None or measure[0] > _MOST or measure[1] > _DEEPEST:
-        raise DamagedError("it is no checkpoint: it is too deeply nested")
+        raise DamagedError("not a checkpoint: it is too deeply nested")
     return measure

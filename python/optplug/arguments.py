@@ -106,7 +106,7 @@ def said(error: BaseException) -> str:
         return message
     if isinstance(error, KeyError):
         return f"PyTorch has no {message!r} for it"
-    return f"PyTorch does not take it ({type(error).__name__})"
+    return f"PyTorch rejects it ({type(error).__name__})"
 
 
 def _is_raised_by_python_code(error: BaseException) -> bool:

@@ -71,7 +71,7 @@ def read(saved: Any) -> dict[str, str]:
             return saved
     except UnicodeEncodeError:
         pass
-    raise ValueError("it is no checkpoint: its attributes are none")
+    raise ValueError("not a checkpoint: its attributes are malformed")
 
 
 def _size(texts: dict[str, str]) -> int:

@@ -53,8 +53,8 @@ class Binder:
         memory = grad.values if isinstance(grad, SparseGrad) else grad
         if known is not None and not run.stepped and _would_lose(known, data, is_staged):
             raise ValueError(
-                f"name {shown(name)} is bound already, and its array would never be stepped: give each array "
-                "a name of its own; where one has moved before the first step, create the optimizer anew"
+                f"name {shown(name)} is already bound, and its array would never be stepped: give each array "
+                "its own name; if one moved before the first step, create the optimizer again"
             )
         if known is None and run.built is not None:
             raise StateError(

@@ -51,7 +51,7 @@ def read(file: BinaryIO) -> dict[str, Any]:
     if not isinstance(content, dict):
         kind = "Tensor" if isinstance(content, stored.Stored) else type(content).__name__
         kind = content.name if isinstance(content, stored.Foreign) else kind
-        raise ValueError(f"it is no checkpoint: it has a {kind} in it")
+        raise ValueError(f"not a checkpoint: it has a {kind} in it")
     if "optplug" in content and not is_sealed:
         raise ValueError("it is damaged: the end is missing or has changed")
     return content
@@ -122,11 +122,11 @@ def _check_seal(file: BinaryIO) -> bool:
     while rest:
         chunk = file.read(min(rest, _CHUNK))
         if not chunk:
-            raise ValueError("it is damaged: it has become shorter")
+            raise ValueError("damaged: it became shorter while it was read")
         found.update(chunk)
         rest -= len(chunk)
     if found.digest() != digest:
-        raise ValueError("it is damaged: its checksum is another")
+        raise ValueError("damaged: checksum mismatch")
     return True
 
 

@@ -21,9 +21,9 @@ def of_checkpoint() -> Iterator[None]:
     try:
         yield
     except KeyError as error:
-        raise ValueError(f"it is no checkpoint: it has no {shown(*error.args)}") from error
+        raise ValueError(f"not a checkpoint: it has no {shown(*error.args)}") from error
     except (AttributeError, IndexError, OverflowError, TypeError) as error:
-        raise ValueError("it is no checkpoint: something in it is of another kind than it must be") from error
+        raise ValueError("not a checkpoint: something in it is of another kind than it must be") from error
 
 
 def check_like(what: str, value: Any, like: Any) -> Any:

@@ -1,4 +1,4 @@
-"""torch's optimizers without what they do, at birth and around each step, for torch.compile and profilers.
+"""torch's optimizers without the per-construction and per-step hooks for torch.compile and profilers.
 
 In torch 2.13 that is an import of torch._dynamo, which takes longer than torch's own and puts a variable
 into the environment, and 15 to 30 microseconds a step.  What computes is torch's, as it is.

@@ -136,9 +136,9 @@ class HostedOptimizer:
                 raise ValueError(f"name {shown(name)} must be '{key}[0]' to '{key}[{len(value) - 1}]'")
             value = value[int(position[1])]
         elif bracket:
-            raise ValueError(f"name {shown(name)} is no tuple: write {key!r}")
+            raise ValueError(f"name {shown(name)} is not a tuple: write {key!r}")
         if not isinstance(value, bool | int | float | Tensor):
-            raise ValueError(f"name {shown(name)} is {value!r}, which is no number")
+            raise ValueError(f"name {shown(name)} is {value!r}, which is not a number")
         return float(value)
 
     def set(self, group: int, text: str) -> None:

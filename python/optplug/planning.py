@@ -109,4 +109,4 @@ class Planner:
     def _go_uncompiled(self, reason: str) -> None:
         self.may_compile = False
         with contextlib.suppress(UserWarning):  # where warnings are errors
-            warn(f"compile=True: {reason}: {self._recipe.name} steps without")
+            warn(f"compile=True: {reason}; {self._recipe.name} runs uncompiled")

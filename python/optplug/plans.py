@@ -1,4 +1,4 @@
-"""Steps that can run without Python: which they are, and as which operators of torch's.
+"""Which steps can run without Python, and as which torch operators.
 
 A plan works in place on the parameters, their gradients and the optimizer's own state, so that all who look
 there see what a step of the optimizer itself would have left.  It is of one moment: whoever changes

@@ -182,5 +182,5 @@ def _find_class(call: Call, third_party: bool) -> type[torch.optim.Optimizer]:
     except Exception as error:
         raise SpecError(f"{call.module}:{call.name} cannot be imported: {error}") from error
     if not (isinstance(found, type) and issubclass(found, torch.optim.Optimizer)):
-        raise SpecError(f"{call.module}:{call.name} is no torch.optim.Optimizer")
+        raise SpecError(f"{call.module}:{call.name} is not a torch.optim.Optimizer")
     return found

@@ -105,9 +105,9 @@ class Resumption:
                 f"it is of format {shown(about['format'])}, and this optplug reads format {_FORMAT}"
             )
         if about["class"] != self._recipe.name:
-            raise ValueError(f"it is of {word(about['class'])}, and this optimizer is {self._recipe.name}")
+            raise ValueError(f"the file is of {word(about['class'])}, this optimizer is {self._recipe.name}")
         if type(about["stepped"]) is not bool:
-            raise ValueError(f"it is no checkpoint: stepped is {shown(about['stepped'])}")
+            raise ValueError(f"not a checkpoint: stepped is {shown(about['stepped'])}")
         for p in self._parameters:
             theirs, ours = about["parameters"].get(p.name), _form(p.data)
             if theirs is not None and theirs != ours:
@@ -134,14 +134,14 @@ class Resumption:
         made_of = run.schedules
         states = [s.state_dict() for s in run.schedulers]
         if is_ours and type(content["schedulers"]) is not list:
-            raise ValueError("it is no checkpoint: its schedulers are none")
+            raise ValueError("not a checkpoint: its schedulers are malformed")
         theirs = [s["state"] for s in content["schedulers"]] if is_ours else []
         if is_ours and options.schedules:
             states = theirs
             made_of = _schedules_like([s["spec"] for s in content["schedulers"]], run)
         schedulers = [schedules.attach(optimizer, text, function) for text, function in made_of]
         for (text, _), scheduler, state in zip(made_of, schedulers, states, strict=True):
-            schedules.restore(scheduler, f"its state of the scheduler {shown(text)}", state)
+            schedules.restore(scheduler, f"the saved state of scheduler {shown(text)}", state)
         masters = self._read_masters(content.get("masters", {})) if is_ours else {}
         sparse = {p.tensor for p in parameters if isinstance(p, Sparse)}
         states_of = self._trials.states(lambda p: p in sparse)
@@ -172,9 +172,11 @@ class Resumption:
         here = run.average.text if run.average else None
         there = None if state is None else state["spec"]
         if there is not None and type(there) is not str:
-            raise ValueError(f"it is no checkpoint: the spec of the average in it is {shown(there)}")
+            raise ValueError(f"not a checkpoint: the spec of the average in it is {shown(there)}")
         if here is not None and here != there:
-            raise ValueError(f"it has the average {there and shown(there)}, and here is {shown(here)}")
+            raise ValueError(
+                f"the file has average {there and shown(there)}, this optimizer has {shown(here)}"
+            )
         if state is None or there is None:
             return None
         average = Average(there, self._parameters.module)
@@ -199,7 +201,7 @@ class Resumption:
     def _read_masters(self, saved: Any) -> dict[str, Tensor]:
         """Check the master copies in a checkpoint against those that are here, and read them."""
         if not isinstance(saved, dict):
-            raise ValueError("it is no checkpoint: its masters are none")
+            raise ValueError("not a checkpoint: its master copies are malformed")
         here = {p.name: p for p in self._parameters.mastered()}
         for name in here:
             if name not in saved:
@@ -210,7 +212,7 @@ class Resumption:
         for name in saved:
             if name not in here:
                 raise ValueError(
-                    f"it has a master copy of parameter {shown(name)}, and here is none: "
+                    f"it has a master copy of parameter {shown(name)}, this optimizer has none: "
                     'call opt_init("master_weights=True") before opt_create'
                 )
         found = {
@@ -226,11 +228,11 @@ def _schedules_like(texts: list[str], run: Run) -> list[tuple[str, schedules.Fun
     """Return what the schedulers are made of, as they are attached here or else as they were there."""
     here = [text for text, _ in run.schedules]
     if not all(type(text) is str for text in texts):
-        raise ValueError(f"it is no checkpoint: the spec of a scheduler in it is {shown(texts)}")
+        raise ValueError(f"not a checkpoint: the spec of a scheduler in it is {shown(texts)}")
     if here and here != texts:
         raise ValueError(
-            f"it has the schedulers {', '.join(map(shown, texts)) or '(none)'}, "
-            f"and here are {', '.join(map(shown, here))}: "
+            f"the file has schedulers {', '.join(map(shown, texts)) or '(none)'}, "
+            f"this optimizer has {', '.join(map(shown, here))}: "
             'attach those in the file or none, or keep yours by opt_checkpoint(opt, "schedules=False")'
         )
     return run.schedules or [(text, None) for text in texts]

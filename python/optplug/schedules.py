@@ -124,8 +124,8 @@ class _Builder:
         for name in ("lr_lambda", "scale_fn"):
             if given.get(name) is not None:
                 raise SpecError(
-                    f"{name}={shown(given[name])} is no function, which opt_schedule_callback takes: "
-                    f"leave {name} out here"
+                    f"{name}={shown(given[name])} is not a function: attach one with opt_schedule_callback, "
+                    f"and leave {name} out here"
                 )
         check_kinds(class_, given)
         made = {name: self._nested(value) for name, value in given.items()}
@@ -232,7 +232,7 @@ def restore(scheduler: LRScheduler, what: str, state: Any) -> None:
     """
     like = scheduler.state_dict()
     if not isinstance(state, dict) or state.keys() != like.keys():
-        raise ValueError(f"{what} is none")
+        raise ValueError(f"{what} does not fit")
     checked = check_like(what, state, like)
     for name in ("last_epoch", "_step_count"):
         check_count(f"{what}[{name!r}]", checked.get(name, 0))

@@ -42,7 +42,7 @@ def find(content: dict[str, Any]) -> dict[str, Any]:
     keys = ", ".join(map(shown, list(found or content)[:20])) or "(none)"
     if found:
         raise ValueError(f"it has states of several optimizers: {keys}; save one alone, or as 'optimizer'")
-    raise ValueError(f"it is no checkpoint: it has no state of an optimizer in it, and the keys {keys}")
+    raise ValueError(f"not a checkpoint: it has no state of an optimizer in it, and the keys {keys}")
 
 
 def _is_state(value: object) -> bool:
@@ -69,7 +69,7 @@ def order(saved: dict[str, Any], groups: list[list[str]]) -> list[list[str]]:
     """
     theirs = saved["param_groups"]
     if type(theirs) is not list or not all(isinstance(group, dict) for group in theirs):
-        raise ValueError("it is no checkpoint: param_groups is no list of groups")
+        raise ValueError("not a checkpoint: param_groups is no list of groups")
     if len(theirs) != len(groups):
         raise ValueError(f"it has {len(theirs)} parameter groups, and this optimizer {len(groups)}")
     keys: set[int] = set()
@@ -130,7 +130,7 @@ def put(
     """
     states = saved["state"]
     if not isinstance(states, dict) or not all(isinstance(state, dict) for state in states.values()):
-        raise ValueError("it is no checkpoint: its state is none")
+        raise ValueError("not a checkpoint: its state is malformed")
     everything = [p for group in optimizer.param_groups for p in group["params"]]
     groups, fitting, known = [], {}, set()
     for i, (group, theirs) in enumerate(zip(optimizer.param_groups, saved["param_groups"], strict=True)):
@@ -184,7 +184,7 @@ def _options(i: int, ours: dict[str, Any], theirs: dict[str, Any], is_ours: bool
     """Return the hyperparameters that a group has in a file, those alone that there are here."""
     for key, value in theirs.items():
         if isinstance(value, Foreign):
-            raise ValueError(f"it is no checkpoint: group {i} has {shown(key)} of {shown(value.name)}")
+            raise ValueError(f"not a checkpoint: group {i} has {shown(key)} of {shown(value.name)}")
     known = ours.keys() - {"params", "param_names"}
     missing = known - theirs.keys() - {*GROUP_KEYS, *IMPLEMENTATIONS}
     if missing and is_ours:

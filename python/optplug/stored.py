@@ -77,7 +77,7 @@ class Storage:
             self._check()
         self._file.seek(self.start + offset)
         if self._file.readinto(into.numpy()) != into.numel():  # type: ignore[attr-defined]
-            raise DamagedError("it is damaged: it has become shorter")
+            raise DamagedError("damaged: it became shorter while it was read")
 
     def _check(self) -> None:
         self._file.seek(self.start)
@@ -85,8 +85,8 @@ class Storage:
         while rest:
             chunk = self._file.read(min(rest, _CHUNK))
             if not chunk:
-                raise DamagedError("it is damaged: it has become shorter")
+                raise DamagedError("damaged: it became shorter while it was read")
             found, rest = zlib.crc32(chunk, found), rest - len(chunk)
         if found != self._checksum:
-            raise DamagedError("it is damaged: its checksum is another")
+            raise DamagedError("damaged: checksum mismatch")
         self._checksum = None

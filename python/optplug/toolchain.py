@@ -57,6 +57,4 @@ def check_compiler() -> None:
     """Raise CompileError if there is no C++ compiler."""
     compiler = os.environ.get("CXX", "g++")
     if not shutil.which(compiler):
-        raise CompileError(
-            f"there is no C++ compiler {compiler!r}: name one in CXX (Debian: apt-get install g++)"
-        )
+        raise CompileError(f"no C++ compiler {compiler!r} found: set CXX (Debian: apt-get install g++)")

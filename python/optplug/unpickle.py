@@ -56,9 +56,7 @@ class Unpickler:
                 return result
             if code not in _OPERATIONS:
                 raise DamagedError(
-                    "it is no checkpoint: PyTorch cannot read it"
-                    if code
-                    else "it is damaged: it is too short"
+                    "not a checkpoint: PyTorch cannot read it" if code else "damaged: too short"
                 )
             _OPERATIONS[code](self)
 
@@ -78,7 +76,7 @@ class Unpickler:
 
     def _protocol(self) -> None:
         if self._unpack("B") != 2:
-            raise DamagedError("it is no checkpoint: it has another pickle_protocol than 2")
+            raise DamagedError("not a checkpoint: it has another pickle_protocol than 2")
 
     def _long(self) -> None:
         self._push(pickle.decode_long(self._file.read(self._unpack("B"))))
@@ -87,12 +85,12 @@ class Unpickler:
         size = self._unpack("<I")
         text = self._file.read(size)
         if len(text) != size:
-            raise DamagedError("it is damaged: it is too short")
+            raise DamagedError("damaged: too short")
         self._push(text.decode("utf-8", "surrogatepass"))
 
     def _tuple(self, count: int) -> None:
         if len(self._stack) < count:
-            raise DamagedError("it is damaged")
+            raise DamagedError("damaged")
         self._stack[-count:] = [tuple(self._stack[-count:])]
 
     def _append(self, values: list[Any]) -> None:
@@ -100,14 +98,14 @@ class Unpickler:
         if type(target) is list:
             target.extend(values)
         elif not isinstance(target, Foreign):
-            raise DamagedError("it is damaged")
+            raise DamagedError("damaged")
 
     def _set(self, pairs: list[Any]) -> None:
         target = self._stack[-1]
         if isinstance(target, Foreign):
             return
         if not isinstance(target, dict) or len(pairs) % 2:
-            raise DamagedError("it is damaged")
+            raise DamagedError("damaged")
         for key, value in zip(pairs[::2], pairs[1::2], strict=True):
             target[_key(key)] = value
 
@@ -125,14 +123,14 @@ class Unpickler:
         identity = self._stack.pop()
         dtype = _STORAGES.get(identity[1].name)
         if identity[0] != "storage" or type(identity[2]) is not str:
-            raise DamagedError("it is damaged")
+            raise DamagedError("damaged")
         known = dtype and self._storage((identity[0], dtype, *identity[2:]))
         self._push((dtype, known) if known else identity[1])
 
     def _reduce(self) -> None:
         arguments, function = self._stack.pop(), self._stack.pop()
         if not isinstance(function, Foreign) or type(arguments) is not tuple:
-            raise DamagedError("it is damaged")
+            raise DamagedError("damaged")
         make = _FUNCTIONS.get(function.name)
         if make:
             self._check_copies(arguments)
@@ -142,12 +140,12 @@ class Unpickler:
         """Refuse a call after which more has been copied than read: torch writes arguments for one call."""
         self._copied += sum(len(a) for a in arguments if isinstance(a, dict | list | str | tuple))
         if self._copied > self._file.tell():
-            raise DamagedError("it is no checkpoint: it has one list or text in it many times")
+            raise DamagedError("not a checkpoint: it has one list or text in it many times")
 
     def _new(self) -> None:
         self._stack.pop()
         if not isinstance(self._stack[-1], Foreign):
-            raise DamagedError("it is damaged")
+            raise DamagedError("damaged")
 
     def _build(self) -> None:
         state = self._stack.pop()  # attributes, of which plain values have none
@@ -162,7 +160,7 @@ def _key(key: object) -> object:
     """
     parts = key if type(key) is tuple else (key,)
     if len(parts) > _MOST_PARTS or not all(map(_is_simple, parts)):
-        raise DamagedError("it is no checkpoint: it has a dict with other keys than text and numbers")
+        raise DamagedError("not a checkpoint: it has a dict with other keys than text and numbers")
     return key
 
 

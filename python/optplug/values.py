@@ -45,7 +45,7 @@ def read(saved: Any) -> dict[str, int]:
         ValueError: they are none.
     """
     if not isinstance(saved, dict) or not all(type(crc) is int for crc in saved.values()):
-        raise ValueError("it is no checkpoint: its checksums of values are none")
+        raise ValueError("not a checkpoint: its checksums are malformed")
     return saved
 
 

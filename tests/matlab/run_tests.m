@@ -362,11 +362,11 @@ opt.bind([1 2]);
 assert(same.data(), [1 2]); % a copy is the same optimizer
 handle = opt.Handle;
 delete(opt);
-fails('optplug:handle', 'is no optimizer', @() opt.step());
-fails('optplug:handle', 'is no optimizer', @() taken(same.step([1 2], [1 2])));
-fails('optplug:handle', 'is no optimizer', @() opt.describe());
-fails('optplug:handle', 'is no optimizer', @() opt.save_memory());
-fails('optplug:handle', 'is no optimizer', @() opt.get('lr'));
+fails('optplug:handle', 'is not an optimizer', @() opt.step());
+fails('optplug:handle', 'is not an optimizer', @() taken(same.step([1 2], [1 2])));
+fails('optplug:handle', 'is not an optimizer', @() opt.describe());
+fails('optplug:handle', 'is not an optimizer', @() opt.save_memory());
+fails('optplug:handle', 'is not an optimizer', @() opt.get('lr'));
 assert(optplug.internal.call('optplug_free', handle) < 0); % freed, and not twice
 delete(opt);
 end
