@@ -291,7 +291,7 @@ static void what_is_wrong_is_said(void)
     CHECK_FAILS(OPT_EINVAL, "buffer must not be NULL", opt_load_memory(a.opt, NULL, 3));
     CHECK_FAILS(OPT_EINVAL, "size must be positive, got -3", opt_load_memory(a.opt, "abc", -3));
     CHECK_FAILS(OPT_EINVAL, "size must be positive, got 0", (int)opt_save_memory(a.opt, path, 0));
-    CHECK_FAILS(OPT_EINVAL, "buffer: it is no checkpoint", opt_load_memory(a.opt, "abc", 3));
+    CHECK_FAILS(OPT_EINVAL, "buffer: not a checkpoint", opt_load_memory(a.opt, "abc", 3));
     CHECK_FAILS(OPT_EIO, "No such file or directory", opt_load(a.opt, file("nowhere")));
     CHECK_FAILS(OPT_EIO, "No such file or directory", opt_save(a.opt, file("nowhere/x.pt")));
     CHECK_FAILS(OPT_EIO, "path ''", opt_load(a.opt, ""));

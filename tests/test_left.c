@@ -273,7 +273,7 @@ static int nest(void *user, double *value)
     struct problem p;
     p.opt = opt_create("SGD()");
     if (p.opt < 0) {
-        CHECK(p.opt == OPT_ESTATE && strstr(opt_error(), "are nested too deep, "));
+        CHECK(p.opt == OPT_ESTATE && strstr(opt_error(), "are nested too deeply"));
         deepest = depth;
         return 0;
     }

@@ -76,7 +76,7 @@ static void plans_end_with_their_handles(void)
     struct walk first, second;
     start(&first, "SGD(lr=1)");
     CHECK(opt_free(first.opt) == OPT_OK);
-    CHECK_FAILS(OPT_EHANDLE, "no optimizer", opt_step(first.opt));
+    CHECK_FAILS(OPT_EHANDLE, "is not an optimizer", opt_step(first.opt));
     CHECK(first.w[0] == 1);
     start(&second, "SGD(lr=0.25)");
     CHECK(opt_step(second.opt) == OPT_OK);

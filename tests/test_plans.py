@@ -341,11 +341,11 @@ def test_what_is_not_fused_has_no_plan(text):
 
 @pytest.mark.parametrize("operator", ["_fused_adam_", "_fused_adamw_", "_fused_sgd_", "_fused_adagrad_"])
 def test_every_operator_has_the_arguments_that_plans_know(operator):
-    form = plans._form(operator)
+    form = plans.form_of(operator)
     assert form.lists[:2] == ("self", "grads")
-    known = {*plans._STATE, "self", "grads"}
+    known = {*plans.STATE, "self", "grads"}
     assert set(form.lists) <= known
-    hyperparameters = set(itertools.chain(form.doubles, form.bools)) - plans._SCALARS.keys()
+    hyperparameters = set(itertools.chain(form.doubles, form.bools)) - plans.SCALARS.keys()
     assert hyperparameters <= {
         "lr", "eps", "weight_decay", "momentum", "dampening", "nesterov", "maximize", "amsgrad", "lr_decay"
     }  # fmt: skip

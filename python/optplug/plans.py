@@ -40,7 +40,7 @@ _OPERATORS = {
 }
 _DECOUPLED = {"_fused_adam_": "_fused_adamw_"}  # where weight decay is
 # What the operators' lists are called in the optimizer's state.
-_STATE = {
+STATE = {
     "exp_avgs": "exp_avg",
     "exp_avg_sqs": "exp_avg_sq",
     "max_exp_avg_sqs": "max_exp_avg_sq",
@@ -54,7 +54,7 @@ _SINGLES = ["grad_scale", "found_inf"]
 # How many values make it worth to call in other threads, which the kernels do for any number of them.
 _WORTH_THREADS = 16384
 # Scalars that are no hyperparameters by that name.
-_SCALARS: dict[str, Callable[[Group], float]] = {
+SCALARS: dict[str, Callable[[Group], float]] = {
     "beta1": lambda group: group["betas"][0],
     "beta2": lambda group: group["betas"][1],
     "is_first_step": lambda _: False,
@@ -85,7 +85,7 @@ _ADD_FORM = Form(("self", "tensor1", "tensor2"), singles=("scalars",), overload=
 
 
 @functools.cache
-def _form(operator: str) -> Form:
+def form_of(operator: str) -> Form:
     """Read an operator's schema; raise AttributeError or ValueError if torch has none that is known here."""
     arguments = schema_arguments(operator)
     names: dict[str, list[str]] = {"List[Tensor]": [], "float": [], "bool": [], "Optional[Tensor]": []}
@@ -194,7 +194,7 @@ def make(
             if not group["fused"]:
                 return None
             operator = _operator(optimizer, group)
-            form = _form(operator)
+            form = form_of(operator)
             alike: dict[tuple[torch.device, torch.dtype, bool], list[Tensor]] = {}
             for p in group["params"]:
                 small = not p.is_cuda and p.numel() < _WORTH_THREADS
@@ -258,7 +258,7 @@ def _operator(optimizer: torch.optim.Optimizer, group: Group) -> str:
 
 
 def _scalars(form: Form, group: Group) -> list[float]:
-    values = [_SCALARS.get(n, lambda g, n=n: g[n])(group) for n in form.doubles + form.bools]
+    values = [SCALARS.get(n, lambda g, n=n: g[n])(group) for n in form.doubles + form.bools]
     if not all(isinstance(value, bool | int | float) for value in values):
         raise TypeError
     return [float(value) for value in values]
@@ -279,7 +279,7 @@ def _list(
         return [_grad(p) for p in parameters]
     if name in _ONLY_WITH and not group[_ONLY_WITH[name]]:
         return []
-    tensors = [optimizer.state[p][_STATE[name]] for p in parameters]
+    tensors = [optimizer.state[p][STATE[name]] for p in parameters]
     for p, tensor in zip(parameters, tensors, strict=True):
         _check(name, p, tensor)
     return tensors
