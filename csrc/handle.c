@@ -90,8 +90,7 @@ int handle_lock(int handle, enum handle_use use, struct slot **locked)
     if (live && slot->lost) {
         pthread_mutex_unlock(&slot->lock);
         return fail(OPT_ESTATE,
-                    "opt=%d was in a call of another thread when the parent process forked this one: create "
-                    "another here",
+                    "opt=%d was in use by another thread when the parent process forked: create another here",
                     handle);
     }
     if (live && slot->left && use != HANDLE_FREE) {

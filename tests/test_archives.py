@@ -152,7 +152,7 @@ def test_what_takes_much_more_time_or_memory_than_it_is_long_is_refused():
 def test_archives_that_torch_does_not_write_are_refused():
     victim = Victim("Adam()")
     for change in ARCHIVES.values():
-        victim.refuses(forge_again(victim.saved, change), "it ")
+        victim.refuses(forge_again(victim.saved, change))
     with pytest.warns(UserWarning, match="Duplicate name"):
         victim.refuses(forge_again(victim.saved, lambda n, x: [(n, x, STORED)] * 2), "twice")
     for body in PICKLES.values():
@@ -160,7 +160,7 @@ def test_archives_that_torch_does_not_write_are_refused():
         def change(n: str, x: bytes, body: bytes = body) -> list[tuple[str, bytes, int]]:
             return [(n, body if n.endswith("data.pkl") else x, STORED)]
 
-        victim.refuses(forge_again(victim.saved, change), "it ")
+        victim.refuses(forge_again(victim.saved, change))
     victim.goes_on()
 
 

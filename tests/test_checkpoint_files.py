@@ -36,7 +36,7 @@ def test_every_flip_and_every_truncation_is_noticed():
     for content in damaged:
         if content != good:
             assert lib.opt_load_memory(run.opt, content, len(content)) == -1
-            assert b"buffer: it is " in lib.opt_error()
+            assert lib.opt_error().startswith((b"buffer: damaged", b"buffer: not a checkpoint"))
     run.go(3)
     twin.go(3)
     assert run.bits() == twin.bits()

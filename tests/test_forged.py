@@ -257,7 +257,7 @@ def test_a_word_for_or_against_steps_is_checked():
     victim.refuses_change(lambda c: c["optplug"].update(format=10**30), "it is of format")
     for key in ("optplug", "optimizer", "schedulers", "average"):
         for value in (5, "x", {}, {"x": 1}, [5]):
-            victim.refuses_change(lambda c, key=key, value=value: c.update({key: value}), "it ")
+            victim.refuses_change(lambda c, key=key, value=value: c.update({key: value}))
     for key, value in itertools.product(("state", "param_groups"), (None, "ab", 3, [], {}, [3], {0: 3})):
         victim.refuses_change(lambda c, key=key, value=value: c["optimizer"].update({key: value}))
     victim.goes_on()
@@ -281,7 +281,7 @@ def test_parameters_averages_and_masters_are_checked_before_the_first_is_written
         victim = Victim("SGD(lr=0.001)", dtype=torch.bfloat16)
         victim.refuses_change(lambda c: c["masters"].update(w=torch.full((4, 3), 777.0), v=value), "'v'")
         victim.refuses_change(lambda c: c["masters"].pop("v"), "'v'")
-        victim.refuses_change(lambda c: c.update(masters=value), "it ")
+        victim.refuses_change(lambda c: c.update(masters=value), "master")
         victim.goes_on()
 
 

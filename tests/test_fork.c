@@ -134,7 +134,7 @@ static void fork_while_other_threads_step(void)
             for (int i = 0; i < BUSY; i++)
                 if (opt_step(busy[i]) != OPT_OK) {
                     status = LOST;
-                    CHECK_FAILS(OPT_ESTATE, "was in a call of another thread when", opt_step(busy[i]));
+                    CHECK_FAILS(OPT_ESTATE, "was in use by another thread when", opt_step(busy[i]));
                     CHECK_FAILS(OPT_ESTATE, "create another here", opt_free(busy[i]));
                 }
             exit(status); /* and what runs at exit runs */

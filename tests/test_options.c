@@ -59,7 +59,7 @@ static void tuples_and_truths_are_numbers(void)
     CHECK_FAILS(OPT_EINVAL, "name 'betas' must be 'betas[0]' to 'betas[1]'",
                 opt_get(opt, 0, "betas", &value));
     CHECK_FAILS(OPT_EINVAL, "name 'betas[2]' must be", opt_get(opt, 0, "betas[2]", &value));
-    CHECK_FAILS(OPT_EINVAL, "name 'lr[0]' is no tuple", opt_get(opt, 0, "lr[0]", &value));
+    CHECK_FAILS(OPT_EINVAL, "name 'lr[0]' is not a tuple", opt_get(opt, 0, "lr[0]", &value));
     CHECK_FAILS(OPT_EINVAL, "name 'foreach' is None, which is not a number",
                 opt_get(opt, 0, "foreach", &value));
     CHECK_FAILS(OPT_EINVAL, "no hyperparameter 'lrr': did you mean lr", opt_get(opt, 0, "lrr", &value));
