@@ -52,7 +52,7 @@ def bound(request):
     assert lib.opt_free(opt) == 0
 
 
-@examples(250)
+@examples(120)
 @hypothesis.given(spliced(texts))
 def test_any_text_makes_an_optimizer_or_an_error(text):
     opt = call(lib.opt_create, text)
@@ -65,7 +65,7 @@ def test_any_text_makes_an_optimizer_or_an_error(text):
 
 
 @pytest.mark.parametrize("name", ["group", "set", "schedule", "average", "get"])
-@examples(60)
+@examples(40)
 @hypothesis.given(spliced(texts), st.sampled_from([-1, 0, 1, -(2**31)]))
 def test_any_text_changes_an_optimizer_or_nothing(bound, name, text, group):
     opt, arrays = bound

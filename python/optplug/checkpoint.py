@@ -53,7 +53,7 @@ def read(file: BinaryIO) -> dict[str, Any]:
         kind = content.name if isinstance(content, stored.Foreign) else kind
         raise ValueError(f"not a checkpoint: it has a {kind} in it")
     if "optplug" in content and not is_sealed:
-        raise ValueError("it is damaged: the end is missing or has changed")
+        raise ValueError("damaged: the end is missing or has changed")
     return content
 
 

@@ -233,7 +233,7 @@ class HostedOptimizer:
         self.parameters.read(not self.run.stepped)
         with self._undo.on_error(optimizer, not self.run.stepped, True, self._build):
             loss = optimizer.step(evaluate)
-        self.run.stepped = True
+        self.run.built, self.run.stepped = optimizer, True  # whatever becomes of the average now
         self._finish_step()
         return float(loss)
 
