@@ -195,10 +195,10 @@ def _rebuild(
     sizes = (offset, *shape, *strides)
     are_sizes = all(type(n) is int and 0 <= n <= sys.maxsize for n in sizes)
     if not are_sizes or len(shape) != len(strides) or len(shape) > _MOST_DIMENSIONS:
-        raise DamagedError("it is damaged: a tensor has no such shape")
+        raise DamagedError("damaged: a tensor has no such shape")
     extent = 0 if 0 in shape else 1 + sum((n - 1) * s for n, s in zip(shape, strides, strict=True))
     if (offset + extent) * dtype.itemsize > memory.size:
-        raise DamagedError("it is damaged: a tensor is larger than its memory")
+        raise DamagedError("damaged: a tensor is larger than its memory")
     return Stored(dtype, tuple(shape), tuple(strides), offset, memory)
 
 
