@@ -192,7 +192,7 @@ def test_files_of_torch_before_1_6_go_on(tmp_path):
     for n in (0, 1, 5, 100, len(whole) // 2, len(whole) - 30, len(whole) - 1):
         path.write_bytes(whole[:n])
         assert lib.opt_load(run.opt, str(path).encode()) == -1
-        assert b"it is " in lib.opt_error()
+        assert (b"damaged" if n else b"it is empty") in lib.opt_error()
     path.write_bytes(pickle.dumps({"state": {}, "param_groups": []}))
     assert lib.opt_load(run.opt, str(path).encode()) == -1
     run.free()

@@ -37,7 +37,7 @@ static void begin(struct problem *p, const char *spec)
 static void check_left(struct problem *p)
 {
     double lr;
-    CHECK_FAILS(OPT_ESTATE, "has called a function of yours that was left by", opt_step(p->opt));
+    CHECK_FAILS(OPT_ESTATE, "called a function of yours that was left by", opt_step(p->opt));
     CHECK_FAILS(OPT_ESTATE, "it can only be freed (opt_free)", opt_step_closure(p->opt, closure, p, NULL));
     CHECK_FAILS(OPT_ESTATE, "was left by", opt_get(p->opt, 0, "lr", &lr));
     CHECK_FAILS(OPT_ESTATE, "was left by", opt_iterate(p->opt, 0));

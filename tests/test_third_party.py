@@ -87,7 +87,7 @@ def test_a_closure_that_fails_after_it_has_moved_is_undone():
     [
         (b"somebodys_optimizers:Sing()", b"somebodys_optimizers:Sing cannot be imported"),
         (b"nobodys_optimizers:Sign()", b"No module named 'nobodys_optimizers'"),
-        (b"somebodys_optimizers:no_optimizer()", b"is no torch.optim.Optimizer"),
+        (b"somebodys_optimizers:no_optimizer()", b"is not a torch.optim.Optimizer"),
         (b"somebodys_optimizers:Sign(rate=1)", b"no argument of Sign 'rate': there are lr"),
     ],
 )
