@@ -209,6 +209,7 @@ class Pair:
             b.tensor.copy_(a.tensor)
         self.iterate = False  # LBFGS: by opt_step_closure and by opt_iterate in turn
         self.rows, self.row_count = (ctypes.c_int64 * 3)(), ctypes.c_int64(0)
+        self.agreed: dict[tuple[int, str], str] = {}  # hyperparameters that were the same, as they were
 
     def random(self):
         return torch.randn(LAYOUTS[self.layout][0], generator=self.generator)
@@ -332,22 +333,26 @@ class Pair:
         elif self.scheduler:
             both(self.schedule.step, lambda: lib.opt_schedule_step(self.opt))
 
-    def compare(self):
+    def compare(self, is_last: bool = True):
         for ours, theirs in zip(self.ours, self.theirs, strict=True):
             for a, b in zip(ours, theirs, strict=True):
                 assert a.bits() == b.bits()
         for i, group in enumerate(self.reference.param_groups):
-            for key, value in group.items():
-                values = (
-                    {f"{key}[{k}]": v for k, v in enumerate(value)}
-                    if isinstance(value, tuple)
-                    else {key: value}
-                )
-                for name, number in values.items():
-                    if isinstance(number, int | float):
-                        found = ctypes.c_double()
-                        assert lib.opt_get(self.opt, i, name.encode(), found) == 0
-                        assert found.value == float(number)
+            for key in group.keys() - {"params"}:
+                value = group[key]
+                if is_last or self.agreed.get((i, key)) != repr(value):  # a schedule has moved it
+                    self.compare_hyperparameter(i, key, value)
+                    self.agreed[i, key] = repr(value)
+
+    def compare_hyperparameter(self, group: int, key: str, value):
+        values = (
+            {f"{key}[{k}]": v for k, v in enumerate(value)} if isinstance(value, tuple) else {key: value}
+        )
+        for name, number in values.items():
+            if isinstance(number, int | float):
+                found = ctypes.c_double()
+                assert lib.opt_get(self.opt, group, name.encode(), found) == 0
+                assert found.value == float(number)
 
 
 def compare(text, dtype, layout, groups, scheduler) -> bool:
@@ -358,7 +363,7 @@ def compare(text, dtype, layout, groups, scheduler) -> bool:
         for i in range(STEPS):
             pair.step()
             pair.step_schedule(1.0 if i < 10 else 0.5)
-            pair.compare()
+            pair.compare(i == STEPS - 1)
     except Refused:
         return False
     finally:
