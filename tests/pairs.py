@@ -345,9 +345,7 @@ class Pair:
                     self.agreed[i, key] = repr(value)
 
     def compare_hyperparameter(self, group: int, key: str, value):
-        values = (
-            {f"{key}[{k}]": v for k, v in enumerate(value)} if isinstance(value, tuple) else {key: value}
-        )
+        values = {f"{key}[{k}]": v for k, v in enumerate(value)} if isinstance(value, tuple) else {key: value}
         for name, number in values.items():
             if isinstance(number, int | float):
                 found = ctypes.c_double()
