@@ -6,7 +6,9 @@
 #include "api.h"
 #include "call.h"
 #include "error.h"
+#include "gradients.h"
 #include "handle.h"
+#include "plan.h"
 #include "staging.h"
 
 /* ---- one optimizer, from creation to the end ---- */
@@ -48,12 +50,20 @@ int opt_free(int opt)
 
 /* ---- gradients ---- */
 
+/* Return the gradients of a call's optimizer where they can be changed without Python. */
+static const struct gradients *gradients_of(const struct call *call)
+{
+    return plan_gradients(handle_plan(call->slot));
+}
+
 API(zero_grad)
 int opt_zero_grad(int opt)
 {
     struct call call;
     int status = call_begin(&call, opt, CALL_ZERO_GRAD);
-    return status < 0 ? status : call_end(&call, runtime.python->zero_grad(opt));
+    if (status < 0)
+        return status;
+    return call_end(&call, gradients_zero(gradients_of(&call)) ? 1 : runtime.python->zero_grad(opt));
 }
 
 API(clip_grad_norm)
@@ -62,9 +72,13 @@ int opt_clip_grad_norm(int opt, double max_norm, double norm_type, int error_if_
     struct call call;
     int status = call_begin(&call, opt, CALL_CLIP_GRAD_NORM);
     double norm;
-    if (status == OPT_OK)
-        status = call_end(&call, runtime.python->clip_grad_norm(opt, max_norm, norm_type, error_if_nonfinite,
+    if (status == OPT_OK) {
+        int done = norm_type == 2 && gradients_clip_norm(gradients_of(&call), max_norm, &norm);
+        status = call_end(&call,
+                          done ? call_keeps_plan(&call)
+                               : runtime.python->clip_grad_norm(opt, max_norm, norm_type, error_if_nonfinite,
                                                                 total_norm ? &norm : NULL));
+    }
     if (status == OPT_OK && total_norm)
         *total_norm = norm;
     return status;
@@ -75,7 +89,10 @@ int opt_clip_grad_value(int opt, double clip_value)
 {
     struct call call;
     int status = call_begin(&call, opt, CALL_CLIP_GRAD_VALUE);
-    return status < 0 ? status : call_end(&call, runtime.python->clip_grad_value(opt, clip_value));
+    if (status < 0)
+        return status;
+    int done = gradients_clip_value(gradients_of(&call), clip_value);
+    return call_end(&call, done ? call_keeps_plan(&call) : runtime.python->clip_grad_value(opt, clip_value));
 }
 
 /* ---- hyperparameters and schedules ---- */

@@ -4,12 +4,15 @@
 #include <string.h>
 
 #include "callback.h"
+#include "elementwise.h"
 #include "end.h"
 #include "error.h"
+#include "gradients.h"
 #include "handle.h"
 #include "log.h"
 #include "openmp.h"
 #include "optplug.h"
+#include "plan.h"
 #include "runtime.h"
 #include "shield.h"
 #include "torch.h"
@@ -29,6 +32,22 @@ static int64_t take_steps(int opt)
     int64_t steps = handle_take_steps(slot);
     handle_unlock(slot);
     return steps;
+}
+
+static int run_plan(const optplug_plan *stated)
+{
+    struct plan *plan = plan_new(stated, stated->stable, 0);
+    int done = plan && plan_run(plan) == 1;
+    plan_free(plan);
+    return done;
+}
+
+static int clip_grad_norm(const optplug_gradients *stated, double max_norm, double *total_norm)
+{
+    struct gradients *gradients = gradients_make(stated);
+    int done = gradients_clip_norm(gradients, max_norm, total_norm);
+    gradients_free(gradients);
+    return done;
 }
 
 static int log_wanted(void) { return log_level; }
@@ -55,6 +74,9 @@ __attribute__((visibility("default"))) const optplug_host *optplug_attach(const 
         .end = end_calls,
         .interrupt = shield_interrupt,
         .open_torch = torch_open,
+        .elementwise = elementwise_run,
+        .run_plan = run_plan,
+        .clip_grad_norm = clip_grad_norm,
         .take_steps = take_steps,
         .log_wanted = log_wanted,
         .log = tell,

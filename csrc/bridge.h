@@ -22,15 +22,100 @@ typedef struct optplug_tensor {
     int gpu;           /* which one's memory; -1: the CPU's */
 } optplug_tensor;
 
+/* What is done to each value of an array: `to` becomes what stands here, where v and u are scalars in the
+ * array's dtype.  Several are one operation of torch's, with another rounding each: which of them is torch's
+ * is tried out. */
+typedef enum {
+    ELEMENTWISE_COPY,              /* a */
+    ELEMENTWISE_NEGATE,            /* -a */
+    ELEMENTWISE_ABS,               /* |a| */
+    ELEMENTWISE_SIGN,              /* -1, 0 or 1; 0 of a nan */
+    ELEMENTWISE_SQRT,              /* the processor's, rounded rightly */
+    ELEMENTWISE_SQRT_MKL,          /* Intel's, as torch has it in its library */
+    ELEMENTWISE_RECIPROCAL,        /* 1 / a */
+    ELEMENTWISE_ADD_SCALAR,        /* a + v */
+    ELEMENTWISE_MUL_SCALAR,        /* a * v */
+    ELEMENTWISE_DIV_SCALAR,        /* a / v */
+    ELEMENTWISE_DIV_SCALAR_BY_MUL, /* a * (1 / v) */
+    ELEMENTWISE_ADD,               /* a + v * b */
+    ELEMENTWISE_ADD_FMA,           /* the same, rounded once */
+    ELEMENTWISE_MUL,               /* a * b */
+    ELEMENTWISE_DIV,               /* a / b */
+    ELEMENTWISE_ADDCMUL,           /* a + (v * b) * c */
+    ELEMENTWISE_ADDCMUL_FMA,       /* the same, the sum rounded once */
+    ELEMENTWISE_ADDCMUL_RIGHT,     /* a + v * (b * c) */
+    ELEMENTWISE_ADDCMUL_RIGHT_FMA, /* the same, the sum rounded once */
+    ELEMENTWISE_ADDCDIV,           /* a + (v * b) / c */
+    ELEMENTWISE_ADDCDIV_RIGHT,     /* a + v * (b / c) */
+    ELEMENTWISE_ADDCDIV_RIGHT_FMA, /* the same, the sum rounded once */
+    ELEMENTWISE_LERP,              /* a + v * (b - a), or from b where |v| is 0.5 or more */
+    ELEMENTWISE_LERP_FMA,          /* the same, the sum rounded once */
+    ELEMENTWISE_MAXIMUM,           /* the larger of a and b; nan where one is */
+    ELEMENTWISE_MINIMUM,           /* the smaller */
+    ELEMENTWISE_CLAMP,             /* a, at least v and at most u */
+    ELEMENTWISE_CLAMP_MIN,         /* a, at least v */
+    ELEMENTWISE_CLAMP_MAX,         /* a, at most v */
+    ELEMENTWISE_GREATER,           /* 1 where a > v, else 0 */
+    ELEMENTWISE_LESS,              /* 1 where a < v, else 0 */
+    ELEMENTWISE_EQUAL,             /* 1 where a == v, else 0 */
+    ELEMENTWISE_FILL_WHERE,        /* v where b is not 0, else a */
+    ELEMENTWISE_COUNT
+} optplug_elementwise;
+
+/* How a scalar of a record is computed, in double, from those before it. */
+typedef enum {
+    SCALAR_CONSTANT, /* `constant` */
+    SCALAR_OPTION,   /* the operator's double number a */
+    SCALAR_ITEM,     /* the one value of the tensor in list a, of float32, float64 or int64 */
+    SCALAR_ADD,
+    SCALAR_SUBTRACT,
+    SCALAR_MULTIPLY,
+    SCALAR_DIVIDE,
+    SCALAR_POWER,
+    SCALAR_NEGATE,
+    SCALAR_SQRT,
+    SCALAR_LESS, /* 1 or 0 */
+    SCALAR_LESS_OR_EQUAL,
+    SCALAR_EQUAL,
+    SCALAR_ROUND,      /* to float32 or float64, of b bytes */
+    SCALAR_ELEMENTWISE /* what `elementwise` does to tensors of one value, of b bytes, that hold the scalars
+                        * operands[0] to [2], with operands[3] and [4] as v and u */
+} optplug_scalar_kind;
+
+typedef struct optplug_scalar {
+    int kind, a, b;
+    int elementwise, operands[5]; /* -1: none */
+    double constant;
+} optplug_scalar;
+
+/* What is done to arrays: those of the lists by their numbers, and temporary ones after them. */
+typedef struct optplug_instruction {
+    int elementwise, to, a, b, c; /* -1: none */
+    int v, u;                     /* scalars; -1: none */
+} optplug_instruction;
+
+/* What a step of an optimizer comes down to, for one parameter: arithmetic on scalars, with which branches were
+ * taken, then operations on arrays.  It holds where each guard is what it was; nothing is changed before. */
+typedef struct optplug_record {
+    int scalar_count, guard_count, store_count, instruction_count, temporary_count;
+    const optplug_scalar *scalars;
+    const int *guards; /* pairs: a scalar, and 1 or 0: whether it was other than 0 */
+    const int *stores; /* pairs: a list, whose tensors of one value become the scalar */
+    const optplug_instruction *instructions;
+} optplug_record;
+
 /* One operator of torch's, for a step without Python: of lists of tensors, doubles, bools, and tensors by
  * themselves.  Or a kernel, a library made by AOTInductor: of one tensor of each list, for each of them in
- * turn, and of one double as a tensor.
+ * turn, and of one double as a tensor.  Or records, of one tensor of each list, for each of them in turn: the
+ * first that holds.
  *
  * What it points to is read at once; the memory of the tensors stays. */
 typedef struct optplug_operator {
     const char *name; /* with its namespace; a kernel's file */
     const char *overload;
     int is_kernel;
+    int record_count; /* 0: no records */
+    const optplug_record *records;
     int lists, doubles, bools, singles; /* how many it takes, in this order */
     int optional;                       /* whether the singles may be left out */
     const int *lengths;                 /* of the lists */
@@ -46,12 +131,23 @@ typedef struct optplug_operator {
     uint64_t infinity;                  /* ... and the bits of an infinity */
 } optplug_operator;
 
+/* How the host's gradients are zeroed and clipped without Python: where they are, all of one dtype, and which
+ * of the operations have torch's bits; -1: none is known. */
+typedef struct optplug_gradients {
+    int count; /* 0: Python does it */
+    const optplug_tensor *tensors;
+    int lanes; /* in how many lanes squares are added up; 0: Python clips by the norm */
+    int chunk; /* of those that fill no lane: how many at a time are rounded before they are added; 0: none */
+    int add_scalar, mul_scalar, reciprocal, clamp_max, clamp;
+} optplug_gradients;
+
 /* A step without Python, as Python states it.  What it points to stays until this thread asks again. */
 typedef struct optplug_plan {
     int64_t serial;                    /* of this statement, which no other has */
     int count;                         /* of operators; 0: Python makes the steps */
     const optplug_operator *operators; /* NULL where the one asked with holds, with these scalars */
     const double *scalars; /* of all operators, one after the other: their doubles and then their bools */
+    optplug_gradients gradients;
     int stable; /* whether it runs through torch's stable ABI alone; -1: where the host is a Python */
 } optplug_plan;
 
@@ -115,6 +211,13 @@ typedef struct optplug_host {
     /* Find torch's C functions in its library, and those for GPUs in another one; 0 where there are no plans.
      */
     int (*open_torch)(const char *library, const char *gpu_library);
+    /* Do an operation to n values in float32 (4 bytes) or float64 (8), as records do it; 0 if this machine has
+     * none such.  Make the step of a plan once; 0 if that fails. */
+    int (*elementwise)(int operation, int bytes, int64_t n, void *to, const void *a, const void *b,
+                       const void *c, double v, double u);
+    int (*run_plan)(const optplug_plan *stated);
+    /* Clip gradients by their norm, and return 1; 0 if they are not clipped. */
+    int (*clip_grad_norm)(const optplug_gradients *gradients, double max_norm, double *total_norm);
     /* Return how many steps plans have made since this was last asked. */
     int64_t (*take_steps)(int opt);
     /* Return the highest level of lines that anybody wants; tell one; return the level of opt_log's function,

@@ -109,13 +109,19 @@ static void update_plan(struct call *call, int result)
     }
 }
 
+int call_keeps_plan(struct call *call)
+{
+    call->flags &= ~CHANGES_PLAN;
+    return 1;
+}
+
 int call_step(struct call *call)
 {
     struct plan *plan = handle_plan(call->slot);
     int result = plan ? plan_run(plan) : 0;
     if (result == 0)
         return runtime.python->step(call->opt);
-    call->flags &= ~CHANGES_PLAN;
+    call_keeps_plan(call);
     if (result > 0)
         handle_count_step(call->slot);
     else

@@ -31,8 +31,8 @@ enum {
     CALL_AVERAGE_SWAP = CHANGES_PLAN | WANTS_ARRAYS,
     CALL_BIND = CHANGES_PLAN,
     CALL_CHECKPOINT = 0,
-    CALL_CLIP_GRAD_NORM = FROM_WITHIN | WANTS_ARRAYS,
-    CALL_CLIP_GRAD_VALUE = FROM_WITHIN | WANTS_ARRAYS,
+    CALL_CLIP_GRAD_NORM = FROM_WITHIN | WANTS_ARRAYS | CHANGES_PLAN, /* where Python does it */
+    CALL_CLIP_GRAD_VALUE = FROM_WITHIN | WANTS_ARRAYS | CHANGES_PLAN,
     CALL_DESCRIBE = FROM_WITHIN,
     CALL_FREE = ENDS_HANDLE,
     CALL_GET = FROM_WITHIN,
@@ -65,6 +65,9 @@ int call_end_new(struct call *call, int result);
 
 /* End the call that frees one. */
 int call_end_last(struct call *call, int result);
+
+/* Note that a call has changed nothing of the plan, and return 1, its result. */
+int call_keeps_plan(struct call *call);
 
 /* Make a step in a call that has begun: the plan's, or Python's. */
 int call_step(struct call *call);

@@ -8,10 +8,14 @@ check_ipo_supported(RESULT links_across_files OUTPUT reason LANGUAGES C)
 
 function(add_optplug_library name)
   add_library(${name} SHARED)
-  foreach(source api apart arithmetic attach call callback early_end end error find fork handle import kernel library list
-      log openmp operation plan pyapi room runtime shield signals staging start torch variable)
+  foreach(source api apart arithmetic attach call callback early_end elementwise end error find fork gradients handle import kernel library list
+      log openmp operation plan pyapi record room runtime shield signals staging start torch variable)
     target_sources(${name} PRIVATE ${CMAKE_CURRENT_FUNCTION_LIST_DIR}/${source}.c)
   endforeach()
+  # Loops over values, which -O2 makes no vectors of; no sum is fused with a product but where that is written.
+  set_source_files_properties(
+    ${CMAKE_CURRENT_FUNCTION_LIST_DIR}/elementwise.c ${CMAKE_CURRENT_FUNCTION_LIST_DIR}/gradients.c PROPERTIES
+    COMPILE_OPTIONS "-O3;-ffp-contract=off;-fno-math-errno;-fno-trapping-math")
   set_target_properties(${name} PROPERTIES
     OUTPUT_NAME optplug
     C_STANDARD 11

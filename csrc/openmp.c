@@ -13,6 +13,10 @@ static int (*_Atomic get_threads)(void); /* omp_get_max_threads and omp_set_num_
 static void (*_Atomic set_threads)(int);
 static int (*_Atomic get_place)(void); /* omp_get_place_num */
 static int (*_Atomic in_parallel)(void);
+/* What GCC's compiler calls for a parallel region; LLVM's and Intel's OpenMP have it, too. */
+static void (*_Atomic parallel)(void (*)(void *), void *, unsigned threads, unsigned flags);
+static int (*_Atomic thread_number)(void); /* in a region: omp_get_thread_num, and how many there are */
+static int (*_Atomic team_size)(void);
 
 void openmp_find(void *where)
 {
@@ -21,6 +25,9 @@ void openmp_find(void *where)
     set_threads = (void (*)(int))set;
     get_place = (int (*)(void))dlsym(where, "omp_get_place_num");
     in_parallel = (int (*)(void))dlsym(where, "omp_in_parallel");
+    parallel = (void (*)(void (*)(void *), void *, unsigned, unsigned))dlsym(where, "GOMP_parallel");
+    thread_number = (int (*)(void))dlsym(where, "omp_get_thread_num");
+    team_size = (int (*)(void))dlsym(where, "omp_get_num_threads");
     get_threads = set ? (int (*)(void))get : NULL;
 }
 
@@ -76,6 +83,31 @@ static int affordable(int count)
 }
 
 void openmp_use_threads(int count) { openmp_set_threads(affordable(count)); }
+
+struct share {
+    void (*function)(void *data, int thread, int threads);
+    void *data;
+};
+
+static void run_share(void *data)
+{
+    const struct share *share = data;
+    int (*number)(void) = atomic_load(&thread_number);
+    int (*size)(void) = atomic_load(&team_size);
+    share->function(share->data, number(), size());
+}
+
+void openmp_run(void (*function)(void *data, int thread, int threads), void *data)
+{
+    void (*region)(void (*)(void *), void *, unsigned, unsigned) = atomic_load(&parallel);
+    int count = openmp_threads();
+    struct share share = {function, data};
+    if (count > 1 && region && atomic_load(&thread_number) && atomic_load(&team_size) &&
+        !openmp_in_parallel())
+        region(run_share, &share, (unsigned)count, 0);
+    else
+        function(data, 0, 1);
+}
 
 /* ---- processors ---- */
 

@@ -17,6 +17,10 @@ void openmp_use_threads(int count);
 /* Tell whether this thread is in a parallel region, where torch makes none of its own. */
 int openmp_in_parallel(void);
 
+/* Call a function in all threads of this thread's team, with the number of each and how many they are; in this
+ * one alone where there is no team. */
+void openmp_run(void (*function)(void *data, int thread, int threads), void *data);
+
 /* Let OpenMP start in this thread, before anything else lets it, without moving the thread to other
  * processors: where OMP_PROC_BIND, OMP_PLACES or the like is set, a thread's first region would. */
 void openmp_meet_thread(void);

@@ -52,6 +52,8 @@ void operation_set_scalars(struct operation *operation, const double *scalars)
 {
     const optplug_operator *form = &operation->form;
     memcpy(operation->scalars, scalars, (size_t)(form->doubles + form->bools) * sizeof *scalars);
+    if (form->record_count > 0)
+        return;
     boxed *word = operation->words;
     for (int i = 0; i < form->lists; i++) {
         *word++ = (boxed)(uintptr_t)operation->lists[i].tensors;
@@ -66,19 +68,27 @@ void operation_set_scalars(struct operation *operation, const double *scalars)
 int operation_make(struct operation *operation, const optplug_operator *given, const double *scalars,
                    int stable)
 {
-    if (given->gpu >= 0 && !torch.has_gpu)
+    if ((given->gpu >= 0 && !torch.has_gpu) || given->lists < 1)
         return 0;
-    if (given->lists < 1 || given->lists > MAX_LISTS || given->doubles + given->bools > MAX_SCALARS ||
-        given->singles > MAX_SINGLES || 2 * given->lists + given->bools + given->singles > MAX_WORDS)
+    if (given->record_count > 0 ? given->doubles > MAX_OPTIONS
+                                : given->lists > MAX_LISTS || given->doubles + given->bools > MAX_SCALARS ||
+                                      given->singles > MAX_SINGLES ||
+                                      2 * given->lists + given->bools + given->singles > MAX_WORDS)
         return 0;
     operation->form = *given;
     operation->form.name = NULL;
     operation->form.overload = NULL;
     operation->form.lengths = NULL;
     operation->form.tensors = NULL;
+    operation->form.records = NULL;
     if (!given->is_kernel)
         snprintf(operation->name, sizeof operation->name, "%s", given->name);
     snprintf(operation->overload, sizeof operation->overload, "%s", given->overload);
+    if (given->record_count > 0) {
+        operation_set_scalars(operation, scalars);
+        operation->records = records_make(given);
+        return operation->records != NULL;
+    }
     const optplug_tensor *tensors = given->tensors;
     for (int i = 0; i < given->lists; tensors += given->lengths[i++])
         if (!list_make(&operation->lists[i], tensors, given->lengths[i]))
@@ -102,6 +112,7 @@ void operation_free(struct operation *operation)
         list_free(&operation->lists[i]);
     list_free(&operation->singles);
     kernel_free(&operation->kernel);
+    records_free(operation->records);
 }
 
 int operation_scalar_count(const struct operation *operation)
@@ -130,15 +141,19 @@ static int is_finite(const optplug_tensor *memory, const optplug_operator *form)
     return !bad;
 }
 
-int operation_is_refused(const struct operation *operation)
+int operation_prepare(struct operation *operation)
 {
-    if (operation->form.gradients < 0)
-        return 0;
-    const struct list *list = &operation->lists[operation->form.gradients];
-    for (int i = 0; operation->form.bytes && i < list->length; i++)
-        if (!is_finite(&list->memory[i], &operation->form))
-            return 1;
-    return 0;
+    const optplug_operator *form = &operation->form;
+    if (form->gradients >= 0 && form->bytes) {
+        const struct list *list = &operation->lists[form->gradients];
+        int length = list->length;
+        const optplug_tensor *gradients =
+            operation->records ? records_list(operation->records, form->gradients, &length) : list->memory;
+        for (int i = 0; i < length; i++)
+            if (!is_finite(&gradients[i], form))
+                return 0;
+    }
+    return !operation->records || records_prepare(operation->records, operation->scalars);
 }
 
 /* Return what the step counts are to fall by, since the step was left out. */
@@ -207,6 +222,10 @@ static int run(const struct operation *operation, int proven)
 
 int operation_run(const struct operation *operation, int proven)
 {
+    if (operation->records) {
+        records_run(operation->records);
+        return 1;
+    }
     count_step(operation, 1);
     int done = run(operation, proven);
     count_step(operation, done ? -left_out(operation) : -1);

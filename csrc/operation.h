@@ -1,12 +1,13 @@
-/* One operator of torch's, or a kernel, with all that it is called with. */
+/* One operator of torch's, a kernel, or records, with all that it is called with. */
 #ifndef OPTPLUG_OPERATION_H
 #define OPTPLUG_OPERATION_H
 
 #include "bridge.h"
 #include "kernel.h"
 #include "list.h"
+#include "record.h"
 
-enum { MAX_SCALARS = 8, MAX_SINGLES = 2 };
+enum { MAX_SCALARS = 8, MAX_SINGLES = 2, MAX_OPTIONS = 32 };
 
 /* An operator's own entry.  The calling conventions of x86-64 and AArch64 put words and doubles in places
  * of their own, each in their order, and let a caller give more of them than are wanted.  A list is two
@@ -25,11 +26,12 @@ struct operation {
     char name[64];         /* "aten::_fused_adam_"; a kernel has none */
     char overload[16];
     struct list lists[MAX_LISTS];
-    double scalars[MAX_SCALARS];
+    double scalars[MAX_OPTIONS];     /* of an operator MAX_SCALARS at the most */
     struct list singles;             /* those that are there: NULL in the place of one that is not */
     boxed optionals[MAX_SINGLES][2]; /* the same, each as a std::optional */
     entry entry;                     /* NULL: boxed only */
     struct kernel kernel;
+    struct records *records; /* NULL: an operator of torch's, or a kernel */
     boxed words[MAX_WORDS];
 };
 
@@ -43,8 +45,9 @@ void operation_free(struct operation *operation);
 int operation_scalar_count(const struct operation *operation);
 void operation_set_scalars(struct operation *operation, const double *scalars);
 
-/* Tell whether a gradient is to be finite, and is not. */
-int operation_is_refused(const struct operation *operation);
+/* Tell whether it can run without Python: not where a gradient is to be finite and is not, or no record holds.
+ */
+int operation_prepare(struct operation *operation);
 
 /* Run it, by its own entry if there is one and it is `proven`; 0 if torch fails. */
 int operation_run(const struct operation *operation, int proven);

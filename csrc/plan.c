@@ -4,6 +4,7 @@
 #include <unistd.h>
 
 #include "error.h"
+#include "gradients.h"
 #include "openmp.h"
 #include "operation.h"
 #include "optplug.h"
@@ -15,6 +16,7 @@ struct plan {
     int on_gpu;
     int minds_modes; /* of PyTorch's, that a host may have on */
     int proven;      /* has run boxed, which turns torch's exceptions into errors */
+    struct gradients *gradients;
     int count;
     struct operation operations[];
 };
@@ -28,6 +30,7 @@ struct plan *plan_new(const optplug_plan *stated, int stable, int minds_modes)
     plan->count = stated->count;
     plan->process = getpid();
     plan->minds_modes = minds_modes && torch.any_modes_set;
+    plan->gradients = gradients_make(&stated->gradients);
     const double *scalars = stated->scalars;
     for (int i = 0; i < stated->count; i++) {
         const optplug_operator *given = &stated->operators[i];
@@ -45,6 +48,8 @@ void plan_free(struct plan *plan)
 {
     for (int i = 0; plan && i < plan->count; i++)
         operation_free(&plan->operations[i]);
+    if (plan)
+        gradients_free(plan->gradients);
     free(plan);
 }
 
@@ -58,15 +63,23 @@ void plan_set_scalars(struct plan *plan, const double *scalars)
     }
 }
 
+/* Tell whether modes of PyTorch's are on that Python puts aside, such as a host's FakeTensorMode. */
+static int is_in_mode(const struct plan *plan) { return plan->minds_modes && torch.any_modes_set(false); }
+
+const struct gradients *plan_gradients(const struct plan *plan)
+{
+    return plan && !is_in_mode(plan) ? plan->gradients : NULL;
+}
+
 int plan_run(struct plan *plan)
 {
     if (plan->on_gpu && getpid() != plan->process)
         return 0; /* Python says that no GPU survives a fork */
-    if (plan->minds_modes && torch.any_modes_set(false))
-        return 0; /* Python puts a host's modes aside, such as FakeTensorMode */
+    if (is_in_mode(plan))
+        return 0;
     for (int i = 0; i < plan->count; i++)
-        if (operation_is_refused(&plan->operations[i]))
-            return 0; /* Python says whose gradient it is */
+        if (!operation_prepare(&plan->operations[i]))
+            return 0; /* Python says whose gradient it is, or takes another branch */
     int threads = openmp_threads();
     for (int i = 0; i < plan->count; i++) {
         const struct operation *operation = &plan->operations[i];

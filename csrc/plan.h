@@ -4,6 +4,7 @@
 
 #include "bridge.h"
 
+struct gradients;
 struct plan;
 
 /* Make a plan of the operators that Python has stated, all through torch's stable ABI if `stable`; NULL if
@@ -13,6 +14,9 @@ struct plan *plan_new(const optplug_plan *stated, int stable, int minds_modes);
 
 /* Free a plan; NULL is fine. */
 void plan_free(struct plan *plan);
+
+/* Return the host's gradients where they can be zeroed and clipped without Python now; NULL for a NULL plan, too. */
+const struct gradients *plan_gradients(const struct plan *plan);
 
 /* Return which statement it was made from; 0 for NULL. */
 int64_t plan_serial(const struct plan *plan);

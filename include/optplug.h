@@ -83,8 +83,8 @@ int opt_bind(int opt, const char *name, const char *dtype, int64_t n, void *data
 
 /* Make one step: update every bound array from its gradient array.
  *
- * The first steps go through Python.  With fused or compiled kernels (see opt_init), later steps bypass
- * Python and hold only this optimizer's lock: half a microsecond for 50 values. */
+ * The first steps go through Python.  Later steps bypass it where they are known to give PyTorch's bits, and
+ * hold only this optimizer's lock: half a microsecond for 50 values.  opt_describe says how they run. */
 int opt_step(int opt);
 
 /* Free an optimizer and its state.  The bound arrays are left unchanged. */

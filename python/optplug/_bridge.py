@@ -290,6 +290,7 @@ def py_zero_grad(opt):
 
 
 @_callback
+@_changes_plan
 @_on_streams
 def py_clip_grad_norm(opt, max_norm, norm_type, error_if_nonfinite, total_norm):
     norm = _optimizers[opt].clip_grad_norm(max_norm, norm_type, bool(error_if_nonfinite))
@@ -298,6 +299,7 @@ def py_clip_grad_norm(opt, max_norm, norm_type, error_if_nonfinite, total_norm):
 
 
 @_callback
+@_changes_plan
 @_on_streams
 def py_clip_grad_value(opt, clip_value):
     _optimizers[opt].clip_grad_value(clip_value)

@@ -13,6 +13,7 @@ from optplug import spec
 from optplug.arguments import blame, check_kinds, said
 from optplug.checks import check_count, check_tensor
 from optplug.errors import StateError
+from optplug.recorder import Record
 from optplug.spec import Call, SpecError, shown
 from optplug.torch_private import foreach_copy_
 
@@ -61,6 +62,8 @@ class Average:
         self.text = text
         #: Whether the averages stand where the parameters were, and the other way round.
         self.swapped = False
+        #: What an update comes down to, in each dtype in which that was tried; None if it has no record.
+        self.records: dict[torch.dtype, Record | None] = {}
 
     def update(self, module: nn.Module) -> None:
         """Take the parameters as they are now into the average."""
@@ -79,10 +82,27 @@ class Average:
             foreach_copy_(averaged, current)
         elif self._averaged.avg_fn and not self._averaged.multi_avg_fn:
             for average, value in zip(averaged, current, strict=True):
-                average.copy_(self._averaged.avg_fn(average, value, count))
+                self.update_one(average, value, count)
         else:
             (self._averaged.multi_avg_fn or swa_utils.get_swa_multi_avg_fn())(averaged, current, count)
         count += 1
+
+    def update_one(self, averaged: Tensor, current: Tensor, count: Tensor) -> None:
+        """Do what an update does to one parameter on the CPU, of which ``count`` were made, one or more."""
+        if self._averaged.multi_avg_fn:
+            self._averaged.multi_avg_fn([averaged], [current], count)
+        else:
+            averaged.copy_((self._averaged.avg_fn or swa_utils.get_swa_avg_fn())(averaged, current, count))
+
+    def count(self) -> Tensor:
+        """Return how many steps are in the average: a tensor that an update adds to."""
+        return self._averaged.n_averaged
+
+    def like(self, averaged: Tensor) -> Average:
+        """Return an average of one parameter, of this kind, which is ``averaged`` after a first step."""
+        other = Average(self.text, nn.ParameterList([averaged.clone()]))
+        other.count().fill_(1)
+        return other
 
     def read(self, index: int) -> Tensor:
         """Return the average of the parameter of that index."""

@@ -12,7 +12,8 @@ from optplug.torch_private import has_hooks
 def describe(hosted: HostedOptimizer) -> str:
     """Return what an optimizer is and what it works on, a ``name: value`` a line."""
     optimizer, parameters = hosted.built(), hosted.parameters
-    lines = [f"optimizer: {hosted.recipe.name}", f"step: {_path(hosted, optimizer)}"]
+    step = way(hosted) if hosted.run.stepped else _path(hosted, optimizer)
+    lines = [f"optimizer: {hosted.recipe.name}", f"step: {step}", f"gradients: {_gradients(hosted)}"]
     for i, group in enumerate(optimizer.param_groups):
         options = {k: v for k, v in group.items() if k not in ("params", "param_names")}
         lines.append(f"group {i}: {', '.join(f'{k}={v!r}' for k, v in options.items())}")
@@ -41,19 +42,31 @@ def attached(hosted: HostedOptimizer) -> list[tuple[str, str]]:
 
 
 def way(hosted: HostedOptimizer) -> str:
-    """Say how steps are made now, and why by Python where kernels could be called without it."""
+    """Say how steps are made now, and why by Python if that is so."""
     optimizer = hosted.run.built
     if not optimizer:
         return "nothing yet"
     path = _path(hosted, optimizer)
-    if hosted.plan or not any(group.get("fused") for group in optimizer.param_groups):
+    if hosted.plan:
         return path
     reasons = {
         "plans=False": not hosted.planner.makes_plans,
-        "averages follow each step": hosted.run.average is not None,
         "hooks of PyTorch's watch them": has_hooks(optimizer),
+        f"they cannot be recorded: {hosted.planner.records.reason}": bool(hosted.planner.records.reason),
     }
     return ", ".join([f"{path}, by Python", *(f"since {why}" for why, holds in reasons.items() if holds)])
+
+
+def _gradients(hosted: HostedOptimizer) -> str:
+    """Say how gradients are zeroed and clipped."""
+    gradients = hosted.plan.gradients if hosted.plan else None
+    if gradients is None:
+        return "zeroed and clipped by Python"
+    if gradients.lanes:
+        return "zeroed and clipped without Python"
+    return "zeroed without Python, and clipped by Python" + (
+        "" if hosted.planner.clips else " the first time"
+    )
 
 
 def _path(hosted: HostedOptimizer, optimizer: torch.optim.Optimizer) -> str:

@@ -261,11 +261,15 @@ class HostedOptimizer:
         if norm_type != norm_type:
             raise ValueError(f"norm_type must be a number, got {norm_type}")
         try:
-            return norms.clip_grad_norm_(self.parameters.clippable(), max_norm, norm_type, error_if_nonfinite)
+            total = norms.clip_grad_norm_(
+                self.parameters.clippable(), max_norm, norm_type, error_if_nonfinite
+            )
         except RuntimeError as error:
             if "non-finite" not in str(error):
                 raise
             raise NonFiniteError(str(error)) from error
+        self.planner.clip(self.parameters)
+        return total
 
     def clip_grad_value(self, clip_value: float) -> None:
         """Clamp every gradient to ``-clip_value`` to ``clip_value``: ``torch.nn.utils.clip_grad_value_``."""
@@ -275,6 +279,7 @@ class HostedOptimizer:
             if p.tensor.is_complex():
                 raise ValueError(f"parameter {shown(p.name)}: clamp is not supported for complex types")
         nn.utils.clip_grad_value_(self.parameters.clippable(), clip_value)
+        self.planner.clip(self.parameters)
 
     def grad_scale(self, scale: Tensor | None, found_inf: Tensor | None) -> None:
         """Let steps from now on divide gradients by ``scale``, and be left out where ``found_inf`` is 1.
@@ -348,6 +353,7 @@ class HostedOptimizer:
     def swap_average(self) -> None:
         """Exchange all parameters with their averages, in place; again: back."""
         self._check_idle("opt_average_swap")
+        self.planner.pause()  # a step is refused while they are swapped in
         self._averaged().swap(self.parameters.module)
         self.parameters.publish()
 

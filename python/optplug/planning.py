@@ -7,11 +7,12 @@ from typing import Any
 
 import torch
 
-from optplug import plans
+from optplug import followers, plans
 from optplug.errors import CompileError, warn
 from optplug.lean import Calls, step_again, step_and_record
 from optplug.parameters import Parameters
 from optplug.recipe import Recipe
+from optplug.records import Records
 from optplug.run import Run
 from optplug.scaling import Scale
 from optplug.torch_private import has_hooks
@@ -32,9 +33,13 @@ class Planner:
     ) -> None:
         self._recipe, self._error_if_nonfinite = recipe, error_if_nonfinite
         self.makes_plans = makes_plans
+        #: Whether gradients are clipped before steps.
+        self.clips = False
         self.may_compile = bool(makes_plans) and may_compile
         #: The next step without Python, where it can be made so.
         self.plan: plans.Plan | None = None
+        #: What its steps come down to, where torch has no operator for them.
+        self.records = Records()
         self._calls: Calls = []  # what the last step came down to, if the next one is to be like it
         self._is_checked = False  # whether the state is known to fit
         self._has_compiled = False
@@ -48,6 +53,17 @@ class Planner:
     def forget(self) -> None:
         """Let the next step look at everything anew."""
         self.plan, self._calls, self._is_checked = None, [], False
+        self.records.forget()
+
+    def pause(self) -> None:
+        """Let the next step come to Python, which may refuse it."""
+        self.plan, self._calls = None, []
+
+    def clip(self, parameters: Parameters) -> None:
+        """State how gradients are clipped, too, from now on."""
+        if self.plan and not self.clips:
+            self.plan = plans.Plan(self.plan.operations, followers.gradients(parameters, True))
+        self.clips = True
 
     def refresh(self) -> None:
         """Let the next step look at the hyperparameters anew."""
@@ -64,6 +80,23 @@ class Planner:
     def step(self, run: Run, optimizer: torch.optim.Optimizer, parameters: Parameters, scale: Scale) -> None:
         """Make a step that is not the first, by Python."""
         self.check_state(optimizer)
+        is_looked_at = self._may_record(parameters, scale) and self.records.begin(optimizer)
+        self._step(run, optimizer, parameters, scale)
+        if is_looked_at and self.records.finish(optimizer):
+            self.plan = None  # it is to have these records, too
+
+    def _may_record(self, parameters: Parameters, scale: Scale) -> bool:
+        """Tell whether steps may run as records of what Python does."""
+        return (
+            bool(self.makes_plans)
+            and not self.may_compile
+            and self._recipe.is_torchs
+            and not self._recipe.needs_closure
+            and not scale
+            and not parameters.has_sparse()
+        )
+
+    def _step(self, run: Run, optimizer: torch.optim.Optimizer, parameters: Parameters, scale: Scale) -> None:
         if self._calls and not has_hooks(optimizer):
             calls, self._calls = self._calls, []  # torch may leave a list of them changed if it fails
             step_again(calls)
@@ -77,14 +110,27 @@ class Planner:
 
     def state(self, run: Run, parameters: Parameters, scale: Scale) -> None:
         """State the next step as a plan, after one by Python, where there is none yet."""
-        if run.built is None or not run.stepped or run.average is not None:
+        if run.built is None or not run.stepped or not self.makes_plans:
             return
-        if self.makes_plans and self.plan is None:
-            self.plan = plans.make(
-                run.built, parameters.mastered(), scale.numbers(), self._error_if_nonfinite
-            )
+        if self.plan is None:
+            self.plan = self._state(run, run.built, parameters, scale)
             if self.plan:
                 self._calls = []  # the state may lie elsewhere now
+
+    def _state(
+        self, run: Run, optimizer: torch.optim.Optimizer, parameters: Parameters, scale: Scale
+    ) -> plans.Plan | None:
+        masters, averaging = parameters.mastered(), list[plans.Operation]()
+        operations = plans.make(optimizer, scale.numbers(), self._error_if_nonfinite)
+        if operations is None and not scale:
+            operations = self.records.operations(optimizer)
+        if operations and run.average:
+            found = followers.average(run.average, [p.tensor.detach() for p in parameters])
+            if found is None:
+                return None
+            averaging = found
+        gradients = followers.gradients(parameters, self.clips)
+        return plans.stated(operations, masters, averaging, gradients) if operations else None
 
     def refuse(self) -> None:
         """Step without plans from now on, since C cannot take the one there is."""

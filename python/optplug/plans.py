@@ -23,6 +23,7 @@ from optplug.checks import kind_of
 from optplug.errors import StateError
 from optplug.kinds import Mastered
 from optplug.lean import Calls, lean
+from optplug.recorder import Record
 from optplug.spec import shown
 from optplug.torch_private import has_hooks, schema_arguments
 
@@ -51,8 +52,8 @@ STATE = {
 # The hyperparameter without which a list is empty.
 _ONLY_WITH = {"max_exp_avg_sqs": "amsgrad", "momentum_buffer_list": "momentum"}
 _SINGLES = ["grad_scale", "found_inf"]
-# How many values make it worth to call in other threads, which the kernels do for any number of them.
-_WORTH_THREADS = 16384
+#: How many values make it worth to call in other threads, which the kernels do for any number of them.
+WORTH_THREADS = 16384
 # Scalars that are no hyperparameters by that name.
 SCALARS: dict[str, Callable[[Group], float]] = {
     "beta1": lambda group: group["betas"][0],
@@ -111,6 +112,8 @@ class Operation:
     scalars: list[float]
     alone: bool  # too small to be worth more than one thread
     singles: Sequence[Tensor | None] = ()
+    #: Instead of an operator, what a step of this class comes down to: the first of them that holds.
+    records: Sequence[Record] = ()
 
     @property
     def is_kernel(self) -> bool:
@@ -132,11 +135,25 @@ class Operation:
         return self.form.lists.index("grads") if "grads" in self.form.lists else -1
 
 
+@dataclass(frozen=True)
+class Gradients:
+    """The host's gradients, and by which of C's operations they are clipped: -1 where by none."""
+
+    tensors: list[Tensor]
+    lanes: int = 0  # see `optplug_gradients`
+    chunk: int = 0
+    add_scalar: int = -1
+    mul_scalar: int = -1
+    reciprocal: int = -1
+    clamp_max: int = -1
+    clamp: int = -1
+
+
 class Plan:
     """A step as operations, one after the other."""
 
-    def __init__(self, operations: list[Operation]) -> None:
-        self.operations = operations
+    def __init__(self, operations: list[Operation], gradients: Gradients | None = None) -> None:
+        self.operations, self.gradients = operations, gradients
         #: By which C knows whether the plan that it has is this one.
         self.serial = next(_serials)
         self._shape = self._current_shape()
@@ -144,41 +161,70 @@ class Plan:
     def names(self) -> list[str]:
         """Return what is called, for people."""
         names = [
-            pathlib.Path(o.operator).name if o.is_kernel else f"aten::{o.operator}" for o in self.operations
+            pathlib.Path(o.operator).name
+            if o.is_kernel
+            else f"recorded {o.operator}"
+            if o.records
+            else f"aten::{o.operator}"
+            for o in self.operations
         ]
         return list(dict.fromkeys(names))
 
     def refresh(self) -> bool:
         """Take over hyperparameters that have changed; False if the plan does not hold with them."""
         try:
-            scalars = [_scalars(o.form, o.group) for o in self.operations]
+            all_scalars = [scalars(o.form, o.group) for o in self.operations]
         except (OverflowError, TypeError):
             return False
-        for operation, values in zip(self.operations, scalars, strict=True):
+        for operation, values in zip(self.operations, all_scalars, strict=True):
             operation.scalars = values
         return self._current_shape() == self._shape
 
     def _current_shape(self) -> list[object]:
         """Return what a plan has fixed: all hyperparameters of a kernel but lr, of an operator only some."""
-        fixed = ("decoupled_weight_decay", *_ONLY_WITH.values())
+        few = ("decoupled_weight_decay", *_ONLY_WITH.values())
         return [
             {k: v for k, v in o.group.items() if k not in ("params", "lr")}
             if o.is_kernel
-            else [bool(o.group.get(name)) for name in fixed]
+            else fixed(o.group)
+            if o.records
+            else [bool(o.group.get(name)) for name in few]
             for o in self.operations
         ]
 
 
+def fixed(group: Group) -> list[tuple[str, object]]:
+    """Return what a record has fixed of a group's hyperparameters: of a number only that it is one."""
+
+    def kind(value: object) -> object:
+        if type(value) is tuple:
+            return tuple(map(kind, value))
+        return type(value) if type(value) in (int, float) else value
+
+    return [(key, kind(value)) for key, value in group.items() if key not in ("params", "param_names")]
+
+
+def stated(
+    operations: list[Operation],
+    masters: Sequence[Mastered],
+    averaging: list[Operation],
+    gradients: Gradients | None,
+) -> Plan | None:
+    """Return a plan of a step's operations, with what copies and averages have to do around it."""
+    try:
+        return Plan([*_with_copies(operations, masters), *averaging], gradients)
+    except ValueError:
+        return None
+
+
 def make(
     optimizer: torch.optim.Optimizer,
-    masters: Sequence[Mastered] = (),
     scale: tuple[Tensor | None, Tensor | None] = (None, None),
     error_if_nonfinite: bool = False,
-) -> Plan | None:
-    """State the next step of an optimizer that has stepped before; None if only Python can make it.
+) -> list[Operation] | None:
+    """State the next step of an optimizer that has stepped before; None if no operator of torch's makes it.
 
     Args:
-        masters: those of its parameters that are copies of the host's, if any.
         scale: what gradients are divided by, and what leaves a step out: one number each.
         error_if_nonfinite: whether gradients are looked at before, which C can do in the CPU's memory alone.
     """
@@ -197,7 +243,7 @@ def make(
             form = form_of(operator)
             alike: dict[tuple[torch.device, torch.dtype, bool], list[Tensor]] = {}
             for p in group["params"]:
-                small = not p.is_cuda and p.numel() < _WORTH_THREADS
+                small = not p.is_cuda and p.numel() < WORTH_THREADS
                 alike.setdefault((p.device, p.dtype, small), []).append(p)
             for (device, _, small), parameters in alike.items():
                 counts = None
@@ -206,9 +252,9 @@ def make(
                 lists = [_list(name, parameters, optimizer, group) for name in form.lists]
                 if any(number is not None and number.device != device for number in scale):
                     return None
-                step = Operation(operator, form, group, lists, _scalars(form, group), small, scale)
+                step = Operation(operator, form, group, lists, scalars(form, group), small, scale)
                 operations += [step] if counts is None else _counted(step, counts)
-        return Plan(_with_copies(operations, masters))
+        return operations
     except (AttributeError, KeyError, OverflowError, TypeError, ValueError):
         return None  # a state that is still to be made, or a torch that is not known here
 
@@ -246,7 +292,7 @@ def _copies(form: Form, targets: list[Tensor], sources: list[Tensor]) -> Iterato
         shape = target.shape
         if not (is_dense(shape, target.stride()) and same_order(shape, target.stride(), source.stride())):
             raise ValueError("an array of the host's has gaps")
-        small = not target.is_cuda and target.numel() < _WORTH_THREADS
+        small = not target.is_cuda and target.numel() < WORTH_THREADS
         alike.setdefault((target.device, target.dtype, source.dtype, small), []).append((target, source))
     for (*_, small), pairs in alike.items():
         yield Operation(_COPY, form, {}, [list(t) for t in zip(*pairs, strict=True)], [0.0], small)
@@ -257,11 +303,17 @@ def _operator(optimizer: torch.optim.Optimizer, group: Group) -> str:
     return _DECOUPLED[name] if group.get("decoupled_weight_decay") else name
 
 
-def _scalars(form: Form, group: Group) -> list[float]:
-    values = [SCALARS.get(n, lambda g, n=n: g[n])(group) for n in form.doubles + form.bools]
+def scalars(form: Form, group: Group) -> list[float]:
+    """Return what an operator takes of a group's hyperparameters; raise TypeError if one is no number."""
+    values = [SCALARS.get(n, lambda g, n=n: _number(g, n))(group) for n in form.doubles + form.bools]
     if not all(isinstance(value, bool | int | float) for value in values):
         raise TypeError
     return [float(value) for value in values]
+
+
+def _number(group: Group, name: str) -> Any:
+    key, _, index = name.partition("[")
+    return group[key][int(index[:-1])] if index else group[name]
 
 
 def _grad(p: Tensor) -> Tensor:
@@ -344,18 +396,15 @@ def make_compiled(
             tensors = compiled.inputs(calls, i, j)
             if not _fit(p, tensors) or group["foreach"] or group["differentiable"] or group["capturable"]:
                 return None
-            alike.setdefault((p.dtype, p.numel() < _WORTH_THREADS), []).append(tensors)
+            alike.setdefault((p.dtype, p.numel() < WORTH_THREADS), []).append(tensors)
         for (dtype, small), rows in alike.items():
             file = compiled.kernel(name, group, dtype, may_compile)
             if file is None:
                 return None
             lists = [list(tensors) for tensors in zip(*rows, strict=True)]
             form = Form(("self", "grads", *map(str, range(2, len(lists)))), ("lr",), ())
-            operations.append(Operation(str(file), form, group, lists, _scalars(form, group), small))
-    try:
-        return Plan(_with_copies(operations, masters))
-    except ValueError:
-        return None
+            operations.append(Operation(str(file), form, group, lists, scalars(form, group), small))
+    return stated(operations, masters, [], None)
 
 
 def _fit(p: Tensor, tensors: list[Tensor]) -> bool:

@@ -12,7 +12,8 @@ import torch
 from optplug import buffers
 from optplug._optplug import ffi
 from optplug.devices import Streams
-from optplug.plans import Operation, Plan
+from optplug.plans import Gradients, Operation, Plan
+from optplug.recorder import Record
 
 _here = threading.local()  # .stated: what C reads now, which stays until this thread is asked again
 
@@ -32,8 +33,21 @@ def give(plan: Plan, out: Any, streams: Streams, way: bool | str, is_guarded: bo
     stated = [_operator(o, streams, is_guarded, alive) for o in plan.operations]
     operators = ffi.new("optplug_operator[]", stated)
     give_numbers(plan, out)
+    if plan.gradients:
+        alive.append(give_gradients(plan.gradients, ffi.addressof(out, "gradients")))
     _here.stated += operators, alive
     out.operators, out.stable = operators, _STABLE.get(way, -1)  # type: ignore[arg-type]
+
+
+def give_gradients(gradients: Gradients, out: Any) -> object:
+    """Fill in ``out``, an ``optplug_gradients *``, and return what it points to."""
+    tensors = gradients.tensors
+    name = ffi.new("char[]", buffers.name_of(tensors[0].dtype).encode())
+    stated = ffi.new("optplug_tensor[]", [_tensor(t, {tensors[0].dtype: name}) for t in tensors])
+    out.count, out.tensors, out.lanes, out.chunk = len(tensors), stated, gradients.lanes, gradients.chunk
+    for operation in ("add_scalar", "mul_scalar", "reciprocal", "clamp_max", "clamp"):
+        setattr(out, operation, getattr(gradients, operation))
+    return name, stated
 
 
 def give_numbers(plan: Plan, out: Any) -> None:
@@ -59,8 +73,11 @@ def _operator(operation: Operation, streams: Streams, is_guarded: bool, alive: l
         "lengths": ffi.new("int[]", [len(tensors) for tensors in operation.lists]),
         "tensors": ffi.new("optplug_tensor[]", [_tensor(t, names) for t in tensors]),
     }
+    records = [_record(record, alive) for record in operation.records]
+    fields["records"] = ffi.new("optplug_record[]", records)
     alive += [names, fields]
     return fields | {
+        "record_count": len(records),
         "lists": len(operation.form.lists),
         "doubles": len(operation.form.doubles),
         "bools": len(operation.form.bools),
@@ -75,6 +92,30 @@ def _operator(operation: Operation, streams: Streams, is_guarded: bool, alive: l
         "alone": operation.alone,
         "bytes": checked.itemsize if checked and is_guarded else 0,
         "infinity": buffers.infinity(checked) if checked else 0,
+    }
+
+
+def _record(record: Record, alive: list[Any]) -> dict[str, Any]:
+    """Return a record as C takes it."""
+    fields = {
+        "scalars": ffi.new(
+            "optplug_scalar[]",
+            [(s.kind, s.a, s.b, s.elementwise, s.operands, s.constant) for s in record.scalars],
+        ),
+        "guards": ffi.new("int[]", [int(n) for guard in record.guards for n in guard]),
+        "stores": ffi.new("int[]", [n for store in record.stores for n in store]),
+        "instructions": ffi.new(
+            "optplug_instruction[]",
+            [(i.elementwise, i.to, i.a, i.b, i.c, i.v, i.u) for i in record.instructions],
+        ),
+    }
+    alive.append(fields)
+    return fields | {
+        "scalar_count": len(record.scalars),
+        "guard_count": len(record.guards),
+        "store_count": len(record.stores),
+        "instruction_count": len(record.instructions),
+        "temporary_count": record.temporaries,
     }
 
 

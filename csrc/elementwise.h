@@ -1,0 +1,19 @@
+/* Operations on each value of an array, with the roundings that torch's have. */
+#ifndef OPTPLUG_ELEMENTWISE_H
+#define OPTPLUG_ELEMENTWISE_H
+
+#include "bridge.h"
+
+/* Do one to n values in memory; `to` may be one of the others. */
+typedef void (*elementwise)(int64_t n, void *to, const void *a, const void *b, const void *c, double v,
+                            double u);
+
+/* Return the operation of this number for values of 4 or 8 bytes, in the instructions that this processor has;
+ * NULL if there is none. */
+elementwise elementwise_find(int operation, int bytes);
+
+/* Do one: `optplug_host`'s. */
+int elementwise_run(int operation, int bytes, int64_t n, void *to, const void *a, const void *b,
+                    const void *c, double v, double u);
+
+#endif

@@ -1,0 +1,71 @@
+/* All operations once, as functions SET_name_f32 and SET_name_f64 compiled for the processor's features in
+ * FEATURES, and the table of them: included by elementwise.c for each set of features.
+ *
+ * No sum may be contracted to a fused multiply-add but where one is written, and none may be left out. */
+
+#define FUNCTION(NAME, TYPE, BITS, EXPRESSION)                                                               \
+    FEATURES static void JOIN(SET, NAME, BITS)(int64_t n, void *to_, const void *a_, const void *b_,         \
+                                               const void *c_, double v_, double u_)                         \
+    {                                                                                                        \
+        TYPE *to = to_;                                                                                      \
+        const TYPE *a = a_, *b = b_, *c = c_;                                                                \
+        const TYPE v = (TYPE)v_, u = (TYPE)u_;                                                               \
+        (void)b, (void)c, (void)v, (void)u;                                                                  \
+        EACH_ALONE for (int64_t i = 0; i < n; i++) to[i] = EXPRESSION;                                       \
+    }
+
+#define BOTH(NAME, EXPRESSION32, EXPRESSION64)                                                               \
+    FUNCTION(NAME, float, f32, EXPRESSION32)                                                                 \
+    FUNCTION(NAME, double, f64, EXPRESSION64)
+
+#define SAME(NAME, EXPRESSION) BOTH(NAME, (EXPRESSION), (EXPRESSION))
+
+SAME(COPY, a[i])
+SAME(NEGATE, -a[i])
+BOTH(ABS, fabsf(a[i]), fabs(a[i]))
+SAME(SIGN, (a[i] > 0) - (a[i] < 0))
+BOTH(SQRT, sqrtf(a[i]), sqrt(a[i]))
+SAME(RECIPROCAL, 1 / a[i])
+SAME(ADD_SCALAR, a[i] + v)
+SAME(MUL_SCALAR, a[i] * v)
+SAME(DIV_SCALAR, a[i] / v)
+SAME(DIV_SCALAR_BY_MUL, a[i] * (1 / v))
+SAME(ADD, a[i] + v * b[i])
+BOTH(ADD_FMA, fmaf(v, b[i], a[i]), fma(v, b[i], a[i]))
+SAME(MUL, a[i] * b[i])
+SAME(DIV, a[i] / b[i])
+SAME(ADDCMUL, a[i] + (v * b[i]) * c[i])
+BOTH(ADDCMUL_FMA, fmaf(v *b[i], c[i], a[i]), fma(v *b[i], c[i], a[i]))
+SAME(ADDCMUL_RIGHT, a[i] + v * (b[i] * c[i]))
+BOTH(ADDCMUL_RIGHT_FMA, fmaf(v, b[i] * c[i], a[i]), fma(v, b[i] * c[i], a[i]))
+SAME(ADDCDIV, a[i] + (v * b[i]) / c[i])
+SAME(ADDCDIV_RIGHT, a[i] + v * (b[i] / c[i]))
+BOTH(ADDCDIV_RIGHT_FMA, fmaf(v, b[i] / c[i], a[i]), fma(v, b[i] / c[i], a[i]))
+SAME(LERP, (v < 0 ? -v : v) < (float)0.5 ? a[i] + v * (b[i] - a[i]) : b[i] + (v - 1) * (b[i] - a[i]))
+BOTH(LERP_FMA, fabsf(v) < 0.5F ? fmaf(v, b[i] - a[i], a[i]) : fmaf(v - 1, b[i] - a[i], b[i]),
+     fabs(v) < 0.5 ? fma(v, b[i] - a[i], a[i]) : fma(v - 1, b[i] - a[i], b[i]))
+SAME(MAXIMUM, a[i] != a[i] || a[i] > b[i] ? a[i] : b[i])
+SAME(MINIMUM, a[i] != a[i] || a[i] < b[i] ? a[i] : b[i])
+SAME(CLAMP, a[i]<v ? (v > u ? u : v) : a[i]> u ? u : a[i])
+SAME(CLAMP_MIN, a[i] < v ? v : a[i])
+SAME(CLAMP_MAX, a[i] > v ? v : a[i])
+SAME(GREATER, a[i] > v)
+SAME(LESS, a[i] < v)
+SAME(EQUAL, a[i] == v)
+SAME(FILL_WHERE, b[i] != 0 ? v : a[i])
+
+#define ENTRY(NAME) [ELEMENTWISE_##NAME] = {JOIN(SET, NAME, f32), JOIN(SET, NAME, f64)},
+static const elementwise TABLE(SET)[ELEMENTWISE_COUNT][2] = {
+    ENTRY(COPY) ENTRY(NEGATE) ENTRY(ABS) ENTRY(SIGN) ENTRY(SQRT) ENTRY(RECIPROCAL) ENTRY(ADD_SCALAR)
+        ENTRY(MUL_SCALAR) ENTRY(DIV_SCALAR) ENTRY(DIV_SCALAR_BY_MUL) ENTRY(ADD) ENTRY(ADD_FMA) ENTRY(MUL)
+            ENTRY(DIV) ENTRY(ADDCMUL) ENTRY(ADDCMUL_FMA) ENTRY(ADDCMUL_RIGHT) ENTRY(ADDCMUL_RIGHT_FMA)
+                ENTRY(ADDCDIV) ENTRY(ADDCDIV_RIGHT) ENTRY(ADDCDIV_RIGHT_FMA) ENTRY(LERP) ENTRY(LERP_FMA)
+                    ENTRY(MAXIMUM) ENTRY(MINIMUM) ENTRY(CLAMP) ENTRY(CLAMP_MIN) ENTRY(CLAMP_MAX)
+                        ENTRY(GREATER) ENTRY(LESS) ENTRY(EQUAL) ENTRY(FILL_WHERE)};
+
+#undef FUNCTION
+#undef BOTH
+#undef SAME
+#undef ENTRY
+#undef SET
+#undef FEATURES

@@ -1,0 +1,190 @@
+#include "gradients.h"
+
+#include <math.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "elementwise.h"
+#include "openmp.h"
+
+/* Gradients as long as this are Python's, which adds them up in pieces. */
+enum { LONG = 10000000, WORTH_THREADS = 32768, MOST_LANES = 16 };
+
+struct gradients {
+    int count, bytes, lanes, chunk;
+    optplug_tensor *tensors;
+    elementwise add_scalar, mul_scalar, reciprocal, clamp_max, clamp;
+    double *norms; /* room for the norm of each, in its dtype */
+};
+
+struct gradients *gradients_make(const optplug_gradients *given)
+{
+    if (given->count == 0 || given->lanes > MOST_LANES)
+        return NULL;
+    struct gradients *gradients = calloc(1, sizeof *gradients);
+    if (!gradients)
+        return NULL;
+    int bytes = strcmp(given->tensors[0].dtype, "float64") == 0 ? 8 : 4;
+    *gradients = (struct gradients){
+        .count = given->count,
+        .bytes = bytes,
+        .lanes = given->lanes,
+        .chunk = given->chunk,
+        .add_scalar = elementwise_find(given->add_scalar, bytes),
+        .mul_scalar = elementwise_find(given->mul_scalar, bytes),
+        .reciprocal = elementwise_find(given->reciprocal, bytes),
+        .clamp_max = elementwise_find(given->clamp_max, bytes),
+        .clamp = elementwise_find(given->clamp, bytes),
+        .tensors = malloc((size_t)given->count * sizeof *given->tensors),
+        .norms = malloc((size_t)given->count * sizeof *gradients->norms),
+    };
+    if (!gradients->tensors || !gradients->norms) {
+        gradients_free(gradients);
+        return NULL;
+    }
+    memcpy(gradients->tensors, given->tensors, (size_t)given->count * sizeof *given->tensors);
+    return gradients;
+}
+
+void gradients_free(struct gradients *gradients)
+{
+    if (!gradients)
+        return;
+    free(gradients->tensors);
+    free(gradients->norms);
+    free(gradients);
+}
+
+/* ---- norms ---- */
+
+/* Add up squares as torch's compiler does (aten/src/ATen/native/cpu/ReduceOpsKernel.cpp, norm_two_reduce_step):
+ * in lanes, which are then added one by one, and after them the values that fill no lane.  It takes some of those
+ * together, and rounds their squares; the squares of others only in the sum. */
+#define SUM_OF_SQUARES(NAME, TYPE, LANES, FMA)                                                               \
+    static TYPE NAME(int64_t n, const TYPE *x, int chunk)                                                    \
+    {                                                                                                        \
+        TYPE lanes[LANES] = {0};                                                                             \
+        int64_t i = 0;                                                                                       \
+        for (; i < n - n % LANES; i += LANES)                                                                \
+            for (int j = 0; j < LANES; j++)                                                                  \
+                lanes[j] += x[i + j] * x[i + j];                                                             \
+        TYPE sum = lanes[0];                                                                                 \
+        for (int j = 1; j < LANES; j++)                                                                      \
+            sum += lanes[j];                                                                                 \
+        int64_t rounded = chunk > 0 ? n - (n - i) % chunk : i;                                               \
+        for (; i < rounded; i++)                                                                             \
+            sum += x[i] * x[i];                                                                              \
+        for (; i < n; i++)                                                                                   \
+            sum = FMA(x[i], x[i], sum);                                                                      \
+        return sum;                                                                                          \
+    }
+
+SUM_OF_SQUARES(squares2_f64, double, 2, fma)
+SUM_OF_SQUARES(squares4_f64, double, 4, fma)
+SUM_OF_SQUARES(squares8_f64, double, 8, fma)
+SUM_OF_SQUARES(squares4_f32, float, 4, fmaf)
+SUM_OF_SQUARES(squares8_f32, float, 8, fmaf)
+SUM_OF_SQUARES(squares16_f32, float, 16, fmaf)
+
+static void norm(const struct gradients *gradients, int64_t n, const void *x, void *result)
+{
+    int chunk = gradients->chunk;
+    if (gradients->bytes == 8) {
+        double sum = gradients->lanes == 2   ? squares2_f64(n, x, chunk)
+                     : gradients->lanes == 4 ? squares4_f64(n, x, chunk)
+                                             : squares8_f64(n, x, chunk);
+        *(double *)result = sqrt(sum);
+    } else {
+        float sum = gradients->lanes == 4   ? squares4_f32(n, x, chunk)
+                    : gradients->lanes == 8 ? squares8_f32(n, x, chunk)
+                                            : squares16_f32(n, x, chunk);
+        *(float *)result = sqrtf(sum);
+    }
+}
+
+/* ---- what is done to each ---- */
+
+struct job {
+    const struct gradients *gradients;
+    const optplug_tensor *tensor;
+    void (*run)(const struct job *job, char *values, int64_t n);
+    double value;
+};
+
+static void run_share(void *data, int thread, int threads)
+{
+    const struct job *job = data;
+    int64_t begin = job->tensor->n * thread / threads, end = job->tensor->n * (thread + 1) / threads;
+    job->run(job, (char *)job->tensor->data + begin * job->gradients->bytes, end - begin);
+}
+
+static void run_each(const struct gradients *gradients,
+                     void (*run)(const struct job *job, char *values, int64_t n), double value)
+{
+    for (int i = 0; i < gradients->count; i++) {
+        struct job job = {gradients, &gradients->tensors[i], run, value};
+        if (job.tensor->n >= WORTH_THREADS)
+            openmp_run(run_share, &job);
+        else
+            run(&job, job.tensor->data, job.tensor->n);
+    }
+}
+
+static void zero(const struct job *job, char *values, int64_t n)
+{
+    memset(values, 0, (size_t)n * (size_t)job->gradients->bytes);
+}
+
+static void scale(const struct job *job, char *values, int64_t n)
+{
+    job->gradients->mul_scalar(n, values, values, NULL, NULL, job->value, 0);
+}
+
+static void clamp(const struct job *job, char *values, int64_t n)
+{
+    job->gradients->clamp(n, values, values, NULL, NULL, -job->value, job->value);
+}
+
+int gradients_zero(const struct gradients *gradients)
+{
+    if (!gradients)
+        return 0;
+    run_each(gradients, zero, 0);
+    return 1;
+}
+
+int gradients_clip_value(const struct gradients *gradients, double clip_value)
+{
+    if (!gradients || !gradients->clamp || !(clip_value >= 0))
+        return 0;
+    run_each(gradients, clamp, clip_value);
+    return 1;
+}
+
+int gradients_clip_norm(const struct gradients *gradients, double max_norm, double *total_norm)
+{
+    if (!gradients || !gradients->lanes || !gradients->add_scalar || !gradients->reciprocal ||
+        !gradients->mul_scalar || !gradients->clamp_max || !(max_norm >= 0))
+        return 0;
+    for (int i = 0; i < gradients->count; i++) {
+        const optplug_tensor *tensor = &gradients->tensors[i];
+        if (tensor->n > LONG)
+            return 0;
+        norm(gradients, tensor->n, tensor->data, (char *)gradients->norms + i * gradients->bytes);
+    }
+    union {
+        float f32;
+        double f64;
+    } value;
+    norm(gradients, gradients->count, gradients->norms, &value);
+    double total = gradients->bytes == 8 ? value.f64 : value.f32;
+    if (!isfinite(total))
+        return 0;
+    gradients->add_scalar(1, &value, &value, NULL, NULL, 1e-6, 0);
+    gradients->reciprocal(1, &value, &value, NULL, NULL, 0, 0);
+    gradients->mul_scalar(1, &value, &value, NULL, NULL, max_norm, 0);
+    gradients->clamp_max(1, &value, &value, NULL, NULL, 1, 0);
+    run_each(gradients, scale, gradients->bytes == 8 ? value.f64 : value.f32);
+    *total_norm = total;
+    return 1;
+}

@@ -1,0 +1,152 @@
+"""What a host does around each step, for C to do: averages after it, clipping and zeroing before it.
+
+Each is proven against torch's own before it is used, on numbers of no importance.
+"""
+
+from __future__ import annotations
+
+import functools
+import math
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import replace
+
+import torch
+from torch import Tensor, nn
+
+from optplug import elementwise, host, plans, transfer
+from optplug._optplug import ffi
+from optplug.averages import Average
+from optplug.buffers import is_dense, same_order
+from optplug.devices import Streams
+from optplug.parameters import Parameters
+from optplug.plans import Form, Gradients, Operation, Plan
+from optplug.recorder import Record, Recording
+from optplug.torch_private import grad_mode
+
+_FORM = Form(("current", "averaged", "count"))
+_LENGTHS = (1, 7, 37, 1003)
+# In how many lanes torch's compiler may have added up squares, and how many of the rest at a time.
+_LANES = {torch.float32: (8, 16, 4), torch.float64: (4, 8, 2)}
+_CHUNKS = (4, 0, 1, 2, 8)
+
+# ---- averages ----
+
+
+def average(of: Average, parameters: Sequence[Tensor]) -> list[Operation] | None:
+    """State the update of an average, after the first one; None if only Python can make it."""
+    alike: dict[torch.dtype, list[tuple[Tensor, Tensor]]] = {}
+    for p, averaged in zip(parameters, of.memory(), strict=True):
+        if p.device.type != "cpu" or not is_dense(p.shape, p.stride()) or not p.dim():
+            return None
+        if not same_order(p.shape, p.stride(), averaged.stride()):
+            return None
+        alike.setdefault(p.dtype, []).append((p, averaged))
+    operations = []
+    for dtype, pairs in alike.items():
+        if dtype not in of.records:
+            of.records[dtype] = _record(of, dtype) if dtype in elementwise.DTYPES else None
+        record = of.records[dtype]
+        if record is None:
+            return None
+        current, averages = (list(tensors) for tensors in zip(*pairs, strict=True))
+        alone = max(t.numel() for t in current) < plans.WORTH_THREADS
+        lists = [current, averages, [of.count()] * len(pairs)]
+        operations.append(Operation("AveragedModel", _FORM, {}, lists, [], alone, records=[record]))
+    return operations
+
+
+def _record(of: Average, dtype: torch.dtype) -> Record | None:
+    """Record an update, and prove it."""
+    current, averaged, count = _drawn(37, dtype), _drawn(37, dtype), torch.tensor(3)
+    recording = Recording([current, averaged, count])
+    with grad_mode(False), recording:
+        of.update_one(averaged, current, count)
+    recording.count(2)
+    record = recording.record()
+    return record if record and all(_gives_the_bits(of, record, dtype, n) for n in _LENGTHS) else None
+
+
+def _gives_the_bits(of: Average, record: Record, dtype: torch.dtype, n: int) -> bool:
+    average = of.like(_drawn(n, dtype))
+    current = nn.ParameterList([_drawn(n + 1, dtype)[:n].clone()])
+    copies = [[t.clone()] for t in (current[0].detach(), average.read(0), average.count())]
+    stated = ffi.new("optplug_plan *")
+    operation = Operation("AveragedModel", _FORM, {}, copies, [], True, records=[record])
+    transfer.give(Plan([operation]), stated, Streams(), "stable", False)
+    for _ in range(5):
+        average.update(current)
+        if not host.table.run_plan(stated):
+            return False
+        if not elementwise.is_same(copies[1][0], average.read(0)) or copies[2][0] != average.count():
+            return False
+    return True
+
+
+def _drawn(n: int, dtype: torch.dtype) -> Tensor:
+    generator = torch.Generator().manual_seed(n)
+    return torch.randn(n, generator=generator, dtype=torch.float64).to(dtype)
+
+
+# ---- gradients ----
+
+
+def gradients(parameters: Parameters, clips: bool) -> Gradients | None:
+    """State how the host's gradients are zeroed, and clipped if wanted; None if only Python can do it."""
+    if parameters.has_sparse():
+        return None
+    tensors = parameters.gradient_memory()
+    dtype = tensors[0].dtype
+    if dtype not in elementwise.DTYPES or any(t.dtype != dtype or t.device.type != "cpu" for t in tensors):
+        return None
+    if not all(is_dense(t.shape, t.stride()) for t in tensors):
+        return None
+    return replace(_clipping(dtype), tensors=tensors) if clips else Gradients(tensors)
+
+
+@functools.cache
+def _clipping(dtype: torch.dtype) -> Gradients:
+    """Find in how many lanes C gets the very norms of torch, and by which operations it clips."""
+    names = ("add scalar", "mul scalar", "reciprocal", "clamp max", "clamp")
+    chosen = {name.replace(" ", "_"): elementwise.choose(name, dtype) for name in names}
+    known = Gradients([], **{name: -1 if number is None else number for name, number in chosen.items()})
+    for lanes in _LANES[dtype]:
+        for chunk in _CHUNKS:
+            found = replace(known, lanes=lanes, chunk=chunk)
+            if all(_clips_as_torch(found, _gradients(dtype, case), max_norm) for case, max_norm in _CASES):
+                return found
+    return known
+
+
+#: Lengths of gradients, and to which norms they are clipped.
+_CASES = [
+    *(([n], 1e-3) for n in (*range(1, 18), 33, 50, 1003, 70001)),
+    ([50], math.inf),
+    ([3, 50, 17], 1.0),
+    ([100] * 33, 1.0),
+]
+#: How often torch's norm of gradients is compared for each of their lengths: roundings differ rarely.
+_DRAWS = 8
+
+
+def _gradients(dtype: torch.dtype, lengths: list[int]) -> Iterator[list[Tensor]]:
+    draws = 1 if max(lengths) > 10000 else _DRAWS
+    for drawn in zip(*(_drawn(draws * n, dtype).split(n) for n in lengths), strict=True):
+        yield [t * (1 + i) for i, t in enumerate(drawn)]
+
+
+def _clips_as_torch(how: Gradients, drawn: Iterable[list[Tensor]], max_norm: float) -> bool:
+    return all(_clips_one_as_torch(how, grads, max_norm) for grads in drawn)
+
+
+def _clips_one_as_torch(how: Gradients, grads: list[Tensor], max_norm: float) -> bool:
+    copies = [g.clone() for g in grads]
+    stated, total = ffi.new("optplug_gradients *"), ffi.new("double *")
+    alive = transfer.give_gradients(replace(how, tensors=copies), stated)
+    if not host.table.clip_grad_norm(stated, max_norm, total):
+        return False
+    del alive
+    parameters = [nn.Parameter(torch.empty_like(g)) for g in grads]
+    for p, g in zip(parameters, grads, strict=True):
+        p.grad = g
+    expected = nn.utils.clip_grad_norm_(parameters, max_norm)
+    return total[0] == float(expected) and all(map(elementwise.is_same, copies, grads))

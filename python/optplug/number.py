@@ -1,0 +1,139 @@
+"""Numbers that remember how they were computed, and which comparisons the computation went by."""
+
+from __future__ import annotations
+
+import operator
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+from optplug._optplug import lib
+
+
+@dataclass(frozen=True)
+class Scalar:
+    """How a scalar is computed: see ``optplug_scalar`` in ``csrc/bridge.h``."""
+
+    kind: int
+    a: int = -1
+    b: int = -1
+    elementwise: int = -1
+    operands: tuple[int, int, int, int, int] = (-1, -1, -1, -1, -1)
+    constant: float = 0.0
+
+
+class Noting(Protocol):
+    """Who is told of what numbers take part in."""
+
+    def computed(self, kind: int, value: Any, a: Any, b: Any = None) -> Any:
+        """Note an operation on numbers, and return its result."""
+
+    def compared(self, kind: int, a: Any, b: Any) -> bool:
+        """Note a comparison, which a branch may depend on, and return its result."""
+
+    def refuse(self, reason: str) -> None:
+        """Note something that cannot be repeated."""
+
+
+class Number:
+    """A number that is computed with as a float or int, and remembers how it came about.
+
+    Whoever asks whether it is a float or an int hears what the number that it stands for is.
+    """
+
+    __slots__ = ("_recording", "_value", "index")
+
+    def __init__(self, recording: Noting, value: float, index: int) -> None:
+        self._recording, self._value, self.index = recording, value, index
+
+    @property  # type: ignore[misc]
+    def __class__(self) -> type:
+        return type(self._value)
+
+    @classmethod
+    def __torch_function__(cls, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        """Let torch take it where it takes a number; the recording's mode sees it first."""
+        return function(*plain(args), **plain(kwargs or {}))
+
+    def __float__(self) -> float:
+        self._recording.refuse("a function outside torch takes a number")
+        return float(self._value)
+
+    __int__ = __index__ = __round__ = __trunc__ = lambda self, *_: int(float(self))
+
+    def __hash__(self) -> int:
+        return hash(float(self))
+
+    def __bool__(self) -> bool:
+        return not self._recording.compared(lib.SCALAR_EQUAL, self, 0)
+
+    def __repr__(self) -> str:
+        return repr(self._value)
+
+    def __neg__(self) -> Number:
+        return self._recording.computed(lib.SCALAR_NEGATE, -self._value, self)
+
+    def __pos__(self) -> Number:
+        return self
+
+    def __abs__(self) -> float:
+        return abs(float(self))
+
+    def __lt__(self, other: Any) -> bool:
+        return self._recording.compared(lib.SCALAR_LESS, self, other)
+
+    def __gt__(self, other: Any) -> bool:
+        return self._recording.compared(lib.SCALAR_LESS, other, self)
+
+    def __le__(self, other: Any) -> bool:
+        return self._recording.compared(lib.SCALAR_LESS_OR_EQUAL, self, other)
+
+    def __ge__(self, other: Any) -> bool:
+        return self._recording.compared(lib.SCALAR_LESS_OR_EQUAL, other, self)
+
+    def __eq__(self, other: object) -> bool:
+        return self._recording.compared(lib.SCALAR_EQUAL, self, other)
+
+    def __ne__(self, other: object) -> bool:
+        return not self._recording.compared(lib.SCALAR_EQUAL, self, other)
+
+
+def _arithmetic(name: str, kind: int) -> None:
+    """Give numbers an operator of Python's, from both sides."""
+    compute: Callable[[Any, Any], Any] = getattr(operator, name)
+
+    def forward(self: Number, other: Any) -> Any:
+        if not is_number(other):
+            return NotImplemented
+        return self._recording.computed(kind, compute(plain(self), plain(other)), self, other)
+
+    def backward(self: Number, other: Any) -> Any:
+        if not is_number(other):
+            return NotImplemented
+        return self._recording.computed(kind, compute(plain(other), plain(self)), other, self)
+
+    setattr(Number, f"__{name}__", forward)
+    setattr(Number, f"__r{name}__", backward)
+
+
+_arithmetic("add", lib.SCALAR_ADD)
+_arithmetic("sub", lib.SCALAR_SUBTRACT)
+_arithmetic("mul", lib.SCALAR_MULTIPLY)
+_arithmetic("truediv", lib.SCALAR_DIVIDE)
+_arithmetic("pow", lib.SCALAR_POWER)
+
+
+def is_number(value: object) -> bool:
+    """Tell whether a value is a number of Python's, or one that remembers."""
+    return type(value) in (Number, float, int, bool)
+
+
+def plain(value: Any) -> Any:
+    """Return a value with plain numbers in it."""
+    if type(value) is Number:
+        return value._value
+    if type(value) in (list, tuple):
+        return type(value)(plain(v) for v in value)
+    if type(value) is dict:
+        return {key: plain(v) for key, v in value.items()}
+    return value

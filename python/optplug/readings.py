@@ -1,0 +1,104 @@
+"""How calls of torch's functions are read: as which `elementwise` operation, on what, with what numbers."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from torch import Tensor
+
+from optplug.number import Number
+
+#: Functions of torch's that read no value and change none.
+HARMLESS = frozenset(
+    {
+        "__get__",
+        "__len__",
+        "_set_grad_enabled",
+        "dim",
+        "element_size",
+        "is_complex",
+        "is_contiguous",
+        "is_floating_point",
+        "is_same_size",
+        "numel",
+        "size",
+        "stride",
+    }
+)
+
+_Read = Callable[..., tuple[str, list[Tensor], list[Any]]]
+
+
+def _unary(kind: str) -> _Read:
+    return lambda a: (kind, [a], [])
+
+
+def _binary(kind: str) -> _Read:
+    """Return how a function of two arrays is read, or of an array and a number."""
+
+    def read(a: Any, b: Any) -> tuple[str, list[Tensor], list[Any]]:
+        return (kind, [a, b], []) if isinstance(b, Tensor) else (f"{kind} scalar", [a], [b])
+
+    return read
+
+
+def _commuting(kind: str) -> _Read:
+    read = _binary(kind)
+    return lambda a, b, **kwargs: read(a, b, **kwargs) if isinstance(a, Tensor) else read(b, a, **kwargs)
+
+
+def _add(a: Any, b: Any, *, alpha: Any = 1) -> tuple[str, list[Tensor], list[Any]]:
+    if not isinstance(a, Tensor):
+        a, b = b, a
+    if isinstance(b, Tensor):
+        return "add", [a, b], [alpha]
+    if type(alpha) is Number or alpha != 1:
+        raise TypeError("alpha")
+    return "add scalar", [a], [b]
+
+
+def _sub(a: Any, b: Any, *, alpha: Any = 1) -> tuple[str, list[Tensor], list[Any]]:
+    return _add(a, b if isinstance(b, Tensor) else -b, alpha=-alpha if isinstance(b, Tensor) else alpha)
+
+
+def _three(kind: str) -> _Read:
+    return lambda a, b, c, *, value=1: (kind, [a, b, c], [value])
+
+
+def _clamp(a: Tensor, min: Any = None, max: Any = None) -> tuple[str, list[Tensor], list[Any]]:  # noqa: A002
+    if max is None:
+        return "clamp min", [a], [min]
+    return ("clamp max", [a], [max]) if min is None else ("clamp", [a], [min, max])
+
+
+#: How calls of torch's functions are read: as which operation, on which arrays, with which numbers.
+READ: dict[str, _Read] = {
+    "abs": _unary("abs"),
+    "add": _add,
+    "__add__": _add,
+    "__radd__": _add,
+    "addcdiv": _three("addcdiv"),
+    "addcmul": _three("addcmul"),
+    "clamp": _clamp,
+    "clone": lambda a, **_: ("copy", [a], []),
+    "copy": lambda _to, a: ("copy", [a], []),
+    "div": _binary("div"),
+    "true_divide": _binary("div"),
+    "__truediv__": _binary("div"),
+    "eq": lambda a, v: ("eq", [a], [v]),
+    "gt": lambda a, v: ("gt", [a], [v]),
+    "lerp": lambda a, b, weight: ("lerp", [a, b], [weight]),
+    "lt": lambda a, v: ("lt", [a], [v]),
+    "maximum": lambda a, b: ("maximum", [a, b], []),
+    "minimum": lambda a, b: ("minimum", [a, b], []),
+    "mul": _commuting("mul"),
+    "__mul__": _commuting("mul"),
+    "__rmul__": _commuting("mul"),
+    "neg": _unary("negate"),
+    "reciprocal": _unary("reciprocal"),
+    "sign": _unary("sign"),
+    "sqrt": _unary("sqrt"),
+    "sub": _sub,
+    "__sub__": _sub,
+}

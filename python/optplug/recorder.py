@@ -1,0 +1,311 @@
+"""What a step of an optimizer comes down to: seen by running it once, with numbers that remember.
+
+A function mode of PyTorch's sees every operation on tensors, and `Number` how each scalar was computed, from
+hyperparameters and from tensors of one value, and which branches were taken.  What is not understood has no
+record: see `Recording.reason`.
+"""
+
+from __future__ import annotations
+
+import inspect
+import operator
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.overrides import TorchFunctionMode
+
+from optplug import elementwise
+from optplug._optplug import lib
+from optplug.number import Number, Scalar, is_number, plain
+from optplug.readings import HARMLESS, READ
+from optplug.torch_private import grad_mode
+
+
+@dataclass(frozen=True)
+class Instruction:
+    """What is done to arrays: see ``optplug_instruction``."""
+
+    elementwise: int
+    to: int
+    a: int = -1
+    b: int = -1
+    c: int = -1
+    v: int = -1
+    u: int = -1
+
+
+@dataclass(frozen=True)
+class Record:
+    """A step for one parameter: see ``optplug_record``."""
+
+    scalars: tuple[Scalar, ...]
+    guards: tuple[tuple[int, bool], ...]
+    stores: tuple[tuple[int, int], ...]
+    instructions: tuple[Instruction, ...]
+    temporaries: int
+
+
+@dataclass(eq=False)
+class Recording(TorchFunctionMode):
+    """One run of a step, for one parameter.
+
+    Args:
+        lists: its tensors, list by list: the parameter, its gradient, its state.
+    """
+
+    lists: list[Tensor]
+    #: Why there is no record: "" if there is one.
+    reason: str = ""
+    _scalars: list[Scalar] = field(default_factory=list)
+    _guards: dict[int, bool] = field(default_factory=dict)
+    _instructions: list[Instruction] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        super().__init__()
+        self._alive: list[Any] = list(self.lists)  # or a tensor's id would come again
+        self._dtype = self.lists[0].dtype
+        self._shape = self.lists[0].shape
+        # What stands for a tensor: of an array its number, of one value the scalar that it has now.
+        self._arrays = {id(t): i for i, t in enumerate(self.lists) if t.shape == self._shape}
+        self._items: dict[int, int] = {}
+        self._first: dict[int, int] = {}
+        for i, t in enumerate(self.lists):
+            if t.dim() == 0:
+                self._items[id(t)] = self._first[i] = self._add(Scalar(lib.SCALAR_ITEM, i))
+        self._temporaries = 0
+        if any(t.dtype != self._dtype for t in self.lists if t.shape == self._shape):
+            self.refuse("a state of another dtype")
+        if any(t.dtype not in (*elementwise.DTYPES, torch.int64) for t in self.lists):
+            self.refuse("a state of another dtype")
+        if any(t.dim() and t.shape != self._shape for t in self.lists):
+            self.refuse("a state of another shape")
+
+    # ---- what numbers tell ----
+
+    def option(self, index: int, value: float) -> Number:
+        """Return the number that stands for a hyperparameter."""
+        return Number(self, value, self._add(Scalar(lib.SCALAR_OPTION, index)))
+
+    def computed(self, kind: int, value: Any, a: Any, b: Any = None) -> Any:
+        """Note an operation on numbers, and return its result."""
+        if type(value) is not float and not (type(value) is int and abs(value) < 2**53):
+            self.refuse(f"a number becomes {value!r}")
+            return value
+        index = self._add(Scalar(kind, self._index(a), -1 if b is None else self._index(b)))
+        return Number(self, value, index)
+
+    def compared(self, kind: int, a: Any, b: Any) -> bool:
+        """Note a comparison, which a branch may depend on, and return its result."""
+        if not (is_number(a) and is_number(b)):
+            self.refuse(f"a number is compared with {plain(b)!r}")
+            return bool(plain(a) == plain(b))
+        compare = {
+            lib.SCALAR_LESS: operator.lt,
+            lib.SCALAR_LESS_OR_EQUAL: operator.le,
+            lib.SCALAR_EQUAL: operator.eq,
+        }[kind]
+        result = bool(compare(plain(a), plain(b)))
+        self._expect(kind, self._index(a), self._index(b), result)
+        return result
+
+    def _expect(self, kind: int, a: int, b: int, result: bool) -> None:
+        self._guards[self._add(Scalar(kind, a, b))] = result
+
+    def refuse(self, reason: str) -> None:
+        """Note something that no record has."""
+        self.reason = self.reason or reason
+
+    def _index(self, number: Any) -> int:
+        if type(number) is Number:
+            return number.index
+        if not is_number(number):
+            raise TypeError(f"a scalar is {type(number).__name__}")
+        return self._add(Scalar(lib.SCALAR_CONSTANT, constant=float(number)))
+
+    def _add(self, scalar: Scalar) -> int:
+        # 0.0 and -0.0 are the same number, and not the same constant.
+        for i, known in enumerate(self._scalars):
+            if known == scalar and str(known.constant) == str(scalar.constant):
+                return i
+        self._scalars.append(scalar)
+        return len(self._scalars) - 1
+
+    # ---- what torch tells ----
+
+    def __torch_function__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = kwargs or {}
+        result = function(*plain(args), **plain(kwargs))
+        self._alive.append((args, kwargs, result))
+        name = getattr(function, "__name__", "")
+        if name in HARMLESS:
+            return result
+        if name == "item" and id(args[0]) in self._items:
+            return Number(self, result, self._items[id(args[0])])
+        if not self.reason:
+            try:
+                self._note(name, result, *args, **kwargs)
+            except (KeyError, TypeError, ValueError, IndexError, StopIteration) as error:
+                self.refuse(f"torch.{name} is not understood ({error})")
+        return result
+
+    def _note(self, name: str, result: Any, *args: Any, **kwargs: Any) -> None:
+        if name in ("as_tensor", "tensor", "scalar_tensor"):
+            (number,) = args
+            if not is_number(number) or result.dtype not in elementwise.DTYPES:
+                raise TypeError(result.dtype)
+            self._items[id(result)] = self._rounded(self._index(number), result.dtype)
+            return
+        if name == "__setitem__":
+            target, mask, value = args
+            self._apply("fill where", target, [target, mask], [value])
+            return
+        if name in ("__rdiv__", "__rtruediv__"):  # as torch has it: a product
+            array, number = args
+            if array.dtype == torch.int64:  # which torch divides in the dtype of the result
+                index, array = self._items[id(array)], torch.empty_like(result)
+                self._items[id(array)] = self._rounded(index, result.dtype)
+            inverse = torch.empty_like(result)
+            self._alive += [array, inverse]
+            self._apply("reciprocal", inverse, [array], [])
+            self._apply("mul scalar", result, [inverse], [number])
+            return
+        if name == "_foreach_lerp_":
+            (to,), (other,), weight = args
+            self._apply("lerp", to, [to, other], [weight])
+            return
+        if name in ("add", "__add__") and args[0].dtype == torch.int64:
+            self._items[id(result)] = self._add(
+                Scalar(lib.SCALAR_ADD, self._items[id(args[0])], self._index(args[1]))
+            )
+            return
+        kwargs.pop("out", None)  # it is the result
+        in_place = name.endswith("_") and not name.endswith("__")
+        kind, arrays, numbers = READ[name.strip("_") if not name.startswith("__") else name](*args, **kwargs)
+        self._apply(kind, args[0] if in_place else result, arrays, numbers)
+        if in_place and result is not args[0]:
+            self._alias(result, args[0])
+
+    def _alias(self, result: Tensor, original: Tensor) -> None:
+        for known in (self._arrays, self._items):
+            if id(original) in known:
+                known[id(result)] = known[id(original)]
+
+    def _rounded(self, index: int, dtype: torch.dtype) -> int:
+        return self._add(Scalar(lib.SCALAR_ROUND, index, dtype.itemsize))
+
+    def _as_scalar(self, item: Tensor, dtype: torch.dtype) -> int:
+        index = self._items[id(item)]
+        return index if item.dtype in elementwise.DTYPES else self._rounded(index, dtype)
+
+    def _apply(self, kind: str, to: Tensor, arrays: list[Tensor], numbers: list[Any]) -> None:
+        """Note an operation of C's."""
+        dtype = arrays[0].dtype
+        if kind in ("mul", "div") and id(arrays[0]) in self._arrays and id(arrays[1]) in self._items:
+            kind, arrays, numbers = f"{kind} scalar", arrays[:1], [arrays[1]]
+        if any(t.dtype not in (dtype, torch.bool) for t in [to, *arrays]):
+            raise TypeError("dtypes differ")
+        chosen = elementwise.choose(kind, dtype)
+        if chosen is None:
+            raise TypeError("no operation here has torch's bits")
+        scalars = [self._as_scalar(n, dtype) if isinstance(n, Tensor) else self._index(n) for n in numbers]
+        if (never := elementwise.OPERATIONS[kind].never) is not None:
+            self._expect(lib.SCALAR_EQUAL, self._rounded(scalars[0], dtype), self._index(never), False)
+        v, u = (*scalars, -1, -1)[:2]
+        if id(arrays[0]) in self._items:
+            a, b, c = (*(self._items[id(t)] for t in arrays), -1, -1)[:3]
+            how = Scalar(
+                lib.SCALAR_ELEMENTWISE, b=dtype.itemsize, elementwise=chosen, operands=(a, b, c, v, u)
+            )
+            self._items[id(to)] = self._add(how)
+            return
+        a, b, c = (*(self._arrays[id(t)] for t in arrays), -1, -1)[:3]
+        if id(to) not in self._arrays:
+            if to.shape != self._shape:
+                raise TypeError(f"shape {tuple(to.shape)}")
+            self._arrays[id(to)] = len(self.lists) + self._temporaries
+            self._temporaries += 1
+        self._instructions.append(Instruction(chosen, self._arrays[id(to)], a, b, c, v, u))
+
+    def count(self, index: int) -> None:
+        """Note that the value of a list, a count of what was done before, is positive and rises by one."""
+        item = self._items[id(self.lists[index])]
+        self._expect(lib.SCALAR_LESS, self._index(0), item, True)
+        self._items[id(self.lists[index])] = self._add(Scalar(lib.SCALAR_ADD, item, self._index(1)))
+
+    # ---- the result ----
+
+    def record(self) -> Record | None:
+        """Return what was seen; None if it was not understood."""
+        if self.reason:
+            return None
+        stores = [
+            (i, now) for i, first in self._first.items() if (now := self._items[id(self.lists[i])]) != first
+        ]
+        instructions, temporaries = _packed(self._instructions, len(self.lists))
+        return Record(
+            tuple(self._scalars), tuple(self._guards.items()), tuple(stores), tuple(instructions), temporaries
+        )
+
+
+def _packed(instructions: list[Instruction], lists: int) -> tuple[list[Instruction], int]:
+    """Let temporary arrays take the place of others that nobody reads any more."""
+    last = {number: i for i, one in enumerate(instructions) for number in (one.a, one.b, one.c, one.to)}
+    places: dict[int, int] = {}
+    packed, free, count = [], list[int](), 0
+
+    def place(number: int) -> int:
+        return places[number] if number >= lists else number
+
+    for i, one in enumerate(instructions):
+        a, b, c = place(one.a), place(one.b), place(one.c)
+        for number in {one.a, one.b, one.c} - {one.to}:
+            if number >= lists and last[number] == i:
+                free.append(places[number])
+        if one.to >= lists and one.to not in places:
+            if not free:
+                free, count = [lists + count], count + 1
+            places[one.to] = free.pop()
+        packed.append(Instruction(one.elementwise, place(one.to), a, b, c, one.v, one.u))
+    return packed, count
+
+
+def plain_step(optimizer: torch.optim.Optimizer) -> None:
+    """Make a step as the class has it, with nothing around it."""
+    inspect.unwrap(type(optimizer).step)(optimizer)
+
+
+def run(optimizer: torch.optim.Optimizer, lists: list[Tensor], names: list[str]) -> Recording:
+    """Step an optimizer of one parameter once, and return what was seen.
+
+    Args:
+        optimizer: one of no importance, whose hyperparameters are plain numbers again afterwards.
+        lists: its parameter, its gradient, and the tensors of its state.
+        names: its hyperparameters that are numbers; "betas[0]" of a tuple.
+    """
+    recording = Recording(lists)
+    (group,) = optimizer.param_groups
+    before = dict(group)
+    for key, value in before.items():
+        if key in names:
+            group[key] = recording.option(names.index(key), value)
+        elif type(value) is tuple:
+            group[key] = tuple(
+                recording.option(names.index(f"{key}[{i}]"), v) if f"{key}[{i}]" in names else v
+                for i, v in enumerate(value)
+            )
+    numbers = dict(group)
+    state = {key: id(value) for key, value in optimizer.state[lists[0]].items()}
+    try:
+        with grad_mode(False), recording:
+            plain_step(optimizer)
+    except Exception as error:
+        recording.refuse(f"{type(error).__name__}: {error}")
+    if group.keys() != numbers.keys() or any(group[k] is not v for k, v in numbers.items()):
+        recording.refuse("a step changes a hyperparameter")
+    if state != {key: id(value) for key, value in optimizer.state[lists[0]].items()}:
+        recording.refuse("a step makes its state anew")
+    group.clear()
+    group.update(before)
+    return recording

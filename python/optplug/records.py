@@ -1,0 +1,287 @@
+"""The records of one optimizer: made beside a step by Python, proven by it, and stated for a plan.
+
+A record is used only after C has repeated the step that Python has just made, on copies, and got the same
+bits.  See `recorder` for what it is.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor, nn
+
+from optplug import elementwise, host, plans, recorder, transfer
+from optplug._optplug import ffi
+from optplug.buffers import is_dense, same_order
+from optplug.devices import Streams
+from optplug.plans import Form, Group, Operation, Plan
+from optplug.recorder import Record
+from optplug.torch_private import grad_mode, has_hooks
+
+#: How many records one group may have; how often a step is looked at in all.
+_MOST_RECORDS, _MOST_LOOKS = 6, 8
+#: For how many steps a host that always binds other arrays is left alone at the most.
+_MOST_PATIENCE = 64
+#: What is proven of an array: all of it, or so many values at both ends and in the middle.
+_BLOCK = 4096
+#: How many values a parameter of no importance has: some vectors of the processor's, and a rest.
+_VALUES = 37
+
+
+@dataclass
+class _Kind:
+    """Parameters of one group and one dtype, which a record serves alike."""
+
+    group: int
+    parameters: list[Tensor]
+    options: tuple[str, ...]
+    #: What is the same in all its steps: see `plans.fixed`.
+    fixed: object
+    state: tuple[str, ...] = ()
+    records: list[Record] = field(default_factory=list)
+
+
+class Records:
+    """What is known of an optimizer's steps, and why there is no record."""
+
+    def __init__(self) -> None:
+        #: Why there is no record; "" if there is one, or none was tried.
+        self.reason = ""
+        self._kinds: dict[tuple[int, torch.dtype], _Kind] = {}
+        self._copies: Plan | None = None
+        self._new: list[tuple[_Kind, Record]] = []
+        self._looks = self._waits = self._patience = 0
+
+    def forget(self) -> None:
+        """Begin anew, since the parameters, the state or what a step does may be others.
+
+        A host that binds other arrays all the time would have each step looked at, which takes longer than
+        the step: it is left alone for some steps, each time for twice as many.
+        """
+        if self._looks:
+            self._patience = min(max(1, 2 * self._patience), _MOST_PATIENCE)
+        self._kinds, self._new, self._copies = {}, [], None
+        self.reason, self._looks, self._waits = "", 0, self._patience
+
+    def begin(self, optimizer: torch.optim.Optimizer) -> bool:
+        """Look at the step that Python is about to make; True if `finish` is to be called after it."""
+        if self._waits or self._looks == _MOST_LOOKS:
+            self._waits -= bool(self._waits)
+            return False
+        self._looks += 1
+        self._new, self._copies = [], None
+        try:
+            with torch.random.fork_rng(devices=[]):
+                self._look(optimizer)
+            if self._new:
+                self._copies = Plan(list(self._operations(optimizer, copied=True)))
+        except Exception as error:
+            self._give_up(
+                str(error) if isinstance(error, _NotRecordedError) else f"{type(error).__name__}: {error}"
+            )
+        return bool(self._new)
+
+    def finish(self, optimizer: torch.optim.Optimizer) -> bool:
+        """Compare the step that was made with C's on copies; True if there are new records by that."""
+        try:
+            is_same = self._is_same(optimizer)
+        except (Exception, KeyboardInterrupt) as error:  # the step is made all the same
+            self._give_up(f"{type(error).__name__}: {error}")
+            return False
+        if not is_same:
+            self._give_up("its record gave other bits than the step")
+        self._new = []
+        return is_same
+
+    def _is_same(self, optimizer: torch.optim.Optimizer) -> bool:
+        copies, self._copies = self._copies, None
+        assert copies
+        stated = ffi.new("optplug_plan *")
+        transfer.give(copies, stated, Streams(), "stable", False)
+        if not host.table.run_plan(stated):
+            return False
+        made = self._operations(optimizer, copied=True)
+        return all(
+            elementwise.is_same(a, b)
+            for ours, theirs in zip(copies.operations, made, strict=True)
+            for left, right in zip(ours.lists, theirs.lists, strict=True)
+            for a, b in zip(left, right, strict=True)
+        )
+
+    def _give_up(self, reason: str) -> None:
+        """Keep to the records that are proven."""
+        for kind, record in self._new:
+            kind.records.remove(record)
+        self.reason, self._new, self._copies, self._looks = reason, [], None, _MOST_LOOKS
+
+    def operations(self, optimizer: torch.optim.Optimizer) -> list[Operation]:
+        """State the next step; nothing where there are no records for all of it."""
+        if not self._kinds or any(not kind.records for kind in self._kinds.values()):
+            return []
+        if not self._holds(optimizer):
+            self.forget()
+            return []
+        return list(self._operations(optimizer, copied=False))
+
+    def _holds(self, optimizer: torch.optim.Optimizer) -> bool:
+        """Tell whether the records are still of this optimizer as it is."""
+        try:
+            _check(optimizer)
+        except _NotRecordedError:
+            return False
+        groups = optimizer.param_groups
+        return all(plans.fixed(groups[kind.group]) == kind.fixed for kind in self._kinds.values())
+
+    # ---- looking ----
+
+    def _look(self, optimizer: torch.optim.Optimizer) -> None:
+        """Record the steps of parameters that no record is known to serve."""
+        _check(optimizer)
+        if not self._holds(optimizer):
+            self._kinds = {}
+        for i, group in enumerate(optimizer.param_groups):
+            alike: dict[torch.dtype, list[Tensor]] = {}
+            for p in group["params"]:
+                alike.setdefault(p.dtype, []).append(p)
+            for dtype, parameters in alike.items():
+                names = tuple(_options(group))
+                kind = self._kinds.setdefault((i, dtype), _Kind(i, parameters, names, plans.fixed(group)))
+                seen = set[tuple[float, ...]]()
+                for p in parameters:
+                    items = {k: v for k, v in optimizer.state[p].items() if _is_item(v)}
+                    values = tuple(float(v) for v in items.values())
+                    if values in seen or len(seen) > _MOST_RECORDS:
+                        continue
+                    seen.add(values)
+                    record = _record(optimizer, group, dtype, items, kind)
+                    if record not in kind.records:
+                        if len(kind.records) == _MOST_RECORDS:
+                            raise _NotRecordedError("its steps take too many branches")
+                        kind.records.append(record)
+                        self._new.append((kind, record))
+
+    def _operations(self, optimizer: torch.optim.Optimizer, copied: bool) -> Iterator[Operation]:
+        for kind in self._kinds.values():
+            group = optimizer.param_groups[kind.group]
+            lists = [
+                list(row)
+                for row in zip(*(_tensors(optimizer, p, kind) for p in kind.parameters), strict=True)
+            ]
+            if copied:
+                lists = _copy(lists)
+            form = Form(("self", "grads", *kind.state), doubles=kind.options)
+            alone = max(t.numel() for t in lists[0]) < plans.WORTH_THREADS
+            yield Operation(
+                type(optimizer).__name__,
+                form,
+                group,
+                lists,
+                plans.scalars(form, group),
+                alone,
+                records=kind.records,
+            )
+
+
+class _NotRecordedError(Exception):
+    """Says why a step has no record."""
+
+
+def _check(optimizer: torch.optim.Optimizer) -> None:
+    """Raise where C could not step these parameters, whatever the step."""
+    if has_hooks(optimizer):
+        raise _NotRecordedError("hooks of PyTorch's watch its steps")
+    for group in optimizer.param_groups:
+        for name in ("fused", "capturable", "differentiable"):
+            if group.get(name):
+                raise _NotRecordedError(f"{name}=True")
+        for p in group["params"]:
+            if p.dtype not in elementwise.DTYPES or p.device.type != "cpu":
+                raise _NotRecordedError(f"a parameter is {p.dtype} on {p.device}")
+            grad = p.grad
+            if grad is None or grad.layout != torch.strided:
+                raise _NotRecordedError("a gradient is sparse")
+            arrays = [
+                grad,
+                *(t for t in optimizer.state[p].values() if isinstance(t, Tensor) and not _is_item(t)),
+            ]
+            if not is_dense(p.shape, p.stride()) or p.dim() == 0:
+                raise _NotRecordedError("a parameter has gaps, or no dimension")
+            for t in arrays:
+                if (
+                    t.shape != p.shape
+                    or t.dtype != p.dtype
+                    or not same_order(p.shape, p.stride(), t.stride())
+                ):
+                    raise _NotRecordedError("an array is not laid out as its parameter")
+
+
+def _is_item(value: object) -> bool:
+    return isinstance(value, Tensor) and value.dim() == 0
+
+
+def _options(group: Group) -> Iterator[str]:
+    """Return the names of a group's hyperparameters that are numbers."""
+    for key, value in group.items():
+        if type(value) in (int, float):
+            yield key
+        elif type(value) is tuple:
+            yield from (f"{key}[{i}]" for i, v in enumerate(value) if type(v) in (int, float))
+
+
+def _record(
+    optimizer: torch.optim.Optimizer, group: Group, dtype: torch.dtype, items: dict[str, Tensor], kind: _Kind
+) -> Record:
+    """Record a step of a parameter of no importance that has these values in its state."""
+    generator = torch.Generator().manual_seed(0)
+
+    def draw() -> Tensor:
+        return torch.randn(_VALUES, generator=generator, dtype=torch.float64).to(dtype)
+
+    parameter = nn.Parameter(draw())
+    other = object.__new__(type(optimizer))
+    only = {**group, "params": [parameter], "foreach": False}
+    vars(other).update(vars(optimizer), param_groups=[only], state=defaultdict(dict))
+    vars(other).pop("step", None)  # a scheduler's, which calls the optimizer itself
+    try:
+        for _ in range(2):
+            parameter.grad = draw()
+            with grad_mode(False):
+                recorder.plain_step(other)
+    except Exception as error:
+        raise _NotRecordedError(f"{type(error).__name__}: {error}") from error
+    state = other.state[parameter]
+    for name, value in items.items():
+        if name not in state or not _is_item(state[name]) or state[name].dtype != value.dtype:
+            raise _NotRecordedError(f"its state {name} is not understood")
+        state[name].copy_(value)
+    kind.state = tuple(name for name, value in state.items() if isinstance(value, Tensor))
+    if len(kind.state) != len([v for v in state.values() if v is not None]):
+        raise _NotRecordedError("a state that is no tensor")
+    lists = [parameter, parameter.grad, *(state[name] for name in kind.state)]
+    recording = recorder.run(other, lists, list(kind.options))
+    record = recording.record()
+    if record is None:
+        raise _NotRecordedError(recording.reason)
+    return record
+
+
+def _tensors(optimizer: torch.optim.Optimizer, p: Tensor, kind: _Kind) -> list[Tensor]:
+    assert p.grad is not None
+    return [p, p.grad, *(optimizer.state[p][name] for name in kind.state)]
+
+
+def _copy(lists: list[list[Tensor]]) -> list[list[Tensor]]:
+    """Copy what a step is proven on: each block as a parameter of its own, with its own values beside it."""
+    copies: list[list[Tensor]] = [[] for _ in lists]
+    for row in zip(*lists, strict=True):
+        n = row[0].numel()
+        starts = [0, n // 2, n - _BLOCK] if n > 3 * _BLOCK else [0]
+        for start in starts:
+            length = _BLOCK if len(starts) > 1 else n
+            for copy, t in zip(copies, row, strict=True):
+                flat = t.detach().as_strided((n,), (1,)) if t.dim() else t.detach()
+                copy.append(flat[start : start + length].clone() if t.dim() else flat.clone())
+    return copies

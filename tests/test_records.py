@@ -1,0 +1,269 @@
+"""Steps that run in C as records of what torch did: that they are torch's, and what becomes of them."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from optplug._optplug import lib as numbers
+from torch import nn
+
+from optplug import _bridge, elementwise, recorder
+from optplug.number import is_number
+from planned_twins import Twins as FusedTwins
+from planned_twins import lib
+
+RECORDED = [
+    "Adadelta(lr=0.5)",
+    "Adadelta(lr=0.5, rho=0.8, eps=1e-5, weight_decay=0.1, maximize=True)",
+    "Adagrad(lr=0.1, lr_decay=0.01, weight_decay=0.1, fused=False)",
+    "Adam(lr=0.1, fused=False)",
+    "Adam(lr=0.1, amsgrad=True, weight_decay=0.1, maximize=True, fused=False)",
+    "AdamW(lr=0.1, fused=False)",
+    "AdamW(lr=0.1, foreach=True)",
+    "Adamax(lr=0.1)",
+    "Adamax(lr=0.1, betas=(0.8, 0.99), eps=1e-6, weight_decay=0.1, maximize=True)",
+    "ASGD(lr=0.1, t0=3)",
+    "ASGD(lr=0.1, lambd=1e-3, alpha=0.5, weight_decay=0.1, maximize=True)",
+    "NAdam(lr=0.1)",
+    "NAdam(lr=0.1, momentum_decay=1e-2, weight_decay=0.1, decoupled_weight_decay=True, maximize=True)",
+    "RAdam(lr=0.1)",
+    "RAdam(lr=0.1, weight_decay=0.1, decoupled_weight_decay=True, maximize=True)",
+    "RMSprop(lr=0.1)",
+    "RMSprop(lr=0.1, alpha=0.9, momentum=0.9, centered=True, weight_decay=0.1, maximize=True)",
+    "Rprop(lr=0.1)",
+    "Rprop(lr=0.1, etas=(0.4, 1.3), step_sizes=(1e-4, 10), maximize=True)",
+    "SGD(lr=0.1, fused=False)",
+    "SGD(lr=0.1, momentum=0.9, nesterov=True, weight_decay=0.1, maximize=True, fused=False)",
+    "SGD(lr=0.1, momentum=0.9, dampening=0.5, fused=False)",
+]
+# The last one is worth several threads.
+SIZES = [1, 7, 100, 40_000]
+
+
+@pytest.fixture(autouse=True)
+def _plans():
+    assert lib.opt_init(b"plans='direct'") == 0
+    yield
+    assert lib.opt_init(b"plans=True") == 0
+
+
+class Twins(FusedTwins):
+    fused = False
+
+    def is_recorded(self) -> bool:
+        return "recorded" in self.described().split("\n")[1] and self.is_planned()
+
+    def planner(self):
+        return _bridge.optimizer_of(self.opt).planner
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+@pytest.mark.parametrize("text", RECORDED)
+def test_a_record_makes_torchs_steps_and_torchs_state(text, dtype):
+    twins = Twins(text, [(dtype, n) for n in SIZES])
+    for _ in range(3):
+        twins.step()
+    assert twins.is_recorded(), twins.planner().records.reason
+    for _ in range(12):  # in which RAdam takes its other branch, and comes to a record of that
+        twins.step()
+    assert twins.is_recorded()
+    twins.end()
+
+
+@pytest.mark.parametrize("text", RECORDED)
+def test_groups_and_dtypes_have_records_of_their_own(text):
+    twins = Twins(text, [("float32", 5), ("float64", 9)], [("float64", 40_000)])
+    for _ in range(10):
+        twins.step()
+    assert twins.is_recorded(), twins.planner().records.reason
+    twins.end()
+
+
+@pytest.mark.parametrize("text", RECORDED)
+def test_records_take_gradients_of_all_kinds(text):
+    twins = Twins(text, [("float32", 20)])
+    for value in (1.0, 0.0, -0.0, 1e-42, -1e38, float("inf"), 1.0, float("nan"), 1.0):
+        twins.ours[0][1].fill_(1)[::3] = value
+        twins.theirs[0].grad.copy_(twins.ours[0][1])
+        twins.reference.step()
+        assert lib.opt_step(twins.opt) == 0, lib.opt_error()
+        assert elementwise.is_same(twins.ours[0][0], twins.theirs[0].detach())
+    assert lib.opt_free(twins.opt) == 0
+
+
+def test_a_record_gives_the_same_on_any_number_of_threads():
+    before = torch.get_num_threads()
+    try:
+        for threads in (1, 2, 3):
+            torch.set_num_threads(threads)
+            twins = Twins("RMSprop(lr=0.1)", [("float32", n) for n in (32_767, 32_768, 100_003)])
+            for _ in range(4):
+                twins.step()
+            assert twins.is_recorded()
+            twins.end()
+    finally:
+        torch.set_num_threads(before)
+
+
+def test_another_branch_costs_one_step_and_then_has_its_record():
+    twins = Twins("RAdam()", [("float32", 3)])
+    planned = []
+    for _ in range(9):
+        twins.step()
+        planned.append(twins.is_recorded())
+    # State comes in the first step, records in the second; the sixth is the first whose variance counts.
+    assert planned[1:5] == [True] * 4
+    assert planned[-1]
+    (kind,) = twins.planner().records._kinds.values()
+    assert len(kind.records) == 2
+    twins.end()
+
+
+@pytest.mark.parametrize(
+    "options", ["lr=0.5", "maximize=True", "weight_decay=0.1", "momentum=0.5", "centered=True", "alpha=0.5"]
+)
+def test_hyperparameters_change_under_a_record(options):
+    twins = Twins("RMSprop(lr=0.1, momentum=0.1)", [("float32", 50)])
+    for _ in range(4):
+        twins.step()
+    assert twins.is_recorded()
+    if options == "centered=True":  # needs a state that is not there, in torch as well
+        assert lib.opt_set(twins.opt, -1, options.encode()) < 0
+    else:
+        assert lib.opt_set(twins.opt, -1, options.encode()) == 0, lib.opt_error()
+        key, _, value = options.partition("=")
+        twins.reference.param_groups[0][key] = {"True": True}.get(value) or float(value)
+    for _ in range(6):
+        twins.step()
+    assert twins.is_recorded()
+    twins.end()
+
+
+def test_a_weight_decay_that_was_zero_is_another_branch():
+    twins = Twins("Adamax(lr=0.1)", [("float32", 50)])
+    for value in (0, 0, 0.1, 0.1, 0, 0.2, 0):
+        assert lib.opt_set(twins.opt, -1, b"weight_decay=%r" % value) == 0
+        twins.reference.param_groups[0]["weight_decay"] = value
+        twins.step()
+        twins.step()
+    assert twins.is_recorded()
+    twins.end()
+
+
+def test_arrays_move_and_shrink_to_others():
+    twins = Twins("Adadelta()", [("float32", 50), ("float32", 60)])
+    for i in range(30):
+        twins.step()
+        if i % 3 == 2:
+            value, grad = twins.ours[0]
+            twins.ours[0] = (value.clone(), grad.clone())
+            assert twins.bind(0) == 0
+    for _ in range(70):  # as many as it may leave alone a host that moves all the time
+        twins.step()
+    assert twins.is_recorded()
+    twins.end()
+
+
+def test_an_operation_that_is_not_torchs_is_noticed(monkeypatch):
+    """Each operation that RMSprop comes down to, replaced by another one of C's."""
+    chosen = {
+        name: elementwise.choose(name, torch.float32)
+        for name in elementwise.OPERATIONS
+        if elementwise.choose(name, torch.float32) is not None
+    }
+    used = set[str]()
+    real = elementwise.choose
+    for wrong in (None, *chosen):
+
+        def choose(name, dtype, wrong=wrong):
+            used.add(name)
+            return (
+                real("negate" if name != "negate" else "abs", dtype) if name == wrong else real(name, dtype)
+            )
+
+        monkeypatch.setattr(elementwise, "choose", choose)
+        twins = Twins("RMSprop(lr=0.1, momentum=0.9, centered=True)", [("float32", 50)])
+        for _ in range(4):
+            twins.step()
+        assert twins.is_recorded() == (wrong not in used), wrong
+        if wrong in used:
+            assert twins.planner().records.reason == "its record gave other bits than the step"
+        twins.end()
+    assert {"mul scalar", "addcmul", "addcdiv", "sqrt", "lerp"} <= used
+
+
+@pytest.mark.parametrize(
+    ("kind", "others"),
+    [
+        ("sqrt", ["SQRT"]),
+        ("add", ["ADD"]),
+        ("addcmul", ["ADDCMUL", "ADDCMUL_RIGHT", "ADDCMUL_RIGHT_FMA"]),
+        ("lerp", ["LERP"]),
+    ],
+)
+def test_another_rounding_is_told_from_torchs(kind, others):
+    operation = elementwise.OPERATIONS[kind]
+    chosen = elementwise.choose(kind, torch.float32)
+    assert chosen is not None
+    for name in others:
+        number = getattr(numbers, f"ELEMENTWISE_{name}")
+        if number != chosen:
+            assert not elementwise._is_torchs(operation, number, torch.float32), name
+
+
+@pytest.mark.parametrize("dtype", elementwise.DTYPES)
+def test_every_operation_has_torchs_bits_here(dtype):
+    for name in elementwise.OPERATIONS:
+        assert elementwise.choose(name, dtype) is not None, name
+
+
+def test_a_number_remembers_how_it_came_about():
+    recording = recorder.Recording([torch.zeros(3)])
+    lr = recording.option(0, 0.5)
+    assert isinstance(lr, float)
+    assert is_number(1 - lr**2 / 3)
+    assert (lr < 1, lr > 1, lr == 0.5, bool(lr), lr != 0) == (True, False, True, True, True)
+    assert sorted(recording._guards.values()) == [False, False, True, True]
+    assert recording.reason == ""
+    assert float(lr) == 0.5
+    assert recording.reason == "a function outside torch takes a number"
+
+
+class MathSqrt(torch.optim.SGD):
+    """One that computes a scalar where nobody can look."""
+
+    def step(self, closure=None):  # noqa: ARG002
+        import math
+
+        for group in self.param_groups:
+            for p in group["params"]:
+                p.data.add_(p.grad, alpha=-math.sqrt(group["lr"]))
+
+
+def test_what_is_not_understood_has_no_record():
+    p = nn.Parameter(torch.ones(3))
+    p.grad = torch.ones(3)
+    recording = recorder.run(MathSqrt([p], lr=0.25), [p, p.grad], ["lr"])
+    assert recording.record() is None
+    assert recording.reason == "a function outside torch takes a number"
+    recording = recorder.Recording([p])
+    with recording:
+        p.norm()
+    assert recording.record() is None
+    assert "norm" in recording.reason
+
+
+@pytest.mark.parametrize("text", ["Adafactor()", "Rprop()", "RMSprop()"])
+def test_parameters_without_a_dimension_step_as_ever(text):
+    opt = lib.opt_create(text.encode())
+    w, dw = torch.ones(()), torch.ones(())
+    pointers = [None, w.data_ptr(), None, dw.data_ptr(), None]
+    assert lib.opt_bind_nd(opt, b"w", b"float32", b"cpu", 0, *pointers) == 0, lib.opt_error()
+    p = nn.Parameter(torch.ones(()))
+    p.grad = torch.ones(())
+    reference = getattr(torch.optim, text.partition("(")[0])([p])
+    for _ in range(4):
+        assert lib.opt_step(opt) == 0
+        reference.step()
+        assert torch.equal(w, p)
+    assert lib.opt_free(opt) == 0
