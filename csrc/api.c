@@ -8,6 +8,7 @@
 #include "error.h"
 #include "gradients.h"
 #include "handle.h"
+#include "log.h"
 #include "plan.h"
 #include "staging.h"
 
@@ -117,6 +118,21 @@ int opt_set(int opt, int group, const char *options)
     struct call call;
     int status = call_begin(&call, opt, CALL_SET);
     return status < 0 ? status : call_end(&call, runtime.python->set(opt, group, options));
+}
+
+API(set_value)
+int opt_set_value(int opt, int group, const char *name, double value)
+{
+    if (!name)
+        return fail(OPT_EINVAL, "name must not be NULL");
+    struct call call;
+    int status = call_begin(&call, opt, CALL_SET_VALUE);
+    if (status < 0)
+        return status;
+    int result = runtime.python->set_value(opt, group, name, value);
+    if (result > 0 && log_level >= LOG_DEBUG)
+        log_line(LOG_DEBUG, "opt=%d: set %s=%g", opt, name, value);
+    return call_end(&call, result);
 }
 
 static int schedule(int opt, const char *spec, opt_callback function, void *user)

@@ -176,6 +176,7 @@ typedef struct optplug_python {
     int (*clip_grad_value)(int opt, double clip_value);
     int (*get)(int opt, int group, const char *name, double *value);
     int (*set)(int opt, int group, const char *options);
+    int (*set_value)(int opt, int group, const char *name, double value);
     int (*schedule)(int opt, const char *spec, optplug_callback function, void *user);
     int (*schedule_step)(int opt, const double *metric);
     int (*average)(int opt, const char *spec);

@@ -121,6 +121,12 @@ int opt_get(int opt, int group, const char *name, double *value);
 /* Set hyperparameters of one group, or of all (-1): "lr=1e-4, betas=(0.9, 0.99)". */
 int opt_set(int opt, int group, const char *options);
 
+/* Set one hyperparameter, named as in opt_get, of one group, or of all (-1): for values that change at each
+ * step.
+ *
+ * PyTorch checks the value as in opt_set; options that are True or False need opt_set. */
+int opt_set_value(int opt, int group, const char *name, double value);
+
 /* Attach a scheduler of torch.optim.lr_scheduler, once every parameter is bound:
  * "StepLR(step_size=30)", or nested, "SequentialLR([LinearLR(total_iters=5),
  * CosineAnnealingLR(T_max=100)], milestones=[5])".
@@ -414,6 +420,7 @@ int optplug_clip_grad_norm(int opt, double max_norm, double norm_type, int error
 int optplug_clip_grad_value(int opt, double clip_value);
 int optplug_get(int opt, int group, const char *name, double *value);
 int optplug_set(int opt, int group, const char *options);
+int optplug_set_value(int opt, int group, const char *name, double value);
 int optplug_schedule(int opt, const char *spec);
 int optplug_schedule_step(int opt);
 int optplug_schedule_step_metric(int opt, double value);

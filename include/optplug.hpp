@@ -279,6 +279,10 @@ class Optimizer
         return value;
     }
     void set(int group, const std::string &options) { check(optplug_set(handle_, group, options.c_str())); }
+    void set_value(int group, const std::string &name, double value)
+    {
+        check(optplug_set_value(handle_, group, name.c_str(), value));
+    }
     void schedule(const std::string &spec) { check(optplug_schedule(handle_, spec.c_str())); }
     /* Take all schedulers off, and let go of their functions. */
     void schedule(std::nullptr_t)

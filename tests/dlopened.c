@@ -45,6 +45,7 @@ FORWARD(int, opt_clip_grad_norm,
 FORWARD(int, opt_clip_grad_value, (int opt, double clip_value), (opt, clip_value))
 FORWARD(int, opt_get, (int opt, int group, const char *name, double *value), (opt, group, name, value))
 FORWARD(int, opt_set, (int opt, int group, const char *options), (opt, group, options))
+FORWARD(int, opt_set_value, (int opt, int group, const char *name, double value), (opt, group, name, value))
 FORWARD(int, opt_schedule, (int opt, const char *spec), (opt, spec))
 FORWARD(int, opt_schedule_step, (int opt), (opt))
 FORWARD(int, opt_schedule_step_metric, (int opt, double value), (opt, value))

@@ -123,6 +123,9 @@ def test_groups_schedules_and_hyperparameters():
         opt.schedule_step()  # next() has no more
     opt.set(-1, "lr=2")
     assert opt.get(-1, "lr") == 2
+    opt.set_value(1, "lr", 4)
+    assert (opt.get(0, "lr"), opt.get(1, "lr")) == (2, 4)
+    opt.set_value(-1, "lr", 2)
     opt.schedule("ReduceLROnPlateau(factor=0.5, patience=0)")
     opt.schedule_step(1.0)
     opt.schedule_step(1.0)
@@ -363,6 +366,7 @@ def test_text_with_a_zero_byte_is_refused(tmp_path):
         (lambda _: ctypes_api.init(None), "options must be text, got None"),
         (lambda opt: opt.set(0, {"lr": 1}), "options must be text, got {'lr': 1}"),
         (lambda opt: opt.get(0, b"lr"), "name must be text, got b'lr'"),
+        (lambda opt: opt.set_value(0, b"lr", 1), "name must be text, got b'lr'"),
         (lambda opt: opt.bind(0, np.ones(1), np.ones(1)), "name must be text, got 0"),
         (lambda opt: opt.attribute("time", 1.5), "text must be text, got 1.5"),
         (lambda opt: opt.save(3), "expected str, bytes or os.PathLike object, not int"),

@@ -127,6 +127,9 @@ static void schedules_groups_and_hyperparameters()
     opt.set(-1, "lr=2");
     CHECK(opt.get(-1, "lr") == 2);
     CHECK_THROWS(OPT_EINVAL, "'rl'", opt.set(0, "rl=1"));
+    opt.set_value(-1, "lr", 4);
+    CHECK(opt.get(-1, "lr") == 4);
+    CHECK_THROWS(OPT_EINVAL, "lr=-1.0", opt.set_value(0, "lr", -1));
     CHECK_THROWS(OPT_EINVAL, "StepLR", opt.schedule("StepLR()"));
     CHECK_THROWS(OPT_EHANDLE, "is not an optimizer", made.step());
     CHECK_THROWS(OPT_EHANDLE, "is not an optimizer", made.describe());

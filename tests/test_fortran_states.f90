@@ -45,6 +45,12 @@ contains
     call check(value == 2 .and. a(1) == -2.5_real64 .and. b(1) == -2.25_real64, "set and get")
     call opt%get(2, "lr", value, stat, message)
     call check(stat == opt_einval .and. value == 2 .and. index(message, "group") > 0, message)
+    call opt%set_value(1, "lr", 0.5_real64)
+    call opt%get(1, "lr", value)
+    call opt%step()
+    call check(value == 0.5_real64 .and. a(1) == -4.5_real64 .and. b(1) == -2.75_real64, "set_value")
+    call opt%set_value(-1, "lr", -1.0_real64, stat, message)
+    call check(stat == opt_einval .and. index(message, "lr=-1.0") > 0, message)
   end subroutine
 
   subroutine schedules_step_and_take_functions()

@@ -152,6 +152,8 @@ DEFINE(iterate, opt_iterate(pending, 0))
 DEFINE(iterate_again, opt_iterate(pending, 1))
 DEFINE(set, opt_set(adam, -1, "lr=2e-3"))
 DEFINE(set_wrong, opt_set(adam, -1, "lr=-1"))
+DEFINE(set_value, opt_set_value(adam, -1, "lr", 2e-3))
+DEFINE(set_value_wrong, opt_set_value(adam, -1, "lr", -1))
 DEFINE(zero, opt_zero_grad(adam))
 DEFINE(clip_value, opt_clip_grad_value(adam, 0.5))
 DEFINE(schedule, opt_schedule(adam, "StepLR(2, gamma=0.5)"))
@@ -251,6 +253,8 @@ static const struct {
     CALL(get_wrong, 1),
     CALL(set, 0),
     CALL(set_wrong, 1),
+    CALL(set_value, 0),
+    CALL(set_value_wrong, 1),
     CALL(zero, 0),
     CALL(clip, 0),
     CALL(clip_wrong, 1),

@@ -38,6 +38,7 @@ static void check_is_none(int opt)
                 opt_bind_sparse(opt, "w", "float64", 1, 2, w, 1, &rows, row, dw));
     CHECK_FAILS(OPT_EHANDLE, "is not an optimizer", opt_group(opt, "lr=1"));
     CHECK_FAILS(OPT_EHANDLE, "is not an optimizer", opt_set(opt, -1, "lr=1"));
+    CHECK_FAILS(OPT_EHANDLE, "is not an optimizer", opt_set_value(opt, -1, "lr", 1));
     CHECK_FAILS(OPT_EHANDLE, "is not an optimizer", opt_get(opt, 0, "lr", &value));
     CHECK_FAILS(OPT_EHANDLE, "is not an optimizer", opt_zero_grad(opt));
     CHECK_FAILS(OPT_EHANDLE, "is not an optimizer", opt_clip_grad_norm(opt, 1, 2, 0, NULL));

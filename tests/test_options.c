@@ -96,6 +96,36 @@ static void options_that_the_next_step_could_not_take_are_refused(void)
     }
 }
 
+static void a_number_can_be_set_at_each_step(void)
+{
+    double value = 0;
+    int opt = opt_create("SGD(lr=0.5)");
+    a[0] = b[0] = 0;
+    CHECK(opt_bind(opt, "a", "float64", 1, a, grad) == OPT_OK);
+    CHECK(opt_group(opt, "lr=1") == OPT_OK);
+    CHECK(opt_bind(opt, "b", "float64", 1, b, grad) == OPT_OK);
+    double sum = 0;
+    for (int i = 1; i <= 20; i++) {
+        CHECK(opt_set_value(opt, 0, "lr", i) == OPT_OK);
+        CHECK(opt_set_value(opt, 1, "lr", 0.5 * i) == OPT_OK);
+        CHECK_FAILS(OPT_EINVAL, "lr=-1.0: Invalid learning rate: -1", opt_set_value(opt, 0, "lr", -1));
+        CHECK_FAILS(OPT_EINVAL, "group must be 0 to 1, or -1 for all, got 2", opt_set_value(opt, 2, "lr", i));
+        CHECK(opt_step(opt) == OPT_OK);
+        sum += i;
+        CHECK(a[0] == -sum && b[0] == -0.5 * sum);
+    }
+    CHECK(opt_get(opt, 1, "lr", &value) == OPT_OK && value == 10);
+    CHECK(opt_set_value(opt, -1, "lr", 1) == OPT_OK && opt_set_value(opt, 0, "lr", 2) == OPT_OK);
+    CHECK(opt_schedule(opt, "ConstantLR(0.5)") == OPT_OK);
+    CHECK(opt_get(opt, 0, "lr", &value) == OPT_OK && value == 1);
+    CHECK(opt_get(opt, 1, "lr", &value) == OPT_OK && value == 0.5);
+    CHECK(opt_set_value(opt, 1, "lr", 4) == OPT_OK && opt_step(opt) == OPT_OK && b[0] == -0.5 * sum - 4);
+    CHECK_FAILS(OPT_EINVAL, "name 'nesterov' is True or False, not a number: call opt_set",
+                opt_set_value(opt, 0, "nesterov", 1));
+    CHECK_FAILS(OPT_EINVAL, "name must not be NULL", opt_set_value(opt, 0, NULL, 1));
+    CHECK(opt_free(opt) == OPT_OK);
+}
+
 static void what_torch_refuses_changes_nothing(void)
 {
     double value = 0;
@@ -143,6 +173,7 @@ int main(void)
     tuples_and_truths_are_numbers();
     an_option_set_before_the_group_stays();
     options_that_the_next_step_could_not_take_are_refused();
+    a_number_can_be_set_at_each_step();
     what_torch_refuses_changes_nothing();
     lists_name_what_is_there();
     check_was_quiet(quiet);

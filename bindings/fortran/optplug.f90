@@ -116,6 +116,7 @@ module optplug
     procedure :: clip_grad_value
     procedure :: get
     procedure :: set
+    procedure :: set_value
     procedure, private :: schedule_spec, schedule_callback, schedule_none
     generic :: schedule => schedule_spec, schedule_callback, schedule_none
     procedure, private :: schedule_step_epoch, schedule_step_metric
@@ -199,6 +200,13 @@ module optplug
       import :: c_char, c_int
       integer(c_int), value :: opt, group
       character(kind=c_char), intent(in) :: options(*)
+    end function
+
+    integer(c_int) function c_set_value(opt, group, name, value) bind(c, name="optplug_set_value")
+      import :: c_char, c_double, c_int
+      integer(c_int), value :: opt, group
+      character(kind=c_char), intent(in) :: name(*)
+      real(c_double), value :: value
     end function
 
     integer(c_int) function c_schedule(opt, spec) bind(c, name="optplug_schedule")
@@ -788,6 +796,18 @@ contains
     character(*), intent(inout), optional :: errmsg
 
     call settle(c_set(self%handle, int(group, c_int), trim(options) // c_null_char), stat, errmsg)
+  end subroutine
+
+  !> Set one hyperparameter of a group, or with -1 of all, named as in get: for values that change at each step.
+  subroutine set_value(self, group, name, value, stat, errmsg)
+    class(optimizer), intent(inout) :: self
+    integer, intent(in) :: group
+    character(*), intent(in) :: name
+    real(real64), intent(in) :: value
+    integer, intent(out), optional :: stat
+    character(*), intent(inout), optional :: errmsg
+
+    call settle(c_set_value(self%handle, int(group, c_int), trim(name) // c_null_char, value), stat, errmsg)
   end subroutine
 
   !> Attach a scheduler of torch.optim.lr_scheduler, once every parameter is bound: "StepLR(step_size=30)".

@@ -198,6 +198,11 @@ static void set(mxArray **out, const mxArray **in)
     *out = scalar(optplug_set(integer(in[0]), integer(in[1]), text(in[2])));
 }
 
+static void set_value(mxArray **out, const mxArray **in)
+{
+    *out = scalar(optplug_set_value(integer(in[0]), integer(in[1]), text(in[2]), number(in[3])));
+}
+
 static void attribute(mxArray **out, const mxArray **in)
 {
     *out = scalar(optplug_attribute(integer(in[0]), text(in[1]), text(in[2])));
@@ -251,6 +256,7 @@ static const struct {
     {"optplug_clip_grad_value", 2, .with_double = optplug_clip_grad_value},
     {"optplug_get", 4, .run = get},
     {"optplug_set", 3, .run = set},
+    {"optplug_set_value", 4, .run = set_value},
     {"optplug_schedule", 2, .with_text = optplug_schedule},
     {"optplug_schedule_step", 1, .with_opt = optplug_schedule_step},
     {"optplug_schedule_step_metric", 2, .with_double = optplug_schedule_step_metric},

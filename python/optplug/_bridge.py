@@ -319,6 +319,12 @@ def py_set(opt, group, options):
 
 @_callback
 @_changes_plan
+def py_set_value(opt, group, name, value):
+    _optimizers[opt].set_value(group, host.text("name", name), value)
+
+
+@_callback
+@_changes_plan
 def py_schedule(opt, text, function, user):
     if text == ffi.NULL:
         _optimizers[opt].unschedule()

@@ -60,6 +60,12 @@ def check_kinds(function: Callable[..., Any], arguments: Mapping[str, Any]) -> N
             raise SpecError(f"lr must be finite, got {value}")
 
 
+def is_count(function: Callable[..., Any], name: str) -> bool:
+    """Tell whether an argument is a whole number, and takes no other, by its annotation."""
+    hint = _hints(function).get(name)
+    return int in (hint, *typing.get_args(hint)) and float not in typing.get_args(hint)
+
+
 def blame(
     error: Exception,
     function: Callable[..., Any],

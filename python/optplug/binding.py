@@ -75,7 +75,10 @@ class Binder:
         groups = self._parameters.groups
         first = groups[0]
         options = self._trials.options(
-            text, first.options if not first.names else {}, self._parameters.kinds_of([])
+            text,
+            first.options if not first.names else {},
+            lambda: self._parameters.kinds_of([]),
+            lambda *_: False,
         )
         if not first.names and len(groups) == 1 and not self._first_group_is_given:
             first.options.update(options)

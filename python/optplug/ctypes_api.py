@@ -305,6 +305,10 @@ class Optimizer:
         """Set hyperparameters of a group, or with -1 of all."""
         self._call("optplug_set", group, encoded("options", options))
 
+    def set_value(self, group: int, name: str, value: float) -> None:
+        """Set one hyperparameter of a group, or with -1 of all, named as `get` names it."""
+        self._call("optplug_set_value", group, encoded("name", name), value)
+
     def schedule(self, spec: str | None, function: Callable[[float, int], float] | None = None) -> None:
         """Attach a scheduler; if it takes a function of yours, one from an epoch and a group to a factor.
 

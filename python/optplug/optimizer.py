@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import cmath
 import contextlib
-import re
 from collections.abc import Callable, Iterator
 from itertools import chain
 from typing import Any
@@ -15,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from optplug import compiled, devices, norms, recipe, scaling, schedules, spec, values
+from optplug import compiled, devices, hyperparameters, norms, recipe, scaling, schedules, spec, values
 from optplug.attributes import Attributes
 from optplug.averages import Average
 from optplug.binding import Binder
@@ -78,6 +77,7 @@ class HostedOptimizer:
         #: The host's own words, which are in checkpoints as well.
         self.attributes = Attributes()
         self._binder = Binder(self.recipe, self._trials, self.parameters, master_weights, self.planner.forget)
+        self._changes = hyperparameters.Changes(self._trials, self.parameters, self.planner)
         self._undo = Undo(self.recipe, self.parameters)
         self._resumption = Resumption(self.recipe, self._trials, self.parameters, self.attributes)
         self._scale = Scale()
@@ -122,24 +122,8 @@ class HostedOptimizer:
 
         ``name`` is "lr", or "betas[0]" for one of a tuple; True is 1.  "step" is the number of steps.
         """
-        key, bracket, index = name.partition("[")
-        groups = _select(self.built().param_groups, group)
-        if name == "step":
-            return float(self.run.steps)
-        spec.check_name(key, groups[0].keys() - {"params", "param_names"} | {"step"}, "hyperparameter")
-        value = groups[0][key]
-        if any(g[key] != value for g in groups[1:]):
-            raise ValueError(f"group -1: {key!r} differs between the {len(groups)} groups: ask for one")
-        if isinstance(value, tuple | list):
-            position = re.fullmatch(r"(\d+)\]", index)
-            if not position or int(position[1]) >= len(value):
-                raise ValueError(f"name {shown(name)} must be '{key}[0]' to '{key}[{len(value) - 1}]'")
-            value = value[int(position[1])]
-        elif bracket:
-            raise ValueError(f"name {shown(name)} is not a tuple: write {key!r}")
-        if not isinstance(value, bool | int | float | Tensor):
-            raise ValueError(f"name {shown(name)} is {value!r}, which is not a number")
-        return float(value)
+        groups = hyperparameters.select(self.built().param_groups, group)
+        return float(self.run.steps) if name == "step" else hyperparameters.get(groups, name)
 
     def set(self, group: int, text: str) -> None:
         """Set hyperparameters of a group, or of all groups (-1): ``"lr=1e-4, betas=(0.9, 0.99)"``.
@@ -148,13 +132,16 @@ class HostedOptimizer:
             ValueError: no such group or option, or PyTorch refuses the value.
         """
         self._check_idle("opt_set")
-        groups = self.parameters.groups
-        in_force = self.run.built.param_groups if self.run.built else [g.options for g in groups]
-        chosen = _select(list(zip(in_force, groups, strict=True)), group)
-        checked = [(o, self._trials.options(text, o, self.parameters.kinds_of(g.names))) for o, g in chosen]
-        for options, changed in checked:
-            options.update(changed)
-        self.planner.refresh()
+        self._changes.set(self.run, group, text)
+
+    def set_value(self, group: int, name: str, value: float) -> None:
+        """Set one hyperparameter, named as `get` names it, of a group or of all groups (-1).
+
+        Raises:
+            ValueError: no such group or option, or it is no number, or PyTorch refuses the value.
+        """
+        self._check_idle("opt_set_value")
+        self._changes.set_value(self.run, group, name, value)
 
     # ---- steps ----
 
@@ -469,11 +456,3 @@ def _is_finite(tensor: Tensor) -> bool:
     # An inf or a nan makes the sum one, at a fraction of the cost of asking each value; a sum may also
     # be too large by itself.
     return cmath.isfinite(tensor.sum().item()) or bool(torch.isfinite(tensor).all())
-
-
-def _select(groups: list[Any], group: int) -> list[Any]:
-    if group == -1:
-        return groups
-    if not 0 <= group < len(groups):
-        raise ValueError(f"group must be 0 to {len(groups) - 1}, or -1 for all, got {group}")
-    return [groups[group]]

@@ -71,6 +71,10 @@ class Planner:
         if self.plan and not self.plan.refresh():
             self.plan = None
 
+    def is_scalar(self, group: dict[str, Any], name: str, value: Any) -> bool:
+        """Tell whether steps only hand a hyperparameter on to kernels, now and with another value."""
+        return self.plan is not None and self.plan.is_scalar(group, name, value)
+
     def check_state(self, optimizer: torch.optim.Optimizer) -> None:
         """Look at the state, before a step, where it may be another than the last step's."""
         if not self._is_checked:

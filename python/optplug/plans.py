@@ -62,6 +62,8 @@ SCALARS: dict[str, Callable[[Group], float]] = {
     "non_blocking": lambda _: False,
 }
 
+_IN_TUPLES = {"beta1": "betas[0]", "beta2": "betas[1]"}
+
 
 @dataclass(frozen=True)
 class Form:
@@ -179,6 +181,25 @@ class Plan:
         for operation, values in zip(self.operations, all_scalars, strict=True):
             operation.scalars = values
         return self._current_shape() == self._shape
+
+    def is_scalar(self, group: Group, name: str, value: Any) -> bool:
+        """Tell whether the operators take a hyperparameter of a group as doubles, now and with this value."""
+        if name in _ONLY_WITH.values() and not (group[name] and value):
+            return False
+        values = {f"{name}[{i}]": v for i, v in enumerate(value)} if type(value) is tuple else {name: value}
+        return all(type(v) is float and self.places(group, n) for n, v in values.items())
+
+    def places(self, group: Group, name: str) -> list[int]:
+        """Return which of all scalars are a hyperparameter, as `opt_get` names it; none if it is more."""
+        found, start = [], 0
+        for o in self.operations:
+            if o.group is group:
+                names = [_IN_TUPLES.get(n, n) for n in o.form.doubles]
+                if name not in names:
+                    return []
+                found.append(start + names.index(name))
+            start += len(o.scalars)
+        return found
 
     def _current_shape(self) -> list[object]:
         """Return what a plan has fixed: all hyperparameters of a kernel but lr, of an operator only some."""

@@ -16,12 +16,17 @@ from optplug import spec
 from optplug.arguments import blame, check_kinds, said
 from optplug.devices import CPU
 from optplug.kinds import Grad, SparseGrad, layout
+from optplug.ranges import Ranges
 from optplug.recipe import IMPLEMENTATIONS, Recipe, fuses_rightly
 from optplug.spec import SpecError, shown
 from optplug.state import exactly, expected
 
 _went_well: dict[tuple[type, str], dict[str, Any]] = {}  # with the class's defaults
 _MOST_KEPT = 1000
+
+#: Returns one of each kind among parameters, and whether its gradient is sparse.
+Kinds = Callable[[], Iterable[tuple[Tensor | None, bool]]]
+IsScalar = Callable[[str, Any], bool]
 
 
 def nothing_yet() -> list[tuple[str, nn.Parameter]]:
@@ -43,6 +48,12 @@ class Trials:
             self.defaults = self._try(recipe.arguments)
         except Exception as error:
             raise SpecError(blame(error, recipe.class_, recipe.arguments, self._step)) from error
+        self._ranges = Ranges(lambda options: self._judge({}, options))
+
+    @property
+    def class_(self) -> type[torch.optim.Optimizer]:
+        """The recipe's class."""
+        return self._recipe.class_
 
     # ---- parameters ----
 
@@ -88,23 +99,46 @@ class Trials:
             raise ValueError(f"options {shown(text)}: {said(error)}") from error
 
     def options(
-        self, text: str, current: dict[str, Any], kinds: Iterable[tuple[Tensor | None, bool]]
+        self,
+        text: str,
+        current: dict[str, Any],
+        kinds: Kinds,
+        is_scalar: IsScalar,
     ) -> dict[str, Any]:
-        """Parse options for parameters of these kinds, and let PyTorch judge them beside those in force."""
+        """Parse options for parameters of these kinds, and let PyTorch judge them: see `judge`."""
         try:
             options = spec.arguments(text)
             for name in options:
-                spec.check_name(name, self._accepted(), "option")
-            check_kinds(self._recipe.class_, options)
-            in_force = {name: value for name, value in current.items() if name in self.defaults}
-            attempt = functools.partial(self._check_beside, in_force, list(kinds))
-            try:
-                attempt(options)
-            except Exception as error:
-                raise SpecError(blame(error, self._recipe.class_, options, attempt)) from error
+                spec.check_name(name, self.accepted, "option")
+            self.judge(options, current, kinds, is_scalar)
         except Exception as error:
             raise ValueError(f"options {shown(text)}: {error}") from error
         return options
+
+    def judge(
+        self, options: dict[str, Any], current: dict[str, Any], kinds: Kinds, is_scalar: IsScalar
+    ) -> None:
+        """Let PyTorch judge options for parameters of these kinds, beside those in force.
+
+        Nothing is built or stepped where its judgement is known: see `ranges`.
+
+        Args:
+            is_scalar: tells of an option and its value whether steps hand it to a kernel and make no other
+                use of it, so that none need be tried.
+        """
+        check_kinds(self._recipe.class_, options)
+        in_force = {name: value for name, value in current.items() if name in self.defaults}
+        is_safe = all(is_scalar(name, value) for name, value in options.items())
+        together = {name: v for name, v in {**in_force, **options}.items() if name in self.accepted}
+        if self._recipe.is_torchs and self._ranges.cover(together) and (is_safe or options.keys() == {"lr"}):
+            return
+        attempt = functools.partial(self._check_beside, in_force, kinds, is_safe)
+        try:
+            attempt(options)
+        except Exception as error:
+            raise SpecError(blame(error, self._recipe.class_, options, attempt)) from error
+        if self._recipe.is_torchs:
+            self._ranges.watch(together)
 
     def judge_all(self, options: dict[str, Any]) -> None:
         """Let PyTorch's constructor judge a group's options, all but the rate, which may be a schedule's."""
@@ -112,24 +146,26 @@ class Trials:
 
     def _judge(self, in_force: dict[str, Any], options: dict[str, Any]) -> None:
         """Let PyTorch's constructor judge options, beside those in force."""
-        accepted = self._accepted() - {"lr"}
-        others = {name: value for name, value in in_force.items() if name in accepted}
+        others = {name: v for name, v in in_force.items() if name in self.accepted and name != "lr"}
         self._recipe.class_(nothing_yet(), **{**self._recipe.arguments, **others, **options})
 
     def _check_beside(
-        self, in_force: dict[str, Any], kinds: list[tuple[Tensor | None, bool]], options: dict[str, Any]
+        self, in_force: dict[str, Any], kinds: Kinds, is_safe: bool, options: dict[str, Any]
     ) -> None:
         """Let PyTorch judge options beside those in force, by two steps that come to them in the second."""
         self._judge(in_force, options)
         if options.keys() == {"lr"}:
             float(options["lr"])
             return
+        if is_safe:
+            return
         # Two steps show whether the state of the steps before goes with them.
-        for like, sparse in kinds:
+        for like, sparse in kinds():
             self._try(self._recipe.arguments, like, sparse, options=in_force, change=options)
 
-    def _accepted(self) -> set[str]:
-        """Return the options that a host may give to a group."""
+    @functools.cached_property
+    def accepted(self) -> set[str]:
+        """The options that a host may give to a group."""
         parameters = spec.signature_of(self._recipe.class_).parameters  # type: ignore[arg-type]
         return (self.defaults.keys() & parameters.keys()) - {*IMPLEMENTATIONS}
 

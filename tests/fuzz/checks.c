@@ -11,6 +11,7 @@ const struct function functions[] = {
     {"opt_clip_grad_value", try_clip_grad_value, GRAD | HANDLE, 4},
     {"opt_get", try_get, HANDLE, 6},
     {"opt_set", try_set, HANDLE | BARRED, 5},
+    {"opt_set_value", try_set_value, HANDLE | BARRED, 8},
     {"opt_schedule", try_schedule, HANDLE | BARRED, 4},
     {"opt_schedule_step", try_schedule_step, HANDLE | BARRED, 6},
     {"opt_schedule_step_metric", try_schedule_step_metric, HANDLE | BARRED, 4},

@@ -238,6 +238,15 @@ int try_set(struct frame *c)
     return opt_set(c->handle, group, text);
 }
 
+int try_set_value(struct frame *c)
+{
+    int group = a_group(c);
+    const char *name = a_string(c, hyperparameters);
+    double value = any_double(c->fuzzer);
+    note(c, "opt_set_value(%d, %d, %s, %g)", c->handle, group, quoted(name), value);
+    return opt_set_value(c->handle, group, name, value);
+}
+
 int try_get(struct frame *c)
 {
     int group = a_group(c);

@@ -228,6 +228,11 @@ opt.set('lr=0.25', 1);
 assert([opt.get('lr', 0) opt.get('lr', 1)], [1 0.25]);
 opt.set('lr=2.0, momentum=0.5');
 assert([opt.get('lr') opt.get('momentum')], [2 0.5]);
+opt.set_value('lr', 0.25, 1);
+assert([opt.get('lr', 0) opt.get('lr', 1)], [2 0.25]);
+opt.set_value('lr', 0.5);
+assert(opt.get('lr'), 0.5);
+fails('optplug:invalid', 'lr=-1.0', @() opt.set_value('lr', -1));
 end
 
 function test_schedules_set_the_learning_rate()
@@ -434,6 +439,8 @@ fails('optplug:invalid', 'clip_value must be a real number, got a 1x2 double', @
 fails('optplug:invalid', 'group must be a whole number, got 0.5', @() opt.get('lr', 0.5));
 fails('optplug:invalid', 'name must be text', @() opt.get(1));
 fails('optplug:invalid', 'options must be text', @() opt.set(1));
+fails('optplug:invalid', 'name must be text', @() opt.set_value(1, 1));
+fails('optplug:invalid', 'value must be a real number, got ''1''', @() opt.set_value('lr', '1'));
 fails('optplug:invalid', 'path must be text', @() opt.save(1));
 fails('optplug:invalid', 'kind must be text', @() optplug.list(1));
 fails('optplug:invalid', 'nothings', @() optplug.list('nothings'));

@@ -290,6 +290,15 @@ classdef Optimizer < handle
             self.ask('optplug_set', optplug.internal.group_number(group), optplug.internal.text(options, 'options'));
         end
 
+        function set_value(self, name, value, group)
+            %SET_VALUE Set one hyperparameter, as in set_value(opt, 'lr', 1e-4, 0).
+            if nargin < 4
+                group = -1;
+            end
+            self.ask('optplug_set_value', optplug.internal.group_number(group), ...
+                optplug.internal.text(name, 'name'), optplug.internal.number(value, 'value'));
+        end
+
         function schedule(self, spec)
             %SCHEDULE Attach a scheduler of torch.optim.lr_scheduler, once every array is bound.
             %
