@@ -129,7 +129,7 @@ int opt_set_value(int opt, int group, const char *name, double value)
     int status = call_begin(&call, opt, CALL_SET_VALUE);
     if (status < 0)
         return status;
-    int result = runtime.python->set_value(opt, group, name, value);
+    int result = call_set_value(&call, group, name, value);
     if (result > 0 && log_level >= LOG_DEBUG)
         log_line(LOG_DEBUG, "opt=%d: set %s=%g", opt, name, value);
     return call_end(&call, result);

@@ -141,6 +141,15 @@ typedef struct optplug_gradients {
     int add_scalar, mul_scalar, reciprocal, clamp_max, clamp;
 } optplug_gradients;
 
+/* A hyperparameter that C may change in a plan, to any finite value from low to high. */
+typedef struct optplug_rate {
+    int group;        /* as in opt_set_value */
+    const char *name; /* the same */
+    double low, high;
+    int count;         /* of its places in the plan, ... */
+    const int *places; /* ... as indices of the plan's scalars */
+} optplug_rate;
+
 /* A step without Python, as Python states it.  What it points to stays until this thread asks again. */
 typedef struct optplug_plan {
     int64_t serial;                    /* of this statement, which no other has */
@@ -148,6 +157,8 @@ typedef struct optplug_plan {
     const optplug_operator *operators; /* NULL where the one asked with holds, with these scalars */
     const double *scalars; /* of all operators, one after the other: their doubles and then their bools */
     optplug_gradients gradients;
+    int rate_count;
+    const optplug_rate *rates;
     int stable; /* whether it runs through torch's stable ABI alone; -1: where the host is a Python */
 } optplug_plan;
 
@@ -177,6 +188,7 @@ typedef struct optplug_python {
     int (*get)(int opt, int group, const char *name, double *value);
     int (*set)(int opt, int group, const char *options);
     int (*set_value)(int opt, int group, const char *name, double value);
+    int (*take_value)(int opt, int group, const char *name, double value);
     int (*schedule)(int opt, const char *spec, optplug_callback function, void *user);
     int (*schedule_step)(int opt, const double *metric);
     int (*average)(int opt, const char *spec);

@@ -5,6 +5,7 @@
 #include "handle.h"
 #include "optplug.h"
 #include "plan.h"
+#include "rates.h"
 #include "staging.h"
 #include "start.h"
 
@@ -64,6 +65,17 @@ static int check_arrays(struct slot *slot)
                         name);
 }
 
+/* Let Python know of the hyperparameters that have changed in the plan alone: 1, or what it has returned. */
+static int catch_up(struct call *call)
+{
+    for (struct rate *r; (r = plan_unknown(handle_plan(call->slot))); r->change = 0) {
+        int result = runtime.python->take_value(call->opt, r->group, r->name, r->value);
+        if (result <= 0)
+            return result;
+    }
+    return 1;
+}
+
 int call_begin(struct call *call, int opt, int flags)
 {
     call->opt = opt;
@@ -80,6 +92,8 @@ int call_begin(struct call *call, int opt, int flags)
             status = runtime_check();
         if (status == OPT_OK && flags & WANTS_ARRAYS)
             status = check_arrays(call->slot);
+        if (status == OPT_OK && !(flags & MAY_STAY_OUT))
+            status = translate(catch_up(call));
         if (status < 0)
             handle_unlock(call->slot);
     }
@@ -95,11 +109,13 @@ int call_begin(struct call *call, int opt, int flags)
 static void update_plan(struct call *call, int result)
 {
     struct plan *plan = handle_plan(call->slot);
+    if (plan_unknown(plan))
+        return; /* the call has not come as far as to Python */
     optplug_plan stated = {0};
     if (result == 1 || runtime.python->plan(call->opt, plan_serial(plan), &stated) != 1 || stated.count == 0)
         handle_set_plan(call->slot, NULL);
     else if (!stated.operators)
-        plan_set_scalars(plan, stated.scalars);
+        plan_set_scalars(plan, &stated);
     else {
         int borrowed = !runtime.ours;
         int stable = stated.stable < 0 ? borrowed : stated.stable;
@@ -119,14 +135,26 @@ int call_step(struct call *call)
 {
     struct plan *plan = handle_plan(call->slot);
     int result = plan ? plan_run(plan) : 0;
-    if (result == 0)
-        return runtime.python->step(call->opt);
+    if (result == 0) {
+        result = catch_up(call);
+        return result > 0 ? runtime.python->step(call->opt) : result;
+    }
     call_keeps_plan(call);
     if (result > 0)
         handle_count_step(call->slot);
-    else
+    else if (catch_up(call) > 0)
         handle_set_plan(call->slot, NULL);
     return result;
+}
+
+int call_set_value(struct call *call, int group, const char *name, double value)
+{
+    if (plan_set_value(handle_plan(call->slot), group, name, value)) {
+        call->flags &= ~CHANGES_PLAN;
+        return 1;
+    }
+    int result = catch_up(call);
+    return result > 0 ? runtime.python->set_value(call->opt, group, name, value) : result;
 }
 
 int call_end(struct call *call, int result)

@@ -15,11 +15,12 @@ struct call {
 
 /* What a call on an optimizer may do or wants. */
 enum {
-    CHANGES_PLAN = 1, /* may change what a plan has fixed */
-    WANTS_ARRAYS = 2, /* is refused where a parameter has none between steps */
-    FROM_WITHIN = 4,  /* also in a function of the host's that this very optimizer has called */
-    CALLS_BACK = 8,   /* Python may call a function of the host's */
-    ENDS_HANDLE = 16, /* all that a handle is good for whose function has been left */
+    CHANGES_PLAN = 1,  /* may change what a plan has fixed */
+    WANTS_ARRAYS = 2,  /* is refused where a parameter has none between steps */
+    FROM_WITHIN = 4,   /* also in a function of the host's that this very optimizer has called */
+    CALLS_BACK = 8,    /* Python may call a function of the host's */
+    MAY_STAY_OUT = 32, /* may not need Python, or what it knows of hyperparameters */
+    ENDS_HANDLE = 16,  /* all that a handle is good for whose function has been left */
 };
 
 /* The one table of what each does. */
@@ -34,7 +35,7 @@ enum {
     CALL_CLIP_GRAD_NORM = FROM_WITHIN | WANTS_ARRAYS | CHANGES_PLAN, /* where Python does it */
     CALL_CLIP_GRAD_VALUE = FROM_WITHIN | WANTS_ARRAYS | CHANGES_PLAN,
     CALL_DESCRIBE = FROM_WITHIN,
-    CALL_FREE = ENDS_HANDLE,
+    CALL_FREE = ENDS_HANDLE | MAY_STAY_OUT,
     CALL_GET = FROM_WITHIN,
     CALL_GRAD_SCALE = CHANGES_PLAN,
     CALL_GROUP = CHANGES_PLAN,
@@ -44,10 +45,10 @@ enum {
     CALL_SCHEDULE = CHANGES_PLAN | CALLS_BACK,
     CALL_SCHEDULE_STEP = CHANGES_PLAN | CALLS_BACK,
     CALL_SET = CHANGES_PLAN,
-    CALL_SET_VALUE = CHANGES_PLAN,
-    CALL_STEP = CHANGES_PLAN | WANTS_ARRAYS, /* where Python makes it */
+    CALL_SET_VALUE = CHANGES_PLAN | MAY_STAY_OUT,           /* where Python does it */
+    CALL_STEP = CHANGES_PLAN | MAY_STAY_OUT | WANTS_ARRAYS, /* where Python makes it */
     CALL_STEP_CLOSURE = CHANGES_PLAN | WANTS_ARRAYS | CALLS_BACK,
-    CALL_STEP_STAGED = CHANGES_PLAN,
+    CALL_STEP_STAGED = CHANGES_PLAN | MAY_STAY_OUT,
     CALL_STREAM = CHANGES_PLAN,
     CALL_ZERO_GRAD = FROM_WITHIN | WANTS_ARRAYS,
 };
@@ -72,6 +73,9 @@ int call_keeps_plan(struct call *call);
 
 /* Make a step in a call that has begun: the plan's, or Python's. */
 int call_step(struct call *call);
+
+/* Set a hyperparameter in a call that has begun: in the plan alone, or by Python. */
+int call_set_value(struct call *call, int group, const char *name, double value);
 
 /* Begin and end a call on no optimizer; call_start starts Python where that is not done yet. */
 void call_enter(struct shield *saved);

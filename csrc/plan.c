@@ -9,6 +9,7 @@
 #include "operation.h"
 #include "optplug.h"
 #include "pyapi.h"
+#include "rates.h"
 
 struct plan {
     int64_t serial; /* of the statement that it was made from */
@@ -17,9 +18,29 @@ struct plan {
     int minds_modes; /* of PyTorch's, that a host may have on */
     int proven;      /* has run boxed, which turns torch's exceptions into errors */
     struct gradients *gradients;
+    struct rates rates;
     int count;
     struct operation operations[];
 };
+
+/* Take over which scalars may change, as stated. */
+static void take_rates(struct plan *plan, const optplug_plan *stated)
+{
+    rates_free(&plan->rates);
+    if (stated->rate_count == 0)
+        return;
+    int count = 0;
+    for (int i = 0; i < plan->count; i++)
+        count += operation_scalar_count(&plan->operations[i]);
+    double **scalars = calloc((size_t)count, sizeof *scalars);
+    count = 0;
+    for (int i = 0; scalars && i < plan->count; i++)
+        for (int j = 0; j < operation_scalar_count(&plan->operations[i]); j++)
+            scalars[count++] = &plan->operations[i].scalars[j];
+    if (scalars)
+        rates_take(&plan->rates, stated, scalars);
+    free(scalars);
+}
 
 struct plan *plan_new(const optplug_plan *stated, int stable, int minds_modes)
 {
@@ -41,6 +62,7 @@ struct plan *plan_new(const optplug_plan *stated, int stable, int minds_modes)
         }
         scalars += given->doubles + given->bools;
     }
+    take_rates(plan, stated);
     return plan;
 }
 
@@ -48,19 +70,23 @@ void plan_free(struct plan *plan)
 {
     for (int i = 0; plan && i < plan->count; i++)
         operation_free(&plan->operations[i]);
-    if (plan)
+    if (plan) {
         gradients_free(plan->gradients);
+        rates_free(&plan->rates);
+    }
     free(plan);
 }
 
 int64_t plan_serial(const struct plan *plan) { return plan ? plan->serial : 0; }
 
-void plan_set_scalars(struct plan *plan, const double *scalars)
+void plan_set_scalars(struct plan *plan, const optplug_plan *stated)
 {
+    const double *scalars = stated->scalars;
     for (int i = 0; i < plan->count; i++) {
         operation_set_scalars(&plan->operations[i], scalars);
         scalars += operation_scalar_count(&plan->operations[i]);
     }
+    take_rates(plan, stated);
 }
 
 /* Tell whether modes of PyTorch's are on that Python puts aside, such as a host's FakeTensorMode. */
@@ -70,6 +96,13 @@ const struct gradients *plan_gradients(const struct plan *plan)
 {
     return plan && !is_in_mode(plan) ? plan->gradients : NULL;
 }
+
+int plan_set_value(struct plan *plan, int group, const char *name, double value)
+{
+    return plan && rates_set(&plan->rates, group, name, value);
+}
+
+struct rate *plan_unknown(const struct plan *plan) { return plan ? rates_unknown(&plan->rates) : NULL; }
 
 int plan_run(struct plan *plan)
 {

@@ -6,6 +6,7 @@
 
 struct gradients;
 struct plan;
+struct rate;
 
 /* Make a plan of the operators that Python has stated, all through torch's stable ABI if `stable`; NULL if
  * torch cannot.  One that `minds_modes` leaves a step to Python where modes of PyTorch's are on, as a Python
@@ -21,8 +22,14 @@ const struct gradients *plan_gradients(const struct plan *plan);
 /* Return which statement it was made from; 0 for NULL. */
 int64_t plan_serial(const struct plan *plan);
 
-/* Give its operators their doubles and bools anew, one operator's after the other's. */
-void plan_set_scalars(struct plan *plan, const double *scalars);
+/* Give its operators their doubles and bools anew, as stated now. */
+void plan_set_scalars(struct plan *plan, const optplug_plan *stated);
+
+/* Change a hyperparameter in the plan alone; 0 if that is for Python to do. */
+int plan_set_value(struct plan *plan, int group, const char *name, double value);
+
+/* Return the earliest such change that Python does not know of, to be told; NULL if there is none. */
+struct rate *plan_unknown(const struct plan *plan);
 
 /* Make the step: 1 for success, or a status; 0 if Python is to make it, or to say why that does not go: a
  * gradient is not finite, a forked process has no GPU. */

@@ -124,7 +124,9 @@ int opt_set(int opt, int group, const char *options);
 /* Set one hyperparameter, named as in opt_get, of one group, or of all (-1): for values that change at each
  * step.
  *
- * PyTorch checks the value as in opt_set; options that are True or False need opt_set. */
+ * PyTorch checks the value as in opt_set; options that are True or False need opt_set.  Where steps bypass
+ * Python and no scheduler is attached, later calls for the same name and group do so too: a tenth of a
+ * microsecond. */
 int opt_set_value(int opt, int group, const char *name, double value);
 
 /* Attach a scheduler of torch.optim.lr_scheduler, once every parameter is bound:

@@ -110,6 +110,12 @@ def test_a_kernel_gives_way_to_torch_where_what_it_has_fixed_changes():
     pair.reference.param_groups[0]["lr"] = 0.5
     pair.step()
     assert pair.is_planned()
+    for i in range(5):
+        rate = 0.1 / (i + 1)
+        assert lib.opt_set_value(pair.opt, -1, b"lr", rate) == 0
+        pair.reference.param_groups[0]["lr"] = rate
+        pair.step()
+    assert pair.is_planned()
     assert lib.opt_set(pair.opt, -1, b"weight_decay=0.25") == 0
     pair.reference.param_groups[0]["weight_decay"] = 0.25
     for _ in range(4):

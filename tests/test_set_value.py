@@ -6,7 +6,9 @@ import ctypes
 import math
 
 import pytest
+import torch
 
+from optplug import _bridge
 from planned_twins import OPTIMIZERS, ROUTES, Twins, lib
 
 
@@ -143,4 +145,157 @@ def test_a_rate_is_set_before_anything_is_bound():
     assert lib.opt_set_value(opt, 0, b"betas[0]", 0.5) == 0
     assert lib.opt_bind(opt, b"w", b"float32", 5, values, grads) == 0
     assert (get(opt, "lr"), get(opt, "betas[0]"), get(opt, "betas[1]")) == (0.25, 0.5, 0.999)
+    assert lib.opt_free(opt) == 0
+
+
+# ---- in the plan alone ----
+
+
+def known_to_python(twins, group=0):
+    return _bridge.optimizer_of(twins.opt).run.built.param_groups[group]["lr"]
+
+
+@pytest.fixture
+def ahead():
+    """Return an optimizer whose plan has other rates than Python knows of, 0.5 and 0.75."""
+    twins = Twins("Adam(lr=0.1)", [("float32", 50)], [("float32", 7)])
+    for _ in range(3):
+        twins.step()
+    for rates in ((0.125, 0.25, 0.375), (0.625, 0.5, 0.75)):  # the second time without Python
+        for group, rate in zip((-1, 0, 1), rates, strict=True):
+            set_both(twins, "lr", rate, group)
+    assert [known_to_python(twins, i) for i in (0, 1)] == [0.25, 0.375]
+    return twins
+
+
+CALLS = {
+    "get": lambda t: get(t.opt, "eps"),
+    "get_wrong": lambda t: lib.opt_get(t.opt, 0, b"lrr", ctypes.c_double()),
+    "describe": lambda t: lib.opt_describe(t.opt),
+    "set": lambda t: lib.opt_set(t.opt, 0, b"eps=1e-8"),
+    "set_wrong": lambda t: lib.opt_set(t.opt, 0, b"eps=-1"),
+    "set_value": lambda t: lib.opt_set_value(t.opt, 0, b"eps", 1e-8),
+    "set_value_wrong": lambda t: lib.opt_set_value(t.opt, 0, b"lr", -1),
+    "set_value_nan": lambda t: lib.opt_set_value(t.opt, 0, b"lr", math.nan),
+    "zero_grad": lambda t: lib.opt_zero_grad(t.opt),
+    "clip": lambda t: lib.opt_clip_grad_norm(t.opt, 1e9, 2, 0, None),
+    "save": lambda t: lib.opt_save_memory(t.opt, None, 0),
+    "load_wrong": lambda t: lib.opt_load_memory(t.opt, b"nothing", 7),
+    "checkpoint": lambda t: lib.opt_checkpoint(t.opt, b"parameters=True"),
+    "bind": lambda t: t.bind(0),
+    "bind_wrong": lambda t: lib.opt_bind(t.opt, b"p0", b"float32", 3, None, None),
+    "grad_scale": lambda t: lib.opt_grad_scale(t.opt, None, None),
+    "schedule_wrong": lambda t: lib.opt_schedule(t.opt, b"StepLR()"),
+    "unschedule": lambda t: lib.opt_schedule(t.opt, None),
+    "average": lambda t: lib.opt_average(t.opt, b"AveragedModel()"),
+    "step_wrong": lambda t: lib.opt_step_f64(t.opt, ctypes.c_double(), ctypes.c_double()),
+}
+
+
+@pytest.mark.parametrize("call", CALLS.values(), ids=CALLS)
+def test_every_call_finds_the_rates_that_were_set(ahead, call):
+    call(ahead)
+    ahead.step()
+    ahead.step()
+    assert [get(ahead.opt, "lr", i) for i in (0, 1)] == [0.5, 0.75]
+    assert [known_to_python(ahead, i) for i in (0, 1)] == [0.5, 0.75]
+    ahead.step()
+    ahead.end()
+
+
+def test_python_is_not_asked_for_what_the_plan_can_do(ahead):
+    for i in range(20):
+        set_both(ahead, "lr", 1 / (i + 7), 0)
+        ahead.step()
+        set_both(ahead, "lr", 1 / (i + 5), 1)
+    assert known_to_python(ahead) != ahead.reference.param_groups[0]["lr"]
+    assert get(ahead.opt, "lr") == ahead.reference.param_groups[0]["lr"]
+    assert get(ahead.opt, "lr", 1) == ahead.reference.param_groups[1]["lr"]
+    ahead.end()
+
+
+def test_a_schedule_starts_from_rates_that_were_set_and_leaves_them_to_be_set(ahead):
+    assert lib.opt_schedule(ahead.opt, b"StepLR(2, gamma=0.5)") == 0
+    scheduler = torch.optim.lr_scheduler.StepLR(ahead.reference, 2, gamma=0.5)
+    for i in range(12):
+        ahead.step()
+        scheduler.step()
+        assert lib.opt_schedule_step(ahead.opt) == 0
+        if i % 3 == 0:
+            set_both(ahead, "lr", 0.3 + i / 10, i % 2)
+        for group, options in enumerate(ahead.reference.param_groups):
+            assert get(ahead.opt, "lr", group) == options["lr"]
+    ahead.end()
+
+
+def test_a_checkpoint_has_the_rates_that_were_set(ahead):
+    size = lib.opt_save_memory(ahead.opt, None, 0)
+    set_both(ahead, "lr", 0.625, 0)
+    set_both(ahead, "lr", 0.375, 0)
+    buffer = (ctypes.c_char * size)()
+    assert lib.opt_save_memory(ahead.opt, buffer, size) == size
+    set_both(ahead, "lr", 0.0, 0)
+    assert lib.opt_load_memory(ahead.opt, buffer, size) == 0, lib.opt_error()
+    assert [get(ahead.opt, "lr", i) for i in (0, 1)] == [0.375, 0.75]
+    ahead.reference.param_groups[0]["lr"] = 0.375
+    for _ in range(3):
+        ahead.step()
+    ahead.end()
+
+
+def test_a_step_that_is_refused_keeps_the_rates():
+    assert lib.opt_init(b"error_if_nonfinite=True") == 0
+    try:
+        twins = Twins("Adam(lr=0.1)", [("float32", 50)])
+        for i in range(8):
+            set_both(twins, "lr", 1 / (3 + i))
+            twins.draw()
+            twins.ours[0][1][3] = math.nan
+            assert lib.opt_step(twins.opt) == -7
+            twins.compare()
+            set_both(twins, "lr", 1 / (2 + i))
+            twins.step()
+            assert get(twins.opt, "lr") == 1 / (2 + i)
+        twins.end()
+    finally:
+        assert lib.opt_init(b"error_if_nonfinite=False") == 0
+
+
+@pytest.mark.parametrize("options", ["master_weights=True", "plans='stable'", "plans='direct'"])
+def test_numbers_are_what_the_same_numbers_as_text_are(options):
+    assert lib.opt_init(options.encode()) == 0
+    try:
+        results = []
+        for by_number in (True, False):
+            values = torch.linspace(-1, 1, 40, dtype=torch.bfloat16)
+            grads = torch.linspace(-2, 3, 40, dtype=torch.bfloat16)
+            opt = lib.opt_create(b"AdamW(lr=0.1)")
+            bound = lib.opt_bind(opt, b"w", b"bfloat16", 40, values.data_ptr(), grads.data_ptr())
+            assert bound == 0, lib.opt_error()
+            for i in range(20):
+                for name, value in (("lr", 0.1 / (1 + i)), ("weight_decay", 0.01 * i)):
+                    if by_number:
+                        assert lib.opt_set_value(opt, 0, name.encode(), value) == 0, lib.opt_error()
+                    else:
+                        assert lib.opt_set(opt, 0, f"{name}={value!r}".encode()) == 0, lib.opt_error()
+                assert lib.opt_step(opt) == 0, lib.opt_error()
+            results.append(values)
+            assert b"without Python" in lib.opt_describe(opt)
+            assert lib.opt_free(opt) == 0
+        assert torch.equal(*results)
+    finally:
+        assert lib.opt_init(b"master_weights=False, plans=True") == 0
+
+
+def test_a_plan_of_memory_that_is_lent_for_a_step_keeps_the_rates():
+    """By hand: SGD's steps are the sum of all rates."""
+    opt = lib.opt_create(b"SGD(lr=1)")
+    assert lib.opt_bind(opt, b"w", b"float64", 1, None, None) == 0
+    w, dw = ctypes.c_double(0), ctypes.c_double(1)
+    for i in range(1, 21):
+        assert lib.opt_set_value(opt, -1, b"lr", i) == 0
+        assert lib.opt_step_f32(opt, ctypes.c_float(), ctypes.c_float()) == -1  # another dtype
+        assert lib.opt_step(opt) == -3  # no arrays
+        assert lib.opt_step_f64(opt, w, dw) == 0, lib.opt_error()
+        assert w.value == -i * (i + 1) / 2
     assert lib.opt_free(opt) == 0

@@ -217,12 +217,18 @@ def py_plan(opt, serial, stated):
     plan = optimizer.plan
     if plan is None:
         return 0
-    if plan.serial == serial:
-        transfer.give_numbers(plan, stated)
-        return 1
     with modes.set_aside():
+        rates = optimizer.rates()
+        if plan.serial == serial:
+            transfer.give_numbers(plan, rates, stated)
+            return 1
         transfer.give(
-            plan, stated, optimizer.streams, optimizer.planner.makes_plans, optimizer.error_if_nonfinite
+            plan,
+            rates,
+            stated,
+            optimizer.streams,
+            optimizer.planner.makes_plans,
+            optimizer.error_if_nonfinite,
         )
     return 1
 
@@ -321,6 +327,11 @@ def py_set(opt, group, options):
 @_changes_plan
 def py_set_value(opt, group, name, value):
     _optimizers[opt].set_value(group, host.text("name", name), value)
+
+
+@_callback
+def py_take_value(opt, group, name, value):
+    _optimizers[opt].take_value(group, host.text("name", name), value)
 
 
 @_callback

@@ -72,7 +72,7 @@ def _gives_the_bits(of: Average, record: Record, dtype: torch.dtype, n: int) -> 
     copies = [[t.clone()] for t in (current[0].detach(), average.read(0), average.count())]
     stated = ffi.new("optplug_plan *")
     operation = Operation("AveragedModel", _FORM, {}, copies, [], True, records=[record])
-    transfer.give(Plan([operation]), stated, Streams(), "stable", False)
+    transfer.give(Plan([operation]), [], stated, Streams(), "stable", False)
     for _ in range(5):
         average.update(current)
         if not host.table.run_plan(stated):

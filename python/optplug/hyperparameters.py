@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import math
 import re
 from collections.abc import Callable
 from typing import Any
@@ -13,6 +14,7 @@ from optplug import spec
 from optplug.arguments import is_count
 from optplug.parameters import Group, Parameters
 from optplug.planning import Planner
+from optplug.plans import Plan, Rate
 from optplug.run import Run
 from optplug.spec import SpecError, shown
 from optplug.trials import Trials
@@ -49,6 +51,7 @@ class Changes:
 
     def __init__(self, trials: Trials, parameters: Parameters, planner: Planner) -> None:
         self._trials, self._parameters, self._planner = trials, parameters, planner
+        self._by_number: dict[tuple[int, str], None] = {}  # those that have been set so, in this order
 
     def set(self, run: Run, group: int, text: str) -> None:
         """Change those of one group, or of all groups (-1): ``"lr=1e-4, betas=(0.9, 0.99)"``."""
@@ -69,6 +72,32 @@ class Changes:
             return change
 
         self._change(run, group, judged)
+        self._by_number[group, re.sub(r"\[0+(?=\d)", "[", name)] = None
+
+    def take(self, run: Run, group: int, name: str, value: float) -> None:
+        """Take a change that needs no judgement: one that `rates` allows."""
+        key, _, _ = name.partition("[")
+        self._change(run, group, lambda options, _: {key: self._replaced(name, options[key], value)})
+
+    def rates(self, run: Run) -> list[Rate]:
+        """Return those of the numbers set before that may change in the plan alone, and how far."""
+        plan = self._planner.plan
+        if plan is None or run.built is None or run.schedulers:
+            return []
+        found = [self._rate(plan, run.built.param_groups, *which) for which in self._by_number]
+        return [rate for rate in found if rate is not None]
+
+    def _rate(self, plan: Plan, groups: list[Options], group: int, name: str) -> Rate | None:
+        places: list[int] = []
+        low, high = plan.lowest(name), math.inf
+        for options in select(groups, group):
+            key, _, _ = name.partition("[")
+            known = self._trials.find_range(options, name)
+            among = plan.places(options, name)
+            if known is None or not among or not plan.is_scalar(options, key, options[key]):
+                return None
+            low, high, places = max(low, known.low), min(high, known.high), places + among
+        return Rate(group, name, low, high, places)
 
     def _judging(self, options: Options, members: Group) -> tuple[Any, ...]:
         """Return what `Trials` wants to know of a group."""

@@ -24,7 +24,7 @@ from optplug.kinds import Grad
 from optplug.options import CheckpointOptions
 from optplug.parameters import Group, Parameters
 from optplug.planning import Planner
-from optplug.plans import Plan
+from optplug.plans import Plan, Rate
 from optplug.resume import Resumption
 from optplug.run import Run
 from optplug.scaling import Scale
@@ -142,6 +142,14 @@ class HostedOptimizer:
         """
         self._check_idle("opt_set_value")
         self._changes.set_value(self.run, group, name, value)
+
+    def take_value(self, group: int, name: str, value: float) -> None:
+        """Take a hyperparameter that who runs the plan has set in it: one of `rates`."""
+        self._changes.take(self.run, group, name, value)
+
+    def rates(self) -> list[Rate]:
+        """Return what who runs the plan may set in it: what has been set by number before."""
+        return self._changes.rates(self.run)
 
     # ---- steps ----
 

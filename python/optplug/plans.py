@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import functools
 import itertools
+import math
 import pathlib
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -151,6 +152,17 @@ class Gradients:
     clamp: int = -1
 
 
+@dataclass(frozen=True)
+class Rate:
+    """A hyperparameter that who runs a plan may change in it, to any finite value from low to high."""
+
+    group: int  # -1 for all
+    name: str  # as `opt_get` takes it
+    low: float
+    high: float
+    places: list[int]  # among all scalars
+
+
 class Plan:
     """A step as operations, one after the other."""
 
@@ -188,6 +200,10 @@ class Plan:
             return False
         values = {f"{name}[{i}]": v for i, v in enumerate(value)} if type(value) is tuple else {name: value}
         return all(type(v) is float and self.places(group, n) for n, v in values.items())
+
+    def lowest(self, name: str) -> float:
+        """Return how low a hyperparameter may be before a plan has more of it than scalars."""
+        return math.nextafter(0, 1) if name in _ONLY_WITH.values() else -math.inf
 
     def places(self, group: Group, name: str) -> list[int]:
         """Return which of all scalars are a hyperparameter, as `opt_get` names it; none if it is more."""

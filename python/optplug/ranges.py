@@ -13,6 +13,8 @@ from typing import Any, NamedTuple
 
 from torch.overrides import TorchFunctionMode
 
+_MOST_KEPT = 8
+
 
 class Range(NamedTuple):
     """Numbers from ``low`` to ``high``, both among them."""
@@ -30,8 +32,7 @@ class Ranges:
 
     def __init__(self, construct: Callable[[dict[str, Any]], object]) -> None:
         self._construct = construct
-        self._constants: dict[str, Any] = {}
-        self._ranges: dict[str, Range] = {}
+        self._known: list[_Known] = []  # the latest first: groups may differ in what is no number
 
     def watch(self, options: dict[str, Any]) -> None:
         """Learn from hyperparameters that have been accepted.
@@ -56,31 +57,46 @@ class Ranges:
             with _Noticing():
                 self._construct(given)
         except Exception:
-            watched = {}  # by the rate of a schedule, it may be, which no constructor has judged
+            return  # by the rate of a schedule, it may be, which no constructor has judged
         flat = _flat(options)
-        self._ranges = {
+        ranges = {
             name: Range(flat[name], flat[name]) if w.is_opaque else Range(w.low, w.high)
             for name, w in watched.items()
         }
-        self._constants = {name: value for name, value in flat.items() if name not in self._ranges}
+        constants = {name: value for name, value in flat.items() if name not in ranges}
+        self._known = [_Known(constants, ranges), *self._known[: _MOST_KEPT - 1]]
 
     def cover(self, options: dict[str, Any]) -> bool:
-        """Tell whether the constructor accepts hyperparameters, as it has those that it was watched with."""
+        """Tell whether the constructor is known to accept hyperparameters."""
+        return self._find(options) is not None
+
+    def find(self, options: dict[str, Any], name: str) -> Range | None:
+        """Return the range of one of hyperparameters that are covered, by the name that `opt_get` takes."""
+        known = self._find(options)
+        return known.ranges.get(name) if known else None
+
+    def _find(self, options: dict[str, Any]) -> _Known | None:
         flat = _flat(options)
-        if len(flat) != len(self._constants) + len(self._ranges):
+        return next((known for known in self._known if known.covers(flat)), None)
+
+
+class _Known(NamedTuple):
+    """Hyperparameters that have been accepted, by the names that `opt_get` takes."""
+
+    constants: dict[str, Any]
+    ranges: dict[str, Range]
+
+    def covers(self, flat: dict[str, Any]) -> bool:
+        if len(flat) != len(self.constants) + len(self.ranges):
             return False
-        for name, (low, high) in self._ranges.items():
+        for name, (low, high) in self.ranges.items():
             value = flat.get(name)
             if type(value) is not float or not low <= value <= high:
                 return False
         return all(
             type(flat.get(name)) is type(value) and flat[name] == value
-            for name, value in self._constants.items()
+            for name, value in self.constants.items()
         )
-
-    def find(self, options: dict[str, Any], name: str) -> Range | None:
-        """Return the range of one of hyperparameters that are covered, by the name that `opt_get` takes."""
-        return self._ranges.get(name) if self.cover(options) else None
 
 
 def _flat(options: dict[str, Any]) -> dict[str, Any]:

@@ -100,7 +100,7 @@ class Records:
         copies, self._copies = self._copies, None
         assert copies
         stated = ffi.new("optplug_plan *")
-        transfer.give(copies, stated, Streams(), "stable", False)
+        transfer.give(copies, [], stated, Streams(), "stable", False)
         if not host.table.run_plan(stated):
             return False
         made = self._operations(optimizer, copied=True)

@@ -12,7 +12,7 @@ import torch
 from optplug import buffers
 from optplug._optplug import ffi
 from optplug.devices import Streams
-from optplug.plans import Gradients, Operation, Plan
+from optplug.plans import Gradients, Operation, Plan, Rate
 from optplug.recorder import Record
 
 _here = threading.local()  # .stated: what C reads now, which stays until this thread is asked again
@@ -21,10 +21,13 @@ _doubles = ffi.typeof("double[]")
 _STABLE = {"stable": 1, "direct": 0}  # as opt_init's plans= has them; else C chooses
 
 
-def give(plan: Plan, out: Any, streams: Streams, way: bool | str, is_guarded: bool) -> None:
+def give(
+    plan: Plan, rates: list[Rate], out: Any, streams: Streams, way: bool | str, is_guarded: bool
+) -> None:
     """Fill in ``out``, an ``optplug_plan *``, with a plan.
 
     Args:
+        rates: what may change in it.
         streams: where work on GPUs goes.
         way: how it is to run: see ``plans`` of `options.OptimizerOptions`.
         is_guarded: whether gradients must be finite.
@@ -32,7 +35,7 @@ def give(plan: Plan, out: Any, streams: Streams, way: bool | str, is_guarded: bo
     alive: list[Any] = []
     stated = [_operator(o, streams, is_guarded, alive) for o in plan.operations]
     operators = ffi.new("optplug_operator[]", stated)
-    give_numbers(plan, out)
+    give_numbers(plan, rates, out)
     if plan.gradients:
         alive.append(give_gradients(plan.gradients, ffi.addressof(out, "gradients")))
     _here.stated += operators, alive
@@ -50,11 +53,20 @@ def give_gradients(gradients: Gradients, out: Any) -> object:
     return name, stated
 
 
-def give_numbers(plan: Plan, out: Any) -> None:
+def give_numbers(plan: Plan, rates: list[Rate], out: Any) -> None:
     """Fill in what has no pointers, and the numbers, which are all that C needs of a plan that it has."""
     scalars = ffi.new(_doubles, [s for operation in plan.operations for s in operation.scalars])
     out.serial, out.count, out.scalars = plan.serial, len(plan.operations), scalars
-    _here.stated = [scalars]
+    alive = [(ffi.new("char[]", r.name.encode()), ffi.new("int[]", r.places)) for r in rates]
+    stated = ffi.new(
+        "optplug_rate[]",
+        [
+            (r.group, name, r.low, r.high, len(r.places), places)
+            for r, (name, places) in zip(rates, alive, strict=True)
+        ],
+    )
+    out.rate_count, out.rates = len(rates), stated
+    _here.stated = [scalars, alive, stated]
 
 
 def _operator(operation: Operation, streams: Streams, is_guarded: bool, alive: list[Any]) -> dict[str, Any]:

@@ -13,10 +13,10 @@ import torch
 from torch import Tensor, nn
 
 from optplug import spec
-from optplug.arguments import blame, check_kinds, said
+from optplug.arguments import blame, check_kinds, is_count, said
 from optplug.devices import CPU
 from optplug.kinds import Grad, SparseGrad, layout
-from optplug.ranges import Ranges
+from optplug.ranges import Range, Ranges
 from optplug.recipe import IMPLEMENTATIONS, Recipe, fuses_rightly
 from optplug.spec import SpecError, shown
 from optplug.state import exactly, expected
@@ -128,9 +128,9 @@ class Trials:
         """
         check_kinds(self._recipe.class_, options)
         in_force = {name: value for name, value in current.items() if name in self.defaults}
-        is_safe = all(is_scalar(name, value) for name, value in options.items())
+        is_safe = options.keys() == {"lr"} or all(is_scalar(name, value) for name, value in options.items())
         together = {name: v for name, v in {**in_force, **options}.items() if name in self.accepted}
-        if self._recipe.is_torchs and self._ranges.cover(together) and (is_safe or options.keys() == {"lr"}):
+        if self._recipe.is_torchs and is_safe and self._ranges.cover(together):
             return
         attempt = functools.partial(self._check_beside, in_force, kinds, is_safe)
         try:
@@ -139,6 +139,12 @@ class Trials:
             raise SpecError(blame(error, self._recipe.class_, options, attempt)) from error
         if self._recipe.is_torchs:
             self._ranges.watch(together)
+
+    def find_range(self, options: dict[str, Any], name: str) -> Range | None:
+        """Return where a number among a group's options may move, beside the others; None if unknown."""
+        if is_count(self._recipe.class_, name):
+            return None
+        return self._ranges.find({n: v for n, v in options.items() if n in self.accepted}, name)
 
     def judge_all(self, options: dict[str, Any]) -> None:
         """Let PyTorch's constructor judge a group's options, all but the rate, which may be a schedule's."""
@@ -156,7 +162,6 @@ class Trials:
         self._judge(in_force, options)
         if options.keys() == {"lr"}:
             float(options["lr"])
-            return
         if is_safe:
             return
         # Two steps show whether the state of the steps before goes with them.
