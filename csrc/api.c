@@ -64,7 +64,10 @@ int opt_zero_grad(int opt)
     int status = call_begin(&call, opt, CALL_ZERO_GRAD);
     if (status < 0)
         return status;
-    return call_end(&call, gradients_zero(gradients_of(&call)) ? 1 : runtime.python->zero_grad(opt));
+    if (gradients_zero(gradients_of(&call)))
+        return call_end(&call, call_keeps_plan(&call));
+    int result = call_tell_python(&call);
+    return call_end(&call, result > 0 ? runtime.python->zero_grad(opt) : result);
 }
 
 API(clip_grad_norm)
@@ -74,11 +77,13 @@ int opt_clip_grad_norm(int opt, double max_norm, double norm_type, int error_if_
     int status = call_begin(&call, opt, CALL_CLIP_GRAD_NORM);
     double norm;
     if (status == OPT_OK) {
-        int done = norm_type == 2 && gradients_clip_norm(gradients_of(&call), max_norm, &norm);
-        status = call_end(&call,
-                          done ? call_keeps_plan(&call)
-                               : runtime.python->clip_grad_norm(opt, max_norm, norm_type, error_if_nonfinite,
-                                                                total_norm ? &norm : NULL));
+        int result;
+        if (norm_type == 2 && gradients_clip_norm(gradients_of(&call), max_norm, &norm))
+            result = call_keeps_plan(&call);
+        else if ((result = call_tell_python(&call)) > 0)
+            result = runtime.python->clip_grad_norm(opt, max_norm, norm_type, error_if_nonfinite,
+                                                    total_norm ? &norm : NULL);
+        status = call_end(&call, result);
     }
     if (status == OPT_OK && total_norm)
         *total_norm = norm;
@@ -92,8 +97,10 @@ int opt_clip_grad_value(int opt, double clip_value)
     int status = call_begin(&call, opt, CALL_CLIP_GRAD_VALUE);
     if (status < 0)
         return status;
-    int done = gradients_clip_value(gradients_of(&call), clip_value);
-    return call_end(&call, done ? call_keeps_plan(&call) : runtime.python->clip_grad_value(opt, clip_value));
+    if (gradients_clip_value(gradients_of(&call), clip_value))
+        return call_end(&call, call_keeps_plan(&call));
+    int result = call_tell_python(&call);
+    return call_end(&call, result > 0 ? runtime.python->clip_grad_value(opt, clip_value) : result);
 }
 
 /* ---- hyperparameters and schedules ---- */
@@ -149,7 +156,12 @@ static int schedule_step(int opt, const double *metric)
 {
     struct call call;
     int status = call_begin(&call, opt, CALL_SCHEDULE_STEP);
-    return status < 0 ? status : call_end(&call, runtime.python->schedule_step(opt, metric));
+    if (status < 0)
+        return status;
+    if (!metric && plan_step_schedule(handle_plan(call.slot)))
+        return call_end(&call, call_keeps_plan(&call));
+    int result = call_tell_python(&call);
+    return call_end(&call, result > 0 ? runtime.python->schedule_step(opt, metric) : result);
 }
 
 API(schedule_step)

@@ -72,8 +72,11 @@ typedef enum {
     SCALAR_MULTIPLY,
     SCALAR_DIVIDE,
     SCALAR_POWER,
+    SCALAR_MODULO, /* as Python has it: of b's sign */
     SCALAR_NEGATE,
     SCALAR_SQRT,
+    SCALAR_COS,
+    SCALAR_FLOOR,
     SCALAR_LESS, /* 1 or 0 */
     SCALAR_LESS_OR_EQUAL,
     SCALAR_EQUAL,
@@ -150,6 +153,13 @@ typedef struct optplug_rate {
     const int *places; /* ... as indices of the plan's scalars */
 } optplug_rate;
 
+/* Steps of the schedulers without Python: records whose lists are numbers, one in each, ... */
+typedef struct optplug_schedulers {
+    const optplug_operator *steps; /* NULL: Python makes them */
+    int count;                     /* ... of which so many are hyperparameters in the plan: ... */
+    const int *lists, *places;     /* ... that in this list is the plan's scalar of this index */
+} optplug_schedulers;
+
 /* A step without Python, as Python states it.  What it points to stays until this thread asks again. */
 typedef struct optplug_plan {
     int64_t serial;                    /* of this statement, which no other has */
@@ -157,6 +167,7 @@ typedef struct optplug_plan {
     const optplug_operator *operators; /* NULL where the one asked with holds, with these scalars */
     const double *scalars; /* of all operators, one after the other: their doubles and then their bools */
     optplug_gradients gradients;
+    optplug_schedulers schedulers;
     int rate_count;
     const optplug_rate *rates;
     int stable; /* whether it runs through torch's stable ABI alone; -1: where the host is a Python */
@@ -189,6 +200,7 @@ typedef struct optplug_python {
     int (*set)(int opt, int group, const char *options);
     int (*set_value)(int opt, int group, const char *name, double value);
     int (*take_value)(int opt, int group, const char *name, double value);
+    int (*take_schedule)(int opt);
     int (*schedule)(int opt, const char *spec, optplug_callback function, void *user);
     int (*schedule_step)(int opt, const double *metric);
     int (*average)(int opt, const char *spec);

@@ -6,6 +6,7 @@
 #include "optplug.h"
 #include "plan.h"
 #include "rates.h"
+#include "schedule.h"
 #include "staging.h"
 #include "start.h"
 
@@ -65,13 +66,22 @@ static int check_arrays(struct slot *slot)
                         name);
 }
 
-/* Let Python know of the hyperparameters that have changed in the plan alone: 1, or what it has returned. */
-static int catch_up(struct call *call)
+int call_tell_python(struct call *call)
 {
-    for (struct rate *r; (r = plan_unknown(handle_plan(call->slot))); r->change = 0) {
+    struct plan *plan = handle_plan(call->slot);
+    if (!plan_is_ahead(plan))
+        return 1;
+    for (struct rate *r; (r = plan_unknown(plan)); r->change = 0) {
         int result = runtime.python->take_value(call->opt, r->group, r->name, r->value);
         if (result <= 0)
             return result;
+    }
+    struct schedule *schedule = plan_schedule(plan);
+    if (schedule_is_ahead(schedule)) {
+        int result = runtime.python->take_schedule(call->opt);
+        if (result <= 0)
+            return result;
+        schedule_is_known(schedule);
     }
     return 1;
 }
@@ -93,7 +103,7 @@ int call_begin(struct call *call, int opt, int flags)
         if (status == OPT_OK && flags & WANTS_ARRAYS)
             status = check_arrays(call->slot);
         if (status == OPT_OK && !(flags & MAY_STAY_OUT))
-            status = translate(catch_up(call));
+            status = translate(call_tell_python(call));
         if (status < 0)
             handle_unlock(call->slot);
     }
@@ -109,7 +119,7 @@ int call_begin(struct call *call, int opt, int flags)
 static void update_plan(struct call *call, int result)
 {
     struct plan *plan = handle_plan(call->slot);
-    if (plan_unknown(plan))
+    if (plan_is_ahead(plan))
         return; /* the call has not come as far as to Python */
     optplug_plan stated = {0};
     if (result == 1 || runtime.python->plan(call->opt, plan_serial(plan), &stated) != 1 || stated.count == 0)
@@ -136,13 +146,13 @@ int call_step(struct call *call)
     struct plan *plan = handle_plan(call->slot);
     int result = plan ? plan_run(plan) : 0;
     if (result == 0) {
-        result = catch_up(call);
+        result = call_tell_python(call);
         return result > 0 ? runtime.python->step(call->opt) : result;
     }
     call_keeps_plan(call);
     if (result > 0)
         handle_count_step(call->slot);
-    else if (catch_up(call) > 0)
+    else if (call_tell_python(call) > 0)
         handle_set_plan(call->slot, NULL);
     return result;
 }
@@ -153,7 +163,7 @@ int call_set_value(struct call *call, int group, const char *name, double value)
         call->flags &= ~CHANGES_PLAN;
         return 1;
     }
-    int result = catch_up(call);
+    int result = call_tell_python(call);
     return result > 0 ? runtime.python->set_value(call->opt, group, name, value) : result;
 }
 

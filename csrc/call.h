@@ -32,8 +32,8 @@ enum {
     CALL_AVERAGE_SWAP = CHANGES_PLAN | WANTS_ARRAYS,
     CALL_BIND = CHANGES_PLAN,
     CALL_CHECKPOINT = 0,
-    CALL_CLIP_GRAD_NORM = FROM_WITHIN | WANTS_ARRAYS | CHANGES_PLAN, /* where Python does it */
-    CALL_CLIP_GRAD_VALUE = FROM_WITHIN | WANTS_ARRAYS | CHANGES_PLAN,
+    CALL_CLIP_GRAD_NORM = FROM_WITHIN | WANTS_ARRAYS | CHANGES_PLAN | MAY_STAY_OUT, /* where Python does it */
+    CALL_CLIP_GRAD_VALUE = FROM_WITHIN | WANTS_ARRAYS | CHANGES_PLAN | MAY_STAY_OUT,
     CALL_DESCRIBE = FROM_WITHIN,
     CALL_FREE = ENDS_HANDLE | MAY_STAY_OUT,
     CALL_GET = FROM_WITHIN,
@@ -43,14 +43,14 @@ enum {
     CALL_LOAD = CHANGES_PLAN | CALLS_BACK,
     CALL_SAVE = 0,
     CALL_SCHEDULE = CHANGES_PLAN | CALLS_BACK,
-    CALL_SCHEDULE_STEP = CHANGES_PLAN | CALLS_BACK,
+    CALL_SCHEDULE_STEP = CHANGES_PLAN | CALLS_BACK | MAY_STAY_OUT,
     CALL_SET = CHANGES_PLAN,
     CALL_SET_VALUE = CHANGES_PLAN | MAY_STAY_OUT,           /* where Python does it */
     CALL_STEP = CHANGES_PLAN | MAY_STAY_OUT | WANTS_ARRAYS, /* where Python makes it */
     CALL_STEP_CLOSURE = CHANGES_PLAN | WANTS_ARRAYS | CALLS_BACK,
     CALL_STEP_STAGED = CHANGES_PLAN | MAY_STAY_OUT,
     CALL_STREAM = CHANGES_PLAN,
-    CALL_ZERO_GRAD = FROM_WITHIN | WANTS_ARRAYS,
+    CALL_ZERO_GRAD = FROM_WITHIN | WANTS_ARRAYS | MAY_STAY_OUT,
 };
 
 /* Begin a call on an optimizer: shield the host, lock the handle, see that Python is there. */
@@ -67,6 +67,10 @@ int call_end_new(struct call *call, int result);
 
 /* End the call that frees one. */
 int call_end_last(struct call *call, int result);
+
+/* Let Python know what has changed in the plan alone, before a call that may stay out comes to it: 1, or what
+ * Python has returned. */
+int call_tell_python(struct call *call);
 
 /* Note that a call has changed nothing of the plan, and return 1, its result. */
 int call_keeps_plan(struct call *call);

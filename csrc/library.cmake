@@ -9,7 +9,7 @@ check_ipo_supported(RESULT links_across_files OUTPUT reason LANGUAGES C)
 function(add_optplug_library name)
   add_library(${name} SHARED)
   foreach(source api apart arithmetic attach call callback early_end elementwise end error find fork gradients handle import kernel library list
-      log openmp operation plan pyapi rates record room runtime shield signals staging start torch variable)
+      log openmp operation plan pyapi rates record room runtime schedule shield signals staging start torch variable)
     target_sources(${name} PRIVATE ${CMAKE_CURRENT_FUNCTION_LIST_DIR}/${source}.c)
   endforeach()
   # Loops over values, which -O2 makes no vectors of; no sum is fused with a product but where that is written.

@@ -10,6 +10,7 @@
 #include "optplug.h"
 #include "pyapi.h"
 #include "rates.h"
+#include "schedule.h"
 
 struct plan {
     int64_t serial; /* of the statement that it was made from */
@@ -19,26 +20,37 @@ struct plan {
     int proven;      /* has run boxed, which turns torch's exceptions into errors */
     struct gradients *gradients;
     struct rates rates;
+    struct schedule *schedule;
     int count;
     struct operation operations[];
 };
 
-/* Take over which scalars may change, as stated. */
-static void take_rates(struct plan *plan, const optplug_plan *stated)
+/* Return where all scalars are, one operation's after the other's; NULL if there is no memory. */
+static double **find_scalars(struct plan *plan)
 {
-    rates_free(&plan->rates);
-    if (stated->rate_count == 0)
-        return;
     int count = 0;
     for (int i = 0; i < plan->count; i++)
         count += operation_scalar_count(&plan->operations[i]);
-    double **scalars = calloc((size_t)count, sizeof *scalars);
+    double **scalars = calloc((size_t)count + 1, sizeof *scalars);
     count = 0;
     for (int i = 0; scalars && i < plan->count; i++)
         for (int j = 0; j < operation_scalar_count(&plan->operations[i]); j++)
             scalars[count++] = &plan->operations[i].scalars[j];
-    if (scalars)
-        rates_take(&plan->rates, stated, scalars);
+    return scalars;
+}
+
+/* Take over which scalars may change, as stated; with the operators, also how schedulers do that. */
+static void take_changes(struct plan *plan, const optplug_plan *stated)
+{
+    rates_free(&plan->rates);
+    if (stated->rate_count == 0 && !stated->schedulers.steps)
+        return;
+    double **scalars = find_scalars(plan);
+    if (!scalars)
+        return;
+    rates_take(&plan->rates, stated, scalars);
+    if (stated->operators)
+        plan->schedule = schedule_make(&stated->schedulers, scalars);
     free(scalars);
 }
 
@@ -62,7 +74,7 @@ struct plan *plan_new(const optplug_plan *stated, int stable, int minds_modes)
         }
         scalars += given->doubles + given->bools;
     }
-    take_rates(plan, stated);
+    take_changes(plan, stated);
     return plan;
 }
 
@@ -73,6 +85,7 @@ void plan_free(struct plan *plan)
     if (plan) {
         gradients_free(plan->gradients);
         rates_free(&plan->rates);
+        schedule_free(plan->schedule);
     }
     free(plan);
 }
@@ -86,7 +99,7 @@ void plan_set_scalars(struct plan *plan, const optplug_plan *stated)
         operation_set_scalars(&plan->operations[i], scalars);
         scalars += operation_scalar_count(&plan->operations[i]);
     }
-    take_rates(plan, stated);
+    take_changes(plan, stated);
 }
 
 /* Tell whether modes of PyTorch's are on that Python puts aside, such as a host's FakeTensorMode. */
@@ -103,6 +116,18 @@ int plan_set_value(struct plan *plan, int group, const char *name, double value)
 }
 
 struct rate *plan_unknown(const struct plan *plan) { return plan ? rates_unknown(&plan->rates) : NULL; }
+
+struct schedule *plan_schedule(const struct plan *plan) { return plan ? plan->schedule : NULL; }
+
+int plan_step_schedule(struct plan *plan)
+{
+    return plan && !is_in_mode(plan) && schedule_step(plan->schedule);
+}
+
+int plan_is_ahead(const struct plan *plan)
+{
+    return plan && (rates_unknown(&plan->rates) || schedule_is_ahead(plan->schedule));
+}
 
 int plan_run(struct plan *plan)
 {

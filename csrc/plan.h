@@ -7,6 +7,7 @@
 struct gradients;
 struct plan;
 struct rate;
+struct schedule;
 
 /* Make a plan of the operators that Python has stated, all through torch's stable ABI if `stable`; NULL if
  * torch cannot.  One that `minds_modes` leaves a step to Python where modes of PyTorch's are on, as a Python
@@ -30,6 +31,15 @@ int plan_set_value(struct plan *plan, int group, const char *name, double value)
 
 /* Return the earliest such change that Python does not know of, to be told; NULL if there is none. */
 struct rate *plan_unknown(const struct plan *plan);
+
+/* Step the schedulers; 0, with nothing changed, where Python is to do it. */
+int plan_step_schedule(struct plan *plan);
+
+/* Return what does so; NULL if nothing does. */
+struct schedule *plan_schedule(const struct plan *plan);
+
+/* Tell whether Python does not know of all that has changed in the plan. */
+int plan_is_ahead(const struct plan *plan);
 
 /* Make the step: 1 for success, or a status; 0 if Python is to make it, or to say why that does not go: a
  * gradient is not finite, a forked process has no GPU. */

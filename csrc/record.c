@@ -193,15 +193,22 @@ static double apply(elementwise operation, int bytes, const optplug_scalar *scal
     return bytes == 8 ? to.f64 : to.f32;
 }
 
+/* As float.__mod__ in CPython's Objects/floatobject.c; of whole numbers as int.__mod__. */
+static double modulo(double a, double b)
+{
+    double rest = fmod(a, b);
+    if (rest != 0)
+        return (b < 0) != (rest < 0) ? rest + b : rest;
+    return copysign(0, b);
+}
+
 static double compute(const struct records *records, const struct record *record, int i, int parameter,
                       const double *options, const double *values)
 {
     const optplug_scalar *scalar = &record->scalars[i];
     double a = scalar->kind >= SCALAR_ADD && scalar->kind <= SCALAR_ROUND ? values[scalar->a] : 0;
-    double b = scalar->kind >= SCALAR_ADD && scalar->kind <= SCALAR_EQUAL && scalar->kind != SCALAR_NEGATE &&
-                       scalar->kind != SCALAR_SQRT
-                   ? values[scalar->b]
-                   : 0;
+    double b =
+        scalar->kind >= SCALAR_ADD && scalar->kind <= SCALAR_EQUAL && scalar->b >= 0 ? values[scalar->b] : 0;
     switch ((optplug_scalar_kind)scalar->kind) {
     case SCALAR_CONSTANT:
         return scalar->constant;
@@ -219,10 +226,16 @@ static double compute(const struct records *records, const struct record *record
         return a / b;
     case SCALAR_POWER:
         return pow(a, b);
+    case SCALAR_MODULO:
+        return modulo(a, b);
     case SCALAR_NEGATE:
         return -a;
     case SCALAR_SQRT:
         return sqrt(a);
+    case SCALAR_COS:
+        return cos(a);
+    case SCALAR_FLOOR:
+        return floor(a);
     case SCALAR_LESS:
         return a < b;
     case SCALAR_LESS_OR_EQUAL:
@@ -245,7 +258,8 @@ static int evaluate(const struct records *records, const struct record *record, 
         values[i] = compute(records, record, i, parameter, options, values);
         /* Python raises an error where the result of finite numbers is none. */
         int kind = record->scalars[i].kind;
-        if ((kind == SCALAR_DIVIDE || kind == SCALAR_POWER || kind == SCALAR_SQRT) && !isfinite(values[i]))
+        if ((kind == SCALAR_DIVIDE || kind == SCALAR_POWER || kind == SCALAR_MODULO || kind == SCALAR_SQRT) &&
+            !isfinite(values[i]))
             return 0;
     }
     for (int i = 0; i < record->guard_count; i++)

@@ -335,6 +335,11 @@ def py_take_value(opt, group, name, value):
 
 
 @_callback
+def py_take_schedule(opt):
+    _optimizers[opt].take_schedule()
+
+
+@_callback
 @_changes_plan
 def py_schedule(opt, text, function, user):
     if text == ffi.NULL:

@@ -24,6 +24,8 @@ def describe(hosted: HostedOptimizer) -> str:
                 f"gradient {layout(p.grad)}{p.note}"
             )
     lines += hosted.streams.describe()
+    if hosted.run.schedulers:
+        lines.append(f"schedulers: stepped {_schedulers(hosted)}")
     lines += [f"{kind}: {text}" for kind, text in attached(hosted)]
     lines += [
         f"steps: {hosted.run.steps}",
@@ -67,6 +69,13 @@ def _gradients(hosted: HostedOptimizer) -> str:
     return "zeroed without Python, and clipped by Python" + (
         "" if hosted.planner.clips else " the first time"
     )
+
+
+def _schedulers(hosted: HostedOptimizer) -> str:
+    if hosted.plan and hosted.plan.schedulers:
+        return "without Python"
+    reason = hosted.planner.schedule_records.reason
+    return f"by Python, since {reason}" if reason else "by Python"
 
 
 def _path(hosted: HostedOptimizer, optimizer: torch.optim.Optimizer) -> str:

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import math
 import operator
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any
 
 from optplug._optplug import lib
 
@@ -22,19 +23,6 @@ class Scalar:
     constant: float = 0.0
 
 
-class Noting(Protocol):
-    """Who is told of what numbers take part in."""
-
-    def computed(self, kind: int, value: Any, a: Any, b: Any = None) -> Any:
-        """Note an operation on numbers, and return its result."""
-
-    def compared(self, kind: int, a: Any, b: Any) -> bool:
-        """Note a comparison, which a branch may depend on, and return its result."""
-
-    def refuse(self, reason: str) -> None:
-        """Note something that cannot be repeated."""
-
-
 class Number:
     """A number that is computed with as a float or int, and remembers how it came about.
 
@@ -43,7 +31,7 @@ class Number:
 
     __slots__ = ("_recording", "_value", "index")
 
-    def __init__(self, recording: Noting, value: float, index: int) -> None:
+    def __init__(self, recording: Computation, value: float, index: int) -> None:
         self._recording, self._value, self.index = recording, value, index
 
     @property  # type: ignore[misc]
@@ -72,6 +60,13 @@ class Number:
 
     def __neg__(self) -> Number:
         return self._recording.computed(lib.SCALAR_NEGATE, -self._value, self)
+
+    def __floor__(self) -> Number:
+        return self._recording.computed(lib.SCALAR_FLOOR, math.floor(self._value), self)
+
+    def cos(self) -> Number:
+        """Return its cosine: `math.cos` takes a float, and no other number."""
+        return self._recording.computed(lib.SCALAR_COS, math.cos(self._value), self)
 
     def __pos__(self) -> Number:
         return self
@@ -121,6 +116,7 @@ _arithmetic("sub", lib.SCALAR_SUBTRACT)
 _arithmetic("mul", lib.SCALAR_MULTIPLY)
 _arithmetic("truediv", lib.SCALAR_DIVIDE)
 _arithmetic("pow", lib.SCALAR_POWER)
+_arithmetic("mod", lib.SCALAR_MODULO)
 
 
 def is_number(value: object) -> bool:
@@ -137,3 +133,64 @@ def plain(value: Any) -> Any:
     if type(value) is dict:
         return {key: plain(v) for key, v in value.items()}
     return value
+
+
+class Computation:
+    """What numbers take part in: scalars, each computed from those before, and how comparisons came out."""
+
+    def __init__(self) -> None:
+        #: Why it cannot be repeated; "" if it can.
+        self.reason = ""
+        self.scalars: list[Scalar] = []
+        self.guards: dict[int, bool] = {}
+
+    def option(self, index: int, value: float) -> Number:
+        """Return the number that stands for a hyperparameter."""
+        return Number(self, value, self.add(Scalar(lib.SCALAR_OPTION, index)))
+
+    def computed(self, kind: int, value: Any, a: Any, b: Any = None) -> Any:
+        """Note an operation on numbers, and return its result."""
+        if type(value) is not float and not (type(value) is int and abs(value) < 2**53):
+            self.refuse(f"a number becomes {value!r}")
+            return value
+        index = self.add(Scalar(kind, self.index(a), -1 if b is None else self.index(b)))
+        return Number(self, value, index)
+
+    def compared(self, kind: int, a: Any, b: Any) -> bool:
+        """Note a comparison, which a branch may depend on, and return its result."""
+        if not (is_number(a) and is_number(b)):
+            self.refuse(f"a number is compared with {plain(b)!r}")
+            return bool(plain(a) == plain(b))
+        compare = {
+            lib.SCALAR_LESS: operator.lt,
+            lib.SCALAR_LESS_OR_EQUAL: operator.le,
+            lib.SCALAR_EQUAL: operator.eq,
+        }[kind]
+        result = bool(compare(plain(a), plain(b)))
+        self.expect(kind, self.index(a), self.index(b), result)
+        return result
+
+    def expect(self, kind: int, a: int, b: int, result: bool) -> None:
+        """Note that a comparison of two scalars must come out so."""
+        self.guards[self.add(Scalar(kind, a, b))] = result
+
+    def refuse(self, reason: str) -> None:
+        """Note something that no record has."""
+        self.reason = self.reason or reason
+
+    def index(self, number: Any) -> int:
+        """Return which scalar a number is."""
+        if type(number) is Number:
+            return number.index
+        if not is_number(number):
+            raise TypeError(f"a scalar is {type(number).__name__}")
+        return self.add(Scalar(lib.SCALAR_CONSTANT, constant=float(number)))
+
+    def add(self, scalar: Scalar) -> int:
+        """Return which scalar this is, a new one if there is none like it."""
+        # 0.0 and -0.0 are the same number, and not the same constant.
+        for i, known in enumerate(self.scalars):
+            if known == scalar and str(known.constant) == str(scalar.constant):
+                return i
+        self.scalars.append(scalar)
+        return len(self.scalars) - 1

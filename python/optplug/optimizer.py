@@ -328,8 +328,14 @@ class HostedOptimizer:
     def schedule_step(self, value: float | None = None) -> None:
         """Step the schedulers: see `schedules.step`."""
         with self._ready("opt_schedule_step") as optimizer:
+            if value is None:
+                self.planner.begin_schedule(self.run)
             schedules.step(optimizer, self.run.schedulers, value)
-        self.planner.refresh()
+        self.planner.end_schedule()
+
+    def take_schedule(self) -> None:
+        """Take what who runs the plan has made of schedulers and rates."""
+        self.planner.take_schedule()
 
     # ---- averages ----
 

@@ -15,6 +15,7 @@ from optplug.recipe import Recipe
 from optplug.records import Records
 from optplug.run import Run
 from optplug.scaling import Scale
+from optplug.schedule_records import ScheduleRecords
 from optplug.torch_private import has_hooks
 
 
@@ -40,6 +41,8 @@ class Planner:
         self.plan: plans.Plan | None = None
         #: What its steps come down to, where torch has no operator for them.
         self.records = Records()
+        #: The same of its schedulers.
+        self.schedule_records = ScheduleRecords()
         self._calls: Calls = []  # what the last step came down to, if the next one is to be like it
         self._is_checked = False  # whether the state is known to fit
         self._has_compiled = False
@@ -54,6 +57,7 @@ class Planner:
         """Let the next step look at everything anew."""
         self.plan, self._calls, self._is_checked = None, [], False
         self.records.forget()
+        self.schedule_records.forget()
 
     def pause(self) -> None:
         """Let the next step come to Python, which may refuse it."""
@@ -62,8 +66,32 @@ class Planner:
     def clip(self, parameters: Parameters) -> None:
         """State how gradients are clipped, too, from now on."""
         if self.plan and not self.clips:
-            self.plan = plans.Plan(self.plan.operations, followers.gradients(parameters, True))
+            self.plan = self._whole(plans.Plan(self.plan.operations, followers.gradients(parameters, True)))
         self.clips = True
+
+    def _whole(self, plan: plans.Plan) -> plans.Plan:
+        """Return a plan with what is known of the schedulers."""
+        schedule = self.schedule_records.schedule
+        if schedule:
+            plan.schedulers = schedule.stated(plan)
+        return plan
+
+    def begin_schedule(self, run: Run) -> None:
+        """Look at a step that the schedulers are about to make by Python."""
+        if self.plan:
+            self.schedule_records.begin(run)
+
+    def end_schedule(self) -> None:
+        """State how C makes the next one, if that is known now."""
+        self.refresh()
+        if self.schedule_records.finish() and self.plan:
+            self.plan = self._whole(plans.Plan(self.plan.operations, self.plan.gradients))
+
+    def take_schedule(self) -> None:
+        """Take the numbers that C has moved."""
+        if self.schedule_records.schedule:
+            self.schedule_records.schedule.take()
+        self.refresh()
 
     def refresh(self) -> None:
         """Let the next step look at the hyperparameters anew."""
@@ -134,7 +162,8 @@ class Planner:
                 return None
             averaging = found
         gradients = followers.gradients(parameters, self.clips)
-        return plans.stated(operations, masters, averaging, gradients) if operations else None
+        plan = plans.stated(operations, masters, averaging, gradients) if operations else None
+        return self._whole(plan) if plan else None
 
     def refuse(self) -> None:
         """Step without plans from now on, since C cannot take the one there is."""

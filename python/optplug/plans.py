@@ -52,6 +52,8 @@ STATE = {
 }
 # The hyperparameter without which a list is empty.
 _ONLY_WITH = {"max_exp_avg_sqs": "amsgrad", "momentum_buffer_list": "momentum"}
+#: Hyperparameters with which a plan is another where they are 0.
+SWITCHES = frozenset(_ONLY_WITH.values())
 _SINGLES = ["grad_scale", "found_inf"]
 #: How many values make it worth to call in other threads, which the kernels do for any number of them.
 WORTH_THREADS = 16384
@@ -163,11 +165,21 @@ class Rate:
     places: list[int]  # among all scalars
 
 
+@dataclass(frozen=True)
+class Schedulers:
+    """Steps of the schedulers, which move numbers, some of them scalars of a plan."""
+
+    operation: Operation
+    places: list[tuple[int, int]]  # which of its lists is which of the plan's scalars
+    refresh: Callable[[], None]  # gives C the numbers as they are
+
+
 class Plan:
     """A step as operations, one after the other."""
 
     def __init__(self, operations: list[Operation], gradients: Gradients | None = None) -> None:
         self.operations, self.gradients = operations, gradients
+        self.schedulers: Schedulers | None = None
         #: By which C knows whether the plan that it has is this one.
         self.serial = next(_serials)
         self._shape = self._current_shape()
@@ -196,14 +208,14 @@ class Plan:
 
     def is_scalar(self, group: Group, name: str, value: Any) -> bool:
         """Tell whether the operators take a hyperparameter of a group as doubles, now and with this value."""
-        if name in _ONLY_WITH.values() and not (group[name] and value):
+        if name in SWITCHES and not (group[name] and value):
             return False
         values = {f"{name}[{i}]": v for i, v in enumerate(value)} if type(value) is tuple else {name: value}
         return all(type(v) is float and self.places(group, n) for n, v in values.items())
 
     def lowest(self, name: str) -> float:
         """Return how low a hyperparameter may be before a plan has more of it than scalars."""
-        return math.nextafter(0, 1) if name in _ONLY_WITH.values() else -math.inf
+        return math.nextafter(0, 1) if name in SWITCHES else -math.inf
 
     def places(self, group: Group, name: str) -> list[int]:
         """Return which of all scalars are a hyperparameter, as `opt_get` names it; none if it is more."""
@@ -219,7 +231,7 @@ class Plan:
 
     def _current_shape(self) -> list[object]:
         """Return what a plan has fixed: all hyperparameters of a kernel but lr, of an operator only some."""
-        few = ("decoupled_weight_decay", *_ONLY_WITH.values())
+        few = ("decoupled_weight_decay", *SWITCHES)
         return [
             {k: v for k, v in o.group.items() if k not in ("params", "lr")}
             if o.is_kernel

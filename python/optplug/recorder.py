@@ -8,7 +8,6 @@ record: see `Recording.reason`.
 from __future__ import annotations
 
 import inspect
-import operator
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -18,7 +17,7 @@ from torch.overrides import TorchFunctionMode
 
 from optplug import elementwise
 from optplug._optplug import lib
-from optplug.number import Number, Scalar, is_number, plain
+from optplug.number import Computation, Number, Scalar, is_number, plain
 from optplug.readings import HARMLESS, READ
 from optplug.torch_private import grad_mode
 
@@ -48,7 +47,7 @@ class Record:
 
 
 @dataclass(eq=False)
-class Recording(TorchFunctionMode):
+class Recording(TorchFunctionMode, Computation):
     """One run of a step, for one parameter.
 
     Args:
@@ -56,14 +55,11 @@ class Recording(TorchFunctionMode):
     """
 
     lists: list[Tensor]
-    #: Why there is no record: "" if there is one.
-    reason: str = ""
-    _scalars: list[Scalar] = field(default_factory=list)
-    _guards: dict[int, bool] = field(default_factory=dict)
     _instructions: list[Instruction] = field(default_factory=list)
 
     def __post_init__(self) -> None:
-        super().__init__()
+        TorchFunctionMode.__init__(self)
+        Computation.__init__(self)
         self._alive: list[Any] = list(self.lists)  # or a tensor's id would come again
         self._dtype = self.lists[0].dtype
         self._shape = self.lists[0].shape
@@ -73,7 +69,7 @@ class Recording(TorchFunctionMode):
         self._first: dict[int, int] = {}
         for i, t in enumerate(self.lists):
             if t.dim() == 0:
-                self._items[id(t)] = self._first[i] = self._add(Scalar(lib.SCALAR_ITEM, i))
+                self._items[id(t)] = self._first[i] = self.add(Scalar(lib.SCALAR_ITEM, i))
         self._temporaries = 0
         if any(t.dtype != self._dtype for t in self.lists if t.shape == self._shape):
             self.refuse("a state of another dtype")
@@ -81,56 +77,6 @@ class Recording(TorchFunctionMode):
             self.refuse("a state of another dtype")
         if any(t.dim() and t.shape != self._shape for t in self.lists):
             self.refuse("a state of another shape")
-
-    # ---- what numbers tell ----
-
-    def option(self, index: int, value: float) -> Number:
-        """Return the number that stands for a hyperparameter."""
-        return Number(self, value, self._add(Scalar(lib.SCALAR_OPTION, index)))
-
-    def computed(self, kind: int, value: Any, a: Any, b: Any = None) -> Any:
-        """Note an operation on numbers, and return its result."""
-        if type(value) is not float and not (type(value) is int and abs(value) < 2**53):
-            self.refuse(f"a number becomes {value!r}")
-            return value
-        index = self._add(Scalar(kind, self._index(a), -1 if b is None else self._index(b)))
-        return Number(self, value, index)
-
-    def compared(self, kind: int, a: Any, b: Any) -> bool:
-        """Note a comparison, which a branch may depend on, and return its result."""
-        if not (is_number(a) and is_number(b)):
-            self.refuse(f"a number is compared with {plain(b)!r}")
-            return bool(plain(a) == plain(b))
-        compare = {
-            lib.SCALAR_LESS: operator.lt,
-            lib.SCALAR_LESS_OR_EQUAL: operator.le,
-            lib.SCALAR_EQUAL: operator.eq,
-        }[kind]
-        result = bool(compare(plain(a), plain(b)))
-        self._expect(kind, self._index(a), self._index(b), result)
-        return result
-
-    def _expect(self, kind: int, a: int, b: int, result: bool) -> None:
-        self._guards[self._add(Scalar(kind, a, b))] = result
-
-    def refuse(self, reason: str) -> None:
-        """Note something that no record has."""
-        self.reason = self.reason or reason
-
-    def _index(self, number: Any) -> int:
-        if type(number) is Number:
-            return number.index
-        if not is_number(number):
-            raise TypeError(f"a scalar is {type(number).__name__}")
-        return self._add(Scalar(lib.SCALAR_CONSTANT, constant=float(number)))
-
-    def _add(self, scalar: Scalar) -> int:
-        # 0.0 and -0.0 are the same number, and not the same constant.
-        for i, known in enumerate(self._scalars):
-            if known == scalar and str(known.constant) == str(scalar.constant):
-                return i
-        self._scalars.append(scalar)
-        return len(self._scalars) - 1
 
     # ---- what torch tells ----
 
@@ -155,7 +101,7 @@ class Recording(TorchFunctionMode):
             (number,) = args
             if not is_number(number) or result.dtype not in elementwise.DTYPES:
                 raise TypeError(result.dtype)
-            self._items[id(result)] = self._rounded(self._index(number), result.dtype)
+            self._items[id(result)] = self._rounded(self.index(number), result.dtype)
             return
         if name == "__setitem__":
             target, mask, value = args
@@ -176,8 +122,8 @@ class Recording(TorchFunctionMode):
             self._apply("lerp", to, [to, other], [weight])
             return
         if name in ("add", "__add__") and args[0].dtype == torch.int64:
-            self._items[id(result)] = self._add(
-                Scalar(lib.SCALAR_ADD, self._items[id(args[0])], self._index(args[1]))
+            self._items[id(result)] = self.add(
+                Scalar(lib.SCALAR_ADD, self._items[id(args[0])], self.index(args[1]))
             )
             return
         kwargs.pop("out", None)  # it is the result
@@ -193,7 +139,7 @@ class Recording(TorchFunctionMode):
                 known[id(result)] = known[id(original)]
 
     def _rounded(self, index: int, dtype: torch.dtype) -> int:
-        return self._add(Scalar(lib.SCALAR_ROUND, index, dtype.itemsize))
+        return self.add(Scalar(lib.SCALAR_ROUND, index, dtype.itemsize))
 
     def _as_scalar(self, item: Tensor, dtype: torch.dtype) -> int:
         index = self._items[id(item)]
@@ -209,16 +155,16 @@ class Recording(TorchFunctionMode):
         chosen = elementwise.choose(kind, dtype)
         if chosen is None:
             raise TypeError("no operation here has torch's bits")
-        scalars = [self._as_scalar(n, dtype) if isinstance(n, Tensor) else self._index(n) for n in numbers]
+        scalars = [self._as_scalar(n, dtype) if isinstance(n, Tensor) else self.index(n) for n in numbers]
         if (never := elementwise.OPERATIONS[kind].never) is not None:
-            self._expect(lib.SCALAR_EQUAL, self._rounded(scalars[0], dtype), self._index(never), False)
+            self.expect(lib.SCALAR_EQUAL, self._rounded(scalars[0], dtype), self.index(never), False)
         v, u = (*scalars, -1, -1)[:2]
         if id(arrays[0]) in self._items:
             a, b, c = (*(self._items[id(t)] for t in arrays), -1, -1)[:3]
             how = Scalar(
                 lib.SCALAR_ELEMENTWISE, b=dtype.itemsize, elementwise=chosen, operands=(a, b, c, v, u)
             )
-            self._items[id(to)] = self._add(how)
+            self._items[id(to)] = self.add(how)
             return
         a, b, c = (*(self._arrays[id(t)] for t in arrays), -1, -1)[:3]
         if id(to) not in self._arrays:
@@ -231,8 +177,8 @@ class Recording(TorchFunctionMode):
     def count(self, index: int) -> None:
         """Note that the value of a list, a count of what was done before, is positive and rises by one."""
         item = self._items[id(self.lists[index])]
-        self._expect(lib.SCALAR_LESS, self._index(0), item, True)
-        self._items[id(self.lists[index])] = self._add(Scalar(lib.SCALAR_ADD, item, self._index(1)))
+        self.expect(lib.SCALAR_LESS, self.index(0), item, True)
+        self._items[id(self.lists[index])] = self.add(Scalar(lib.SCALAR_ADD, item, self.index(1)))
 
     # ---- the result ----
 
@@ -245,7 +191,7 @@ class Recording(TorchFunctionMode):
         ]
         instructions, temporaries = _packed(self._instructions, len(self.lists))
         return Record(
-            tuple(self._scalars), tuple(self._guards.items()), tuple(stores), tuple(instructions), temporaries
+            tuple(self.scalars), tuple(self.guards.items()), tuple(stores), tuple(instructions), temporaries
         )
 
 

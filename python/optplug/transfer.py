@@ -38,6 +38,14 @@ def give(
     give_numbers(plan, rates, out)
     if plan.gradients:
         alive.append(give_gradients(plan.gradients, ffi.addressof(out, "gradients")))
+    if plan.schedulers:
+        places = plan.schedulers.places
+        steps = ffi.new(
+            "optplug_operator *", _operator(plan.schedulers.operation, streams, is_guarded, alive)
+        )
+        pairs = [ffi.new("int[]", [pair[i] for pair in places]) for i in (0, 1)]
+        out.schedulers = (steps, len(places), *pairs)
+        alive += [steps, pairs]
     _here.stated += operators, alive
     out.operators, out.stable = operators, _STABLE.get(way, -1)  # type: ignore[arg-type]
 
@@ -55,6 +63,8 @@ def give_gradients(gradients: Gradients, out: Any) -> object:
 
 def give_numbers(plan: Plan, rates: list[Rate], out: Any) -> None:
     """Fill in what has no pointers, and the numbers, which are all that C needs of a plan that it has."""
+    if plan.schedulers:
+        plan.schedulers.refresh()
     scalars = ffi.new(_doubles, [s for operation in plan.operations for s in operation.scalars])
     out.serial, out.count, out.scalars = plan.serial, len(plan.operations), scalars
     alive = [(ffi.new("char[]", r.name.encode()), ffi.new("int[]", r.places)) for r in rates]
