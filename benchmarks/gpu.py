@@ -25,7 +25,8 @@ import torch
 import optplug
 from optplug import devices
 from optplug.tools.bench import processor
-from run import HERE, TIMES, TRAFFIC, Peer, case_name, microseconds
+from peers import HERE, TIMES, TRAFFIC, Peer
+from report import case_name, microseconds
 
 CASES = [(1, 50), (1, 10**6), (1, 10**8), (200, 100)]
 OPTPLUG, PYTORCH, LIBTORCH = "optplug", "PyTorch fused", "LibTorch C++"

@@ -1,0 +1,166 @@
+"""The page of what was measured, docs/benchmarks.md."""
+
+from __future__ import annotations
+
+import datetime
+import platform
+
+import torch
+
+import optplug
+from optplug.tools.bench import processor
+from peers import FOREACH, PYTHON, TIMES
+
+
+def microseconds(seconds: float | None) -> str:
+    """Format a time with three digits."""
+    if seconds is None:
+        return ""
+    value = seconds * 1e6
+    return f"{value:.2f}" if value < 10 else f"{value:.1f}" if value < 100 else f"{value:,.0f}"
+
+
+def case_name(count: int, size: int) -> str:
+    """Format the size of a case."""
+    return f"{size:,}" if count == 1 else f"{count} {TIMES} {size}"
+
+
+def number(threads: int) -> str:
+    """Format a number of threads."""
+    return f"{threads} thread{'s' * (threads > 1)}"
+
+
+def find(results: dict, threads: int, optimizer: str, count: int, size: int) -> dict[str, float]:
+    """Return the times of a case, or nothing."""
+    return next((row[4] for row in results["steps"] if row[:4] == [threads, optimizer, count, size]), {})
+
+
+def fastest_python(times: dict[str, float]) -> float:
+    """Return the time of the fastest of PyTorch's own ways."""
+    return min(times[name] for name in PYTHON if name in times)
+
+
+def ratio(times: dict[str, float]) -> float:
+    """Return how much faster optplug is than PyTorch, each in its fastest way."""
+    ours = min(times[name] for name in ("optplug", "optplug, foreach") if name in times)
+    return fastest_python(times) / ours
+
+
+def goals(results: dict) -> list[str]:
+    """Return the table of what optplug means to reach."""
+    most = results["threads"][-1]
+    lines = ["| | threads | optplug | peer | ratio |", "|---|---|---|---|---|"]
+
+    def add(what: str, threads: int, optimizer: str, count: int, size: int, peer: str) -> None:
+        times = find(results, threads, optimizer, count, size)
+        if peer in times:
+            ours, theirs = times["optplug"], times[peer]
+            lines.append(
+                f"| {what} | {threads} | {microseconds(ours)} µs | {microseconds(theirs)} µs "
+                f"| {theirs / ours:.1f} {TIMES} ({'faster' if theirs > ours else 'slower'}) |"
+            )
+
+    add("Adam, 50 values, against `torch.optim.Adam`", 1, "Adam", 1, 50, "PyTorch default")
+    add("Adam, 50 values, against LibTorch's C++", 1, "Adam", 1, 50, "LibTorch C++")
+    add("SGD, 50 values, against LibTorch's C++", 1, "SGD", 1, 50, "LibTorch C++")
+    add(f"Adam, 200 {TIMES} 100, against `fused=True`", 1, "Adam", 200, 100, "PyTorch fused")
+    for size in (10**6, 10**7):
+        for threads in dict.fromkeys((1, most)):
+            add(f"Adam, {size:,}, against a plain C loop", threads, "Adam", 1, size, "plain C loop")
+    return lines
+
+
+def slower(results: dict) -> list[str]:
+    """Return the cases in which PyTorch has a faster way of its own."""
+    lines = []
+    for threads, optimizer, count, size, times in results["steps"]:
+        if ratio(times) < 0.95:
+            names = [n for n in PYTHON if times.get(n) == fastest_python(times)]
+            lines.append(
+                f"| {optimizer} | {case_name(count, size)} | {threads} | {names[0]} | {ratio(times):.2f} |"
+            )
+    return ["| optimizer | values | threads | faster | ratio |", "|---|---|---|---|---|", *lines]
+
+
+def table(results: dict, threads: int) -> list[str]:
+    """Return all times with so many threads."""
+    names = list(dict.fromkeys(name for row in results["steps"] for name in row[4]))
+    head = ["optimizer", "values", *names, "speed relative to the fastest PyTorch"]
+    lines = [f"| {' | '.join(head)} |", "|" + "---|" * len(head)]
+    for count_of_threads, optimizer, count, size, times in results["steps"]:
+        if count_of_threads == threads:
+            cells = [microseconds(times.get(name)) for name in names]
+            cells.append(f"{ratio(times):.2f} {TIMES}")
+            lines.append(f"| {optimizer} | {case_name(count, size)} | {' | '.join(cells)} |")
+    return lines
+
+
+def report(results: dict) -> str:
+    """Return docs/benchmarks.md."""
+    growth = results["growth"]
+    most = results["threads"][-1]
+    lines = [
+        "# How fast a step is",
+        "",
+        "Written by `cmake --workflow --preset bench`, which anyone can run: "
+        f"on {datetime.datetime.now(tz=datetime.timezone.utc):%Y-%m-%d}, on {most} cores of an "
+        f"{processor()} under {platform.system()} {platform.release()}, with optplug {optplug.__version__}, "
+        f"torch {torch.__version__} and Python {platform.python_version()}.",
+        "",
+        "Times are of one step, in microseconds, on float32: "
+        "medians of rounds in which all peers take turns.",
+        "optplug is a C program that calls `opt_step`; compiled is the same with "
+        '`opt_init("compile=True")`; PyTorch is a Python program that calls `step()` of the same optimizer, '
+        "by default, with `foreach=True` and with `fused=True`; "
+        "LibTorch is a C++ program with `torch::optim`; "
+        "the plain loop is C, `-O3 -march=native -fno-math-errno`, with OpenMP.",
+        "",
+        *goals(results),
+        "",
+        "![Time of a step of Adam against the number of values](benchmarks-time.png)",
+        "",
+        "The limit is the machine's own speed of memory, over as much of it as the step has to do with: "
+        "of copying or of updating in place, whichever is faster. "
+        "A fraction of 1 is a step that moves each array once and takes no time besides.",
+        "",
+        "![Fraction of the limit](benchmarks-limit.png)",
+        "",
+        "## Where PyTorch has a faster way",
+        "",
+        "By more than 5 percent.",
+        "optplug takes the numbers of PyTorch's default, which is a loop over parameters; where "
+        f"`foreach=True` gives other bits ({', '.join(FOREACH)}), it is taken only if the spec says so: "
+        "both are measured, and the faster one is compared.",
+        "Loops over large arrays make temporary ones, which the C library's `malloc` may take from the "
+        "system anew each time, or not: the same step of the same program varies by a factor of 2. "
+        "`MALLOC_MMAP_THRESHOLD_=1000000000` in the environment brings the faster of the two, and compiled "
+        "steps need no temporary arrays.",
+        "",
+        *slower(results),
+        "",
+        "## What else costs",
+        "",
+        f"`opt_create`, `opt_bind` and `opt_free` of one optimizer, once torch is loaded: "
+        f"{growth['live'] * 1e3:.2f} ms.",
+        "",
+        "| parameters of 100 values, Adam | " + " | ".join(map(str, growth["parameters"])) + " |",
+        "|---|" + "---|" * len(growth["parameters"]),
+        "| µs a step | " + " | ".join(map(microseconds, growth["parameters"].values())) + " |",
+        "",
+        "| optimizers of 50 values, stepped in turn | " + " | ".join(map(str, growth["handles"])) + " |",
+        "|---|" + "---|" * len(growth["handles"]),
+        "| µs a step of one | " + " | ".join(map(microseconds, growth["handles"].values())) + " |",
+    ]
+    lines += [
+        "",
+        "`opt_save` of Adam's state, beside `torch.save` and `fsync`; optplug's file has a checksum besides, "
+        "and takes the old one's place only when it is whole. It needs negligible extra memory.",
+        "",
+        "| values | " + " | ".join(f"{size:,}" for size, _, _ in results["saves"]) + " |",
+        "|---|" + "---|" * len(results["saves"]),
+        "| optplug, ms | " + " | ".join(f"{ours * 1e3:.1f}" for _, ours, _ in results["saves"]) + " |",
+        "| PyTorch, ms | " + " | ".join(f"{theirs * 1e3:.1f}" for _, _, theirs in results["saves"]) + " |",
+    ]
+    for threads in results["threads"]:
+        lines += ["", f"## All times, {number(threads)}", "", *table(results, threads)]
+    return "\n".join(lines) + "\n"
