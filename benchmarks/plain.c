@@ -7,12 +7,14 @@ enum { MOST = 10000 };
 
 static float *data[MOST], *grad[MOST], *mean[MOST], *square[MOST];
 static int used, is_adam;
+static float decay; /* of the weights: AdamW's */
 static long length;
 static double count;
 
 static int setup(const char *name, int parameters, long size)
 {
-    is_adam = strcmp(name, "Adam") == 0;
+    decay = strcmp(name, "AdamW") == 0 ? 1 - 0.001f * 0.01f : 1;
+    is_adam = strcmp(name, "Adam") == 0 || decay != 1;
     if ((!is_adam && strcmp(name, "SGD") != 0) || parameters > MOST)
         return 0;
     used = parameters;
@@ -36,13 +38,14 @@ static void sgd(float *restrict w, const float *restrict g, long n)
 
 static void adam(float *restrict w, const float *restrict g, float *restrict m, float *restrict v, long n)
 {
+    const float keep = decay;
     float rate = (float)(0.001 / (1 - pow(0.9, count)));
     float correction = (float)(1 / sqrt(1 - pow(0.999, count)));
 #pragma omp parallel for simd if (n > 16384)
     for (long i = 0; i < n; i++) {
         m[i] = 0.9f * m[i] + 0.1f * g[i];
         v[i] = 0.999f * v[i] + 0.001f * g[i] * g[i];
-        w[i] -= rate * m[i] / (sqrtf(v[i]) * correction + 1e-8f);
+        w[i] = keep * w[i] - rate * m[i] / (sqrtf(v[i]) * correction + 1e-8f);
     }
 }
 

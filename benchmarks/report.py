@@ -8,8 +8,12 @@ import platform
 import torch
 
 import optplug
+from optplug.compiled import OPTIMIZERS as COMPILED
 from optplug.tools.bench import processor
-from peers import FOREACH, PYTHON, TIMES
+from peers import CASES, FOREACH, PYTHON, TIMES, TRAFFIC
+
+# The classes whose steps treat each value alone.
+ELEMENTWISE = [name for name, traffic in TRAFFIC.items() if traffic]
 
 
 def microseconds(seconds: float | None) -> str:
@@ -35,62 +39,122 @@ def find(results: dict, threads: int, optimizer: str, count: int, size: int) -> 
     return next((row[4] for row in results["steps"] if row[:4] == [threads, optimizer, count, size]), {})
 
 
+def fastest_way(times: dict[str, float]) -> str:
+    """Return which of PyTorch's own ways is the fastest."""
+    return min((name for name in PYTHON if name in times), key=times.__getitem__)
+
+
 def fastest_python(times: dict[str, float]) -> float:
     """Return the time of the fastest of PyTorch's own ways."""
-    return min(times[name] for name in PYTHON if name in times)
+    return times[fastest_way(times)]
 
 
-def ratio(times: dict[str, float]) -> float:
-    """Return how much faster optplug is than PyTorch, each in its fastest way."""
-    ours = min(times[name] for name in ("optplug", "optplug, foreach") if name in times)
-    return fastest_python(times) / ours
+def our_fastest(times: dict[str, float]) -> float:
+    """Return the time of optplug's fastest way with PyTorch's numbers."""
+    return min(times[name] for name in ("optplug", "optplug, foreach") if name in times)
+
+
+def words(ours: float, theirs: float) -> str:
+    """Say how much faster optplug is than a peer, so that it cannot be read the other way round."""
+    times = theirs / ours
+    if f"{times:.2f}" == "1.00":
+        return f"1 {TIMES} (the same)"
+    if times < 1:
+        return f"{times:.2g} {TIMES} (slower)"
+    return f"{times:,.{2 if times < 2 else 1 if times < 10 else 0}f} {TIMES} faster"
+
+
+def comparison(
+    what: str, threads: int, times: dict[str, float], peer: str, ours: str = "optplug"
+) -> list[str]:
+    """Return the row that compares optplug with a peer, or none where one of them is missing."""
+    if peer not in times or ours not in times:
+        return []
+    cells = [what, str(threads), *(f"{microseconds(times[name])} µs" for name in (ours, peer))]
+    return [f"| {' | '.join([*cells, words(times[ours], times[peer])])} |"]
+
+
+COMPARED = ["| | threads | optplug | peer | |", "|---|---|---|---|---|"]
 
 
 def goals(results: dict) -> list[str]:
     """Return the table of what optplug means to reach."""
     most = results["threads"][-1]
-    lines = ["| | threads | optplug | peer | ratio |", "|---|---|---|---|---|"]
+    lines = []
 
     def add(what: str, threads: int, optimizer: str, count: int, size: int, peer: str) -> None:
-        times = find(results, threads, optimizer, count, size)
-        if peer in times:
-            ours, theirs = times["optplug"], times[peer]
-            lines.append(
-                f"| {what} | {threads} | {microseconds(ours)} µs | {microseconds(theirs)} µs "
-                f"| {theirs / ours:.1f} {TIMES} ({'faster' if theirs > ours else 'slower'}) |"
-            )
+        lines.extend(comparison(what, threads, find(results, threads, optimizer, count, size), peer))
 
     add("Adam, 50 values, against `torch.optim.Adam`", 1, "Adam", 1, 50, "PyTorch default")
     add("Adam, 50 values, against LibTorch's C++", 1, "Adam", 1, 50, "LibTorch C++")
     add("SGD, 50 values, against LibTorch's C++", 1, "SGD", 1, 50, "LibTorch C++")
     add(f"Adam, 200 {TIMES} 100, against `fused=True`", 1, "Adam", 200, 100, "PyTorch fused")
-    for size in (10**6, 10**7):
-        for threads in dict.fromkeys((1, most)):
-            add(f"Adam, {size:,}, against a plain C loop", threads, "Adam", 1, size, "plain C loop")
+    for optimizer in ("Adam", "AdamW"):
+        for size in (10**6, 10**7):
+            for threads in dict.fromkeys((1, most)):
+                add(
+                    f"{optimizer}, {size:,}, against a plain C loop",
+                    threads,
+                    optimizer,
+                    1,
+                    size,
+                    "plain C loop",
+                )
+    return [*COMPARED, *lines]
+
+
+def fastest(results: dict) -> list[str]:
+    """Return the table of the classes without fused kernels, against the fastest of PyTorch's ways."""
+    head = ["optimizer", "values", "PyTorch's fastest", "", "optplug", "", "compiled", ""]
+    lines = [f"| {' | '.join(head)} |", "|" + "---|" * len(head)]
+    for optimizer in COMPILED:
+        for size in (50, 10**6, 10**7):
+            times = find(results, 1, optimizer, 1, size)
+            if times:
+                lines.append(against(times, optimizer, f"{size:,}", fastest_way(times)))
     return lines
+
+
+def many(results: dict) -> list[str]:
+    """Return the table of many small parameters, against foreach."""
+    head = ["optimizer", "values", "PyTorch foreach", "", "optplug", "", "compiled", ""]
+    lines = [f"| {' | '.join(head)} |", "|" + "---|" * len(head)]
+    for optimizer in ELEMENTWISE:
+        times = find(results, 1, optimizer, *CASES[-1])
+        if times:
+            lines.append(against(times, optimizer, case_name(*CASES[-1]), "PyTorch foreach"))
+    return lines
+
+
+def against(times: dict[str, float], optimizer: str, values: str, peer: str) -> str:
+    """Return the row that compares optplug, as it is and compiled, with one of PyTorch's ways."""
+    cells = [optimizer, values, microseconds(times[peer]), peer.split()[1]]
+    for ours in ("optplug", "optplug, compiled"):
+        seconds = times.get(ours)
+        cells += [microseconds(seconds), words(seconds, times[peer]) if seconds else ""]
+    return f"| {' | '.join(cells)} |"
 
 
 def slower(results: dict) -> list[str]:
     """Return the cases in which PyTorch has a faster way of its own."""
     lines = []
     for threads, optimizer, count, size, times in results["steps"]:
-        if ratio(times) < 0.95:
-            names = [n for n in PYTHON if times.get(n) == fastest_python(times)]
-            lines.append(
-                f"| {optimizer} | {case_name(count, size)} | {threads} | {names[0]} | {ratio(times):.2f} |"
-            )
-    return ["| optimizer | values | threads | faster | ratio |", "|---|---|---|---|---|", *lines]
+        ours, theirs = our_fastest(times), fastest_python(times)
+        if theirs < 0.95 * ours:
+            cells = [optimizer, case_name(count, size), str(threads), fastest_way(times), words(ours, theirs)]
+            lines.append(f"| {' | '.join(cells)} |")
+    return ["| optimizer | values | threads | faster | optplug |", "|---|---|---|---|---|", *lines]
 
 
 def table(results: dict, threads: int) -> list[str]:
     """Return all times with so many threads."""
     names = list(dict.fromkeys(name for row in results["steps"] for name in row[4]))
-    head = ["optimizer", "values", *names, "speed relative to the fastest PyTorch"]
+    head = ["optimizer", "values", *names, "optplug, against the fastest PyTorch"]
     lines = [f"| {' | '.join(head)} |", "|" + "---|" * len(head)]
     for count_of_threads, optimizer, count, size, times in results["steps"]:
         if count_of_threads == threads:
             cells = [microseconds(times.get(name)) for name in names]
-            cells.append(f"{ratio(times):.2f} {TIMES}")
+            cells.append(words(our_fastest(times), fastest_python(times)))
             lines.append(f"| {optimizer} | {case_name(count, size)} | {' | '.join(cells)} |")
     return lines
 
@@ -115,6 +179,8 @@ def report(results: dict) -> str:
         "LibTorch is a C++ program with `torch::optim`; "
         "the plain loop is C, `-O3 -march=native -fno-math-errno`, with OpenMP.",
         "",
+        "## A step",
+        "",
         *goals(results),
         "",
         "![Time of a step of Adam against the number of values](benchmarks-time.png)",
@@ -125,7 +191,18 @@ def report(results: dict) -> str:
         "",
         "![Fraction of the limit](benchmarks-limit.png)",
         "",
-        "## Where PyTorch has a faster way",
+        "### Classes without fused kernels",
+        "",
+        "With the specs that name nothing but `lr`, with 1 thread, against the fastest of PyTorch's default, "
+        "which is a loop over parameters, and `foreach=True`.",
+        "",
+        *fastest(results),
+        "",
+        "### Many small parameters",
+        "",
+        *many(results),
+        "",
+        "### Where PyTorch has a faster way",
         "",
         "By more than 5 percent.",
         "optplug takes the numbers of PyTorch's default, which is a loop over parameters; where "

@@ -41,6 +41,25 @@ def test_the_benchmark_writes_its_report_and_pictures(tmp_path):
         assert (tmp_path / picture).read_bytes().startswith(b"\x89PNG")
 
 
+@pytest.mark.parametrize(
+    ("ours", "theirs", "said"),
+    [
+        (1.0, 12.0, "12 x faster"),
+        (1.0, 1200.0, "1,200 x faster"),
+        (2.0, 3.0, "1.50 x faster"),
+        (1.0, 2.5, "2.5 x faster"),
+        (10.0, 9.0, "0.9 x (slower)"),
+        (20.0, 1.0, "0.05 x (slower)"),
+        (1.0, 1.001, "1 x (the same)"),
+    ],
+)
+def test_a_ratio_says_which_is_faster(monkeypatch, ours, theirs, said):
+    monkeypatch.syspath_prepend(hosts.PROJECT / "benchmarks")
+    import report
+
+    assert report.words(ours, theirs) == said.replace("x", report.TIMES)
+
+
 # ---- on a GPU, as far as that can be tested without one ----
 
 
