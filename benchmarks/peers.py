@@ -20,6 +20,7 @@ TRAFFIC = {
 }  # fmt: skip
 TIMES = "\N{MULTIPLICATION SIGN}"
 CASES = [(1, n) for n in (10, 50, 1000, 10**4, 10**5, 10**6, 10**7)] + [(200, 100)]
+LIBTORCH = "LibTorch C++"
 PYTHON = ("PyTorch default", "PyTorch foreach", "PyTorch fused")
 # Where foreach=True gives other bits than PyTorch's default, so that optplug takes it only if told to.
 FOREACH = ("NAdam", "RAdam", "ASGD", "Adafactor")
@@ -49,17 +50,28 @@ class Peer:
         self._process.wait()
 
 
-def start_peers(programs: pathlib.Path, threads: int) -> dict[str, Peer]:
-    """Start all that can be measured here."""
-    peers = {
-        "optplug": Peer([str(programs / "steps")], threads),
-        "optplug, foreach": Peer([str(programs / "steps")], threads, BENCHMARK_ARGUMENTS=", foreach=True"),
-        "optplug, compiled": Peer([str(programs / "steps")], threads, BENCHMARK_OPTIONS="compile=True"),
+def values_of(programs: pathlib.Path, name: str) -> pathlib.Path:
+    """Return the file that a peer writes its values to."""
+    return programs / f"{name}.values"
+
+
+def commands(programs: pathlib.Path) -> dict[str, tuple[list[str], dict[str, str]]]:
+    """Return the programs that can be measured here, with what their environment has besides."""
+    steps = [str(programs / "steps")]
+    found: dict[str, tuple[list[str], dict[str, str]]] = {
+        "optplug": (steps, {}),
+        "optplug, foreach": (steps, {"BENCHMARK_ARGUMENTS": ", foreach=True"}),
+        "optplug, compiled": (steps, {"BENCHMARK_OPTIONS": "compile=True"}),
     }
     for name in PYTHON:
-        script = [sys.executable, str(HERE / "python_steps.py"), name.split()[1]]
-        peers[name] = Peer(script, threads)
+        found[name] = ([sys.executable, str(HERE / "python_steps.py"), name.split()[1]], {})
     if (programs / "libtorch").exists():
-        peers["LibTorch C++"] = Peer([str(programs / "libtorch")], threads)
-    peers["plain C loop"] = Peer([str(programs / "plain")], threads)
-    return peers
+        found[LIBTORCH] = ([str(programs / "libtorch")], {})
+    found["plain C loop"] = ([str(programs / "plain")], {})
+    return found
+
+
+def start(programs: pathlib.Path, name: str, threads: int) -> Peer:
+    """Start one of them."""
+    command, environment = commands(programs)[name]
+    return Peer(command, threads, BENCHMARK_VALUES=str(values_of(programs, name)), **environment)

@@ -15,7 +15,7 @@ static int setup(const char *name, int parameters, long size)
 {
     decay = strcmp(name, "AdamW") == 0 ? 1 - 0.001f * 0.01f : 1;
     is_adam = strcmp(name, "Adam") == 0 || decay != 1;
-    if ((!is_adam && strcmp(name, "SGD") != 0) || parameters > MOST)
+    if ((!is_adam && strcmp(name, "SGD") != 0) || parameters > MOST || strcmp(kind, "new") != 0)
         return 0;
     used = parameters;
     length = size;

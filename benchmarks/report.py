@@ -8,9 +8,10 @@ import platform
 import torch
 
 import optplug
+from agreement import TOLERANCE
 from optplug.compiled import OPTIMIZERS as COMPILED
 from optplug.tools.bench import processor
-from peers import CASES, FOREACH, PYTHON, TIMES, TRAFFIC
+from peers import CASES, FOREACH, LIBTORCH, PYTHON, TIMES, TRAFFIC
 
 # The classes whose steps treat each value alone.
 ELEMENTWISE = [name for name, traffic in TRAFFIC.items() if traffic]
@@ -75,6 +76,23 @@ def comparison(
 
 
 COMPARED = ["| | threads | optplug | peer | |", "|---|---|---|---|---|"]
+AGAINST = {
+    "PyTorch default": "PyTorch",
+    "PyTorch foreach": "PyTorch with `foreach=True`",
+    "PyTorch fused": "PyTorch with `fused=True`",
+    LIBTORCH: "LibTorch's C++",
+}
+
+
+def loops(results: dict) -> list[str]:
+    """Return the table of training loops."""
+    lines = []
+    for kind, optimizer, times in results["loops"]:
+        for ours, note in (("optplug", ""), ("optplug, compiled", ", `compile=True`")):
+            what = optimizer + note + (", `opt_set` of lr and `opt_step`" if kind == "set" else "")
+            for peer, name in AGAINST.items():
+                lines += comparison(f"{what}, against {name}", 1, times, peer, ours)
+    return [*COMPARED, *lines]
 
 
 def goals(results: dict) -> list[str]:
@@ -86,8 +104,8 @@ def goals(results: dict) -> list[str]:
         lines.extend(comparison(what, threads, find(results, threads, optimizer, count, size), peer))
 
     add("Adam, 50 values, against `torch.optim.Adam`", 1, "Adam", 1, 50, "PyTorch default")
-    add("Adam, 50 values, against LibTorch's C++", 1, "Adam", 1, 50, "LibTorch C++")
-    add("SGD, 50 values, against LibTorch's C++", 1, "SGD", 1, 50, "LibTorch C++")
+    add("Adam, 50 values, against LibTorch's C++", 1, "Adam", 1, 50, LIBTORCH)
+    add("SGD, 50 values, against LibTorch's C++", 1, "SGD", 1, 50, LIBTORCH)
     add(f"Adam, 200 {TIMES} 100, against `fused=True`", 1, "Adam", 200, 100, "PyTorch fused")
     for optimizer in ("Adam", "AdamW"):
         for size in (10**6, 10**7):
@@ -100,6 +118,13 @@ def goals(results: dict) -> list[str]:
                     size,
                     "plain C loop",
                 )
+    for peer in ("PyTorch default", LIBTORCH):
+        lines += comparison(
+            f"LBFGS, 50 values, an evaluation beside the closure, against {AGAINST[peer]}",
+            1,
+            results["evaluations"],
+            peer,
+        )
     return [*COMPARED, *lines]
 
 
@@ -133,6 +158,20 @@ def against(times: dict[str, float], optimizer: str, values: str, peer: str) -> 
         seconds = times.get(ours)
         cells += [microseconds(seconds), words(seconds, times[peer]) if seconds else ""]
     return f"| {' | '.join(cells)} |"
+
+
+def starts(results: dict) -> list[str]:
+    """Return the table of what an optimizer costs before it steps, and of a program's start."""
+    names = list(results["live"])
+    lines = [f"| Adam, 50 values | {' | '.join(names)} |", "|---|" + "---|" * len(names)]
+    for what, key, unit, factor in (
+        ("`opt_create`, `opt_bind` and `opt_free`, once torch is loaded", "live", "µs", 1),
+        ("the first `opt_step` of a new optimizer", "first", "µs", 1),
+        ("a process, from its start until its first steps are made", "start", "s", 1e-6),
+    ):
+        cells = [f"{microseconds(results[key][name] * factor)} {unit}" for name in names]
+        lines.append(f"| {what} | {' | '.join(cells)} |")
+    return lines
 
 
 def slower(results: dict) -> list[str]:
@@ -179,9 +218,27 @@ def report(results: dict) -> str:
         "LibTorch is a C++ program with `torch::optim`; "
         "the plain loop is C, `-O3 -march=native -fno-math-errno`, with OpenMP.",
         "",
+        "Before a case is timed, optplug's values after the same steps are compared with PyTorch's, "
+        "with those of `fused=True` for Adam, AdamW, SGD and Adagrad: "
+        f"unless all bits agree (of compiled steps, all values to {TOLERANCE:g}), the measurement stops.",
+        "",
+        "## A training loop",
+        "",
+        "Each iteration clips the norm of the gradients to 0.5, steps the optimizer, steps `StepLR` "
+        "and updates an exponential average of the 50 values. "
+        "optplug calls `opt_clip_grad_norm`, `opt_step` and `opt_schedule_step`, after one `opt_average`; "
+        "PyTorch `clip_grad_norm_`, `step()`, `scheduler.step()` and `update_parameters()` of an "
+        "`AveragedModel` with `get_ema_multi_avg_fn`; "
+        "LibTorch has the same but for the average, which is a `lerp_`.",
+        "",
+        *loops(results),
+        "",
         "## A step",
         "",
         *goals(results),
+        "",
+        "LBFGS takes steps with `line_search_fn='strong_wolfe'` down a quadratic; the time of its closure "
+        "is subtracted.",
         "",
         "![Time of a step of Adam against the number of values](benchmarks-time.png)",
         "",
@@ -217,8 +274,9 @@ def report(results: dict) -> str:
         "",
         "## What else costs",
         "",
-        f"`opt_create`, `opt_bind` and `opt_free` of one optimizer, once torch is loaded: "
-        f"{growth['live'] * 1e3:.2f} ms.",
+        "PyTorch and LibTorch wrap the same arrays as parameters and create their optimizer.",
+        "",
+        *starts(results),
         "",
         "| parameters of 100 values, Adam | " + " | ".join(map(str, growth["parameters"])) + " |",
         "|---|" + "---|" * len(growth["parameters"]),

@@ -10,22 +10,31 @@ import statistics
 import sys
 import time
 
+import agreement
 from optplug.compiled import OPTIMIZERS as COMPILED
-from peers import CASES, FOREACH, SECONDS, TRAFFIC, Peer, start_peers
+from peers import CASES, FOREACH, LIBTORCH, SECONDS, TRAFFIC, Peer, commands, start
 from pictures import draw
 from report import report
 
+LOOPS = [("loop", "AdamW"), ("loop", "RMSprop"), ("set", "AdamW")]  # of 50 values
+PYTORCH = "PyTorch default"
+HOSTS = ("optplug", PYTORCH, LIBTORCH)  # as a user's program has them
 
-def measure(peers: dict[str, Peer], optimizer: str, count: int, size: int, rounds: int) -> dict[str, float]:
+
+def measure(
+    given: argparse.Namespace, peers: dict[str, Peer], kind: str, optimizer: str, count: int, size: int
+) -> dict[str, float]:
     """Return the median seconds of a step for each peer that has the optimizer."""
     only = {"optplug, compiled": COMPILED, "optplug, foreach": FOREACH}
     here = {
         name: peer
         for name, peer in peers.items()
-        if optimizer in only.get(name, TRAFFIC) and peer.ask("new", optimizer, count, size)
+        if optimizer in only.get(name, TRAFFIC) and peer.ask(kind, optimizer, count, size)
     }
+    steps = agreement.CHECKED_LOOPS if kind == "loop" else agreement.CHECKED_STEPS
+    agreement.check(given.programs, here, f"{kind} {optimizer}, {count} x {size}", "values", steps)
     times: dict[str, list[float]] = {name: [] for name in here}
-    for _ in range(rounds):
+    for _ in range(given.rounds):
         for name, peer in here.items():
             times[name].append(peer.ask("time", SECONDS))
     for peer in here.values():
@@ -33,14 +42,23 @@ def measure(peers: dict[str, Peer], optimizer: str, count: int, size: int, round
     return {name: statistics.median(values) for name, values in times.items()}
 
 
+def take_turns(peers: dict[str, Peer], rounds: int, *words: object) -> dict[str, float]:
+    """Return the median answer of optplug, PyTorch as it is by default, and LibTorch."""
+    here = {name: peers[name] for name in HOSTS if name in peers}
+    answers = [{name: peer.ask(*words) for name, peer in here.items()} for _ in range(rounds)]
+    return {name: statistics.median(answer[name] for answer in answers) for name in here}
+
+
 def run(given: argparse.Namespace) -> dict:
     """Measure everything."""
     all_threads = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-    results: dict = {"threads": sorted({1, all_threads}), "steps": [], "speeds": [], "growth": {}}
+    results: dict = {"threads": sorted({1, all_threads}), "loops": [], "steps": [], "speeds": []}
     total = len(results["threads"]) * len(given.optimizers) * len(CASES)
     done, begin = 0, time.monotonic()
     for threads in results["threads"]:
-        peers = start_peers(given.programs, threads)
+        peers = {name: start(given.programs, name, threads) for name in commands(given.programs)}
+        if threads == 1:
+            measure_once(given, peers, results)
         for optimizer in given.optimizers:
             for count, size in CASES:
                 done += 1
@@ -51,7 +69,7 @@ def run(given: argparse.Namespace) -> dict:
                 )
                 if size > given.largest:
                     continue
-                times = measure(peers, optimizer, count, size, given.rounds)
+                times = measure(given, peers, "new", optimizer, count, size)
                 results["steps"].append([threads, optimizer, count, size, times])
         for arrays in (2, 3, 4):
             for _, size in CASES[:-1]:
@@ -60,16 +78,44 @@ def run(given: argparse.Namespace) -> dict:
                         peers["plain C loop"].ask("memory", 4 * arrays * size) for _ in range(given.rounds)
                     ]
                     results["speeds"].append([threads, arrays, size, statistics.median(speeds)])
-        if threads == 1:
-            results["growth"] = grow(peers["optplug"], given.rounds)
-            results["saves"] = [
-                [size, *(measure_save(peers[n], size, given.rounds) for n in ("optplug", "PyTorch default"))]
-                for size in (10**4, 10**6, 10**7)
-                if size <= given.largest
-            ]
         for peer in peers.values():
             peer.end()
     return results
+
+
+def measure_once(given: argparse.Namespace, peers: dict[str, Peer], results: dict) -> None:
+    """Measure what does not depend on the number of values, or of threads."""
+    for kind, optimizer in LOOPS:
+        if optimizer in given.optimizers:
+            print(f"{kind} of {optimizer}", file=sys.stderr)
+            times = measure(given, peers, kind, optimizer, 1, 50)
+            results["loops"].append([kind, optimizer, times])
+    print("LBFGS, starts, saves", file=sys.stderr)
+    results["evaluations"] = take_turns(peers, given.rounds, "evaluations", 50)
+    agreement.check(given.programs, {n: peers[n] for n in ("optplug", PYTORCH)}, "evaluations of LBFGS")
+    results["live"] = take_turns(peers, given.rounds, "live", 0)
+    results["first"] = take_turns(peers, given.rounds, "first", 0)
+    results["start"] = measure_start(given.programs, given.rounds)
+    results["growth"] = grow(peers["optplug"], given.rounds)
+    results["saves"] = [
+        [size, *(measure_save(peers[name], size, given.rounds) for name in ("optplug", PYTORCH))]
+        for size in (10**4, 10**6, 10**7)
+        if size <= given.largest
+    ]
+
+
+def measure_start(programs: pathlib.Path, rounds: int) -> dict[str, float]:
+    """Return the median seconds of a program until it has made the first three steps."""
+    times: dict[str, list[float]] = {}
+    for _ in range(rounds):
+        for name in HOSTS:
+            if name in commands(programs):
+                begin = time.monotonic()
+                peer = start(programs, name, 1)
+                peer.ask("new", "Adam", 1, 50)
+                times.setdefault(name, []).append(time.monotonic() - begin)
+                peer.end()
+    return {name: statistics.median(values) for name, values in times.items()}
 
 
 def measure_save(peer: Peer, size: int, rounds: int) -> float:
@@ -78,7 +124,7 @@ def measure_save(peer: Peer, size: int, rounds: int) -> float:
 
 
 def grow(peer: Peer, rounds: int) -> dict:
-    """Measure create, bind and free, and how a step grows with parameters and with handles."""
+    """Measure how a step grows with parameters and with handles."""
 
     def median(*words: object) -> float:
         return statistics.median(peer.ask(*words) for _ in range(rounds))
@@ -89,7 +135,6 @@ def grow(peer: Peer, rounds: int) -> dict:
         parameters[count] = median("time", SECONDS)
         peer.ask("end")
     return {
-        "live": median("live", 0),
         "parameters": parameters,
         "handles": {count: median("handles", count) for count in (1, 10, 100, 1000)},
     }

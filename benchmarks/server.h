@@ -1,6 +1,9 @@
 /* What the measured programs share: commands on stdin, a line each, tab between words; answers on stdout.
  *
  *     new NAME COUNT SIZE   an optimizer by that name, lr=0.001, on COUNT parameters of SIZE float32 each
+ *     loop NAME COUNT SIZE  the same, and a step is what a training loop does: clip the gradients' norm to 0.5,
+ *                           step, step StepLR(1000, 0.99), average exponentially with 0.999
+ *     set NAME COUNT SIZE   the same, and a step sets the learning rate first
  *     time SECONDS          how long a step takes, of as many as fill that time
  *     end                   of the optimizer
  *
@@ -13,6 +16,9 @@
 #include <stdlib.h>
 #include <string.h>
 #include <time.h>
+
+static char kind[8]; /* the word before NAME */
+static int lr_count;
 
 static int setup(const char *name, int count, long size);
 static void step(void);
@@ -41,6 +47,9 @@ static double time_of(void (*call)(void), double seconds)
     return spent / (double)done;
 }
 
+/* Return a learning rate that is another one than the last. */
+static inline double next_lr(void) { return 1e-3 + 1e-6 * (lr_count++ % 97); }
+
 /* Return an array of n values that are small and not zero. */
 static float *filled(long n)
 {
@@ -59,9 +68,10 @@ int main(void)
         int count;
         long size;
         double seconds;
-        if (sscanf(line, "new\t%63[^\t]\t%d\t%ld", name, &count, &size) == 3)
+        if (sscanf(line, "%7[^\t]\t%63[^\t]\t%d\t%ld", kind, name, &count, &size) == 4) {
+            lr_count = 0;
             printf("%d\n", setup(name, count, size));
-        else if (sscanf(line, "time\t%lf", &seconds) == 1)
+        } else if (sscanf(line, "time\t%lf", &seconds) == 1)
             printf("%.9e\n", time_of(step, seconds));
         else if (strcmp(line, "end\n") == 0)
             teardown(), puts("0");

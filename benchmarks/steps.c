@@ -1,13 +1,14 @@
 /* optplug, from C. */
 #include <optplug.h>
 
-#include "server.h"
+#include "evaluations.h"
 
 enum { MOST = 10000 };
 
-static int opt, is_closure;
+static int opt, is_closure, is_loop, is_setting;
 static float *data[MOST], *grad[MOST];
 static int used;
+static long length;
 static int64_t rows = 1, row[1];
 
 static void check(int status)
@@ -18,7 +19,7 @@ static void check(int status)
     }
 }
 
-static int loss(void *user, double *value)
+static int constant(void *user, double *value)
 {
     (void)user;
     *value = 1;
@@ -41,9 +42,12 @@ static int setup(const char *name, int count, long size)
         check(opt_init(getenv("BENCHMARK_OPTIONS")));
     opt = create(name);
     is_closure = strcmp(name, "LBFGS") == 0;
+    is_loop = strcmp(kind, "loop") == 0;
+    is_setting = strcmp(kind, "set") == 0;
     if (count > MOST)
         return 0;
     used = count;
+    length = size;
     for (int i = 0; i < count; i++) {
         char parameter[16];
         snprintf(parameter, sizeof parameter, "%d", i);
@@ -57,12 +61,28 @@ static int setup(const char *name, int count, long size)
         else
             check(opt_bind(opt, parameter, "float32", size, data[i], grad[i]));
     }
+    if (is_loop) {
+        check(opt_schedule(opt, "StepLR(1000, 0.99)"));
+        check(opt_average(opt, "AveragedModel(multi_avg_fn=get_ema_multi_avg_fn(0.999))"));
+    }
     for (int i = 0; i < 3; i++)
         step();
     return 1;
 }
 
-static void step(void) { check(is_closure ? opt_step_closure(opt, loss, NULL, NULL) : opt_step(opt)); }
+static void step(void)
+{
+    if (is_setting) {
+        char options[48];
+        snprintf(options, sizeof options, "lr=%.17g", next_lr());
+        check(opt_set(opt, -1, options));
+    }
+    if (is_loop)
+        check(opt_clip_grad_norm(opt, 0.5, 2, 0, NULL));
+    check(is_closure ? opt_step_closure(opt, constant, NULL, NULL) : opt_step(opt));
+    if (is_loop)
+        check(opt_schedule_step(opt)); /* the average is a part of opt_step */
+}
 
 static void teardown(void)
 {
@@ -73,6 +93,33 @@ static void teardown(void)
     }
 }
 
+/* ---- what else is measured ---- */
+
+static float w[50], dw[50];
+
+static int new_optimizer(void)
+{
+    int made = create("Adam");
+    check(opt_bind(made, "w", "float32", 50, w, dw));
+    return made;
+}
+
+static void live(void) { check(opt_free(new_optimizer())); }
+
+static double first_step(void)
+{
+    double spent = 0;
+    int count = 0;
+    for (double end = now() + 0.2; now() < end; count++) {
+        int made = new_optimizer();
+        double start = now();
+        check(opt_step(made));
+        spent += now() - start;
+        check(opt_free(made));
+    }
+    return spent / count;
+}
+
 static int handles[MOST], handle_count;
 
 static void step_all(void)
@@ -81,38 +128,111 @@ static void step_all(void)
         check(opt_step(handles[i]));
 }
 
-static void live(void)
+static double time_of_handles(int count)
 {
-    static float w[50], dw[50];
-    int made = create("Adam");
-    check(opt_bind(made, "w", "float32", 50, w, dw));
-    check(opt_free(made));
-}
-
-static void save(void) { check(opt_save(opt, "optplug-benchmark.pt")); }
-
-/* "live": create, bind and free; "handles N": a step of each of N optimizers, for one of them;
- * "save N": write the state of Adam for N values to the disk. */
-static double extra(const char *command, long argument)
-{
-    static float w[50], dw[50];
-    if (strcmp(command, "live") == 0)
-        return time_of(live, 0.2);
-    if (strcmp(command, "save") == 0) {
-        setup("Adam", 1, argument);
-        double seconds = time_of(save, 0.2);
-        teardown();
-        remove("optplug-benchmark.pt");
-        return seconds;
-    }
-    handle_count = argument < MOST ? (int)argument : MOST;
-    for (int i = 0; i < handle_count; i++) {
-        handles[i] = create("Adam");
-        check(opt_bind(handles[i], "w", "float32", 50, w, dw));
-    }
+    handle_count = count < MOST ? count : MOST;
+    for (int i = 0; i < handle_count; i++)
+        handles[i] = new_optimizer();
     step_all();
     double seconds = time_of(step_all, 0.1) / handle_count;
     for (int i = 0; i < handle_count; i++)
         check(opt_free(handles[i]));
     return seconds;
+}
+
+static void save(void) { check(opt_save(opt, "optplug-benchmark.pt")); }
+
+static double time_of_save(long size)
+{
+    setup("Adam", 1, size);
+    double seconds = time_of(save, 0.2);
+    teardown();
+    remove("optplug-benchmark.pt");
+    return seconds;
+}
+
+static int quadratic(void *user, double *value)
+{
+    (void)user;
+    *value = evaluate();
+    return 0;
+}
+
+static void begin_lbfgs(void)
+{
+    check(opt = opt_create("LBFGS(line_search_fn='strong_wolfe')"));
+    check(opt_bind(opt, "w", "float32", dimensions, point, slope));
+}
+
+static void step_lbfgs(void) { check(opt_step_closure(opt, quadratic, NULL, NULL)); }
+
+static void free_lbfgs(void) { check(opt_free(opt)); }
+
+/* ---- values ---- */
+
+static FILE *open_values(void)
+{
+    FILE *file = fopen(getenv("BENCHMARK_VALUES"), "wb");
+    if (!file) {
+        perror(getenv("BENCHMARK_VALUES"));
+        exit(1);
+    }
+    return file;
+}
+
+static void write_array(FILE *file, const float *array, long n)
+{
+    if (fwrite(array, sizeof(float), (size_t)n, file) != (size_t)n) {
+        perror(getenv("BENCHMARK_VALUES"));
+        exit(1);
+    }
+}
+
+static void write_values(long steps)
+{
+    for (long i = 0; i < steps; i++)
+        step();
+    FILE *file = open_values();
+    for (int i = 0; i < used; i++)
+        write_array(file, data[i], length);
+    for (int i = 0; is_loop && i < used; i++) {
+        char parameter[16];
+        snprintf(parameter, sizeof parameter, "%d", i);
+        float *average = filled(length);
+        check(opt_average_get(opt, parameter, average));
+        write_array(file, average, length);
+        free(average);
+    }
+    fclose(file);
+}
+
+static double time_lbfgs(long n)
+{
+    double seconds = time_evaluations(n, begin_lbfgs, step_lbfgs, free_lbfgs);
+    FILE *file = open_values();
+    write_array(file, point, n);
+    fclose(file);
+    free(point);
+    free(slope);
+    return seconds;
+}
+
+/* Seconds, of these: "live": create, bind and free; "first": the first step; "handles N": a step of each of N
+ * optimizers, for one of them; "save N": write the state of Adam for N values to the disk; "evaluations N": see
+ * evaluations.h.  Besides, "values N" makes N steps; it and "evaluations" write the parameters, and the averages
+ * of a loop, to the file that BENCHMARK_VALUES names. */
+static double extra(const char *command, long argument)
+{
+    if (strcmp(command, "live") == 0)
+        return time_of(live, 0.2);
+    if (strcmp(command, "first") == 0)
+        return first_step();
+    if (strcmp(command, "handles") == 0)
+        return time_of_handles((int)argument);
+    if (strcmp(command, "save") == 0)
+        return time_of_save(argument);
+    if (strcmp(command, "evaluations") == 0)
+        return time_lbfgs(argument);
+    write_values(argument);
+    return 0;
 }

@@ -8,6 +8,7 @@ import shutil
 import subprocess
 import sys
 
+import numpy as np
 import pytest
 
 import hosts
@@ -24,6 +25,7 @@ def test_the_benchmark_writes_its_report_and_pictures(tmp_path):
         "50",
         "--optimizers",
         "Adam",
+        "AdamW",
         "SGD",
         "LBFGS",
         "Muon",
@@ -35,10 +37,45 @@ def test_the_benchmark_writes_its_report_and_pictures(tmp_path):
     assert done.returncode == 0, done.stderr
     report = (tmp_path / "benchmarks.md").read_text()
     assert "| Adam, 50 values, against `torch.optim.Adam` | 1 |" in report
+    for row in (
+        "AdamW, against PyTorch | 1",
+        "AdamW, against PyTorch with `fused=True` | 1",
+        "AdamW, `opt_set` of lr and `opt_step`, against PyTorch | 1",
+        "LBFGS, 50 values, an evaluation beside the closure, against PyTorch | 1",
+        "the first `opt_step` of a new optimizer",
+    ):
+        assert f"| {row} |" in report
     for name in ("optplug", "PyTorch default", "PyTorch foreach", "PyTorch fused", "plain C loop"):
         assert f"| {name} |" in report
     for picture in ("benchmarks-time.png", "benchmarks-limit.png"):
         assert (tmp_path / picture).read_bytes().startswith(b"\x89PNG")
+
+
+def test_values_that_are_not_pytorchs_stop_the_benchmark(tmp_path, monkeypatch):
+    monkeypatch.syspath_prepend(hosts.PROJECT / "benchmarks")
+    import agreement
+
+    class Peer:
+        def __init__(self, name, *values):
+            self._file, self._values = tmp_path / f"{name}.values", values
+
+        def ask(self, *words):
+            assert words == ("values", 5)
+            np.array(self._values, dtype=np.float32).tofile(self._file)
+
+    def check(ours, value):
+        names = {ours: [1.0, value], "PyTorch default": [1.0, 2.0], "LibTorch C++": []}
+        peers = {name: Peer(name, *values) for name, values in names.items()}
+        agreement.check(tmp_path, peers, "Adamax", "values", 5)
+
+    nearly = np.nextafter(np.float32(2), np.float32(3))
+    check("optplug", 2.0)
+    check("optplug, compiled", nearly)
+    assert not list(tmp_path.iterdir())
+    with pytest.raises(SystemExit, match="Adamax: optplug: 1 of 2 values are not those of PyTorch default"):
+        check("optplug", nearly)
+    with pytest.raises(SystemExit, match="compiled: 1 of 2 values"):
+        check("optplug, compiled", np.nan)
 
 
 @pytest.mark.parametrize(
