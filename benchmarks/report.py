@@ -136,24 +136,26 @@ def fastest(results: dict) -> list[str]:
         for size in (50, 10**6, 10**7):
             times = find(results, 1, optimizer, 1, size)
             if times:
-                lines.append(against(times, optimizer, f"{size:,}", fastest_way(times)))
+                way = fastest_way(times)
+                cells = [optimizer, f"{size:,}", microseconds(times[way]), way.split()[1]]
+                lines.append(against(times, way, *cells))
     return lines
 
 
 def many(results: dict) -> list[str]:
     """Return the table of many small parameters, against foreach."""
-    head = ["optimizer", "values", "PyTorch foreach", "", "optplug", "", "compiled", ""]
+    head = ["optimizer", "PyTorch foreach", "optplug", "", "compiled", ""]
     lines = [f"| {' | '.join(head)} |", "|" + "---|" * len(head)]
     for optimizer in ELEMENTWISE:
         times = find(results, 1, optimizer, *CASES[-1])
         if times:
-            lines.append(against(times, optimizer, case_name(*CASES[-1]), "PyTorch foreach"))
+            lines.append(against(times, "PyTorch foreach", optimizer, microseconds(times["PyTorch foreach"])))
     return lines
 
 
-def against(times: dict[str, float], optimizer: str, values: str, peer: str) -> str:
-    """Return the row that compares optplug, as it is and compiled, with one of PyTorch's ways."""
-    cells = [optimizer, values, microseconds(times[peer]), peer.split()[1]]
+def against(times: dict[str, float], peer: str, *first: str) -> str:
+    """Return a row: its first cells, and optplug, as it is and compiled, beside one of PyTorch's ways."""
+    cells = list(first)
     for ours in ("optplug", "optplug, compiled"):
         seconds = times.get(ours)
         cells += [microseconds(seconds), words(seconds, times[peer]) if seconds else ""]
@@ -202,6 +204,7 @@ def report(results: dict) -> str:
     """Return docs/benchmarks.md."""
     growth = results["growth"]
     most = results["threads"][-1]
+    power = f"{TOLERANCE:g}".replace("e-0", "e-")
     lines = [
         "# How fast a step is",
         "",
@@ -220,7 +223,7 @@ def report(results: dict) -> str:
         "",
         "Before a case is timed, optplug's values after the same steps are compared with PyTorch's, "
         "with those of `fused=True` for Adam, AdamW, SGD and Adagrad: "
-        f"unless all bits agree (of compiled steps, all values to {TOLERANCE:g}), the measurement stops.",
+        f"unless all bits agree (of compiled steps, all values to {power}), the measurement stops.",
         "",
         "## A training loop",
         "",
@@ -255,7 +258,7 @@ def report(results: dict) -> str:
         "",
         *fastest(results),
         "",
-        "### Many small parameters",
+        "### 200 parameters of 100 values",
         "",
         *many(results),
         "",
