@@ -1,5 +1,6 @@
 #include "record.h"
 
+#include <float.h>
 #include <math.h>
 #include <stdlib.h>
 #include <string.h>
@@ -250,6 +251,26 @@ static double compute(const struct records *records, const struct record *record
     return 0;
 }
 
+/* Tell whether torch takes a scalar for an array of a dtype: it raises an error where that would overflow. */
+static int fits(double value, int bytes) { return bytes == 8 || !isfinite(value) || fabs(value) <= FLT_MAX; }
+
+static int all_fit(const struct record *record, const double *values, int bytes)
+{
+    for (int i = 0; i < record->instruction_count; i++) {
+        const struct instruction *instruction = &record->instructions[i];
+        if ((instruction->v >= 0 && !fits(values[instruction->v], bytes)) ||
+            (instruction->u >= 0 && !fits(values[instruction->u], bytes)))
+            return 0;
+    }
+    for (int i = 0; i < record->scalar_count; i++) {
+        const optplug_scalar *scalar = &record->scalars[i];
+        for (int k = 3; scalar->kind == SCALAR_ELEMENTWISE && k < 5; k++)
+            if (scalar->operands[k] >= 0 && !fits(values[scalar->operands[k]], scalar->b))
+                return 0;
+    }
+    return 1;
+}
+
 /* Compute the scalars that a record has for a parameter; 0 if the record does not hold. */
 static int evaluate(const struct records *records, const struct record *record, int parameter,
                     const double *options, double *values)
@@ -265,7 +286,7 @@ static int evaluate(const struct records *records, const struct record *record, 
     for (int i = 0; i < record->guard_count; i++)
         if ((values[record->guards[2 * i]] != 0) != record->guards[2 * i + 1])
             return 0;
-    return 1;
+    return all_fit(record, values, records->bytes[0]);
 }
 
 /* Tell whether the scalars of a parameter begin as those of the one before. */

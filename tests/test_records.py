@@ -7,7 +7,7 @@ import torch
 from optplug._optplug import lib as numbers
 from torch import nn
 
-from optplug import _bridge, elementwise, recorder
+from optplug import _bridge, ctypes_api, elementwise, recorder
 from optplug.number import is_number
 from planned_twins import Twins as FusedTwins
 from planned_twins import lib
@@ -150,6 +150,23 @@ def test_a_weight_decay_that_was_zero_is_another_branch():
     twins.end()
 
 
+@pytest.mark.parametrize(
+    ("text", "name"),
+    [
+        ("SGD(lr=0.1, momentum=0.9, fused=False)", "momentum"),
+        ("ASGD(lr=0.1)", "weight_decay"),
+    ],
+)
+def test_a_state_that_comes_and_goes_with_a_hyperparameter(text, name):
+    twins = Twins(text, [("float32", 50), ("float32", 40_000)])
+    for value in (0.9, 0.0, 0.9, 0.0, 0.5, 0.9):
+        assert lib.opt_set(twins.opt, -1, f"{name}={value}".encode()) == 0, lib.opt_error()
+        twins.reference.param_groups[0][name] = value
+        for _ in range(4):
+            twins.step()
+    twins.end()
+
+
 def test_arrays_move_and_shrink_to_others():
     twins = Twins("Adadelta()", [("float32", 50), ("float32", 60)])
     for i in range(30):
@@ -223,7 +240,7 @@ def test_a_number_remembers_how_it_came_about():
     assert isinstance(lr, float)
     assert is_number(1 - lr**2 / 3)
     assert (lr < 1, lr > 1, lr == 0.5, bool(lr), lr != 0) == (True, False, True, True, True)
-    assert sorted(recording._guards.values()) == [False, False, True, True]
+    assert sorted(recording.guards.values()) == [False, False, True, True]
     assert recording.reason == ""
     assert float(lr) == 0.5
     assert recording.reason == "a function outside torch takes a number"
@@ -267,3 +284,66 @@ def test_parameters_without_a_dimension_step_as_ever(text):
         reference.step()
         assert torch.equal(w, p)
     assert lib.opt_free(opt) == 0
+
+
+@pytest.mark.parametrize("text", ["NAdam(lr=0.1, foreach=True)", "RAdam(weight_decay=0.1, foreach=True)"])
+@pytest.mark.parametrize("n", [2, 5])
+def test_another_implementation_with_other_roundings_is_not_taken_for_the_loop(text, n):
+    twins = Twins(text, [("float32", n)])
+    for _ in range(60):
+        twins.step()
+    assert not twins.is_recorded()
+    assert twins.planner().records.reason == "its record gave other bits than the step"
+    twins.end()
+
+
+@pytest.mark.parametrize("text", ["SGD(lr=0, fused=False)", "RMSprop(lr=0)", "Adadelta(lr=0)", "NAdam(lr=0)"])
+def test_integers_have_one_zero(text):
+    twins = Twins(text, [("float32", 20)])
+    for _ in range(8):
+        twins.ours[0][0].fill_(-0.0)
+        with torch.no_grad():
+            twins.theirs[0].fill_(-0.0)
+        twins.draw()
+        twins.reference.step()
+        assert lib.opt_step(twins.opt) == 0
+        assert elementwise.is_same(twins.ours[0][0], twins.theirs[0].detach())
+    assert lib.opt_free(twins.opt) == 0
+
+
+@pytest.mark.parametrize("text", ["RMSprop()", "Adamax()", "SGD(fused=False)"])
+def test_a_rate_beyond_the_dtype_is_torchs_error(text):
+    """It comes from a function of the host's: opt_set would refuse it, if torch does."""
+    twins = Twins(text, [("float32", 5)])
+    for _ in range(4):
+        twins.step()
+    assert twins.is_recorded()
+
+    @ctypes_api.CALLBACK
+    def rate(_, value):
+        value[0] = 1e39 / 1e-3 if value[0] else 1
+        return 0
+
+    assert lib.opt_schedule_callback(twins.opt, b"LambdaLR()", rate, None) == 0, lib.opt_error()
+    for _ in range(3):
+        assert lib.opt_step(twins.opt) == 0
+    assert lib.opt_schedule_step(twins.opt) == 0
+    before = twins.ours[0][0].clone()
+    assert lib.opt_step(twins.opt) < 0
+    assert b"overflow" in lib.opt_error()
+    assert torch.equal(twins.ours[0][0], before)
+    assert lib.opt_free(twins.opt) == 0
+
+
+@pytest.mark.parametrize("text", ["RMSprop(lr=0.1, momentum=0.9)", "SGD(lr=0.1, momentum=0.9, fused=False)"])
+def test_a_schedule_that_takes_momentum_to_zero(text):
+    twins = Twins(text, [("float32", 50)])
+    spec = "CyclicLR(base_lr=0.01, max_lr=0.1, step_size_up=4, base_momentum=0.0, max_momentum=0.9)"
+    assert lib.opt_schedule(twins.opt, spec.encode()) == 0, lib.opt_error()
+    arguments = eval(f"dict({spec[9:]}")  # noqa: S307 - this file's own text
+    scheduler = torch.optim.lr_scheduler.CyclicLR(twins.reference, **arguments)
+    for _ in range(40):
+        twins.step()
+        scheduler.step()
+        assert lib.opt_schedule_step(twins.opt) == 0
+    twins.end()

@@ -154,6 +154,8 @@ class Computation:
             self.refuse(f"a number becomes {value!r}")
             return value
         index = self.add(Scalar(kind, self.index(a), -1 if b is None else self.index(b)))
+        if type(value) is int and kind not in (lib.SCALAR_ADD, lib.SCALAR_SUBTRACT):
+            index = self.add(Scalar(lib.SCALAR_ADD, index, self.index(0)))  # which has no -0, as floats have
         return Number(self, value, index)
 
     def compared(self, kind: int, a: Any, b: Any) -> bool:

@@ -27,8 +27,10 @@ _MOST_RECORDS, _MOST_LOOKS = 6, 8
 _MOST_PATIENCE = 64
 #: What is proven of an array: all of it, or so many values at both ends and in the middle.
 _BLOCK = 4096
-#: How many values a parameter of no importance has: some vectors of the processor's, and a rest.
-_VALUES = 37
+#: How many values parameters of no importance have, some vectors of the processor's and a rest: the one to be
+#: read, and the one that shows rare roundings, which the host's few values may not.
+_FEW, _MANY = 37, 4099
+_OTHER_BITS = "its record gave other bits than the step"
 
 
 @dataclass
@@ -41,6 +43,7 @@ class _Kind:
     #: What is the same in all its steps: see `plans.fixed`.
     fixed: object
     state: tuple[str, ...] = ()
+    #: Those that are proven.
     records: list[Record] = field(default_factory=list)
 
 
@@ -92,16 +95,16 @@ class Records:
             self._give_up(f"{type(error).__name__}: {error}")
             return False
         if not is_same:
-            self._give_up("its record gave other bits than the step")
+            self._give_up(_OTHER_BITS)
+        for kind, record in self._new:
+            kind.records.append(record)
         self._new = []
         return is_same
 
     def _is_same(self, optimizer: torch.optim.Optimizer) -> bool:
         copies, self._copies = self._copies, None
         assert copies
-        stated = ffi.new("optplug_plan *")
-        transfer.give(copies, [], stated, Streams(), "stable", False)
-        if not host.table.run_plan(stated):
+        if not _run(copies):
             return False
         made = self._operations(optimizer, copied=True)
         return all(
@@ -113,8 +116,6 @@ class Records:
 
     def _give_up(self, reason: str) -> None:
         """Keep to the records that are proven."""
-        for kind, record in self._new:
-            kind.records.remove(record)
         self.reason, self._new, self._copies, self._looks = reason, [], None, _MOST_LOOKS
 
     def operations(self, optimizer: torch.optim.Optimizer) -> list[Operation]:
@@ -156,12 +157,20 @@ class Records:
                     if values in seen or len(seen) > _MOST_RECORDS:
                         continue
                     seen.add(values)
-                    record = _record(optimizer, group, dtype, items, kind)
-                    if record not in kind.records:
-                        if len(kind.records) == _MOST_RECORDS:
+                    record, state = _record(optimizer, group, dtype, items, kind.options)
+                    if state != kind.state:  # by whose numbers those before it go
+                        if self._unproven(kind):
+                            raise _NotRecordedError("its parameters have different states")
+                        kind.records.clear()
+                        kind.state = state
+                    known = [*kind.records, *self._unproven(kind)]
+                    if record not in known:
+                        if len(known) == _MOST_RECORDS:
                             raise _NotRecordedError("its steps take too many branches")
-                        kind.records.append(record)
                         self._new.append((kind, record))
+
+    def _unproven(self, kind: _Kind) -> list[Record]:
+        return [record for k, record in self._new if k is kind]
 
     def _operations(self, optimizer: torch.optim.Optimizer, copied: bool) -> Iterator[Operation]:
         for kind in self._kinds.values():
@@ -181,7 +190,7 @@ class Records:
                 lists,
                 plans.scalars(form, group),
                 alone,
-                records=kind.records,
+                records=[*kind.records, *(self._unproven(kind) if copied else ())],
             )
 
 
@@ -232,18 +241,54 @@ def _options(group: Group) -> Iterator[str]:
 
 
 def _record(
-    optimizer: torch.optim.Optimizer, group: Group, dtype: torch.dtype, items: dict[str, Tensor], kind: _Kind
-) -> Record:
-    """Record a step of a parameter of no importance that has these values in its state."""
+    optimizer: torch.optim.Optimizer,
+    group: Group,
+    dtype: torch.dtype,
+    items: dict[str, Tensor],
+    options: tuple[str, ...],
+) -> tuple[Record, tuple[str, ...]]:
+    """Record a step of a parameter of no importance that has these values in its state.
+
+    Returns:
+        The record, and the names of the state's tensors, whose lists it counts after the gradient's.
+    """
+    # The loop over parameters is what can be read; whether the group's own way gives its bits is seen then.
+    loop, lists, names = _stand_in(optimizer, {**group, "foreach": False}, dtype, items, _FEW)
+    recording = recorder.run(loop, lists, list(options))
+    record = recording.record()
+    if record is None:
+        raise _NotRecordedError(recording.reason)
+    own, lists, _ = _stand_in(optimizer, group, dtype, items, _MANY)
+    form = Form(("self", "grads", *names), doubles=options)
+    copies = [[t.detach().clone()] for t in lists]
+    step = Operation("step", form, group, copies, plans.scalars(form, group), True, records=[record])
+    with grad_mode(False):
+        recorder.plain_step(own)
+    if not _run(Plan([step])) or not all(
+        elementwise.is_same(a, t) for (a,), t in zip(copies, lists, strict=True)
+    ):
+        raise _NotRecordedError(_OTHER_BITS)
+    return record, names
+
+
+def _stand_in(
+    optimizer: torch.optim.Optimizer, group: Group, dtype: torch.dtype, items: dict[str, Tensor], n: int
+) -> tuple[torch.optim.Optimizer, list[Tensor], tuple[str, ...]]:
+    """Make an optimizer like another, of one parameter of n values, with these values in its state.
+
+    Returns:
+        The optimizer; its parameter, the gradient, and the tensors of the state, with their names.
+    """
     generator = torch.Generator().manual_seed(0)
 
     def draw() -> Tensor:
-        return torch.randn(_VALUES, generator=generator, dtype=torch.float64).to(dtype)
+        return torch.randn(n, generator=generator, dtype=torch.float64).to(dtype)
 
     parameter = nn.Parameter(draw())
     other = object.__new__(type(optimizer))
-    only = {**group, "params": [parameter], "foreach": False}
-    vars(other).update(vars(optimizer), param_groups=[only], state=defaultdict(dict))
+    vars(other).update(
+        vars(optimizer), param_groups=[{**group, "params": [parameter]}], state=defaultdict(dict)
+    )
     vars(other).pop("step", None)  # a scheduler's, which calls the optimizer itself
     try:
         for _ in range(2):
@@ -257,15 +302,18 @@ def _record(
         if name not in state or not _is_item(state[name]) or state[name].dtype != value.dtype:
             raise _NotRecordedError(f"its state {name} is not understood")
         state[name].copy_(value)
-    kind.state = tuple(name for name, value in state.items() if isinstance(value, Tensor))
-    if len(kind.state) != len([v for v in state.values() if v is not None]):
+    names = tuple(name for name, value in state.items() if isinstance(value, Tensor))
+    if len(names) != len([v for v in state.values() if v is not None]):
         raise _NotRecordedError("a state that is no tensor")
-    lists = [parameter, parameter.grad, *(state[name] for name in kind.state)]
-    recording = recorder.run(other, lists, list(kind.options))
-    record = recording.record()
-    if record is None:
-        raise _NotRecordedError(recording.reason)
-    return record
+    assert parameter.grad is not None
+    return other, [parameter, parameter.grad, *(state[name] for name in names)], names
+
+
+def _run(plan: Plan) -> bool:
+    """Let C make a step."""
+    stated = ffi.new("optplug_plan *")
+    transfer.give(plan, [], stated, Streams(), "stable", False)
+    return bool(host.table.run_plan(stated))
 
 
 def _tensors(optimizer: torch.optim.Optimizer, p: Tensor, kind: _Kind) -> list[Tensor]:

@@ -66,12 +66,11 @@ class Schedule:
             path = self._paths[i]
             _set(self._roots, path, type(_get(self._roots, path))(self._memory[i].item()))
 
-    def operation(self, memory: torch.Tensor | None = None) -> Operation:
-        """State a step."""
-        memory = self._memory if memory is None else memory
+    def operation(self, memory: torch.Tensor, records: list[Record]) -> Operation:
+        """State a step in memory like that of C."""
         lists = [[number] for number in memory.unbind()]
         form = Form(tuple(map(str, range(len(lists)))))
-        return Operation("schedulers", form, {}, lists, [], True, records=self.records)
+        return Operation("schedulers", form, {}, lists, [], True, records=records)
 
     def memory(self) -> torch.Tensor:
         """Return a copy of the numbers that C has."""
@@ -91,7 +90,7 @@ class Schedule:
             if not places or not plan.is_scalar(group, key, group[key]):
                 return None
             found += [(i, place) for place in places]
-        return Schedulers(self.operation(), found, self.refresh)
+        return Schedulers(self.operation(self._memory, list(self.records)), found, self.refresh)
 
     def _option(self, i: int) -> tuple[Group, str | None]:
         """Return which hyperparameter of which group a number is, if it is one."""
@@ -176,14 +175,14 @@ class ScheduleRecords:
         schedule = self.schedule
         if new is None or schedule is None or self._before is None or new in schedule.records:
             return False
-        schedule.records.append(new)
         try:
-            if _run(schedule.operation(self._before)) and _are_same(self._before, schedule.values()):
+            operation = schedule.operation(self._before, [*schedule.records, new])
+            if _run(operation) and _are_same(self._before, schedule.values()):
+                schedule.records.append(new)
                 return True
             self._give_up("its record gave other numbers than the step")
         except Exception as error:
             self._give_up(f"{type(error).__name__}: {error}")
-        schedule.records.remove(new)
         return False
 
     def _give_up(self, reason: str) -> None:
