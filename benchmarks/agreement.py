@@ -6,11 +6,11 @@ import pathlib
 
 import torch
 
-from peers import TIMES, Peer, values_of
+from peers import PROCESSORS_SQRT, TIMES, Peer, values_of
 
 CHECKED_STEPS = 5
 CHECKED_LOOPS = 1200  # so many that StepLR changes the learning rate
-TOLERANCE = 1e-5  # of compile=True, by its manual
+TOLERANCE = 1e-5  # of steps with the processor's square root
 
 
 def twins(names: list[str]) -> dict[str, str]:
@@ -19,7 +19,7 @@ def twins(names: list[str]) -> dict[str, str]:
     pairs = {
         "optplug": usual,
         "optplug, foreach": "PyTorch foreach",
-        "optplug, compiled": "PyTorch default",
+        PROCESSORS_SQRT: "PyTorch default",
     }
     return {ours: theirs for ours, theirs in pairs.items() if ours in names and theirs in names}
 
@@ -32,7 +32,7 @@ def difference(programs: pathlib.Path, ours: str, theirs: str) -> str:
         return f"{sizes[0]:,} bytes, not {sizes[1]:,}"
     made, wanted = (torch.from_file(str(file), size=sizes[0] // 4, dtype=torch.int32) for file in files)
     wrong = made != wanted
-    if ours == "optplug, compiled":
+    if ours == PROCESSORS_SQRT:
         made, wanted = made.view(torch.float32), wanted.view(torch.float32)
         wrong = ~((made - wanted).abs() <= TOLERANCE * wanted.abs().clamp(min=1))
     count = int(torch.count_nonzero(wrong))

@@ -24,6 +24,9 @@ LIBTORCH = "LibTorch C++"
 PYTHON = ("PyTorch default", "PyTorch foreach", "PyTorch fused")
 # Where foreach=True gives other bits than PyTorch's default, so that optplug takes it only if told to.
 FOREACH = ("NAdam", "RAdam", "ASGD", "Adafactor")
+# The element-wise ones without kernels of torch's, whose steps are records; with another square root, too.
+RECORDED = ("ASGD", "Adadelta", "Adamax", "NAdam", "RAdam", "RMSprop", "Rprop")
+PROCESSORS_SQRT = "optplug, sqrt='processor'"
 SECONDS = 0.02  # of each measurement
 
 
@@ -61,7 +64,7 @@ def commands(programs: pathlib.Path) -> dict[str, tuple[list[str], dict[str, str
     found: dict[str, tuple[list[str], dict[str, str]]] = {
         "optplug": (steps, {}),
         "optplug, foreach": (steps, {"BENCHMARK_ARGUMENTS": ", foreach=True"}),
-        "optplug, compiled": (steps, {"BENCHMARK_OPTIONS": "compile=True"}),
+        PROCESSORS_SQRT: (steps, {"BENCHMARK_OPTIONS": "sqrt='processor'"}),
     }
     for name in PYTHON:
         found[name] = ([sys.executable, str(HERE / "python_steps.py"), name.split()[1]], {})

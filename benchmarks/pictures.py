@@ -6,8 +6,7 @@ import pathlib
 
 from matplotlib.figure import Figure
 
-from optplug.compiled import OPTIMIZERS as COMPILED
-from peers import CASES, TRAFFIC
+from peers import CASES, RECORDED, TRAFFIC
 from report import find, number
 
 
@@ -36,13 +35,13 @@ def draw(results: dict, folder: pathlib.Path) -> None:
             points = []
             for size in sizes[3:]:  # below, no step is about memory
                 times = find(results, threads, optimizer, 1, size)
-                ours = times.get("optplug, compiled", times.get("optplug"))
+                ours = times.get("optplug")
                 if traffic and ours and (threads, traffic[1], size) in speeds:
                     limit = 4 * traffic[0] * size / speeds[threads, traffic[1], size]
                     points.append((size, limit / ours))
             if points:
-                label = optimizer + ", compiled" * (optimizer in COMPILED)
-                dashed = {"linestyle": "--"} if optimizer in COMPILED else {}
+                label = optimizer
+                dashed = {"linestyle": "--"} if optimizer in RECORDED else {}
                 panel.semilogx(*zip(*points, strict=True), marker="o", markersize=3, label=label, **dashed)
         panel.axhline(1, color="black", linewidth=0.8)
         panel.set(title=number(threads), xlabel="values (float32)", ylim=(0, None))

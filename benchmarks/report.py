@@ -9,9 +9,8 @@ import torch
 
 import optplug
 from agreement import TOLERANCE
-from optplug.compiled import OPTIMIZERS as COMPILED
 from optplug.tools.bench import processor
-from peers import CASES, FOREACH, LIBTORCH, PYTHON, TIMES, TRAFFIC
+from peers import CASES, FOREACH, LIBTORCH, PROCESSORS_SQRT, PYTHON, RECORDED, TIMES, TRAFFIC
 
 # The classes whose steps treat each value alone.
 ELEMENTWISE = [name for name, traffic in TRAFFIC.items() if traffic]
@@ -65,14 +64,12 @@ def words(ours: float, theirs: float) -> str:
     return f"{times:,.{2 if times < 2 else 1 if times < 10 else 0}f} {TIMES} faster"
 
 
-def comparison(
-    what: str, threads: int, times: dict[str, float], peer: str, ours: str = "optplug"
-) -> list[str]:
+def comparison(what: str, threads: int, times: dict[str, float], peer: str) -> list[str]:
     """Return the row that compares optplug with a peer, or none where one of them is missing."""
-    if peer not in times or ours not in times:
+    if peer not in times or "optplug" not in times:
         return []
-    cells = [what, str(threads), *(f"{microseconds(times[name])} µs" for name in (ours, peer))]
-    return [f"| {' | '.join([*cells, words(times[ours], times[peer])])} |"]
+    cells = [what, str(threads), *(f"{microseconds(times[name])} µs" for name in ("optplug", peer))]
+    return [f"| {' | '.join([*cells, words(times['optplug'], times[peer])])} |"]
 
 
 COMPARED = ["| | threads | optplug | peer | |", "|---|---|---|---|---|"]
@@ -88,10 +85,9 @@ def loops(results: dict) -> list[str]:
     """Return the table of training loops."""
     lines = []
     for kind, optimizer, times in results["loops"]:
-        for ours, note in (("optplug", ""), ("optplug, compiled", ", `compile=True`")):
-            what = optimizer + note + (", `opt_set` of lr and `opt_step`" if kind == "set" else "")
-            for peer, name in AGAINST.items():
-                lines += comparison(f"{what}, against {name}", 1, times, peer, ours)
+        what = optimizer + (", `opt_set_value` of lr and `opt_step`" if kind == "set" else "")
+        for peer, name in AGAINST.items():
+            lines += comparison(f"{what}, against {name}", 1, times, peer)
     return [*COMPARED, *lines]
 
 
@@ -130,9 +126,9 @@ def goals(results: dict) -> list[str]:
 
 def fastest(results: dict) -> list[str]:
     """Return the table of the classes without fused kernels, against the fastest of PyTorch's ways."""
-    head = ["optimizer", "values", "PyTorch's fastest", "", "optplug", "", "compiled", ""]
+    head = ["optimizer", "values", "PyTorch's fastest", "", "optplug", "", "with the processor's sqrt", ""]
     lines = [f"| {' | '.join(head)} |", "|" + "---|" * len(head)]
-    for optimizer in COMPILED:
+    for optimizer in RECORDED:
         for size in (50, 10**6, 10**7):
             times = find(results, 1, optimizer, 1, size)
             if times:
@@ -144,7 +140,7 @@ def fastest(results: dict) -> list[str]:
 
 def many(results: dict) -> list[str]:
     """Return the table of many small parameters, against foreach."""
-    head = ["optimizer", "PyTorch foreach", "optplug", "", "compiled", ""]
+    head = ["optimizer", "PyTorch foreach", "optplug", "", "with the processor's sqrt", ""]
     lines = [f"| {' | '.join(head)} |", "|" + "---|" * len(head)]
     for optimizer in ELEMENTWISE:
         times = find(results, 1, optimizer, *CASES[-1])
@@ -154,9 +150,9 @@ def many(results: dict) -> list[str]:
 
 
 def against(times: dict[str, float], peer: str, *first: str) -> str:
-    """Return a row: its first cells, and optplug, as it is and compiled, beside one of PyTorch's ways."""
+    """Return a row: its first cells, and optplug, with either square root, beside one of PyTorch's ways."""
     cells = list(first)
-    for ours in ("optplug", "optplug, compiled"):
+    for ours in ("optplug", PROCESSORS_SQRT):
         seconds = times.get(ours)
         cells += [microseconds(seconds), words(seconds, times[peer]) if seconds else ""]
     return f"| {' | '.join(cells)} |"
@@ -215,15 +211,15 @@ def report(results: dict) -> str:
         "",
         "Times are of one step, in microseconds, on float32: "
         "medians of rounds in which all peers take turns.",
-        "optplug is a C program that calls `opt_step`; compiled is the same with "
-        '`opt_init("compile=True")`; PyTorch is a Python program that calls `step()` of the same optimizer, '
+        "optplug is a C program that calls `opt_step`; `sqrt='processor'` is an option "
+        "of `opt_init`; PyTorch is a Python program that calls `step()` of the same optimizer, "
         "by default, with `foreach=True` and with `fused=True`; "
         "LibTorch is a C++ program with `torch::optim`; "
         "the plain loop is C, `-O3 -march=native -fno-math-errno`, with OpenMP.",
         "",
         "Before a case is timed, optplug's values after the same steps are compared with PyTorch's, "
         "with those of `fused=True` for Adam, AdamW, SGD and Adagrad: "
-        f"unless all bits agree (of compiled steps, all values to {power}), the measurement stops.",
+        f"unless all bits agree (with `sqrt='processor'`, all values to {power}), the measurement stops.",
         "",
         "## A training loop",
         "",
@@ -270,8 +266,8 @@ def report(results: dict) -> str:
         "both are measured, and the faster one is compared.",
         "Loops over large arrays make temporary ones, which the C library's `malloc` may take from the "
         "system anew each time, or not: the same step of the same program varies by a factor of 2. "
-        "`MALLOC_MMAP_THRESHOLD_=1000000000` in the environment brings the faster of the two, and compiled "
-        "steps need no temporary arrays.",
+        "`MALLOC_MMAP_THRESHOLD_=1000000000` in the environment brings the faster of the two, and "
+        "recorded steps need no temporary arrays.",
         "",
         *slower(results),
         "",

@@ -11,8 +11,7 @@ import sys
 import time
 
 import agreement
-from optplug.compiled import OPTIMIZERS as COMPILED
-from peers import CASES, FOREACH, LIBTORCH, SECONDS, TRAFFIC, Peer, commands, start
+from peers import CASES, FOREACH, LIBTORCH, PROCESSORS_SQRT, RECORDED, SECONDS, TRAFFIC, Peer, commands, start
 from pictures import draw
 from report import report
 
@@ -25,7 +24,7 @@ def measure(
     given: argparse.Namespace, peers: dict[str, Peer], kind: str, optimizer: str, count: int, size: int
 ) -> dict[str, float]:
     """Return the median seconds of a step for each peer that has the optimizer."""
-    only = {"optplug, compiled": COMPILED, "optplug, foreach": FOREACH}
+    only = {PROCESSORS_SQRT: RECORDED, "optplug, foreach": FOREACH}
     here = {
         name: peer
         for name, peer in peers.items()

@@ -72,11 +72,8 @@ static int setup(const char *name, int count, long size)
 
 static void step(void)
 {
-    if (is_setting) {
-        char options[48];
-        snprintf(options, sizeof options, "lr=%.17g", next_lr());
-        check(opt_set(opt, -1, options));
-    }
+    if (is_setting)
+        check(opt_set_value(opt, -1, "lr", next_lr()));
     if (is_loop)
         check(opt_clip_grad_norm(opt, 0.5, 2, 0, NULL));
     check(is_closure ? opt_step_closure(opt, constant, NULL, NULL) : opt_step(opt));

@@ -108,15 +108,12 @@ typedef struct optplug_record {
 } optplug_record;
 
 /* One operator of torch's, for a step without Python: of lists of tensors, doubles, bools, and tensors by
- * themselves.  Or a kernel, a library made by AOTInductor: of one tensor of each list, for each of them in
- * turn, and of one double as a tensor.  Or records, of one tensor of each list, for each of them in turn: the
- * first that holds.
+ * themselves.  Or records, of one tensor of each list, for each of them in turn: the first that holds.
  *
  * What it points to is read at once; the memory of the tensors stays. */
 typedef struct optplug_operator {
-    const char *name; /* with its namespace; a kernel's file */
+    const char *name; /* with its namespace */
     const char *overload;
-    int is_kernel;
     int record_count; /* 0: no records */
     const optplug_record *records;
     int lists, doubles, bools, singles; /* how many it takes, in this order */

@@ -81,8 +81,7 @@ int operation_make(struct operation *operation, const optplug_operator *given, c
     operation->form.lengths = NULL;
     operation->form.tensors = NULL;
     operation->form.records = NULL;
-    if (!given->is_kernel)
-        snprintf(operation->name, sizeof operation->name, "%s", given->name);
+    snprintf(operation->name, sizeof operation->name, "%s", given->name);
     snprintf(operation->overload, sizeof operation->overload, "%s", given->overload);
     if (given->record_count > 0) {
         operation_set_scalars(operation, scalars);
@@ -100,8 +99,6 @@ int operation_make(struct operation *operation, const optplug_operator *given, c
         operation->optionals[i][1] = operation->singles.tensors[i] != NULL;
     }
     operation_set_scalars(operation, scalars);
-    if (given->is_kernel)
-        return kernel_load(&operation->kernel, given->name, operation->scalars);
     operation->entry = stable ? NULL : find_entry(operation);
     return 1;
 }
@@ -111,7 +108,6 @@ void operation_free(struct operation *operation)
     for (int i = 0; i < MAX_LISTS; i++)
         list_free(&operation->lists[i]);
     list_free(&operation->singles);
-    kernel_free(&operation->kernel);
     records_free(operation->records);
 }
 
@@ -212,14 +208,6 @@ static int run_boxed(const struct operation *operation)
     return status == 0;
 }
 
-/* Run what is there for it; 0 if torch fails. */
-static int run(const struct operation *operation, int proven)
-{
-    if (operation->form.is_kernel)
-        return kernel_run(&operation->kernel, operation->lists, operation->form.lists);
-    return proven && operation->entry ? run_entry(operation) : run_boxed(operation);
-}
-
 int operation_run(const struct operation *operation, int proven)
 {
     if (operation->records) {
@@ -227,7 +215,7 @@ int operation_run(const struct operation *operation, int proven)
         return 1;
     }
     count_step(operation, 1);
-    int done = run(operation, proven);
+    int done = proven && operation->entry ? run_entry(operation) : run_boxed(operation);
     count_step(operation, done ? -left_out(operation) : -1);
     return done;
 }

@@ -1,9 +1,8 @@
-/* One operator of torch's, a kernel, or records, with all that it is called with. */
+/* One operator of torch's, or records, with all that it is called with. */
 #ifndef OPTPLUG_OPERATION_H
 #define OPTPLUG_OPERATION_H
 
 #include "bridge.h"
-#include "kernel.h"
 #include "list.h"
 #include "record.h"
 
@@ -23,15 +22,14 @@ typedef void (*entry)(boxed, boxed, boxed, boxed, boxed, boxed, boxed, boxed, bo
 
 struct operation {
     optplug_operator form; /* without its pointers */
-    char name[64];         /* "aten::_fused_adam_"; a kernel has none */
+    char name[64];         /* "aten::_fused_adam_" */
     char overload[16];
     struct list lists[MAX_LISTS];
     double scalars[MAX_OPTIONS];     /* of an operator MAX_SCALARS at the most */
     struct list singles;             /* those that are there: NULL in the place of one that is not */
     boxed optionals[MAX_SINGLES][2]; /* the same, each as a std::optional */
     entry entry;                     /* NULL: boxed only */
-    struct kernel kernel;
-    struct records *records; /* NULL: an operator of torch's, or a kernel */
+    struct records *records;         /* NULL: an operator of torch's */
     boxed words[MAX_WORDS];
 };
 

@@ -146,8 +146,7 @@ int plan_run(struct plan *plan)
         if (operation_run(operation, plan->proven))
             continue;
         pyapi_clear_exception();
-        return fail(OPT_ERUNTIME, "torch did not run %s, though it did the step before",
-                    operation->form.is_kernel ? "a compiled kernel" : operation->name);
+        return fail(OPT_ERUNTIME, "torch did not run %s, though it did the step before", operation->name);
     }
     plan->proven = 1;
     return 1;

@@ -1,6 +1,5 @@
 /* torch's C functions, found with dlsym, since liboptplug links no torch: its stable ABI
- * (torch/csrc/stable/c/shim.h), and what AOTInductor's libraries call
- * (torch/csrc/inductor/aoti_torch/c/shim.h). */
+ * (torch/csrc/stable/c/shim.h and torch/csrc/inductor/aoti_torch/c/shim.h). */
 #ifndef OPTPLUG_TORCH_H
 #define OPTPLUG_TORCH_H
 

@@ -293,7 +293,7 @@ int opt_save(int opt, const char *path);
 /* Resume from a file that opt_save wrote, in an optimizer of the same class with the same parameters bound
  * by name in the same groups; order and addresses may differ.
  *
- * Later steps are those of the saved optimizer, bit for bit, except with compiled kernels (see opt_init).
+ * Later steps are those of the saved optimizer, bit for bit.
  * Schedulers and averages come from the file; if you have attached some, they must match it.  Attach a
  * schedule with a function of yours before loading.  Files that PyTorch saved also work: a state_dict, or a
  * dict that contains one (as "optimizer", if there are several).  Their parameters are matched by
@@ -341,14 +341,9 @@ int opt_load_memory(int opt, const void *buffer, int64_t size);
  *   master_weights=True             step a float32 copy of each float16 and bfloat16 parameter: your arrays
  *                                   receive it rounded, and anything else written to them is lost unless
  *                                   they are bound again
- *   compile=True                    compile the steps of ASGD, Adadelta, Adamax, NAdam, RAdam, RMSprop and
- *                                   Rprop, on dense float32 and float64 arrays, into one pass over memory,
- *                                   with PyTorch's compiler and a C++ compiler.  The second opt_step then
- *                                   takes half a minute, once for each dtype and set of hyperparameters other
- *                                   than lr: ~/.cache/optplug keeps the result.  Numbers match PyTorch's to
- *                                   1e-5 (float32) and 1e-12 (float64) of their size, or of 1, over 12
- *                                   steps, which is checked.  opt_describe shows how steps run, and
- *                                   opt_warning why the compiler failed
+ *   sqrt='processor'                in recorded steps of long arrays, which take half of their time for square
+ *                                   roots, use the processor's, rounded correctly, in place of Intel's, which
+ *                                   is PyTorch's: of float32 every fifth differs in the last bit
  *   log='debug'                     what opt_log's function receives: 'info', 'debug', or False for nothing
  *   plans=False                     run every step through Python; 'stable' or 'direct': bypass it through
  *                                   PyTorch's stable C ABI or, a microsecond faster, its kernels' own

@@ -40,7 +40,7 @@ def test_the_benchmark_writes_its_report_and_pictures(tmp_path):
     for row in (
         "AdamW, against PyTorch | 1",
         "AdamW, against PyTorch with `fused=True` | 1",
-        "AdamW, `opt_set` of lr and `opt_step`, against PyTorch | 1",
+        "AdamW, `opt_set_value` of lr and `opt_step`, against PyTorch | 1",
         "LBFGS, 50 values, an evaluation beside the closure, against PyTorch | 1",
         "the first `opt_step` of a new optimizer",
     ):
@@ -54,6 +54,7 @@ def test_the_benchmark_writes_its_report_and_pictures(tmp_path):
 def test_values_that_are_not_pytorchs_stop_the_benchmark(tmp_path, monkeypatch):
     monkeypatch.syspath_prepend(hosts.PROJECT / "benchmarks")
     import agreement
+    from peers import PROCESSORS_SQRT
 
     class Peer:
         def __init__(self, name, *values):
@@ -70,12 +71,12 @@ def test_values_that_are_not_pytorchs_stop_the_benchmark(tmp_path, monkeypatch):
 
     nearly = np.nextafter(np.float32(2), np.float32(3))
     check("optplug", 2.0)
-    check("optplug, compiled", nearly)
+    check(PROCESSORS_SQRT, nearly)
     assert not list(tmp_path.iterdir())
     with pytest.raises(SystemExit, match="Adamax: optplug: 1 of 2 values are not those of PyTorch default"):
         check("optplug", nearly)
-    with pytest.raises(SystemExit, match="compiled: 1 of 2 values"):
-        check("optplug, compiled", np.nan)
+    with pytest.raises(SystemExit, match="processor': 1 of 2 values"):
+        check(PROCESSORS_SQRT, np.nan)
 
 
 @pytest.mark.parametrize(

@@ -169,15 +169,15 @@ static int evaluate(void *user, double *value)
 /* Those by plans, by Python, by closures, and those before a load. */
 static void steps_are_counted(void)
 {
-    const char *const specs[] = {"SGD(lr=0.1)", "Adam(lr=0.1)", "RMSprop(lr=0.1)",
-                                 "Adafactor(lr=0.1)"};
+    const char *const specs[] = {"SGD(lr=0.1)", "Adam(lr=0.1)", "RMSprop(lr=0.1)", "Adafactor(lr=0.1)"};
     for (int i = 0; i < 4; i++) {
         struct run a, b;
         int fails = -3, works = 0;
         start(&a, specs[i], NULL);
         CHECK(steps_of(a.opt) == 0);
         go(&a, 10);
-        CHECK((i < 3) == (strstr(opt_describe(a.opt), "recorded") || strstr(opt_describe(a.opt), "aten::") != NULL));
+        CHECK((i < 3) ==
+              (strstr(opt_describe(a.opt), "recorded") || strstr(opt_describe(a.opt), "aten::") != NULL));
         CHECK(steps_of(a.opt) == 10 && strstr(opt_describe(a.opt), "steps: 10\n"));
         CHECK(opt_step_closure(a.opt, evaluate, &works, NULL) == OPT_OK);
         CHECK_FAILS(-3, "failed", opt_step_closure(a.opt, evaluate, &fails, NULL));

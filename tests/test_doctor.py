@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import pathlib
 import re
 import shutil
@@ -55,7 +54,6 @@ def test_doctor_notes_what_may_become_wrong(tmp_path):
         LD_LIBRARY_PATH=str(tmp_path),
         SLURM_NTASKS="4",
         OMP_NUM_THREADS="x",
-        CXX="no-compiler",
     )
     found = json.loads(done.stdout)
     assert (done.returncode, found["ok"], found["host"]["optplug"]) == (0, True, optplug.__version__)
@@ -65,7 +63,6 @@ def test_doctor_notes_what_may_become_wrong(tmp_path):
         "PYTHONPATH is set, which programs that are no Python ignore": "unset PYTHONPATH",
         "OMP_NUM_THREADS": "OMP_ variables",
         f"LD_LIBRARY_PATH puts {tmp_path}/libiomp5.so before": "without LD_LIBRARY_PATH",
-        "compile=True will not work: no C++ compiler 'no-compiler' found": "compile=True",
     }
     if int(found["host"]["threads"]) > 1:
         expected["one of 4 processes (SLURM_NTASKS)"] = 'opt_init("num_threads=1")'
@@ -75,12 +72,10 @@ def test_doctor_notes_what_may_become_wrong(tmp_path):
 
 
 @pytest.mark.skipif(sys.platform == "darwin", reason="limits of Linux")
-def test_doctor_notes_narrow_limits_and_a_place_for_kernels_that_is_none(tmp_path):
-    (tmp_path / "file").touch()
+def test_doctor_notes_narrow_limits():
     script = f"ulimit -s 128; ulimit -v 2000000; exec {sys.executable} -m optplug doctor"
     done = subprocess.run(
         ["sh", "-c", script],  # noqa: S607
-        env={**os.environ, "CXX": hosts.CC, "XDG_CACHE_HOME": str(tmp_path / "file")},
         capture_output=True,
         text=True,
         check=True,
@@ -89,42 +84,7 @@ def test_doctor_notes_narrow_limits_and_a_place_for_kernels_that_is_none(tmp_pat
         "NOTE: the stack is limited to 128 KB, and torch may need 256 KB\n   DO: ulimit -s 256" in done.stdout
     )
     assert "NOTE: memory is limited to 2000000 KB" in done.stdout
-    assert f"compile=True will not work: {tmp_path}/file cannot be written to\n   DO: set XDG_" in done.stdout
     assert "All is well." in done.stdout
-
-
-@pytest.mark.parametrize(
-    ("trouble", "said"),
-    [
-        ("writable by others", "can be written to by others"),
-        ("no compiler", "no C++ compiler"),
-        ("noexec", "is mounted noexec"),
-        ("none", ""),
-    ],
-)
-def test_doctor_says_why_nothing_could_be_compiled(trouble, said, tmp_path, bare):
-    (tmp_path / "optplug").mkdir()
-    (tmp_path / "optplug").chmod(0o777 if trouble == "writable by others" else 0o700)
-    env = {"CXX": "no-compiler" if trouble == "no compiler" else hosts.CC, "XDG_CACHE_HOME": str(tmp_path)}
-    script = f"{bare.parents[2]}/bin/python -m optplug doctor"  # without torch, which takes no time
-    if trouble == "noexec":
-        mount = f"mount -t tmpfs -o noexec none {tmp_path}/optplug"
-        inside = ["unshare", "-m", "sh", "-c"]
-        if subprocess.run([*inside, mount], capture_output=True, check=False).returncode != 0:
-            pytest.skip("mounting is for root on Linux")
-        script = f"unshare -m sh -c '{mount} && chmod 700 {tmp_path}/optplug && {script}'"
-    done = subprocess.run(
-        ["sh", "-c", script],  # noqa: S607
-        env={**os.environ, **env},
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    notes = [
-        part for part in done.stdout.split("\n\n") if part.startswith("NOTE: compile=True will not work: ")
-    ]
-    assert len(notes) == bool(said)
-    assert said in "".join(notes)
 
 
 def test_doctor_sees_a_library_that_comes_before(tmp_path):

@@ -66,7 +66,7 @@ def test_every_option_in_force_is_described():
     """
     text = hosts.run(sys.executable, "-c", textwrap.dedent(code)).stdout
     assert names <= set(re.findall(r"^(\w+): ", text, re.M))
-    for line in ("threads: 1", "error_if_nonfinite: True", "plans: stable", "log: debug", "compile: False"):
+    for line in ("threads: 1", "error_if_nonfinite: True", "plans: stable", "log: debug", "sqrt: torch"):
         assert f"\n{line}\n" in text
 
 

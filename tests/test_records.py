@@ -347,3 +347,32 @@ def test_a_schedule_that_takes_momentum_to_zero(text):
         scheduler.step()
         assert lib.opt_schedule_step(twins.opt) == 0
     twins.end()
+
+
+@pytest.mark.parametrize("text", ["RMSprop(lr=0.1)", "Adadelta()", "Adamax()", "Rprop()"])
+def test_the_processors_square_root_differs_in_last_bits(text):
+    assert lib.opt_init(b"sqrt='processor'") == 0
+    twins = Twins(text, [("float32", 40_000)])
+    assert lib.opt_init(b"sqrt='torch'") == 0
+    for _ in range(12):
+        twins.draw()
+        twins.reference.step()
+        assert lib.opt_step(twins.opt) == 0
+    assert twins.is_recorded()
+    ours, theirs = twins.ours[0][0], twins.theirs[0].detach()
+    assert torch.allclose(ours, theirs, rtol=1e-5, atol=1e-6)
+    has_mkl = elementwise.choose("sqrt", torch.float32) == numbers.ELEMENTWISE_SQRT_MKL
+    assert torch.equal(ours, theirs) == (not has_mkl or text in ("Adamax()", "Rprop()"))
+    assert lib.opt_free(twins.opt) == 0
+
+
+@pytest.mark.parametrize("dtype", elementwise.DTYPES)
+def test_square_roots_differ_by_one_in_the_last_bit(dtype):
+    generator = torch.Generator().manual_seed(1)
+    values = torch.rand(1_000_000, generator=generator, dtype=torch.float64).mul(1e3).to(dtype)
+    rounded = torch.empty_like(values)
+    assert elementwise.run(numbers.ELEMENTWISE_SQRT, rounded, values, values, values, 0.0, 0.0)
+    bits = torch.int32 if dtype == torch.float32 else torch.int64
+    difference = (values.sqrt().view(bits) - rounded.view(bits)).abs()
+    assert difference.max() <= 1
+    assert (difference != 0).float().mean() < 0.25

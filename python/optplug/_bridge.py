@@ -152,7 +152,7 @@ def py_create(opt, text):
         third_party=_options.third_party,
         error_if_nonfinite=_options.error_if_nonfinite,
         makes_plans=_can_plan and _options.plans,
-        may_compile=_options.compile,
+        rounds_sqrt=_options.sqrt == "processor",
         master_weights=_options.master_weights,
     )
     log.info(f"opt={opt}: {host.text('spec', text)}")

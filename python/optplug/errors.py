@@ -15,10 +15,6 @@ class FileError(RuntimeError):
     """A file that the system does not let us read or write."""
 
 
-class CompileError(RuntimeError):
-    """A kernel that could not be made, or was not right."""
-
-
 class HostError(Exception):
     """A function of the host's that failed; ``status`` is what the call of it returns."""
 

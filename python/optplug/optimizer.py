@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from optplug import compiled, devices, hyperparameters, norms, recipe, scaling, schedules, spec, values
+from optplug import devices, hyperparameters, norms, recipe, scaling, schedules, spec, values
 from optplug.attributes import Attributes
 from optplug.averages import Average
 from optplug.binding import Binder
@@ -43,7 +43,7 @@ class HostedOptimizer:
         error_if_nonfinite: whether a step is refused where a gradient has an inf or a nan in it.
         makes_plans: whether to state steps as plans, which then run elsewhere instead of ``step``; or how
             they do.
-        may_compile: whether plans may have kernels in them that torch compiles: see `compiled`.
+        rounds_sqrt: whether recorded steps take the processor's square root, whose bits may not be torch's.
         master_weights: whether parameters in half precision are stepped in float32: see `kinds.Mastered`.
 
     Raises:
@@ -56,7 +56,7 @@ class HostedOptimizer:
         third_party: bool = False,
         error_if_nonfinite: bool = False,
         makes_plans: bool | str = False,
-        may_compile: bool = False,
+        rounds_sqrt: bool = False,
         master_weights: bool = False,
     ) -> None:
         try:
@@ -67,7 +67,7 @@ class HostedOptimizer:
         self.parameters = Parameters()
         self.run = Run()
         #: How the next step is made.
-        self.planner = Planner(self.recipe, makes_plans, may_compile, error_if_nonfinite)
+        self.planner = Planner(self.recipe, makes_plans, rounds_sqrt, error_if_nonfinite)
         #: Whether a gradient with an inf or a nan in it is an error.
         self.error_if_nonfinite = error_if_nonfinite
         #: Where work on GPUs goes.
@@ -171,7 +171,7 @@ class HostedOptimizer:
         if self.run.stepped and self.run.built:
             self._gather()
             if self._scale.apply(self.run.built, self.parameters, self.planner.has_recorded):
-                self.planner.step(self.run, self.run.built, self.parameters, self._scale)
+                self.planner.step(self.run.built, self.parameters, self._scale)
         else:
             with self._ready("opt_step") as optimizer:
                 self._gather()
@@ -403,8 +403,7 @@ class HostedOptimizer:
             {"params": [(n, self.parameters[n].tensor) for n in g.names] or nothing_yet(), **g.options}
             for g in groups or self.parameters.groups
         ]
-        but_for = compiled.OPTIMIZERS if self.planner.may_compile else ()
-        chosen = self.recipe.implementation(self.parameters.arrays(), but_for)
+        chosen = self.recipe.implementation(self.parameters.arrays())
         return self.recipe.class_(made, **self.recipe.arguments, **chosen)
 
     @contextlib.contextmanager

@@ -64,7 +64,7 @@ class OptimizerOptions:
     third_party: bool = False
     error_if_nonfinite: bool = False
     plans: bool | str = True
-    compile: bool = False
+    sqrt: str = "torch"
     master_weights: bool = False
 
 
@@ -91,6 +91,11 @@ def read_init(text: str, before: OptimizerOptions) -> InitOptions:
                 "save_parameters is said to each optimizer: write "
                 f'opt_checkpoint(opt, "parameters={given["save_parameters"]}")'
             )
+        if "compile" in given:
+            raise ValueError(
+                "compile is gone: steps bypass Python without a compiler, with PyTorch's bits; "
+                "sqrt='processor' makes them faster and those of long arrays less exact"
+            )
         given = _read(text, ("python", "num_threads", "log", *vars(before)))
     except ValueError as error:
         raise _blame(text.strip(" ,"), error) from error
@@ -99,7 +104,10 @@ def read_init(text: str, before: OptimizerOptions) -> InitOptions:
         raise ValueError(f"num_threads must be a whole number from 1 to {most}, got {shown(threads)}")
     chosen = {name: value for name, value in given.items() if name in vars(before)}
     for name, value in chosen.items():
-        _check_bool(name, value, *(("stable", "direct") if name == "plans" else ()))
+        if name != "sqrt":
+            _check_bool(name, value, *(("stable", "direct") if name == "plans" else ()))
+        elif value not in ("torch", "processor"):
+            raise ValueError(f"sqrt must be 'torch' or 'processor', got {shown(value)}")
     level = given.get("log", False)
     if level is True or not isinstance(level, bool | str) or level not in LEVELS:
         raise ValueError(f"log must be 'info', 'debug' or False, got {shown(level)}")

@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import contextlib
 from typing import Any
 
 import torch
 
 from optplug import followers, plans
-from optplug.errors import CompileError, warn
 from optplug.lean import Calls, step_again, step_and_record
 from optplug.parameters import Parameters
 from optplug.recipe import Recipe
@@ -25,28 +23,25 @@ class Planner:
     Args:
         recipe: the optimizer's.
         makes_plans: whether to state steps as plans, which then run elsewhere; or how they do.
-        may_compile: whether plans may have kernels in them that torch compiles: see `compiled`.
+        rounds_sqrt: whether records take the processor's square root, which is rounded correctly.
         error_if_nonfinite: whether a gradient with an inf or a nan in it is an error.
     """
 
     def __init__(
-        self, recipe: Recipe, makes_plans: bool | str, may_compile: bool, error_if_nonfinite: bool
+        self, recipe: Recipe, makes_plans: bool | str, rounds_sqrt: bool, error_if_nonfinite: bool
     ) -> None:
         self._recipe, self._error_if_nonfinite = recipe, error_if_nonfinite
         self.makes_plans = makes_plans
         #: Whether gradients are clipped before steps.
         self.clips = False
-        self.may_compile = bool(makes_plans) and may_compile
         #: The next step without Python, where it can be made so.
         self.plan: plans.Plan | None = None
         #: What its steps come down to, where torch has no operator for them.
-        self.records = Records()
+        self.records = Records(rounds_sqrt)
         #: The same of its schedulers.
         self.schedule_records = ScheduleRecords()
         self._calls: Calls = []  # what the last step came down to, if the next one is to be like it
         self._is_checked = False  # whether the state is known to fit
-        self._has_compiled = False
-        self._fixed: list[dict[str, Any]] = []  # hyperparameters at the last recorded step
 
     @property
     def has_recorded(self) -> bool:
@@ -109,11 +104,11 @@ class Planner:
             plans.check_state(optimizer)
             self._is_checked = True
 
-    def step(self, run: Run, optimizer: torch.optim.Optimizer, parameters: Parameters, scale: Scale) -> None:
+    def step(self, optimizer: torch.optim.Optimizer, parameters: Parameters, scale: Scale) -> None:
         """Make a step that is not the first, by Python."""
         self.check_state(optimizer)
         is_looked_at = self._may_record(parameters, scale) and self.records.begin(optimizer)
-        self._step(run, optimizer, parameters, scale)
+        self._step(optimizer, parameters)
         if is_looked_at and self.records.finish(optimizer):
             self.plan = None  # it is to have these records, too
 
@@ -121,14 +116,13 @@ class Planner:
         """Tell whether steps may run as records of what Python does."""
         return (
             bool(self.makes_plans)
-            and not self.may_compile
             and self._recipe.is_torchs
             and not self._recipe.needs_closure
             and not scale
             and not parameters.has_sparse()
         )
 
-    def _step(self, run: Run, optimizer: torch.optim.Optimizer, parameters: Parameters, scale: Scale) -> None:
+    def _step(self, optimizer: torch.optim.Optimizer, parameters: Parameters) -> None:
         if self._calls and not has_hooks(optimizer):
             calls, self._calls = self._calls, []  # torch may leave a list of them changed if it fails
             step_again(calls)
@@ -137,8 +131,6 @@ class Planner:
             optimizer.step()
         else:
             self._calls = step_and_record(optimizer)
-            if self.may_compile and run.average is None and not scale:
-                self._compile(run, optimizer, parameters)
 
     def state(self, run: Run, parameters: Parameters, scale: Scale) -> None:
         """State the next step as a plan, after one by Python, where there is none yet."""
@@ -167,25 +159,4 @@ class Planner:
 
     def refuse(self) -> None:
         """Step without plans from now on, since C cannot take the one there is."""
-        kernels = [o.operator for o in self.plan.operations if o.is_kernel] if self.plan else []
         self.plan, self.makes_plans = None, False
-        if kernels:
-            self._go_uncompiled(f"{kernels[0]} cannot be loaded")
-
-    def _compile(self, run: Run, optimizer: torch.optim.Optimizer, parameters: Parameters) -> None:
-        """Make a plan of kernels for the step that has been recorded, where that is possible."""
-        # A schedule may move what a kernel has fixed, such as betas: wait until it has let that alone.
-        fixed = [{k: v for k, v in g.items() if k not in ("params", "lr")} for g in optimizer.param_groups]
-        settled, self._fixed = not run.schedulers or fixed == self._fixed, fixed
-        if not settled:
-            return
-        may_make, self._has_compiled = not self._has_compiled, True
-        try:
-            self.plan = plans.make_compiled(optimizer, self._calls, may_make, parameters.mastered())
-        except (CompileError, KeyboardInterrupt) as error:  # the step is made all the same
-            self._go_uncompiled(str(error) or "interrupted")
-
-    def _go_uncompiled(self, reason: str) -> None:
-        self.may_compile = False
-        with contextlib.suppress(UserWarning):  # where warnings are errors
-            warn(f"compile=True: {reason}; {self._recipe.name} runs uncompiled")

@@ -10,7 +10,6 @@ from __future__ import annotations
 import functools
 import itertools
 import math
-import pathlib
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -18,12 +17,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from optplug import compiled, kinds
+from optplug import kinds
 from optplug.buffers import is_dense, same_order
 from optplug.checks import kind_of
 from optplug.errors import StateError
 from optplug.kinds import Mastered
-from optplug.lean import Calls, lean
+from optplug.lean import lean
 from optplug.recorder import Record
 from optplug.spec import shown
 from optplug.torch_private import has_hooks, schema_arguments
@@ -105,10 +104,7 @@ def form_of(operator: str) -> Form:
 
 @dataclass
 class Operation:
-    """One operator, for parameters of one group, one dtype, and alike in size.
-
-    Or a kernel (see `compiled`), whose file stands for the operator.
-    """
+    """One operator, for parameters of one group, one dtype, and alike in size."""
 
     operator: str
     form: Form
@@ -121,17 +117,12 @@ class Operation:
     records: Sequence[Record] = ()
 
     @property
-    def is_kernel(self) -> bool:
-        """Tell whether it is no operator of torch's."""
-        return self.operator.endswith(".so")
-
-    @property
     def counters(self) -> int:
         """Return which list has the step counts in it, which rise by one before; -1 if none has.
 
         On a GPU there are operations for that.
         """
-        has_any = "state_steps" in self.form.lists and not self.is_kernel and not self.lists[0][0].is_cuda
+        has_any = "state_steps" in self.form.lists and not self.lists[0][0].is_cuda
         return self.form.lists.index("state_steps") if has_any else -1
 
     @property
@@ -186,14 +177,7 @@ class Plan:
 
     def names(self) -> list[str]:
         """Return what is called, for people."""
-        names = [
-            pathlib.Path(o.operator).name
-            if o.is_kernel
-            else f"recorded {o.operator}"
-            if o.records
-            else f"aten::{o.operator}"
-            for o in self.operations
-        ]
+        names = [f"recorded {o.operator}" if o.records else f"aten::{o.operator}" for o in self.operations]
         return list(dict.fromkeys(names))
 
     def refresh(self) -> bool:
@@ -230,14 +214,10 @@ class Plan:
         return found
 
     def _current_shape(self) -> list[object]:
-        """Return what a plan has fixed: all hyperparameters of a kernel but lr, of an operator only some."""
+        """Return what a plan has fixed: of an operator's hyperparameters only some."""
         few = ("decoupled_weight_decay", *SWITCHES)
         return [
-            {k: v for k, v in o.group.items() if k not in ("params", "lr")}
-            if o.is_kernel
-            else fixed(o.group)
-            if o.records
-            else [bool(o.group.get(name)) for name in few]
+            fixed(o.group) if o.records else [bool(o.group.get(name)) for name in few]
             for o in self.operations
         ]
 
@@ -417,55 +397,3 @@ def _check(name: str, p: Tensor, tensor: Tensor) -> None:
         )
     if not fits:
         raise ValueError(name)
-
-
-def make_compiled(
-    optimizer: torch.optim.Optimizer, calls: Calls, may_compile: bool, masters: Sequence[Mastered] = ()
-) -> Plan | None:
-    """State the next step of an optimizer with kernels; None if it has none, or is not laid out for them.
-
-    Args:
-        calls: its last step, as `lean.step_and_record` returns it.
-        may_compile: whether kernels that are not there yet are to be made, which takes half a minute each.
-
-    Raises:
-        CompileError: a kernel cannot be made.
-    """
-    name = type(optimizer).__name__
-    if name not in compiled.OPTIMIZERS or type(optimizer) is not lean(getattr(torch.optim, name)):
-        return None
-    if has_hooks(optimizer) or len(calls) != len(optimizer.param_groups):
-        return None
-    if not all(type(group["lr"]) in (int, float) for group in optimizer.param_groups):
-        return None
-    operations = []
-    for i, group in enumerate(optimizer.param_groups):
-        alike: dict[tuple[torch.dtype, bool], list[list[Tensor]]] = {}
-        for j, p in enumerate(group["params"]):
-            tensors = compiled.inputs(calls, i, j)
-            if not _fit(p, tensors) or group["foreach"] or group["differentiable"] or group["capturable"]:
-                return None
-            alike.setdefault((p.dtype, p.numel() < WORTH_THREADS), []).append(tensors)
-        for (dtype, small), rows in alike.items():
-            file = compiled.kernel(name, group, dtype, may_compile)
-            if file is None:
-                return None
-            lists = [list(tensors) for tensors in zip(*rows, strict=True)]
-            form = Form(("self", "grads", *map(str, range(2, len(lists)))), ("lr",), ())
-            operations.append(Operation(str(file), form, group, lists, scalars(form, group), small))
-    return stated(operations, masters, [], None)
-
-
-def _fit(p: Tensor, tensors: list[Tensor]) -> bool:
-    """Tell whether a flat pass over these is one over a parameter, its gradient and its state."""
-    return (
-        p.dtype in compiled.TOLERANCE
-        and not p.is_cuda
-        and p.numel() > 0
-        and is_dense(p.shape, p.stride())
-        and all(
-            (t.numel() == 1 and t.dim() == 0 and t.dtype == torch.float32)
-            or (t.dtype == p.dtype and t.shape == p.shape and same_order(p.shape, p.stride(), t.stride()))
-            for t in tensors
-        )
-    )

@@ -92,17 +92,16 @@ class Recipe:
             and fuses_rightly(self.class_, data.dtype, data.device.type)  # type: ignore[arg-type]
         )
 
-    def implementation(self, arrays: Iterable[tuple[Tensor, Grad]], but_for: Iterable[str]) -> dict[str, Any]:
+    def implementation(self, arrays: Iterable[tuple[Tensor, Grad]]) -> dict[str, Any]:
         """Choose among torch's implementations, where the spec does not, by what has been measured.
 
         Args:
             arrays: those that are stepped.
-            but_for: the names of classes whose loop is wanted as it is.
         """
         arrays = list(arrays)
         if self.may_fuse and all(self.can_fuse(data, grad) for data, grad in arrays):
             return {"fused": True}
-        if self.class_ not in _FOREACH_IS_EQUAL or self.chosen() or self.name in but_for:
+        if self.class_ not in _FOREACH_IS_EQUAL or self.chosen():
             return {}
         if any(data.is_cuda for data, _ in arrays):  # where foreach is torch's own default
             return {}

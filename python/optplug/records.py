@@ -8,13 +8,13 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import torch
 from torch import Tensor, nn
 
 from optplug import elementwise, host, plans, recorder, transfer
-from optplug._optplug import ffi
+from optplug._optplug import ffi, lib
 from optplug.buffers import is_dense, same_order
 from optplug.devices import Streams
 from optplug.plans import Form, Group, Operation, Plan
@@ -50,7 +50,8 @@ class _Kind:
 class Records:
     """What is known of an optimizer's steps, and why there is no record."""
 
-    def __init__(self) -> None:
+    def __init__(self, rounds_sqrt: bool = False) -> None:
+        self._rounds_sqrt = rounds_sqrt
         #: Why there is no record; "" if there is one, or none was tried.
         self.reason = ""
         self._kinds: dict[tuple[int, torch.dtype], _Kind] = {}
@@ -169,6 +170,23 @@ class Records:
                             raise _NotRecordedError("its steps take too many branches")
                         self._new.append((kind, record))
 
+    def _used(self, kind: _Kind) -> list[Record]:
+        """Return the records that steps run, which may have another square root than the proven ones."""
+        if not self._rounds_sqrt:
+            return list(kind.records)
+        return [
+            replace(
+                record,
+                instructions=tuple(
+                    replace(one, elementwise=lib.ELEMENTWISE_SQRT)
+                    if one.elementwise == lib.ELEMENTWISE_SQRT_MKL
+                    else one
+                    for one in record.instructions
+                ),
+            )
+            for record in kind.records
+        ]
+
     def _unproven(self, kind: _Kind) -> list[Record]:
         return [record for k, record in self._new if k is kind]
 
@@ -190,7 +208,7 @@ class Records:
                 lists,
                 plans.scalars(form, group),
                 alone,
-                records=[*kind.records, *(self._unproven(kind) if copied else ())],
+                records=[*kind.records, *self._unproven(kind)] if copied else self._used(kind),
             )
 
 

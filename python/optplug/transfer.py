@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import threading
 from itertools import chain
 from typing import Any
@@ -90,7 +89,7 @@ def _operator(operation: Operation, streams: Streams, is_guarded: bool, alive: l
         "overload": ffi.new("char[]", operation.form.overload.encode()),
         "name": ffi.new(
             "char[]",
-            os.fsencode(operation.operator if operation.is_kernel else f"aten::{operation.operator}"),
+            f"aten::{operation.operator}".encode(),
         ),
         "lengths": ffi.new("int[]", [len(tensors) for tensors in operation.lists]),
         "tensors": ffi.new("optplug_tensor[]", [_tensor(t, names) for t in tensors]),
@@ -105,7 +104,6 @@ def _operator(operation: Operation, streams: Streams, is_guarded: bool, alive: l
         "bools": len(operation.form.bools),
         "singles": len(operation.singles),
         "optional": operation.form.optional,
-        "is_kernel": operation.is_kernel,
         "gpu": gpu,
         "has_stream": stream is not None,
         "stream": ffi.cast("void *", stream or 0),

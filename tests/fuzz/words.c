@@ -75,7 +75,7 @@ const char *const settings[] = {"error_if_nonfinite=True",
                                 "plans='direct'",
                                 "num_threads=1",
                                 "num_threads=2",
-                                "third_party=False, compile=False",
+                                "third_party=False, sqrt='processor'",
                                 "python='/nowhere/bin/python3', num_threads=1",
                                 "",
                                 NULL};

@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from optplug import compiled, ctypes_api, recipe, schedules, spec
+from optplug import ctypes_api, recipe, schedules, spec
 from optplug.ctypes_api import Error, Optimizer
 
 _PAGES = "https://docs.pytorch.org/docs/stable/generated"
@@ -113,8 +113,6 @@ def _parsed(text: str) -> ast.expr | None:
 def _optimizer(name: str) -> dict[str, Any]:
     calls, path = _step(name)
     step = "without Python" if path.endswith("without Python") else "PyTorch's own"
-    if name in compiled.OPTIMIZERS:
-        step += ", or compiled with compile=True"
     return {"calls": calls, "step": step, "summary": _summary(recipe.classes()[name])}
 
 

@@ -23,8 +23,6 @@ from itertools import chain
 from typing import Any
 
 import optplug
-from optplug import toolchain
-from optplug.errors import CompileError
 from optplug.tools.report import progress
 
 _PROBE = pathlib.Path(optplug.__file__).with_name("bin") / "optplug-probe"
@@ -206,7 +204,7 @@ def _torch_alone() -> str:
 
 def _notes(host: _Host) -> Iterator[Problem]:
     of_host = (_prints, _another_python, _allocator, _ranks)
-    of_surroundings = (_others, _ignored, _shadows, _limits, _compiling)
+    of_surroundings = (_others, _ignored, _shadows, _limits)
     found = chain.from_iterable(
         [*(check(host) for check in of_host), *(check() for check in of_surroundings)]
     )
@@ -295,19 +293,3 @@ def _limits() -> Iterator[tuple[str, str]]:
                 f"{what} is limited to {soft >> 10} KB, and torch may need {least >> 10} KB",
                 f"ulimit {option} {least >> 10}, or more",
             )
-
-
-def _compiling() -> Iterator[tuple[str, str]]:
-    try:
-        toolchain.check_compiler()
-        folder = toolchain.folder()
-        there = next(path for path in (folder, *folder.parents) if path.exists())
-        if there == folder:
-            toolchain.check_folder()
-        if not (there.is_dir() and os.access(there, os.W_OK)):
-            raise CompileError(f"{there} cannot be written to: set XDG_CACHE_HOME to another folder")
-        toolchain.check_runs(there)
-    except (CompileError, OSError) as error:
-        what, _, step = str(error).partition(": ")
-        step = step if isinstance(error, CompileError) else "set XDG_CACHE_HOME to a folder of yours"
-        yield f"compile=True will not work: {what}", f"{step}, if you want compile=True"
