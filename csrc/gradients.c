@@ -86,10 +86,15 @@ SUM_OF_SQUARES(squares4_f32, float, 4, fmaf)
 SUM_OF_SQUARES(squares8_f32, float, 8, fmaf)
 SUM_OF_SQUARES(squares16_f32, float, 16, fmaf)
 
+/* The norm of one value is its size, without a square that might underflow. */
 static void norm(const struct gradients *gradients, int64_t n, const void *x, void *result)
 {
     int chunk = gradients->chunk;
-    if (gradients->bytes == 8) {
+    if (n == 1 && gradients->bytes == 8)
+        *(double *)result = fabs(*(const double *)x);
+    else if (n == 1)
+        *(float *)result = fabsf(*(const float *)x);
+    else if (gradients->bytes == 8) {
         double sum = gradients->lanes == 2   ? squares2_f64(n, x, chunk)
                      : gradients->lanes == 4 ? squares4_f64(n, x, chunk)
                                              : squares8_f64(n, x, chunk);

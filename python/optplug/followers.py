@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import functools
 import math
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 
 import torch
@@ -112,30 +112,31 @@ def _clipping(dtype: torch.dtype) -> Gradients:
     for lanes in _LANES[dtype]:
         for chunk in _CHUNKS:
             found = replace(known, lanes=lanes, chunk=chunk)
-            if all(_clips_as_torch(found, _gradients(dtype, case), max_norm) for case, max_norm in _CASES):
+            if all(_clips_as_torch(found, dtype, *case) for case in _CASES):
                 return found
     return known
 
 
-#: Lengths of gradients, and to which norms they are clipped.
+#: Lengths of gradients, their size, and to which norms they are clipped.
 _CASES = [
-    *(([n], 1e-3) for n in (*range(1, 18), 33, 50, 1003, 70001)),
-    ([50], math.inf),
-    ([3, 50, 17], 1.0),
-    ([100] * 33, 1.0),
+    *(([n], 1.0, 1e-3) for n in (*range(1, 18), 33, 50, 1003, 70001)),
+    *((lengths, size, 1.0) for lengths in ([1], [50], [1] * 9) for size in (1e-20, 1e-42, 1e-160, 1e15)),
+    ([50], 1.0, math.inf),
+    ([3, 50, 17], 1.0, 1.0),
+    ([100] * 33, 1.0, 1.0),
 ]
 #: How often torch's norm of gradients is compared for each of their lengths: roundings differ rarely.
 _DRAWS = 8
 
 
-def _gradients(dtype: torch.dtype, lengths: list[int]) -> Iterator[list[Tensor]]:
+def _clips_as_torch(
+    how: Gradients, dtype: torch.dtype, lengths: list[int], size: float, max_norm: float
+) -> bool:
     draws = 1 if max(lengths) > 10000 else _DRAWS
-    for drawn in zip(*(_drawn(draws * n, dtype).split(n) for n in lengths), strict=True):
-        yield [t * (1 + i) for i, t in enumerate(drawn)]
-
-
-def _clips_as_torch(how: Gradients, drawn: Iterable[list[Tensor]], max_norm: float) -> bool:
-    return all(_clips_one_as_torch(how, grads, max_norm) for grads in drawn)
+    drawn = zip(*(_drawn(draws * n, dtype).split(n) for n in lengths), strict=True)
+    return all(
+        _clips_one_as_torch(how, [t * size * (1 + i) for i, t in enumerate(d)], max_norm) for d in drawn
+    )
 
 
 def _clips_one_as_torch(how: Gradients, grads: list[Tensor], max_norm: float) -> bool:
