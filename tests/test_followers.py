@@ -96,7 +96,7 @@ class Clipped:
             grad.copy_(p.grad)
         status = lib.opt_clip_grad_norm(self.twins.opt, max_norm, norm_type, is_error, self.norm)
         expected = nn.utils.clip_grad_norm_(self.twins.theirs, max_norm, norm_type)
-        assert self.norm.value == float(expected) or math.isnan(self.norm.value) and expected.isnan()
+        assert self.norm.value == float(expected) or (math.isnan(self.norm.value) and expected.isnan())
         self.compare()
         return status
 
