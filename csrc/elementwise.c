@@ -1,11 +1,9 @@
 #include "elementwise.h"
 
-#include <dlfcn.h>
 #include <math.h>
-#include <stdatomic.h>
 #include <stddef.h>
 
-#include "torch.h"
+#include "mkl.h"
 
 #define JOIN_(SET, NAME, BITS) SET##_##NAME##_##BITS
 #define JOIN(SET, NAME, BITS) JOIN_(SET, NAME, BITS)
@@ -32,39 +30,16 @@
 
 /* ---- Intel's square root, which torch's library may have in it ---- */
 
-typedef void (*root32)(int n, const float *a, float *to, int64_t mode);
-typedef void (*root64)(int n, const double *a, double *to, int64_t mode);
-
-/* As torch calls it (aten/src/ATen/cpu/vml.h): high accuracy, denormals kept, errors ignored. */
-enum { AS_TORCH = 0x2 | 0x140000 | 0x100 };
-
-static root32 _Atomic find_root32;
-static root64 _Atomic find_root64;
-
 static void sqrt_mkl_f32(int64_t n, void *to, const void *a, const void *b, const void *c, double v, double u)
 {
     (void)b, (void)c, (void)v, (void)u;
-    root32 root = atomic_load(&find_root32);
-    root((int)n, a, to, AS_TORCH);
+    mkl_sqrt_f32(n, a, to);
 }
 
 static void sqrt_mkl_f64(int64_t n, void *to, const void *a, const void *b, const void *c, double v, double u)
 {
     (void)b, (void)c, (void)v, (void)u;
-    root64 root = atomic_load(&find_root64);
-    root((int)n, a, to, AS_TORCH);
-}
-
-static elementwise find_mkl(int bytes)
-{
-    void *library = torch_library();
-    if (!library)
-        return NULL;
-    find_root32 = (root32)dlsym(library, "vmsSqrt");
-    find_root64 = (root64)dlsym(library, "vmdSqrt");
-    if (!find_root32 || !find_root64)
-        return NULL;
-    return bytes == 4 ? sqrt_mkl_f32 : sqrt_mkl_f64;
+    mkl_sqrt_f64(n, a, to);
 }
 
 /* ---- all ---- */
@@ -74,7 +49,7 @@ elementwise elementwise_find(int operation, int bytes)
     if (operation < 0 || operation >= ELEMENTWISE_COUNT || (bytes != 4 && bytes != 8))
         return NULL;
     if (operation == ELEMENTWISE_SQRT_MKL)
-        return find_mkl(bytes);
+        return !mkl_find() ? NULL : bytes == 4 ? sqrt_mkl_f32 : sqrt_mkl_f64;
 #ifdef __x86_64__
     if (__builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512vl") &&
         __builtin_cpu_supports("avx512dq"))

@@ -6,6 +6,7 @@
 #include "arithmetic.h"
 #include "handle.h"
 #include "log.h"
+#include "mkl.h"
 #include "pyapi.h"
 #include "runtime.h"
 
@@ -51,6 +52,8 @@ static void after_fork(int in_child)
     if (in_child) {
         runtime.torn = forking.starting;
         runtime.forked = runtime.started;
+        if (runtime.forked)
+            mkl_stay_alone();
         log_after_fork();
         pthread_mutex_init(&runtime.start_lock, NULL);
     } else if (!forking.starting)

@@ -8,7 +8,7 @@ check_ipo_supported(RESULT links_across_files OUTPUT reason LANGUAGES C)
 
 function(add_optplug_library name)
   add_library(${name} SHARED)
-  foreach(source api apart arithmetic attach call callback early_end elementwise end error find fork gradients handle import library list
+  foreach(source api apart arithmetic attach call callback early_end elementwise end error find fork gradients handle import library list mkl
       log openmp operation plan pyapi rates record room runtime schedule shield signals staging start torch variable)
     target_sources(${name} PRIVATE ${CMAKE_CURRENT_FUNCTION_LIST_DIR}/${source}.c)
   endforeach()

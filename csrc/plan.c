@@ -17,7 +17,8 @@ struct plan {
     pid_t process;  /* that has made it */
     int on_gpu;
     int minds_modes; /* of PyTorch's, that a host may have on */
-    int proven;      /* has run boxed, which turns torch's exceptions into errors */
+    int8_t default_dtype;
+    int proven; /* has run boxed, which turns torch's exceptions into errors */
     struct gradients *gradients;
     struct rates rates;
     struct schedule *schedule;
@@ -62,7 +63,8 @@ struct plan *plan_new(const optplug_plan *stated, int stable, int minds_modes)
     plan->serial = stated->serial;
     plan->count = stated->count;
     plan->process = getpid();
-    plan->minds_modes = minds_modes && torch.any_modes_set;
+    plan->minds_modes = minds_modes;
+    plan->default_dtype = torch.default_dtype ? torch.default_dtype() : 0;
     plan->gradients = gradients_make(&stated->gradients);
     const double *scalars = stated->scalars;
     for (int i = 0; i < stated->count; i++) {
@@ -102,8 +104,13 @@ void plan_set_scalars(struct plan *plan, const optplug_plan *stated)
     take_changes(plan, stated);
 }
 
-/* Tell whether modes of PyTorch's are on that Python puts aside, such as a host's FakeTensorMode. */
-static int is_in_mode(const struct plan *plan) { return plan->minds_modes && torch.any_modes_set(false); }
+/* Tell whether PyTorch computes otherwise now: modes are on that Python puts aside, such as a host's
+ * FakeTensorMode, or the default dtype is another than that of the step that the plan was made from. */
+static int is_in_mode(const struct plan *plan)
+{
+    return plan->minds_modes && ((torch.any_modes_set && torch.any_modes_set(false)) ||
+                                 (torch.default_dtype && torch.default_dtype() != plan->default_dtype));
+}
 
 const struct gradients *plan_gradients(const struct plan *plan)
 {

@@ -25,6 +25,7 @@ int torch_open(const char *library, const char *gpu_library)
         return 0;
     torch.any_modes_set =
         (bool (*)(bool))dlsym(opened, "_ZN3c104impl20TorchDispatchModeTLS13any_modes_setEb");
+    torch.default_dtype = (int8_t (*)(void))dlsym(opened, "_ZN3c1031get_default_dtype_as_scalartypeEv");
     opened_library = opened;
     torch.aoti_torch_device_type_cuda = (int32_t (*)(void))dlsym(opened, "aoti_torch_device_type_cuda");
     opened = dlopen(gpu_library, RTLD_NOW | RTLD_NOLOAD);

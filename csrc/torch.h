@@ -38,6 +38,7 @@ extern struct torch {
     int has_gpu;                      /* whether these are there */
     void *(*new_memory)(size_t size); /* C++'s operator new, since torch deletes what is made with it */
     bool (*any_modes_set)(bool skip_torchs_own); /* in this thread; NULL: unknown */
+    int8_t (*default_dtype)(void);               /* NULL: unknown */
 } torch;
 
 /* Find them in torch's library, and those for a GPU in another one, which are loaded already; 0 if one of the

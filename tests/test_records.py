@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
+
 import pytest
 import torch
 from optplug._optplug import lib as numbers
@@ -376,3 +379,48 @@ def test_square_roots_differ_by_one_in_the_last_bit(dtype):
     difference = (values.sqrt().view(bits) - rounded.view(bits)).abs()
     assert difference.max() <= 1
     assert (difference != 0).float().mean() < 0.25
+
+
+@pytest.mark.parametrize("text", ["ASGD(lr=0.1)", "RMSprop(lr=0.1)"])
+def test_another_default_dtype_is_minded(text):
+    """ASGD makes a tensor of 1 / (count + 1), which has the default dtype."""
+    before = torch.get_default_dtype()
+    twins = Twins(text, [("float64", 50)])
+    try:
+        for dtype in (torch.float32, torch.float64, torch.float32):
+            torch.set_default_dtype(dtype)
+            for _ in range(6):
+                twins.step()
+    finally:
+        torch.set_default_dtype(before)
+    twins.end()
+
+
+@pytest.mark.parametrize("text", ["RMSprop(lr=0.1)", "RMSprop(lr=0.1, foreach=True)", "Adam(lr=0.1)"])
+@pytest.mark.parametrize("plans", ["True", "False"])
+def test_a_forked_child_steps_long_arrays(text, plans):
+    """Neither OpenMP's workers came along, nor MKL's, for which its square root would wait."""
+    done = subprocess.run(
+        [sys.executable, "-c", CHILD, text, plans], capture_output=True, text=True, check=False, timeout=120
+    )
+    assert done.stdout == "0 0 0\n", done.stdout + done.stderr
+
+
+CHILD = """
+import os, sys
+import numpy as np
+from optplug import ctypes_api
+lib = ctypes_api.load()
+assert lib.opt_init(f"plans={sys.argv[2]}, num_threads={min(2, os.cpu_count())}".encode()) == 0
+opt = lib.opt_create(sys.argv[1].encode())
+w, dw = np.ones(300_000, np.float32), np.ones(300_000, np.float32)
+assert lib.opt_bind(opt, b"w", b"float32", len(w), w.ctypes.data, dw.ctypes.data) == 0
+for _ in range(4):
+    assert lib.opt_step(opt) == 0
+if os.fork() == 0:
+    import signal
+    signal.alarm(60)
+    print(*(lib.opt_step(opt) for _ in range(3)), flush=True)
+    os._exit(0)
+os.wait()
+"""

@@ -62,8 +62,8 @@ class Average:
         self.text = text
         #: Whether the averages stand where the parameters were, and the other way round.
         self.swapped = False
-        #: What an update comes down to, in each dtype in which that was tried; None if it has no record.
-        self.records: dict[torch.dtype, Record | None] = {}
+        #: What an update comes down to, by dtype and default dtype; None if it has no record.
+        self.records: dict[tuple[torch.dtype, torch.dtype], Record | None] = {}
 
     def update(self, module: nn.Module) -> None:
         """Take the parameters as they are now into the average."""

@@ -43,9 +43,10 @@ def average(of: Average, parameters: Sequence[Tensor]) -> list[Operation] | None
         alike.setdefault(p.dtype, []).append((p, averaged))
     operations = []
     for dtype, pairs in alike.items():
-        if dtype not in of.records:
-            of.records[dtype] = _record(of, dtype) if dtype in elementwise.DTYPES else None
-        record = of.records[dtype]
+        kind = dtype, torch.get_default_dtype()  # that of what is made of the count
+        if kind not in of.records:
+            of.records[kind] = _record(of, dtype) if dtype in elementwise.DTYPES else None
+        record = of.records[kind]
         if record is None:
             return None
         current, averages = (list(tensors) for tensors in zip(*pairs, strict=True))

@@ -223,14 +223,18 @@ class Plan:
 
 
 def fixed(group: Group) -> list[tuple[str, object]]:
-    """Return what a record has fixed of a group's hyperparameters: of a number only that it is one."""
+    """Return what a record has fixed: of a hyperparameter that is a number only that it is one.
+
+    PyTorch's default dtype is that of tensors made of numbers in a step.
+    """
 
     def kind(value: object) -> object:
         if type(value) is tuple:
             return tuple(map(kind, value))
         return type(value) if type(value) in (int, float) else value
 
-    return [(key, kind(value)) for key, value in group.items() if key not in ("params", "param_names")]
+    options = [(key, kind(value)) for key, value in group.items() if key not in ("params", "param_names")]
+    return [("default dtype", torch.get_default_dtype()), *options]
 
 
 def stated(
