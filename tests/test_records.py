@@ -170,6 +170,25 @@ def test_a_state_that_comes_and_goes_with_a_hyperparameter(text, name):
     twins.end()
 
 
+@pytest.mark.parametrize("lr", [2**60 + 2**36 + 1, 2**53, 10**20])
+@pytest.mark.parametrize("text", ["SGD(lr=1, fused=False)", "RMSprop(lr=1)"])
+def test_integers_that_are_no_doubles(text, lr):
+    twins = Twins(text, [("float32", 50)])
+    for _ in range(4):
+        twins.step()
+    assert lib.opt_set(twins.opt, -1, f"lr={lr}".encode()) == 0, lib.opt_error()
+    twins.reference.param_groups[0]["lr"] = lr
+    twins.draw()
+    try:
+        twins.reference.step()
+    except Exception:  # torch's, of an integer that is too large
+        assert lib.opt_step(twins.opt) < 0
+    else:
+        assert lib.opt_step(twins.opt) == 0
+        twins.compare()
+    assert lib.opt_free(twins.opt) == 0
+
+
 def test_arrays_move_and_shrink_to_others():
     twins = Twins("Adadelta()", [("float32", 50), ("float32", 60)])
     for i in range(30):

@@ -119,6 +119,11 @@ _arithmetic("pow", lib.SCALAR_POWER)
 _arithmetic("mod", lib.SCALAR_MODULO)
 
 
+def is_double(value: object) -> bool:
+    """Tell whether a value is a float, or an integer that a double has."""
+    return type(value) is float or (type(value) is int and abs(value) < 2**53)
+
+
 def is_number(value: object) -> bool:
     """Tell whether a value is a number of Python's, or one that remembers."""
     return type(value) in (Number, float, int, bool)
@@ -150,7 +155,7 @@ class Computation:
 
     def computed(self, kind: int, value: Any, a: Any, b: Any = None) -> Any:
         """Note an operation on numbers, and return its result."""
-        if type(value) is not float and not (type(value) is int and abs(value) < 2**53):
+        if not is_double(value):
             self.refuse(f"a number becomes {value!r}")
             return value
         index = self.add(Scalar(kind, self.index(a), -1 if b is None else self.index(b)))
@@ -184,8 +189,8 @@ class Computation:
         """Return which scalar a number is."""
         if type(number) is Number:
             return number.index
-        if not is_number(number):
-            raise TypeError(f"a scalar is {type(number).__name__}")
+        if type(number) is not bool and not is_double(number):
+            raise TypeError(f"a scalar is {number!r}")
         return self.add(Scalar(lib.SCALAR_CONSTANT, constant=float(number)))
 
     def add(self, scalar: Scalar) -> int:

@@ -23,6 +23,7 @@ from optplug.checks import kind_of
 from optplug.errors import StateError
 from optplug.kinds import Mastered
 from optplug.lean import lean
+from optplug.number import is_double
 from optplug.recorder import Record
 from optplug.spec import shown
 from optplug.torch_private import has_hooks, schema_arguments
@@ -223,7 +224,7 @@ class Plan:
 
 
 def fixed(group: Group) -> list[tuple[str, object]]:
-    """Return what a record has fixed: of a hyperparameter that is a number only that it is one.
+    """Return what a record has fixed: of a hyperparameter that is a double only that it is one.
 
     PyTorch's default dtype is that of tensors made of numbers in a step.
     """
@@ -231,7 +232,7 @@ def fixed(group: Group) -> list[tuple[str, object]]:
     def kind(value: object) -> object:
         if type(value) is tuple:
             return tuple(map(kind, value))
-        return type(value) if type(value) in (int, float) else value
+        return type(value) if is_double(value) else value
 
     options = [(key, kind(value)) for key, value in group.items() if key not in ("params", "param_names")]
     return [("default dtype", torch.get_default_dtype()), *options]

@@ -17,6 +17,7 @@ from optplug import elementwise, host, plans, recorder, transfer
 from optplug._optplug import ffi, lib
 from optplug.buffers import is_dense, same_order
 from optplug.devices import Streams
+from optplug.number import is_double
 from optplug.plans import Form, Group, Operation, Plan
 from optplug.recorder import Record
 from optplug.torch_private import grad_mode, has_hooks
@@ -252,10 +253,10 @@ def _is_item(value: object) -> bool:
 def _options(group: Group) -> Iterator[str]:
     """Return the names of a group's hyperparameters that are numbers."""
     for key, value in group.items():
-        if type(value) in (int, float):
+        if is_double(value):
             yield key
         elif type(value) is tuple:
-            yield from (f"{key}[{i}]" for i, v in enumerate(value) if type(v) in (int, float))
+            yield from (f"{key}[{i}]" for i, v in enumerate(value) if is_double(v))
 
 
 def _record(

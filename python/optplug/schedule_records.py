@@ -20,7 +20,7 @@ from torch.optim.lr_scheduler import LRScheduler, ReduceLROnPlateau
 from optplug import host, plans, transfer
 from optplug._optplug import ffi, lib
 from optplug.devices import Streams
-from optplug.number import Computation, Number, Scalar, plain
+from optplug.number import Computation, Number, Scalar, is_double, plain
 from optplug.plans import Form, Group, Operation, Plan, Schedulers
 from optplug.recorder import Record
 from optplug.run import Run
@@ -52,7 +52,7 @@ class Schedule:
     def refresh(self) -> None:
         """Give C the numbers as they are."""
         values = self.values()
-        if any(type(v) is int and abs(v) >= 2**53 for v in values):
+        if not all(map(is_double, values)):
             raise ValueError("an integer is no double")
         self._memory.copy_(torch.tensor([float(v) for v in values], dtype=torch.float64))
 
