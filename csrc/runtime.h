@@ -8,7 +8,7 @@
 
 extern struct runtime {
     const optplug_python *_Atomic python; /* attached; a Python host may do that before any start */
-    int ours;                             /* we started Python, rather than borrowed it */
+    _Atomic int ours;                     /* we started Python, rather than borrowed it */
     _Atomic int keeps_apart;              /* torch finds its own libraries before the host's */
     _Atomic int started;
     _Atomic int ended;  /* Python is gone, or the process about to go */

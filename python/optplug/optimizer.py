@@ -354,8 +354,8 @@ class HostedOptimizer:
     def swap_average(self) -> None:
         """Exchange all parameters with their averages, in place; again: back."""
         self._check_idle("opt_average_swap")
-        self.planner.pause()  # a step is refused while they are swapped in
         self._averaged().swap(self.parameters.module)
+        self.planner.pause()  # a step is refused while they are swapped in
         self.parameters.publish()
 
     def _averaged(self) -> Average:

@@ -157,6 +157,8 @@ class Recording(TorchFunctionMode, Computation):
             raise TypeError("no operation here has torch's bits")
         scalars = [self._as_scalar(n, dtype) if isinstance(n, Tensor) else self.index(n) for n in numbers]
         if (never := elementwise.OPERATIONS[kind].never) is not None:
+            if float(torch.tensor(float(plain(numbers[0])), dtype=dtype)) == never:
+                raise ValueError(f"with {never:g} the sign of a zero depends on its place")
             self.expect(lib.SCALAR_EQUAL, self._rounded(scalars[0], dtype), self.index(never), False)
         v, u = (*scalars, -1, -1)[:2]
         if id(arrays[0]) in self._items:
