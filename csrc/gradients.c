@@ -1,5 +1,6 @@
 #include "gradients.h"
 
+#include <float.h>
 #include <math.h>
 #include <stdlib.h>
 #include <string.h>
@@ -158,9 +159,15 @@ int gradients_zero(const struct gradients *gradients)
     return 1;
 }
 
+/* Tell whether torch takes a scalar for the gradients' dtype: it raises an error where that would overflow. */
+static int fits(const struct gradients *gradients, double value)
+{
+    return gradients->bytes == 8 || !isfinite(value) || fabs(value) <= FLT_MAX;
+}
+
 int gradients_clip_value(const struct gradients *gradients, double clip_value)
 {
-    if (!gradients || !gradients->clamp || !(clip_value >= 0))
+    if (!gradients || !gradients->clamp || !(clip_value >= 0) || !fits(gradients, clip_value))
         return 0;
     run_each(gradients, clamp, clip_value);
     return 1;
@@ -169,7 +176,7 @@ int gradients_clip_value(const struct gradients *gradients, double clip_value)
 int gradients_clip_norm(const struct gradients *gradients, double max_norm, double *total_norm)
 {
     if (!gradients || !gradients->lanes || !gradients->add_scalar || !gradients->reciprocal ||
-        !gradients->mul_scalar || !gradients->clamp_max || !(max_norm >= 0))
+        !gradients->mul_scalar || !gradients->clamp_max || !(max_norm >= 0) || !fits(gradients, max_norm))
         return 0;
     for (int i = 0; i < gradients->count; i++) {
         const optplug_tensor *tensor = &gradients->tensors[i];

@@ -179,6 +179,17 @@ def test_gradients_are_clamped_and_zeroed_without_python(dtype):
     gradients.end()
 
 
+def test_a_value_beyond_the_dtype_is_torchs_error():
+    gradients = Clipped("float32", [5])
+    assert lib.opt_clip_grad_value(gradients.twins.opt, 1.0) == 0
+    with pytest.raises(RuntimeError, match="overflow"):
+        nn.utils.clip_grad_value_(gradients.twins.theirs, 1e39)
+    assert lib.opt_clip_grad_value(gradients.twins.opt, 1e39) < 0
+    assert b"overflow" in lib.opt_error()
+    assert gradients.clip(1e39) == 0
+    gradients.end()
+
+
 def test_lanes_that_are_not_torchs_are_noticed():
     known = followers._clipping(torch.float32)
     assert known.lanes

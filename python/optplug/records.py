@@ -79,8 +79,7 @@ class Records:
         self._looks += 1
         self._new, self._copies = [], None
         try:
-            with torch.random.fork_rng(devices=[]):
-                self._look(optimizer)
+            self._look(optimizer)
             if self._new:
                 self._copies = Plan(list(self._operations(optimizer, copied=True)))
         except Exception as error:
