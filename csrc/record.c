@@ -271,16 +271,20 @@ static int all_fit(const struct record *record, const double *values, int bytes)
     return 1;
 }
 
+/* Tell whether Python may raise an error where the result is not finite. */
+static int may_raise(int kind)
+{
+    return kind == SCALAR_DIVIDE || kind == SCALAR_POWER || kind == SCALAR_MODULO || kind == SCALAR_SQRT ||
+           kind == SCALAR_COS || kind == SCALAR_FLOOR;
+}
+
 /* Compute the scalars that a record has for a parameter; 0 if the record does not hold. */
 static int evaluate(const struct records *records, const struct record *record, int parameter,
                     const double *options, double *values)
 {
     for (int i = 0; i < record->scalar_count; i++) {
         values[i] = compute(records, record, i, parameter, options, values);
-        /* Python raises an error where the result of finite numbers is none. */
-        int kind = record->scalars[i].kind;
-        if ((kind == SCALAR_DIVIDE || kind == SCALAR_POWER || kind == SCALAR_MODULO || kind == SCALAR_SQRT) &&
-            !isfinite(values[i]))
+        if (may_raise(record->scalars[i].kind) && !isfinite(values[i]))
             return 0;
     }
     for (int i = 0; i < record->guard_count; i++)
