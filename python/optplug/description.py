@@ -14,6 +14,8 @@ def describe(hosted: HostedOptimizer) -> str:
     optimizer, parameters = hosted.built(), hosted.parameters
     step = way(hosted) if hosted.run.stepped else _path(hosted, optimizer)
     lines = [f"optimizer: {hosted.recipe.name}", f"step: {step}", f"gradients: {_gradients(hosted)}"]
+    if hosted.run.schedulers:
+        lines.append(f"schedulers: stepped {_schedulers(hosted)}")
     for i, group in enumerate(optimizer.param_groups):
         options = {k: v for k, v in group.items() if k not in ("params", "param_names")}
         lines.append(f"group {i}: {', '.join(f'{k}={v!r}' for k, v in options.items())}")
@@ -24,8 +26,6 @@ def describe(hosted: HostedOptimizer) -> str:
                 f"gradient {layout(p.grad)}{p.note}"
             )
     lines += hosted.streams.describe()
-    if hosted.run.schedulers:
-        lines.append(f"schedulers: stepped {_schedulers(hosted)}")
     lines += [f"{kind}: {text}" for kind, text in attached(hosted)]
     lines += [
         f"steps: {hosted.run.steps}",

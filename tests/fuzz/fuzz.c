@@ -84,11 +84,11 @@ static void be_the_host(struct fuzzer *f, struct optimizer *o)
         scribble_numbers(f, o);
 }
 
-/* What an optimizer says of itself but how its next step is made, which may change; to be freed. */
+/* What an optimizer says of itself but how its next calls are made, which may change; to be freed. */
 static char *description(int opt)
 {
-    const char *text = opt_describe(opt), *step = text ? strstr(text, "\nstep: ") : NULL;
-    return strdup(step ? strchr(step + 1, '\n') : "");
+    const char *text = opt_describe(opt), *groups = text ? strstr(text, "\ngroup 0: ") : NULL;
+    return strdup(groups ? groups : "");
 }
 
 static double now(void)
