@@ -124,8 +124,8 @@ static int make_call(struct fuzzer *f)
         f->slowest = now() - began;
         snprintf(f->slowest_call, sizeof f->slowest_call, "call %ld: %.300s", f->calls, c->text);
     }
-    if (o)
-        o->stepping -= writes != 0;
+    if (c->optimizer) /* to which a load may have gone back */
+        c->optimizer->stepping -= writes != 0;
     f->since = f->depth > 1 ? time(NULL) : 0;
     atomic_fetch_add(&made[c->which], 1);
     atomic_fetch_add(&refused[c->which], status < 0);

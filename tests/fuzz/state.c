@@ -98,6 +98,9 @@ static int go_back(struct frame *c, int opt)
     for (int i = 0; i < LIVE && c->fuzzer->depth == 1; i++) {
         struct optimizer *o = &c->fuzzer->pool[i];
         if (o->live && o->handle == opt && !one_in(c->fuzzer, 4)) {
+            if (c->optimizer)
+                c->optimizer->stepping--; /* it is the other that is loaded */
+            o->stepping++;
             c->optimizer = o, c->handle = opt;
             return 1;
         }
