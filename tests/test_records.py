@@ -10,7 +10,7 @@ import torch
 from optplug._optplug import lib as numbers
 from torch import nn
 
-from optplug import _bridge, ctypes_api, elementwise, recorder
+from optplug import _bridge, ctypes_api, elementwise, recorder, records
 from optplug.number import is_number
 from planned_twins import Twins as FusedTwins
 from planned_twins import lib
@@ -221,6 +221,7 @@ def test_an_operation_that_is_not_torchs_is_noticed(monkeypatch):
             )
 
         monkeypatch.setattr(elementwise, "choose", choose)
+        records._known.clear()
         twins = Twins("RMSprop(lr=0.1, momentum=0.9, centered=True)", [("float32", 50)])
         for _ in range(4):
             twins.step()
@@ -228,6 +229,7 @@ def test_an_operation_that_is_not_torchs_is_noticed(monkeypatch):
         if wrong in used:
             assert twins.planner().records.reason == "its record gave other bits than the step"
         twins.end()
+    records._known.clear()
     assert {"mul scalar", "addcmul", "addcdiv", "sqrt", "lerp"} <= used
 
 

@@ -31,6 +31,9 @@ _BLOCK = 4096
 #: How many values parameters of no importance have, some vectors of the processor's and a rest: the one to be
 #: read, and the one that shows rare roundings, which the host's few values may not.
 _FEW, _MANY = 37, 4099
+#: Records of the process, by what they were made of, and how many are kept.
+_known: dict[object, tuple[Record, tuple[str, ...]]] = {}
+_MOST_KNOWN = 256
 _OTHER_BITS = "its record gave other bits than the step"
 
 
@@ -158,7 +161,7 @@ class Records:
                     if values in seen or len(seen) > _MOST_RECORDS:
                         continue
                     seen.add(values)
-                    record, state = _record(optimizer, group, dtype, items, kind.options)
+                    record, state = _known_record(optimizer, group, dtype, items, kind.options)
                     if state != kind.state:  # by whose numbers those before it go
                         if self._unproven(kind):
                             raise _NotRecordedError("its parameters have different states")
@@ -256,6 +259,25 @@ def _options(group: Group) -> Iterator[str]:
             yield key
         elif type(value) is tuple:
             yield from (f"{key}[{i}]" for i, v in enumerate(value) if is_double(v))
+
+
+def _known_record(
+    optimizer: torch.optim.Optimizer,
+    group: Group,
+    dtype: torch.dtype,
+    items: dict[str, Tensor],
+    options: tuple[str, ...],
+) -> tuple[Record, tuple[str, ...]]:
+    """Return what `_record` does, which is the same of all optimizers that have the same in all this."""
+    numbers = plans.scalars(Form((), doubles=options), group)
+    values = {name: (value.dtype, value.item()) for name, value in items.items()}
+    key = type(optimizer), repr((dtype, options, numbers, plans.fixed(group), values))
+    if key not in _known:
+        made = _record(optimizer, group, dtype, items, options)
+        if len(_known) == _MOST_KNOWN:
+            _known.clear()
+        _known[key] = made
+    return _known[key]
 
 
 def _record(
