@@ -139,6 +139,8 @@ int try_bind(struct frame *c)
     make_places(c, &p);
     const char *dtype = a_dtype(c, &p);
     void *data = at(c, p.data), *grad = at(c, p.grad);
+    if (!data && !grad)
+        p.data = p.grad = 0; /* they come with each step, and lie nowhere here */
     note(c, "opt_bind(%d, %s, %s, %lld, arena + %zu: %p, arena + %zu: %p)", c->handle, quoted(name),
          quoted(dtype), (long long)p.layout.shape[0], p.data, data, p.grad, grad);
     int status = opt_bind(c->handle, name, dtype, p.layout.shape[0], data, grad);
@@ -176,6 +178,8 @@ int try_bind_nd(struct frame *c)
     if (ndim != size && ndim >= 0 && ndim <= 64)
         ndim = size; /* else it would read what is not there, as told */
     void *data = at(c, p.data), *grad = at(c, p.grad);
+    if (!data && !grad)
+        p.data = p.grad = 0;
     note(c, "opt_bind_nd(%d, %s, %s, %s, %d, %s, arena + %zu: %p, %s, arena + %zu: %p, %s)", c->handle,
          quoted(name), quoted(dtype), quoted(device), ndim, listed(shape, size), p.data, data,
          listed(strides, size), p.grad, grad, listed(grad_strides, size));
