@@ -30,7 +30,7 @@ typedef enum {
     ELEMENTWISE_NEGATE,            /* -a */
     ELEMENTWISE_ABS,               /* |a| */
     ELEMENTWISE_SIGN,              /* -1, 0 or 1; 0 of a nan */
-    ELEMENTWISE_SQRT,              /* the processor's, rounded rightly */
+    ELEMENTWISE_SQRT,              /* the processor's, rounded correctly */
     ELEMENTWISE_SQRT_MKL,          /* Intel's, as torch has it in its library */
     ELEMENTWISE_RECIPROCAL,        /* 1 / a */
     ELEMENTWISE_ADD_SCALAR,        /* a + v */

@@ -159,10 +159,8 @@ int call_step(struct call *call)
 
 int call_set_value(struct call *call, int group, const char *name, double value)
 {
-    if (plan_set_value(handle_plan(call->slot), group, name, value)) {
-        call->flags &= ~CHANGES_PLAN;
-        return 1;
-    }
+    if (plan_set_value(handle_plan(call->slot), group, name, value))
+        return call_keeps_plan(call);
     int result = call_tell_python(call);
     return result > 0 ? runtime.python->set_value(call->opt, group, name, value) : result;
 }

@@ -19,8 +19,8 @@ enum {
     WANTS_ARRAYS = 2,  /* is refused where a parameter has none between steps */
     FROM_WITHIN = 4,   /* also in a function of the host's that this very optimizer has called */
     CALLS_BACK = 8,    /* Python may call a function of the host's */
-    MAY_STAY_OUT = 32, /* may not need Python, or what it knows of hyperparameters */
     ENDS_HANDLE = 16,  /* all that a handle is good for whose function has been left */
+    MAY_STAY_OUT = 32, /* may not need Python, and lets it know by itself where it does: call_tell_python */
 };
 
 /* The one table of what each does. */

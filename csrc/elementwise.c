@@ -1,5 +1,6 @@
 #include "elementwise.h"
 
+#include <float.h>
 #include <math.h>
 #include <stddef.h>
 
@@ -58,6 +59,11 @@ elementwise elementwise_find(int operation, int bytes)
         return avx2_table[operation][bytes == 8];
 #endif
     return plain_table[operation][bytes == 8];
+}
+
+int elementwise_takes(double scalar, int bytes)
+{
+    return bytes == 8 || !isfinite(scalar) || fabs(scalar) <= FLT_MAX;
 }
 
 int elementwise_run(int operation, int bytes, int64_t n, void *to, const void *a, const void *b,

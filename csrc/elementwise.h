@@ -12,6 +12,9 @@ typedef void (*elementwise)(int64_t n, void *to, const void *a, const void *b, c
  * NULL if there is none. */
 elementwise elementwise_find(int operation, int bytes);
 
+/* Tell whether torch takes a scalar for values of 4 or 8 bytes: it raises an error where that would overflow. */
+int elementwise_takes(double scalar, int bytes);
+
 /* Do one: `optplug_host`'s. */
 int elementwise_run(int operation, int bytes, int64_t n, void *to, const void *a, const void *b,
                     const void *c, double v, double u);

@@ -1,6 +1,5 @@
 #include "gradients.h"
 
-#include <float.h>
 #include <math.h>
 #include <stdlib.h>
 #include <string.h>
@@ -9,7 +8,7 @@
 #include "openmp.h"
 
 /* Gradients as long as this are Python's, which adds them up in pieces. */
-enum { LONG = 10000000, WORTH_THREADS = 32768, MOST_LANES = 16 };
+enum { LONG = 10000000, MOST_LANES = 16 };
 
 struct gradients {
     int count, bytes, lanes, chunk;
@@ -159,15 +158,10 @@ int gradients_zero(const struct gradients *gradients)
     return 1;
 }
 
-/* Tell whether torch takes a scalar for the gradients' dtype: it raises an error where that would overflow. */
-static int fits(const struct gradients *gradients, double value)
-{
-    return gradients->bytes == 8 || !isfinite(value) || fabs(value) <= FLT_MAX;
-}
-
 int gradients_clip_value(const struct gradients *gradients, double clip_value)
 {
-    if (!gradients || !gradients->clamp || !(clip_value >= 0) || !fits(gradients, clip_value))
+    if (!gradients || !gradients->clamp || !(clip_value >= 0) ||
+        !elementwise_takes(clip_value, gradients->bytes))
         return 0;
     run_each(gradients, clamp, clip_value);
     return 1;
@@ -176,7 +170,8 @@ int gradients_clip_value(const struct gradients *gradients, double clip_value)
 int gradients_clip_norm(const struct gradients *gradients, double max_norm, double *total_norm)
 {
     if (!gradients || !gradients->lanes || !gradients->add_scalar || !gradients->reciprocal ||
-        !gradients->mul_scalar || !gradients->clamp_max || !(max_norm >= 0) || !fits(gradients, max_norm))
+        !gradients->mul_scalar || !gradients->clamp_max || !(max_norm >= 0) ||
+        !elementwise_takes(max_norm, gradients->bytes))
         return 0;
     for (int i = 0; i < gradients->count; i++) {
         const optplug_tensor *tensor = &gradients->tensors[i];

@@ -1,4 +1,4 @@
-/* Hyperparameters that a plan may change without Python, and those changes of which Python is still to hear. */
+/* Hyperparameters that a plan may change without Python, and those changes of which Python is still to learn. */
 #ifndef OPTPLUG_RATES_H
 #define OPTPLUG_RATES_H
 

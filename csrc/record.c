@@ -1,6 +1,5 @@
 #include "record.h"
 
-#include <float.h>
 #include <math.h>
 #include <stdlib.h>
 #include <string.h>
@@ -11,8 +10,6 @@
 /* A block's bytes, so that what a record works on stays in the first cache, and the temporary arrays of all
  * fit on the stack of a thread that has little. */
 enum { BLOCK = 2048, MAX_TEMPORARIES = 8 };
-/* How many values make it worth to call in other threads. */
-enum { WORTH_THREADS = 32768 };
 enum { IS_INTEGER = -8 };
 
 struct instruction {
@@ -251,21 +248,18 @@ static double compute(const struct records *records, const struct record *record
     return 0;
 }
 
-/* Tell whether torch takes a scalar for an array of a dtype: it raises an error where that would overflow. */
-static int fits(double value, int bytes) { return bytes == 8 || !isfinite(value) || fabs(value) <= FLT_MAX; }
-
 static int all_fit(const struct record *record, const double *values, int bytes)
 {
     for (int i = 0; i < record->instruction_count; i++) {
         const struct instruction *instruction = &record->instructions[i];
-        if ((instruction->v >= 0 && !fits(values[instruction->v], bytes)) ||
-            (instruction->u >= 0 && !fits(values[instruction->u], bytes)))
+        if ((instruction->v >= 0 && !elementwise_takes(values[instruction->v], bytes)) ||
+            (instruction->u >= 0 && !elementwise_takes(values[instruction->u], bytes)))
             return 0;
     }
     for (int i = 0; i < record->scalar_count; i++) {
         const optplug_scalar *scalar = &record->scalars[i];
         for (int k = 3; scalar->kind == SCALAR_ELEMENTWISE && k < 5; k++)
-            if (scalar->operands[k] >= 0 && !fits(values[scalar->operands[k]], scalar->b))
+            if (scalar->operands[k] >= 0 && !elementwise_takes(values[scalar->operands[k]], scalar->b))
                 return 0;
     }
     return 1;

@@ -2,11 +2,21 @@
 
 from __future__ import annotations
 
+import pytest
 import torch
 
 from optplug import _bridge, ctypes_api
 
 lib = ctypes_api.load()
+
+
+@pytest.fixture
+def direct_plans():
+    """Let plans run as in hosts that are no Python."""
+    assert lib.opt_init(b"plans='direct'") == 0
+    yield
+    assert lib.opt_init(b"plans=True") == 0
+
 
 ROUTES = ["plans='direct'", "plans='stable'"]
 
@@ -96,3 +106,9 @@ class Twins:
                     continue  # torch 2.13 leaves some of its last values to chance, and makes no use of them
                 assert value is None or torch.equal(ours[key], value), key
         assert lib.opt_free(self.opt) == 0
+
+
+class UnfusedTwins(Twins):
+    """Twins whose steps are no operator of torch's."""
+
+    fused = False

@@ -12,7 +12,7 @@ from torch import nn
 from torch.optim import swa_utils
 
 from optplug import _bridge, elementwise, followers
-from planned_twins import Twins, lib
+from planned_twins import Twins, UnfusedTwins, direct_plans, lib  # noqa: F401 (pytest finds the fixture here)
 
 AVERAGES = {
     "AveragedModel()": {},
@@ -24,15 +24,7 @@ AVERAGES = {
 }
 
 
-@pytest.fixture(autouse=True)
-def _plans():
-    assert lib.opt_init(b"plans='direct'") == 0
-    yield
-    assert lib.opt_init(b"plans=True") == 0
-
-
-class Unfused(Twins):
-    fused = False
+pytestmark = pytest.mark.usefixtures("direct_plans")
 
 
 def average_of(twins, i, dtype):
@@ -45,7 +37,7 @@ def average_of(twins, i, dtype):
 @pytest.mark.parametrize("text", ["AdamW(lr=0.1)", "RMSprop(lr=0.1)"])
 @pytest.mark.parametrize("average", AVERAGES)
 def test_averages_follow_a_plan(text, average, dtypes):
-    twins = (Twins if text.startswith("AdamW") else Unfused)(
+    twins = (Twins if text.startswith("AdamW") else UnfusedTwins)(
         text, list(zip(dtypes, (7, 40_000), strict=True))
     )
     assert lib.opt_average(twins.opt, average.encode()) == 0, lib.opt_error()

@@ -12,8 +12,7 @@ from torch import nn
 
 from optplug import _bridge, ctypes_api, elementwise, recorder, records
 from optplug.number import is_number
-from planned_twins import Twins as FusedTwins
-from planned_twins import lib
+from planned_twins import UnfusedTwins, direct_plans, lib  # noqa: F401 (pytest finds the fixture here)
 
 RECORDED = [
     "Adadelta(lr=0.5)",
@@ -43,16 +42,10 @@ RECORDED = [
 SIZES = [1, 7, 100, 40_000]
 
 
-@pytest.fixture(autouse=True)
-def _plans():
-    assert lib.opt_init(b"plans='direct'") == 0
-    yield
-    assert lib.opt_init(b"plans=True") == 0
+pytestmark = pytest.mark.usefixtures("direct_plans")
 
 
-class Twins(FusedTwins):
-    fused = False
-
+class Twins(UnfusedTwins):
     def is_recorded(self) -> bool:
         return "recorded" in self.described().split("\n")[1] and self.is_planned()
 

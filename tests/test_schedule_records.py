@@ -10,8 +10,8 @@ import torch
 from torch.optim import lr_scheduler, swa_utils
 
 from optplug import _bridge, ctypes_api
-from planned_twins import Twins as FusedTwins
-from planned_twins import lib
+from planned_twins import Twins as PlannedTwins
+from planned_twins import direct_plans, lib  # noqa: F401 (pytest finds the fixture here)
 
 SCHEDULES = [
     "StepLR(step_size=4, gamma=0.5)",
@@ -34,14 +34,10 @@ SCHEDULES = [
 OPTIMIZERS = ["AdamW(lr=0.1)", "RMSprop(lr=0.1, momentum=0.9)"]
 
 
-@pytest.fixture(autouse=True)
-def _plans():
-    assert lib.opt_init(b"plans='direct'") == 0
-    yield
-    assert lib.opt_init(b"plans=True") == 0
+pytestmark = pytest.mark.usefixtures("direct_plans")
 
 
-class Twins(FusedTwins):
+class Twins(PlannedTwins):
     """Twins of two groups, with schedulers."""
 
     def __init__(self, text, *schedules):

@@ -1,6 +1,6 @@
 """What a host does around each step, for C to do: averages after it, clipping and zeroing before it.
 
-Each is proven against torch's own before it is used, on numbers of no importance.
+Each is proven against torch's own before it is used, on numbers of our own.
 """
 
 from __future__ import annotations
@@ -17,7 +17,6 @@ from optplug import elementwise, host, plans, transfer
 from optplug._optplug import ffi
 from optplug.averages import Average
 from optplug.buffers import is_dense, same_order
-from optplug.devices import Streams
 from optplug.parameters import Parameters
 from optplug.plans import Form, Gradients, Operation, Plan
 from optplug.recorder import Record, Recording
@@ -71,12 +70,10 @@ def _gives_the_bits(of: Average, record: Record, dtype: torch.dtype, n: int) -> 
     average = of.like(_drawn(n, dtype))
     current = nn.ParameterList([_drawn(n + 1, dtype)[:n].clone()])
     copies = [[t.clone()] for t in (current[0].detach(), average.read(0), average.count())]
-    stated = ffi.new("optplug_plan *")
-    operation = Operation("AveragedModel", _FORM, {}, copies, [], True, records=[record])
-    transfer.give(Plan([operation]), [], stated, Streams(), "stable", False)
+    plan = Plan([Operation("AveragedModel", _FORM, {}, copies, [], True, records=[record])])
     for _ in range(5):
         average.update(current)
-        if not host.table.run_plan(stated):
+        if not transfer.run(plan):
             return False
         if not elementwise.is_same(copies[1][0], average.read(0)) or copies[2][0] != average.count():
             return False

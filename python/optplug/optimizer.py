@@ -144,11 +144,11 @@ class HostedOptimizer:
         self._changes.set_value(self.run, group, name, value)
 
     def take_value(self, group: int, name: str, value: float) -> None:
-        """Take a hyperparameter that who runs the plan has set in it: one of `rates`."""
+        """Take over a hyperparameter that was set in the plan alone: one of `rates`."""
         self._changes.take(self.run, group, name, value)
 
     def rates(self) -> list[Rate]:
-        """Return what who runs the plan may set in it: what has been set by number before."""
+        """Return what may be set in the plan alone: what has been set by number before."""
         return self._changes.rates(self.run)
 
     # ---- steps ----
@@ -334,7 +334,7 @@ class HostedOptimizer:
         self.planner.end_schedule()
 
     def take_schedule(self) -> None:
-        """Take what who runs the plan has made of schedulers and rates."""
+        """Bring schedulers and rates up to date with the plan, which has moved them."""
         self.planner.take_schedule()
 
     # ---- averages ----

@@ -144,17 +144,18 @@ class Planner:
     def _state(
         self, run: Run, optimizer: torch.optim.Optimizer, parameters: Parameters, scale: Scale
     ) -> plans.Plan | None:
-        masters, averaging = parameters.mastered(), list[plans.Operation]()
         operations = plans.make(optimizer, scale.numbers(), self._error_if_nonfinite)
         if operations is None and not scale:
             operations = self.records.operations(optimizer)
-        if operations and run.average:
-            found = followers.average(run.average, [p.tensor.detach() for p in parameters])
-            if found is None:
-                return None
-            averaging = found
+        if not operations:
+            return None
+        averaging: list[plans.Operation] | None = []
+        if run.average:
+            averaging = followers.average(run.average, [p.tensor.detach() for p in parameters])
+        if averaging is None:
+            return None
         gradients = followers.gradients(parameters, self.clips)
-        plan = plans.stated(operations, masters, averaging, gradients) if operations else None
+        plan = plans.stated(operations, parameters.mastered(), averaging, gradients)
         return self._whole(plan) if plan else None
 
     def refuse(self) -> None:

@@ -148,7 +148,7 @@ class Gradients:
 
 @dataclass(frozen=True)
 class Rate:
-    """A hyperparameter that who runs a plan may change in it, to any finite value from low to high."""
+    """A hyperparameter that may be set in the plan alone, to any finite value from low to high."""
 
     group: int  # -1 for all
     name: str  # as `opt_get` takes it

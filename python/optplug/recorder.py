@@ -228,7 +228,7 @@ def run(optimizer: torch.optim.Optimizer, lists: list[Tensor], names: list[str])
     """Step an optimizer of one parameter once, and return what was seen.
 
     Args:
-        optimizer: one of no importance, whose hyperparameters are plain numbers again afterwards.
+        optimizer: a throw-away one, whose hyperparameters are plain numbers again afterwards.
         lists: its parameter, its gradient, and the tensors of its state.
         names: its hyperparameters that are numbers; "betas[0]" of a tuple.
     """

@@ -13,10 +13,9 @@ from dataclasses import dataclass, field, replace
 import torch
 from torch import Tensor, nn
 
-from optplug import elementwise, host, plans, recorder, transfer
-from optplug._optplug import ffi, lib
+from optplug import elementwise, plans, recorder, transfer
+from optplug._optplug import lib
 from optplug.buffers import is_dense, same_order
-from optplug.devices import Streams
 from optplug.number import is_double
 from optplug.plans import Form, Group, Operation, Plan
 from optplug.recorder import Record
@@ -28,8 +27,8 @@ _MOST_RECORDS, _MOST_LOOKS = 6, 8
 _MOST_PATIENCE = 64
 #: What is proven of an array: all of it, or so many values at both ends and in the middle.
 _BLOCK = 4096
-#: How many values parameters of no importance have, some vectors of the processor's and a rest: the one to be
-#: read, and the one that shows rare roundings, which the host's few values may not.
+#: How many values throw-away parameters have, some vectors of the processor's and a rest: the one to be read,
+#: and the one that shows rare roundings, which the host's few values may not.
 _FEW, _MANY = 37, 4099
 #: Records of the process, by what they were made of, and how many are kept.
 _known: dict[object, tuple[Record, tuple[str, ...]]] = {}
@@ -108,7 +107,7 @@ class Records:
     def _is_same(self, optimizer: torch.optim.Optimizer) -> bool:
         copies, self._copies = self._copies, None
         assert copies
-        if not _run(copies):
+        if not transfer.run(copies):
             return False
         made = self._operations(optimizer, copied=True)
         return all(
@@ -161,7 +160,7 @@ class Records:
                     if values in seen or len(seen) > _MOST_RECORDS:
                         continue
                     seen.add(values)
-                    record, state = _known_record(optimizer, group, dtype, items, kind.options)
+                    record, state = _Case(optimizer, group, dtype, items, kind.options).record()
                     if state != kind.state:  # by whose numbers those before it go
                         if self._unproven(kind):
                             raise _NotRecordedError("its parameters have different states")
@@ -261,99 +260,95 @@ def _options(group: Group) -> Iterator[str]:
             yield from (f"{key}[{i}]" for i, v in enumerate(value) if is_double(v))
 
 
-def _known_record(
-    optimizer: torch.optim.Optimizer,
-    group: Group,
-    dtype: torch.dtype,
-    items: dict[str, Tensor],
-    options: tuple[str, ...],
-) -> tuple[Record, tuple[str, ...]]:
-    """Return what `_record` does, which is the same of all optimizers that have the same in all this."""
-    numbers = plans.scalars(Form((), doubles=options), group)
-    values = {name: (value.dtype, value.item()) for name, value in items.items()}
-    key = type(optimizer), repr((dtype, options, numbers, plans.fixed(group), values))
-    if key not in _known:
-        made = _record(optimizer, group, dtype, items, options)
-        if len(_known) == _MOST_KNOWN:
-            _known.clear()
-        _known[key] = made
-    return _known[key]
+@dataclass(frozen=True)
+class _Case:
+    """A step to be recorded: of a group, for parameters of a dtype that have these values in their state."""
 
+    optimizer: torch.optim.Optimizer
+    group: Group
+    dtype: torch.dtype
+    items: dict[str, Tensor]
+    options: tuple[str, ...]
 
-def _record(
-    optimizer: torch.optim.Optimizer,
-    group: Group,
-    dtype: torch.dtype,
-    items: dict[str, Tensor],
-    options: tuple[str, ...],
-) -> tuple[Record, tuple[str, ...]]:
-    """Record a step of a parameter of no importance that has these values in its state.
+    def record(self) -> tuple[Record, tuple[str, ...]]:
+        """Return its record, and the names of the state's tensors, whose lists count after the gradient's.
 
-    Returns:
-        The record, and the names of the state's tensors, whose lists it counts after the gradient's.
-    """
-    # The loop over parameters is what can be read; whether the group's own way gives its bits is seen then.
-    loop, lists, names = _stand_in(optimizer, {**group, "foreach": False}, dtype, items, _FEW)
-    recording = recorder.run(loop, lists, list(options))
-    record = recording.record()
-    if record is None:
-        raise _NotRecordedError(recording.reason)
-    own, lists, _ = _stand_in(optimizer, group, dtype, items, _MANY)
-    form = Form(("self", "grads", *names), doubles=options)
-    copies = [[t.detach().clone()] for t in lists]
-    step = Operation("step", form, group, copies, plans.scalars(form, group), True, records=[record])
-    with grad_mode(False):
-        recorder.plain_step(own)
-    if not _run(Plan([step])) or not all(
-        elementwise.is_same(a, t) for (a,), t in zip(copies, lists, strict=True)
-    ):
-        raise _NotRecordedError(_OTHER_BITS)
-    return record, names
+        They are the same for all optimizers that have the same in all this.
+        """
+        key = (
+            type(self.optimizer),
+            repr(
+                (
+                    self.dtype,
+                    self.options,
+                    plans.scalars(Form((), doubles=self.options), self.group),
+                    plans.fixed(self.group),
+                    {name: (value.dtype, value.item()) for name, value in self.items.items()},
+                )
+            ),
+        )
+        if key not in _known:
+            made = self._make()
+            if len(_known) == _MOST_KNOWN:
+                _known.clear()
+            _known[key] = made
+        return _known[key]
 
+    def _make(self) -> tuple[Record, tuple[str, ...]]:
+        """Record a step of a throw-away parameter, and prove it by another."""
+        # The loop over parameters can be read; the group's own implementation then has to give its bits.
+        loop, lists, names = self._stand_in({**self.group, "foreach": False}, _FEW)
+        recording = recorder.run(loop, lists, list(self.options))
+        record = recording.record()
+        if record is None:
+            raise _NotRecordedError(recording.reason)
+        own, lists, _ = self._stand_in(self.group, _MANY)
+        form = Form(("self", "grads", *names), doubles=self.options)
+        copies = [[t.detach().clone()] for t in lists]
+        numbers = plans.scalars(form, self.group)
+        step = Operation("step", form, self.group, copies, numbers, True, records=[record])
+        with grad_mode(False):
+            recorder.plain_step(own)
+        if not transfer.run(Plan([step])) or not all(
+            elementwise.is_same(a, t) for (a,), t in zip(copies, lists, strict=True)
+        ):
+            raise _NotRecordedError(_OTHER_BITS)
+        return record, names
 
-def _stand_in(
-    optimizer: torch.optim.Optimizer, group: Group, dtype: torch.dtype, items: dict[str, Tensor], n: int
-) -> tuple[torch.optim.Optimizer, list[Tensor], tuple[str, ...]]:
-    """Make an optimizer like another, of one parameter of n values, with these values in its state.
+    def _stand_in(self, group: Group, n: int) -> tuple[torch.optim.Optimizer, list[Tensor], tuple[str, ...]]:
+        """Make an optimizer like this one, of one parameter of n values.
 
-    Returns:
-        The optimizer; its parameter, the gradient, and the tensors of the state, with their names.
-    """
-    generator = torch.Generator().manual_seed(0)
+        Returns:
+            The optimizer; its parameter, the gradient, and the tensors of the state, with their names.
+        """
+        generator = torch.Generator().manual_seed(0)
 
-    def draw() -> Tensor:
-        return torch.randn(n, generator=generator, dtype=torch.float64).to(dtype)
+        def draw() -> Tensor:
+            return torch.randn(n, generator=generator, dtype=torch.float64).to(self.dtype)
 
-    parameter = nn.Parameter(draw())
-    other = object.__new__(type(optimizer))
-    vars(other).update(
-        vars(optimizer), param_groups=[{**group, "params": [parameter]}], state=defaultdict(dict)
-    )
-    vars(other).pop("step", None)  # a scheduler's, which calls the optimizer itself
-    try:
-        for _ in range(2):
-            parameter.grad = draw()
-            with grad_mode(False):
-                recorder.plain_step(other)
-    except Exception as error:
-        raise _NotRecordedError(f"{type(error).__name__}: {error}") from error
-    state = other.state[parameter]
-    for name, value in items.items():
-        if name not in state or not _is_item(state[name]) or state[name].dtype != value.dtype:
-            raise _NotRecordedError(f"its state {name} is not understood")
-        state[name].copy_(value)
-    names = tuple(name for name, value in state.items() if isinstance(value, Tensor))
-    if len(names) != len([v for v in state.values() if v is not None]):
-        raise _NotRecordedError("a state that is no tensor")
-    assert parameter.grad is not None
-    return other, [parameter, parameter.grad, *(state[name] for name in names)], names
-
-
-def _run(plan: Plan) -> bool:
-    """Let C make a step."""
-    stated = ffi.new("optplug_plan *")
-    transfer.give(plan, [], stated, Streams(), "stable", False)
-    return bool(host.table.run_plan(stated))
+        parameter = nn.Parameter(draw())
+        other = object.__new__(type(self.optimizer))
+        vars(other).update(
+            vars(self.optimizer), param_groups=[{**group, "params": [parameter]}], state=defaultdict(dict)
+        )
+        vars(other).pop("step", None)  # a scheduler's, which calls the optimizer itself
+        try:
+            for _ in range(2):
+                parameter.grad = draw()
+                with grad_mode(False):
+                    recorder.plain_step(other)
+        except Exception as error:
+            raise _NotRecordedError(f"{type(error).__name__}: {error}") from error
+        state = other.state[parameter]
+        for name, value in self.items.items():
+            if name not in state or not _is_item(state[name]) or state[name].dtype != value.dtype:
+                raise _NotRecordedError(f"its state {name} is not understood")
+            state[name].copy_(value)
+        names = tuple(name for name, value in state.items() if isinstance(value, Tensor))
+        if len(names) != len([v for v in state.values() if v is not None]):
+            raise _NotRecordedError("a state that is no tensor")
+        assert parameter.grad is not None
+        return other, [parameter, parameter.grad, *(state[name] for name in names)], names
 
 
 def _tensors(optimizer: torch.optim.Optimizer, p: Tensor, kind: _Kind) -> list[Tensor]:

@@ -17,9 +17,8 @@ from typing import Any
 import torch
 from torch.optim.lr_scheduler import LRScheduler, ReduceLROnPlateau
 
-from optplug import host, plans, transfer
-from optplug._optplug import ffi, lib
-from optplug.devices import Streams
+from optplug import plans, transfer
+from optplug._optplug import lib
 from optplug.number import Computation, Number, Scalar, is_double, plain
 from optplug.plans import Form, Group, Operation, Plan, Schedulers
 from optplug.recorder import Record
@@ -62,9 +61,13 @@ class Schedule:
 
     def take(self) -> None:
         """Give schedulers and groups the numbers as C has them."""
-        for i in sorted({i for record in self.records for i, _ in record.stores}):
+        for i in self._moved():
             path = self._paths[i]
             _set(self._roots, path, type(_get(self._roots, path))(self._memory[i].item()))
+
+    def _moved(self) -> list[int]:
+        """Return which of the numbers steps move."""
+        return sorted({i for record in self.records for i, _ in record.stores})
 
     def operation(self, memory: torch.Tensor, records: list[Record]) -> Operation:
         """State a step in memory like that of C."""
@@ -81,7 +84,7 @@ class Schedule:
         if not self.records:
             return None
         found = []
-        for i in sorted({i for record in self.records for i, _ in record.stores}):
+        for i in self._moved():
             group, name = self._option(i)
             if name is None:
                 continue
@@ -177,7 +180,7 @@ class ScheduleRecords:
             return False
         try:
             operation = schedule.operation(self._before, [*schedule.records, new])
-            if _run(operation) and _are_same(self._before, schedule.values()):
+            if transfer.run(Plan([operation])) and _are_same(self._before, schedule.values()):
                 schedule.records.append(new)
                 return True
             self._give_up("its record gave other numbers than the step")
@@ -195,12 +198,6 @@ def _has_begun(scheduler: LRScheduler) -> bool:
     return (
         all(_has_begun(s) for s in getattr(scheduler, NESTED, ())) and vars(scheduler).get("_step_count") != 1
     )
-
-
-def _run(operation: Operation) -> bool:
-    stated = ffi.new("optplug_plan *")
-    transfer.give(Plan([operation]), [], stated, Streams(), "stable", False)
-    return bool(host.table.run_plan(stated))
 
 
 def _are_same(memory: torch.Tensor, values: list[float]) -> bool:

@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from optplug import buffers
+from optplug import buffers, host
 from optplug._optplug import ffi
 from optplug.devices import Streams
 from optplug.plans import Gradients, Operation, Plan, Rate
@@ -47,6 +47,13 @@ def give(
         alive += [steps, pairs]
     _here.stated += operators, alive
     out.operators, out.stable = operators, _STABLE.get(way, -1)  # type: ignore[arg-type]
+
+
+def run(plan: Plan) -> bool:
+    """Let C make a plan's step once; False if it cannot, and has changed nothing."""
+    stated = ffi.new("optplug_plan *")
+    give(plan, [], stated, Streams(), "stable", False)
+    return bool(host.table.run_plan(stated))
 
 
 def give_gradients(gradients: Gradients, out: Any) -> object:
