@@ -293,7 +293,7 @@ int opt_save(int opt, const char *path);
 /* Resume from a file that opt_save wrote, in an optimizer of the same class with the same parameters bound
  * by name in the same groups; order and addresses may differ.
  *
- * Later steps are those of the saved optimizer, bit for bit.
+ * Later steps are those of the saved optimizer, bit for bit, except with sqrt='processor' (see opt_init).
  * Schedulers and averages come from the file; if you have attached some, they must match it.  Attach a
  * schedule with a function of yours before loading.  Files that PyTorch saved also work: a state_dict, or a
  * dict that contains one (as "optimizer", if there are several).  Their parameters are matched by
@@ -341,9 +341,9 @@ int opt_load_memory(int opt, const void *buffer, int64_t size);
  *   master_weights=True             step a float32 copy of each float16 and bfloat16 parameter: your arrays
  *                                   receive it rounded, and anything else written to them is lost unless
  *                                   they are bound again
- *   sqrt='processor'                in recorded steps of long arrays, which take half of their time for square
- *                                   roots, use the processor's, rounded correctly, in place of Intel's, which
- *                                   is PyTorch's: of float32 every fifth differs in the last bit
+ *   sqrt='processor'                in recorded steps, use the processor's square root, rounded correctly, in
+ *                                   place of Intel's, which is PyTorch's and takes a third to a half of the
+ *                                   time of a million values; every fifth float32 root differs in the last bit
  *   log='debug'                     what opt_log's function receives: 'info', 'debug', or False for nothing
  *   plans=False                     run every step through Python; 'stable' or 'direct': bypass it through
  *                                   PyTorch's stable C ABI or, a microsecond faster, its kernels' own
