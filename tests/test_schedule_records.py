@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import ctypes
-import warnings
 
 import pytest
 import torch
@@ -259,12 +258,12 @@ def test_a_record_that_is_not_torchs_is_noticed():
     twins.end()
 
 
-def test_nothing_is_warned_of_twice():
-    twins = Twins("AdamW(lr=0.1)")
-    with warnings.catch_warnings():
-        warnings.simplefilter("error")
-        twins.schedulers.append(twins.attach("StepLR(3)"))
-        for _ in range(8):
-            twins.step()
-            twins.schedule()
+def test_a_copy_that_is_stepped_warns_of_nothing():
+    """Torch warns of a scheduler's first step where the optimizer has made none."""
+    twins = Twins("AdamW(lr=0.1)", "StepLR(3)")
+    for _ in range(8):
+        twins.step()
+        twins.schedule()
+        assert lib.opt_warning() == b""
+    assert twins.is_in_c()
     twins.end()

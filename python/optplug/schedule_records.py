@@ -24,7 +24,6 @@ from optplug.plans import Form, Group, Operation, Plan, Schedulers
 from optplug.recorder import Record
 from optplug.run import Run
 from optplug.schedules import GROUP_KEYS
-from optplug.torch_private import NESTED
 
 #: How many records there may be, how often a step is looked at in all, and how many numbers are copied.
 _MOST_RECORDS, _MOST_LOOKS, _MOST_NUMBERS = 6, 12, 512
@@ -155,7 +154,7 @@ class ScheduleRecords:
     def begin(self, run: Run) -> None:
         """Look at the step that the schedulers are about to make by Python."""
         self._new = None
-        if self._looks == _MOST_LOOKS or not all(_has_begun(s) for s in run.schedulers):
+        if self._looks == _MOST_LOOKS:
             return
         self._looks += 1
         try:
@@ -191,13 +190,6 @@ class ScheduleRecords:
     def _give_up(self, reason: str) -> None:
         """Keep to the records that are proven."""
         self.reason, self._looks = reason, _MOST_LOOKS
-
-
-def _has_begun(scheduler: LRScheduler) -> bool:
-    """Tell whether it has made its first step, at which it looks at the optimizer."""
-    return (
-        all(_has_begun(s) for s in getattr(scheduler, NESTED, ())) and vars(scheduler).get("_step_count") != 1
-    )
 
 
 def _are_same(memory: torch.Tensor, values: list[float]) -> bool:
