@@ -14,12 +14,15 @@
 /* A function of the host's, as in optplug.h. */
 typedef int (*optplug_callback)(void *user, double *value);
 
-/* Values of one dtype, without gaps. */
+/* Values of one dtype.  They lie one after the other; but in a record's list there may be gaps, or another order
+ * than in its first list: the sizes and strides of their dimensions are then given, the innermost first. */
 typedef struct optplug_tensor {
     void *data;
     int64_t n;
     const char *dtype; /* NULL: no tensor, where one may be left out */
     int gpu;           /* which one's memory; -1: the CPU's */
+    int dims;          /* 0: one after the other */
+    const int64_t *sizes, *strides;
 } optplug_tensor;
 
 /* What is done to each value of an array: `to` becomes what stands here, where v and u are scalars in the

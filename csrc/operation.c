@@ -119,37 +119,44 @@ int operation_scalar_count(const struct operation *operation)
 /* ---- running it ---- */
 
 /* Tell whether no value has the bits of an infinity in its exponent, as infinities and nans do. */
-static int is_finite(const optplug_tensor *memory, const optplug_operator *form)
+static int is_finite(const void *values, int64_t n, const void *context)
 {
-    const uint16_t *x16 = memory->data, infinity16 = (uint16_t)form->infinity;
-    const uint32_t *x32 = memory->data, infinity32 = (uint32_t)form->infinity;
-    const uint64_t *x64 = memory->data, infinity64 = form->infinity;
+    const optplug_operator *form = context;
+    const uint16_t *x16 = values, infinity16 = (uint16_t)form->infinity;
+    const uint32_t *x32 = values, infinity32 = (uint32_t)form->infinity;
+    const uint64_t *x64 = values, infinity64 = form->infinity;
     int bad = 0;
     if (form->bytes == 2)
-        for (int64_t i = 0; i < memory->n; i++)
+        for (int64_t i = 0; i < n; i++)
             bad |= (x16[i] & infinity16) == infinity16;
     else if (form->bytes == 4)
-        for (int64_t i = 0; i < memory->n; i++)
+        for (int64_t i = 0; i < n; i++)
             bad |= (x32[i] & infinity32) == infinity32;
     else
-        for (int64_t i = 0; i < memory->n; i++)
+        for (int64_t i = 0; i < n; i++)
             bad |= (x64[i] & infinity64) == infinity64;
     return !bad;
 }
 
-int operation_prepare(struct operation *operation)
+/* Tell whether all values are finite that are to be. */
+static int are_finite(const struct operation *operation)
 {
     const optplug_operator *form = &operation->form;
-    if (form->gradients >= 0 && form->bytes) {
-        const struct list *list = &operation->lists[form->gradients];
-        int length = list->length;
-        const optplug_tensor *gradients =
-            operation->records ? records_list(operation->records, form->gradients, &length) : list->memory;
-        for (int i = 0; i < length; i++)
-            if (!is_finite(&gradients[i], form))
-                return 0;
-    }
-    return !operation->records || records_prepare(operation->records, operation->scalars);
+    if (form->gradients < 0 || !form->bytes)
+        return 1;
+    if (operation->records)
+        return records_all(operation->records, form->gradients, is_finite, form);
+    const struct list *list = &operation->lists[form->gradients];
+    for (int i = 0; i < list->length; i++)
+        if (!is_finite(list->memory[i].data, list->memory[i].n, form))
+            return 0;
+    return 1;
+}
+
+int operation_prepare(struct operation *operation)
+{
+    return are_finite(operation) &&
+           (!operation->records || records_prepare(operation->records, operation->scalars));
 }
 
 /* Return what the step counts are to fall by, since the step was left out. */

@@ -21,4 +21,8 @@ void records_run(const struct records *records);
 /* Return the tensors of a list. */
 const optplug_tensor *records_list(const struct records *records, int list, int *length);
 
+/* Tell whether the values of a list's tensors, part by part, are such as `holds` tells of n of them. */
+int records_all(const struct records *records, int list,
+                int (*holds)(const void *values, int64_t n, const void *context), const void *context);
+
 #endif

@@ -207,11 +207,9 @@ def test_an_operation_that_is_not_torchs_is_noticed(monkeypatch):
     real = elementwise.choose
     for wrong in (None, *chosen):
 
-        def choose(name, dtype, wrong=wrong):
+        def choose(name, *how, wrong=wrong):
             used.add(name)
-            return (
-                real("negate" if name != "negate" else "abs", dtype) if name == wrong else real(name, dtype)
-            )
+            return real("negate" if name != "negate" else "abs", *how) if name == wrong else real(name, *how)
 
         monkeypatch.setattr(elementwise, "choose", choose)
         records._known.clear()

@@ -63,7 +63,7 @@ class Average:
         #: Whether the averages stand where the parameters were, and the other way round.
         self.swapped = False
         #: What an update comes down to, by dtype and default dtype; None if it has no record.
-        self.records: dict[tuple[torch.dtype, torch.dtype], Record | None] = {}
+        self.records: dict[tuple[torch.dtype, bool, torch.dtype], Record | None] = {}
 
     def update(self, module: nn.Module) -> None:
         """Take the parameters as they are now into the average."""

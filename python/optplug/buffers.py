@@ -157,6 +157,45 @@ def same_order(shape: Sequence[int], strides: Sequence[int], others: Sequence[in
     return 0 in shape or all(n <= 1 or a == b for n, a, b in zip(shape, strides, others, strict=True))
 
 
+def real(tensor: Tensor) -> Tensor:
+    """Return a complex tensor as one of real numbers, twice as many; a real one as it is."""
+    return torch.view_as_real(tensor.detach()) if tensor.is_complex() else tensor
+
+
+def flat(tensor: Tensor, first: Tensor) -> Tensor:
+    """Return a tensor's values in the order in which another's lie: where it can be, a view."""
+    tensor = tensor.detach()
+    if tensor.is_contiguous() and first.is_contiguous():
+        return tensor.view(-1)
+    return _in_order(tensor, first).flatten()
+
+
+def _in_order(tensor: Tensor, first: Tensor) -> Tensor:
+    """Return a tensor with its dimensions permuted so that another's are in row-major order."""
+    return tensor.permute(sorted(range(first.dim()), key=first.stride, reverse=True))
+
+
+def gaps(tensor: Tensor, first: Tensor) -> list[tuple[int, int]]:
+    """Return how values lie that do not lie one after the other, in the order of another array's.
+
+    Returns:
+        Sizes and strides, the innermost first; nothing where there are no gaps.
+    """
+    if 0 in first.shape or (tensor.is_contiguous() and first.is_contiguous()):
+        return []
+    found: list[tuple[int, int]] = []
+    ordered = _in_order(tensor, first)
+    for n, stride in zip(ordered.shape[::-1], ordered.stride()[::-1], strict=True):
+        if n == 1:
+            continue
+        if found and stride == found[-1][0] * found[-1][1]:  # as if it were one dimension
+            inner, smallest = found.pop()
+            found.append((inner * n, smallest))
+        else:
+            found.append((n, stride))
+    return [] if found in ([], [(tensor.numel(), 1)]) else found
+
+
 def _row_major(shape: Sequence[int]) -> list[int]:
     strides, step = [], 1
     for n in reversed(shape):

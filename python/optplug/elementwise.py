@@ -82,17 +82,42 @@ OPERATIONS = {
 }
 
 _SCALARS = (-1e-3, 1.0, -1.0, 0.1, 0.5, 0.9, 0.999, 1 - 0.999, 1e-8, 3.3, 0.0, 1e-42, 1e30)
+#: How arrays lie that an operation is tried on: without gaps, and in ways over which torch loops otherwise.
+_Lay = Callable[[Sequence[Tensor]], list[Tensor]]
+_COLUMNS = 13
+_LAYOUTS: list[_Lay] = [
+    list,
+    lambda arrays: [scattered(t) for t in arrays],
+    lambda arrays: [in_rows(t) for t in arrays],
+    lambda arrays: [scattered(t) if i % 2 else t for i, t in enumerate(arrays)],
+    lambda arrays: [t if i % 2 else scattered(t) for i, t in enumerate(arrays)],
+]
 _LENGTHS = (1, 2, 3, 5, 7, 13, 67, 1031)
 
 
 @functools.cache
-def choose(name: str, dtype: torch.dtype) -> int | None:
-    """Return C's number for an operation whose every bit is torch's; None if there is none."""
+def choose(name: str, dtype: torch.dtype, has_gaps: bool = False) -> int | None:
+    """Return C's number for an operation whose every bit is torch's; None if there is none.
+
+    Args:
+        has_gaps: whether arrays may have gaps, over which torch loops otherwise.
+    """
     operation = OPERATIONS[name]
     for number in operation.in_c:
-        if _is_torchs(operation, number, dtype):
+        if all(_is_torchs(operation, number, dtype, lay) for lay in (_LAYOUTS if has_gaps else _LAYOUTS[:1])):
             return number
     return None
+
+
+def scattered(values: Tensor) -> Tensor:
+    """Return a copy of a vector or matrix with gaps between its values."""
+    return values.repeat_interleave(2, dim=-1)[..., ::2]
+
+
+def in_rows(values: Tensor) -> Tensor:
+    """Return a copy of a vector as a matrix with gaps between its rows; what fills no row is left out."""
+    rows = values[: len(values) // _COLUMNS * _COLUMNS].view(-1, _COLUMNS)
+    return torch.cat([rows, rows], dim=1)[:, :_COLUMNS]
 
 
 def run(number: int, to: Tensor, a: Tensor, b: Tensor, c: Tensor, v: float, u: float) -> bool:
@@ -101,13 +126,15 @@ def run(number: int, to: Tensor, a: Tensor, b: Tensor, c: Tensor, v: float, u: f
     return bool(host.table.elementwise(number, to.itemsize, to.numel(), *pointers, v, u))
 
 
-def _is_torchs(operation: Operation, number: int, dtype: torch.dtype) -> bool:
+def _is_torchs(operation: Operation, number: int, dtype: torch.dtype, lay: _Lay = list) -> bool:
     scalars = [v for v in _SCALARS if v != operation.never] if operation.scalars else [0.0]
-    for a, b, c in _numbers(dtype):
+    for arrays in _numbers(dtype):
+        laid = lay(arrays)
+        a, b, c = (t.contiguous().flatten() for t in laid)
         for i, v in enumerate(scalars):
             u = _SCALARS[i - 1]
-            arguments = (*(a, b, c)[: operation.arrays], *(v, u)[: operation.scalars])
-            expected, found = operation.torchs(*arguments), torch.empty_like(a)
+            arguments = (*laid[: operation.arrays], *(v, u)[: operation.scalars])
+            expected, found = operation.torchs(*arguments).contiguous().flatten(), torch.empty_like(a)
             if not run(number, found, a, b, c, v, u) or not is_same(expected, found):
                 return False
             found.copy_(a)  # in place

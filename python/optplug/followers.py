@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import functools
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 
 import torch
@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from optplug import elementwise, host, plans, transfer
 from optplug._optplug import ffi
 from optplug.averages import Average
-from optplug.buffers import is_dense, same_order
+from optplug.buffers import gaps, is_dense
 from optplug.parameters import Parameters
 from optplug.plans import Form, Gradients, Operation, Plan
 from optplug.recorder import Record, Recording
@@ -33,18 +33,17 @@ _CHUNKS = (4, 0, 1, 2, 8)
 
 def average(of: Average, parameters: Sequence[Tensor]) -> list[Operation] | None:
     """State the update of an average, after the first one; None if only Python can make it."""
-    alike: dict[torch.dtype, list[tuple[Tensor, Tensor]]] = {}
+    alike: dict[tuple[torch.dtype, bool], list[tuple[Tensor, Tensor]]] = {}
     for p, averaged in zip(parameters, of.memory(), strict=True):
-        if p.device.type != "cpu" or not is_dense(p.shape, p.stride()) or not p.dim():
+        if p.device.type != "cpu" or not p.dim():
             return None
-        if not same_order(p.shape, p.stride(), averaged.stride()):
-            return None
-        alike.setdefault(p.dtype, []).append((p, averaged))
+        has_gaps = bool(gaps(p, p) or gaps(averaged, p))
+        alike.setdefault((p.dtype, has_gaps), []).append((p, averaged))
     operations = []
-    for dtype, pairs in alike.items():
-        kind = dtype, torch.get_default_dtype()  # that of what is made of the count
+    for (dtype, has_gaps), pairs in alike.items():
+        kind = dtype, has_gaps, torch.get_default_dtype()  # that of what is made of the count
         if kind not in of.records:
-            of.records[kind] = _record(of, dtype) if dtype in elementwise.DTYPES else None
+            of.records[kind] = _record(of, dtype, has_gaps) if dtype in elementwise.DTYPES else None
         record = of.records[kind]
         if record is None:
             return None
@@ -55,27 +54,33 @@ def average(of: Average, parameters: Sequence[Tensor]) -> list[Operation] | None
     return operations
 
 
-def _record(of: Average, dtype: torch.dtype) -> Record | None:
+def _record(of: Average, dtype: torch.dtype, has_gaps: bool) -> Record | None:
     """Record an update, and prove it."""
-    current, averaged, count = _drawn(37, dtype), _drawn(37, dtype), torch.tensor(3)
+    lay = elementwise.scattered if has_gaps else torch.clone
+    current, averaged, count = lay(_drawn(37, dtype)), _drawn(37, dtype), torch.tensor(3)
     recording = Recording([current, averaged, count])
     with grad_mode(False), recording:
         of.update_one(averaged, current, count)
     recording.count(2)
     record = recording.record()
-    return record if record and all(_gives_the_bits(of, record, dtype, n) for n in _LENGTHS) else None
+    return record if record and all(_gives_the_bits(of, record, lay, dtype, n) for n in _LENGTHS) else None
 
 
-def _gives_the_bits(of: Average, record: Record, dtype: torch.dtype, n: int) -> bool:
+def _gives_the_bits(
+    of: Average, record: Record, lay: Callable[[Tensor], Tensor], dtype: torch.dtype, n: int
+) -> bool:
     average = of.like(_drawn(n, dtype))
-    current = nn.ParameterList([_drawn(n + 1, dtype)[:n].clone()])
-    copies = [[t.clone()] for t in (current[0].detach(), average.read(0), average.count())]
+    current = nn.ParameterList([lay(_drawn(n + 1, dtype)[:n])])
+    copies = [[lay(t)] for t in (current[0].detach(), average.read(0))] + [[average.count().clone()]]
     plan = Plan([Operation("AveragedModel", _FORM, {}, copies, [], True, records=[record])])
     for _ in range(5):
         average.update(current)
         if not transfer.run(plan):
             return False
-        if not elementwise.is_same(copies[1][0], average.read(0)) or copies[2][0] != average.count():
+        if (
+            not elementwise.is_same(copies[1][0].contiguous(), average.read(0))
+            or copies[2][0] != average.count()
+        ):
             return False
     return True
 

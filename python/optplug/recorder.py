@@ -17,9 +17,13 @@ from torch.overrides import TorchFunctionMode
 
 from optplug import elementwise
 from optplug._optplug import lib
+from optplug.buffers import real
 from optplug.number import Computation, Number, Scalar, is_number, plain
 from optplug.readings import HARMLESS, READ
 from optplug.torch_private import grad_mode
+
+#: What torch does to complex numbers as to their real and imaginary parts.
+_ALIKE_ON_PARTS = ("copy", "negate")
 
 
 @dataclass(frozen=True)
@@ -61,21 +65,23 @@ class Recording(TorchFunctionMode, Computation):
         TorchFunctionMode.__init__(self)
         Computation.__init__(self)
         self._alive: list[Any] = list(self.lists)  # or a tensor's id would come again
-        self._dtype = self.lists[0].dtype
-        self._shape = self.lists[0].shape
+        first = real(self.lists[0])
+        self._shape = first.shape
+        arrays = {i: t for i, t in enumerate(self.lists) if real(t).shape == self._shape}
         # What stands for a tensor: of an array its number, of one value the scalar that it has now.
-        self._arrays = {id(t): i for i, t in enumerate(self.lists) if t.shape == self._shape}
+        self._arrays = {id(t): i for i, t in arrays.items()}
+        self._has_gaps = not all(t.is_contiguous() for t in arrays.values())
         self._items: dict[int, int] = {}
         self._first: dict[int, int] = {}
         for i, t in enumerate(self.lists):
             if t.dim() == 0:
                 self._items[id(t)] = self._first[i] = self.add(Scalar(lib.SCALAR_ITEM, i))
         self._temporaries = 0
-        if any(t.dtype != self._dtype for t in self.lists if t.shape == self._shape):
+        if any(real(t).dtype != first.dtype for t in arrays.values()):
             self.refuse("a state of another dtype")
-        if any(t.dtype not in (*elementwise.DTYPES, torch.int64) for t in self.lists):
+        if any(real(t).dtype not in (*elementwise.DTYPES, torch.int64) for t in self.lists):
             self.refuse("a state of another dtype")
-        if any(t.dim() and t.shape != self._shape for t in self.lists):
+        if any(t.dim() and i not in arrays for i, t in enumerate(self.lists)):
             self.refuse("a state of another shape")
 
     # ---- what torch tells ----
@@ -102,6 +108,9 @@ class Recording(TorchFunctionMode, Computation):
             if not is_number(number) or result.dtype not in elementwise.DTYPES:
                 raise TypeError(result.dtype)
             self._items[id(result)] = self._rounded(self.index(number), result.dtype)
+            return
+        if name in ("view_as_real", "view_as_complex"):
+            self._arrays[id(result)] = self._arrays[id(args[0])]
             return
         if name == "__setitem__":
             target, mask, value = args
@@ -152,7 +161,11 @@ class Recording(TorchFunctionMode, Computation):
             kind, arrays, numbers = f"{kind} scalar", arrays[:1], [arrays[1]]
         if any(t.dtype not in (dtype, torch.bool) for t in [to, *arrays]):
             raise TypeError("dtypes differ")
-        chosen = elementwise.choose(kind, dtype)
+        if dtype.is_complex:
+            if kind not in _ALIKE_ON_PARTS:
+                raise TypeError("of complex numbers")
+            dtype = dtype.to_real()
+        chosen = elementwise.choose(kind, dtype, self._has_gaps)
         if chosen is None:
             raise TypeError("no operation here has torch's bits")
         scalars = [self._as_scalar(n, dtype) if isinstance(n, Tensor) else self.index(n) for n in numbers]
@@ -170,7 +183,7 @@ class Recording(TorchFunctionMode, Computation):
             return
         a, b, c = (*(self._arrays[id(t)] for t in arrays), -1, -1)[:3]
         if id(to) not in self._arrays:
-            if to.shape != self._shape:
+            if real(to).shape != self._shape:
                 raise TypeError(f"shape {tuple(to.shape)}")
             self._arrays[id(to)] = len(self.lists) + self._temporaries
             self._temporaries += 1

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from optplug import elementwise, plans, recorder, transfer
 from optplug._optplug import lib
-from optplug.buffers import is_dense, same_order
+from optplug.buffers import flat, gaps, real
 from optplug.number import is_double
 from optplug.plans import Form, Group, Operation, Plan
 from optplug.recorder import Record
@@ -36,9 +36,13 @@ _MOST_KNOWN = 256
 _OTHER_BITS = "its record gave other bits than the step"
 
 
+#: Of arrays by their names, whether there are gaps within their rows.
+_Gaps = tuple[tuple[str, bool], ...]
+
+
 @dataclass
 class _Kind:
-    """Parameters of one group and one dtype, which a record serves alike."""
+    """Parameters of one group and one dtype that lie alike, which a record serves alike."""
 
     group: int
     parameters: list[Tensor]
@@ -57,7 +61,7 @@ class Records:
         self._rounds_sqrt = rounds_sqrt
         #: Why there is no record; "" if there is one, or none was tried.
         self.reason = ""
-        self._kinds: dict[tuple[int, torch.dtype], _Kind] = {}
+        self._kinds: dict[tuple[int, torch.dtype, _Gaps], _Kind] = {}
         self._copies: Plan | None = None
         self._new: list[tuple[_Kind, Record]] = []
         self._looks = self._waits = self._patience = 0
@@ -147,12 +151,14 @@ class Records:
         if not self._holds(optimizer):
             self._kinds = {}
         for i, group in enumerate(optimizer.param_groups):
-            alike: dict[torch.dtype, list[Tensor]] = {}
+            alike: dict[tuple[torch.dtype, _Gaps], list[Tensor]] = {}
             for p in group["params"]:
-                alike.setdefault(p.dtype, []).append(p)
-            for dtype, parameters in alike.items():
+                alike.setdefault((p.dtype, _gaps(optimizer, p)), []).append(p)
+            for (dtype, lie), parameters in alike.items():
                 names = tuple(_options(group))
-                kind = self._kinds.setdefault((i, dtype), _Kind(i, parameters, names, plans.fixed(group)))
+                kind = self._kinds.setdefault(
+                    (i, dtype, lie), _Kind(i, parameters, names, plans.fixed(group))
+                )
                 seen = set[tuple[float, ...]]()
                 for p in parameters:
                     items = {k: v for k, v in optimizer.state[p].items() if _is_item(v)}
@@ -160,7 +166,7 @@ class Records:
                     if values in seen or len(seen) > _MOST_RECORDS:
                         continue
                     seen.add(values)
-                    record, state = _Case(optimizer, group, dtype, items, kind.options).record()
+                    record, state = _Case(optimizer, group, dtype, lie, items, kind.options).record()
                     if state != kind.state:  # by whose numbers those before it go
                         if self._unproven(kind):
                             raise _NotRecordedError("its parameters have different states")
@@ -227,24 +233,34 @@ def _check(optimizer: torch.optim.Optimizer) -> None:
             if group.get(name):
                 raise _NotRecordedError(f"{name}=True")
         for p in group["params"]:
-            if p.dtype not in elementwise.DTYPES or p.device.type != "cpu":
+            if real(p).dtype not in elementwise.DTYPES or p.device.type != "cpu":
                 raise _NotRecordedError(f"a parameter is {p.dtype} on {p.device}")
             grad = p.grad
             if grad is None or grad.layout != torch.strided:
                 raise _NotRecordedError("a gradient is sparse")
-            arrays = [
-                grad,
-                *(t for t in optimizer.state[p].values() if isinstance(t, Tensor) and not _is_item(t)),
-            ]
-            if not is_dense(p.shape, p.stride()) or p.dim() == 0:
-                raise _NotRecordedError("a parameter has gaps, or no dimension")
-            for t in arrays:
-                if (
-                    t.shape != p.shape
-                    or t.dtype != p.dtype
-                    or not same_order(p.shape, p.stride(), t.stride())
-                ):
-                    raise _NotRecordedError("an array is not laid out as its parameter")
+            if p.dim() == 0:
+                raise _NotRecordedError("a parameter has no dimension")
+            if any(t.shape != p.shape or t.dtype != p.dtype for t in _arrays(optimizer, p).values()):
+                raise _NotRecordedError("an array is not like its parameter")
+
+
+def _arrays(optimizer: torch.optim.Optimizer, p: Tensor) -> dict[str, Tensor]:
+    """Return a parameter, its gradient, and what it has in the state that is not one value."""
+    assert p.grad is not None
+    state = optimizer.state[p].items()
+    found = {k: t for k, t in state if isinstance(t, Tensor) and not _is_item(t)}
+    return {"self": p, "grads": p.grad, **found}
+
+
+def _gaps(optimizer: torch.optim.Optimizer, p: Tensor) -> _Gaps:
+    """Return which of a parameter's arrays have gaps within their rows; nothing where none has any gaps."""
+    arrays = _arrays(optimizer, p)
+    if all(t.is_contiguous() for t in arrays.values()):
+        return ()
+    found = {name: gaps(t, p) for name, t in arrays.items()}
+    if not any(found.values()):
+        return ()
+    return tuple((name, bool(lie) and lie[0][1] != 1) for name, lie in found.items())
 
 
 def _is_item(value: object) -> bool:
@@ -262,11 +278,12 @@ def _options(group: Group) -> Iterator[str]:
 
 @dataclass(frozen=True)
 class _Case:
-    """A step to be recorded: of a group, for parameters of a dtype that have these values in their state."""
+    """A step to be recorded: of a group, for parameters of a dtype that have these gaps and values."""
 
     optimizer: torch.optim.Optimizer
     group: Group
     dtype: torch.dtype
+    gaps: _Gaps
     items: dict[str, Tensor]
     options: tuple[str, ...]
 
@@ -280,6 +297,7 @@ class _Case:
             repr(
                 (
                     self.dtype,
+                    self.gaps,
                     self.options,
                     plans.scalars(Form((), doubles=self.options), self.group),
                     plans.fixed(self.group),
@@ -304,13 +322,13 @@ class _Case:
             raise _NotRecordedError(recording.reason)
         own, lists, _ = self._stand_in(self.group, _MANY)
         form = Form(("self", "grads", *names), doubles=self.options)
-        copies = [[t.detach().clone()] for t in lists]
+        copies = [[real(t).clone()] for t in lists]
         numbers = plans.scalars(form, self.group)
         step = Operation("step", form, self.group, copies, numbers, True, records=[record])
         with grad_mode(False):
             recorder.plain_step(own)
         if not transfer.run(Plan([step])) or not all(
-            elementwise.is_same(a, t) for (a,), t in zip(copies, lists, strict=True)
+            elementwise.is_same(a, real(t)) for (a,), t in zip(copies, lists, strict=True)
         ):
             raise _NotRecordedError(_OTHER_BITS)
         return record, names
@@ -323,10 +341,11 @@ class _Case:
         """
         generator = torch.Generator().manual_seed(0)
 
-        def draw() -> Tensor:
-            return torch.randn(n, generator=generator, dtype=torch.float64).to(self.dtype)
+        def draw(name: str) -> Tensor:
+            dtype = torch.complex128 if self.dtype.is_complex else torch.float64
+            return self._lay(name, torch.randn(n, generator=generator, dtype=dtype).to(self.dtype))
 
-        parameter = nn.Parameter(draw())
+        parameter = nn.Parameter(draw("self"))
         other = object.__new__(type(self.optimizer))
         vars(other).update(
             vars(self.optimizer), param_groups=[{**group, "params": [parameter]}], state=defaultdict(dict)
@@ -334,7 +353,7 @@ class _Case:
         vars(other).pop("step", None)  # a scheduler's, which calls the optimizer itself
         try:
             for _ in range(2):
-                parameter.grad = draw()
+                parameter.grad = draw("grads")
                 with grad_mode(False):
                     recorder.plain_step(other)
         except Exception as error:
@@ -344,16 +363,25 @@ class _Case:
             if name not in state or not _is_item(state[name]) or state[name].dtype != value.dtype:
                 raise _NotRecordedError(f"its state {name} is not understood")
             state[name].copy_(value)
+        for name in dict(self.gaps).keys() & state.keys():
+            state[name] = self._lay(name, state[name].flatten())
         names = tuple(name for name, value in state.items() if isinstance(value, Tensor))
         if len(names) != len([v for v in state.values() if v is not None]):
             raise _NotRecordedError("a state that is no tensor")
         assert parameter.grad is not None
         return other, [parameter, parameter.grad, *(state[name] for name in names)], names
 
+    def _lay(self, name: str, values: Tensor) -> Tensor:
+        """Return a vector laid out as one of the arrays is."""
+        if not self.gaps:
+            return values
+        rows = elementwise.in_rows(values)
+        return elementwise.scattered(rows) if dict(self.gaps)[name] else rows
+
 
 def _tensors(optimizer: torch.optim.Optimizer, p: Tensor, kind: _Kind) -> list[Tensor]:
     assert p.grad is not None
-    return [p, p.grad, *(optimizer.state[p][name] for name in kind.state)]
+    return list(map(real, (p, p.grad, *(optimizer.state[p][name] for name in kind.state))))
 
 
 def _copy(lists: list[list[Tensor]]) -> list[list[Tensor]]:
@@ -365,6 +393,6 @@ def _copy(lists: list[list[Tensor]]) -> list[list[Tensor]]:
         for start in starts:
             length = _BLOCK if len(starts) > 1 else n
             for copy, t in zip(copies, row, strict=True):
-                flat = t.detach().as_strided((n,), (1,)) if t.dim() else t.detach()
-                copy.append(flat[start : start + length].clone() if t.dim() else flat.clone())
+                part = flat(t, row[0])[start : start + length] if t.dim() else t.detach()
+                copy.append(part.clone())
     return copies

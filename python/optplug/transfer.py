@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import threading
-from itertools import chain
+from collections.abc import Iterator
+from itertools import chain, repeat
 from typing import Any
 
 import torch
@@ -16,6 +17,7 @@ from optplug.recorder import Record
 
 _here = threading.local()  # .stated: what C reads now, which stays until this thread is asked again
 
+_NO_GAPS = 0, ffi.NULL, ffi.NULL
 _doubles = ffi.typeof("double[]")
 _STABLE = {"stable": 1, "direct": 0}  # as opt_init's plans= has them; else C chooses
 
@@ -60,7 +62,8 @@ def give_gradients(gradients: Gradients, out: Any) -> object:
     """Fill in ``out``, an ``optplug_gradients *``, and return what it points to."""
     tensors = gradients.tensors
     name = ffi.new("char[]", buffers.name_of(tensors[0].dtype).encode())
-    stated = ffi.new("optplug_tensor[]", [_tensor(t, {tensors[0].dtype: name}) for t in tensors])
+    names = {tensors[0].dtype: name}
+    stated = ffi.new("optplug_tensor[]", [(*_tensor(t, names), *_NO_GAPS) for t in tensors])
     out.count, out.tensors, out.lanes, out.chunk = len(tensors), stated, gradients.lanes, gradients.chunk
     for operation in ("add_scalar", "mul_scalar", "reciprocal", "clamp_max", "clamp"):
         setattr(out, operation, getattr(gradients, operation))
@@ -89,6 +92,7 @@ def _operator(operation: Operation, streams: Streams, is_guarded: bool, alive: l
     """Return an operation as C takes it."""
     tensors = [*chain(*operation.lists), *operation.singles]
     names = {t.dtype: ffi.new("char[]", buffers.name_of(t.dtype).encode()) for t in tensors if t is not None}
+    layouts = _layouts(operation, alive) if operation.records else repeat(_NO_GAPS)
     gpu = _gpu(operation.lists[0][0])
     stream = streams.address(gpu)
     checked = operation.lists[operation.gradients][0].dtype if operation.gradients >= 0 else None
@@ -99,7 +103,10 @@ def _operator(operation: Operation, streams: Streams, is_guarded: bool, alive: l
             f"aten::{operation.operator}".encode(),
         ),
         "lengths": ffi.new("int[]", [len(tensors) for tensors in operation.lists]),
-        "tensors": ffi.new("optplug_tensor[]", [_tensor(t, names) for t in tensors]),
+        "tensors": ffi.new(
+            "optplug_tensor[]",
+            [(*_tensor(t, names), *how) for t, how in zip(tensors, layouts, strict=False)],
+        ),
     }
     records = [_record(record, alive) for record in operation.records]
     fields["records"] = ffi.new("optplug_record[]", records)
@@ -120,6 +127,18 @@ def _operator(operation: Operation, streams: Streams, is_guarded: bool, alive: l
         "bytes": checked.itemsize if checked and is_guarded else 0,
         "infinity": buffers.infinity(checked) if checked else 0,
     }
+
+
+def _layouts(operation: Operation, alive: list[Any]) -> Iterator[tuple[Any, ...]]:
+    """Return how the values of a record's tensors lie, list after list, as C takes it."""
+    for tensors in operation.lists:
+        for t, first in zip(tensors, operation.lists[0], strict=True):
+            if t.dim() and (found := buffers.gaps(t, first)):
+                sizes, strides = (ffi.new("int64_t[]", list(numbers)) for numbers in zip(*found, strict=True))
+                alive.append((sizes, strides))
+                yield len(found), sizes, strides
+            else:
+                yield _NO_GAPS
 
 
 def _record(record: Record, alive: list[Any]) -> dict[str, Any]:
