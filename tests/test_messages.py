@@ -263,6 +263,25 @@ def test_lbfgs_names_a_parameter_that_it_cannot_take_when_it_is_bound(order):
         opt.bind("w", np.zeros((4, 6)), np.zeros((4, 6), order="F"))
 
 
+@pytest.mark.parametrize("spec", ["Adafactor()", "Adafactor(foreach=True)"])
+def test_adafactor_refuses_an_empty_parameter_before_it_could_step_the_others(spec):
+    opt, w = ctypes_api.Optimizer(spec), np.ones((3, 2))
+    opt.bind("w", w, np.ones((3, 2)))
+    for shape in ((0,), (0, 2), (2, 0)):
+        with pytest.raises(ctypes_api.Error, match=r"^parameter 'e', which is empty: .*ZeroDivisionError"):
+            opt.bind("e", np.ones(shape), np.ones(shape))
+    assert opt.step_closure(lambda: 2.0) == 2.0
+    assert (w < 1).all()
+
+
+def test_lbfgs_takes_an_empty_parameter_beside_others():
+    opt, w = ctypes_api.Optimizer("LBFGS()"), np.full(3, 2.0)
+    opt.bind("e", np.ones(0), np.ones(0))
+    opt.bind("w", w, np.ones(3))
+    assert opt.step_closure(lambda: 2.0) == 2.0
+    assert (w < 2).all()
+
+
 def test_a_value_that_no_scheduler_can_take_is_named(bound):
     assert lib.opt_schedule(bound.opt, b"CosineAnnealingWarmRestarts(T_0=3, T_mult=2)") == 0
     for value in (-1.0, float("inf"), float("nan")):

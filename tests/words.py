@@ -57,5 +57,5 @@ def made(text: str) -> str:
 INSIDES = re.compile(
     r"not supported between|unsupported operand|object (is|has|cannot)|NoneType|ellipsis|must be \w+, not"
     r"|positional argument(?! follows)|unexpected keyword|object of type|concatenate|multiply sequence|unpack"
-    r"|\.py\b|aten::|tuple of Tensors|Call\(|\bat 0x|<class|<function|<torch|Error: "
+    r"|\.py\b|aten::|tuple of Tensors|Call\(|\bat 0x|<class|<function|<torch|Error: |division by zero"
 )

@@ -27,6 +27,7 @@ from optplug.torch_private import (
 #: What a step comes down to: calls of torch's function for it ("adam"), one for each group.
 Calls = list[tuple[Callable[..., None], tuple[Any, ...], dict[str, Any]]]
 
+_ALIGNMENT = 64  # bytes, of torch's memory
 _here = threading.local()  # .calls: those of this thread's step, so far
 
 
@@ -53,11 +54,16 @@ def lean(full: type[torch.optim.Optimizer]) -> type[torch.optim.Optimizer]:
 
 
 def _gather_flat_grad(self: Any) -> Tensor:
-    """Return all gradients in one row: those of one parameter as they lie, since LBFGS only reads them."""
+    """Return all gradients in one row: those of one parameter as they lie, since LBFGS only reads them.
+
+    They must lie as a row of torch's own would: Intel's scalar product depends on the addresses.
+    """
     grads = [p.grad for p in self._params]
     if any(g is None or g.is_sparse or g.is_complex() or not g.is_contiguous() for g in grads):
         return torch.optim.LBFGS._gather_flat_grad(self)
-    return grads[0].view(-1) if len(grads) == 1 else flatten_dense_tensors(grads)
+    if len(grads) > 1:
+        return flatten_dense_tensors(grads)
+    return grads[0].view(-1) if grads[0].data_ptr() % _ALIGNMENT == 0 else grads[0].flatten().clone()
 
 
 def _add_grad(self: Any, step_size: float | Tensor, update: Tensor) -> None:

@@ -72,7 +72,8 @@ class Trials:
                 recipe.class_([{"params": [(name, nn.Parameter(data))], **options}], **recipe.arguments)
                 raise
         except Exception as error:
-            raise ValueError(f"parameter {shown(name)}: {said(error)}") from error
+            empty = "" if data.numel() else ", which is empty"
+            raise ValueError(f"parameter {shown(name)}{empty}: {said(error)}") from error
 
     def check_flat(self, name: str, grad: Grad) -> None:
         """Check that a gradient can be put into a row as it lies, where the class is one that does so."""
@@ -216,7 +217,7 @@ class Trials:
             options: those of its group.
             change: options to change after its first step, for a second one.
         """
-        kind = None if like is None else (like.dtype, like.dim(), like.device.type)
+        kind = None if like is None else (like.dtype, like.dim(), like.device.type, like.numel() == 0)
         key = (self._recipe.class_, repr((arguments, kind, sparse, options, change)))
         known = _went_well.get(key)
         if known is not None:
@@ -236,7 +237,10 @@ class Trials:
         change: dict[str, Any] | None = None,
         shape: list[int] | None = None,
     ) -> torch.optim.Optimizer:
-        """Build and step an optimizer: see `_try`; on a parameter of a shape, or else of a small one."""
+        """Build and step an optimizer: see `_try`; on a parameter of a shape, or else of a small one.
+
+        An empty one is stepped after that: Adafactor divides by its size, LBFGS takes it beside others only.
+        """
         recipe = self._recipe
         device = CPU if like is None else like.device
         if like is None and arguments.get("capturable") and torch.cuda.is_available():
@@ -250,11 +254,15 @@ class Trials:
                 for i, n in enumerate((2, 2) if like is None else like.shape)
             ]
         dtype = None if like is None else like.dtype
-        parameter = nn.Parameter(torch.zeros(shape, dtype=dtype, device=device))
-        parameter.grad = torch.ones_like(parameter)
-        if sparse:
-            parameter.grad = parameter.grad.to_sparse(1)
-        optimizer = recipe.class_([{"params": [("", parameter)], **(options or {})}], **arguments)
+        shapes = [shape, *([list(like.shape)] if like is not None and like.numel() == 0 else [])]
+        parameters = []
+        for i, each in enumerate(shapes):
+            parameter = nn.Parameter(torch.zeros(each, dtype=dtype, device=device))
+            parameter.grad = torch.ones_like(parameter)
+            if sparse:
+                parameter.grad = parameter.grad.to_sparse(1)
+            parameters.append((str(i), parameter))
+        optimizer = recipe.class_([{"params": parameters, **(options or {})}], **arguments)
         closure = [lambda: 0.0] * recipe.needs_closure
         try:
             optimizer.step(*closure)
