@@ -34,7 +34,7 @@ struct fact {
 
 /* clang-format off */
 static const char import_bridge_code[] =
-    "import os, sys, warnings\n"
+    "import gc, os, sys, warnings\n"
     "python = sys.executable or ''\n"
     "usual = sys.getdlopenflags()\n"
     "added = bool(site) and site not in sys.path\n"
@@ -47,6 +47,7 @@ static const char import_bridge_code[] =
     "        note_import(name)\n"
     "try:\n"
     "    if ours:\n"
+    "        gc.disable()\n" /* which would look at a million objects, of which none is garbage */
     "        sys.meta_path.insert(0, Watch)\n"
     "    if privileged:\n"
     "        os.environ = {}\n" /* as Python sees it: neither torch nor we then do what a caller wants */
@@ -71,6 +72,8 @@ static const char import_bridge_code[] =
     "finally:\n"
     "    if ours:\n"
     "        sys.meta_path.remove(Watch)\n"
+    "        gc.freeze()\n"
+    "        gc.enable()\n"
     "    sys.setdlopenflags(usual)\n";
 /* clang-format on */
 
