@@ -21,6 +21,7 @@ from optplug.binding import Binder
 from optplug.errors import NonFiniteError, StateError
 from optplug.iterate import Iteration
 from optplug.kinds import Grad
+from optplug.loans import Loans
 from optplug.options import CheckpointOptions
 from optplug.parameters import Group, Parameters
 from optplug.planning import Planner
@@ -64,7 +65,7 @@ class HostedOptimizer:
             self._trials = Trials(self.recipe)
         except Exception as error:
             raise SpecError(f"spec {shown(text)}: {error}") from error
-        self.parameters = Parameters()
+        self.parameters = Parameters(None if self.recipe.is_torchs else Loans())
         self.run = Run()
         #: How the next step is made.
         self.planner = Planner(self.recipe, makes_plans, rounds_sqrt, error_if_nonfinite)
@@ -169,11 +170,12 @@ class HostedOptimizer:
         self._compare_values()
         self.parameters.read(not self.run.stepped)
         if self.run.stepped and self.run.built:
-            self._gather()
-            if self._scale.apply(self.run.built, self.parameters, self.planner.has_recorded):
-                self.planner.step(self.run.built, self.parameters, self._scale)
+            with self._undo.of_others(self.run.built):
+                self._gather()
+                if self._scale.apply(self.run.built, self.parameters, self.planner.has_recorded):
+                    self.planner.step(self.run.built, self.parameters, self._scale)
         else:
-            with self._ready("opt_step") as optimizer:
+            with self._ready("opt_step") as optimizer, self._undo.of_others(optimizer):
                 self._gather()
                 self.planner.check_state(optimizer)
                 if self._scale.apply(optimizer, self.parameters, False):
@@ -226,7 +228,11 @@ class HostedOptimizer:
 
         self.planner.check_state(optimizer)
         self.parameters.read(not self.run.stepped)
-        with self._undo.on_error(optimizer, not self.run.stepped, True, self._build):
+        is_first = not self.run.stepped
+        with (
+            self._undo.of_others(optimizer, has_closure=True),
+            self._undo.on_error(optimizer, is_first, True, self._build),
+        ):
             loss = optimizer.step(evaluate)
         self.run.built, self.run.stepped = optimizer, True  # whatever becomes of the average now
         self._finish_step()
@@ -403,6 +409,8 @@ class HostedOptimizer:
             {"params": [(n, self.parameters[n].tensor) for n in g.names] or nothing_yet(), **g.options}
             for g in groups or self.parameters.groups
         ]
+        if self.parameters.loans:
+            return self.parameters.loans.build(lambda: self.recipe.class_(made, **self.recipe.arguments))
         chosen = self.recipe.implementation(self.parameters.arrays())
         return self.recipe.class_(made, **self.recipe.arguments, **chosen)
 

@@ -9,6 +9,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from optplug.kinds import Dense, Grad, Mastered, Parameter, Sparse, SparseGrad
+from optplug.loans import Loans
 
 
 @dataclass
@@ -20,9 +21,14 @@ class Group:
 
 
 class Parameters:
-    """All parameters, by the names that the host gave them, in the order of binding."""
+    """All parameters, by the names that the host gave them, in the order of binding.
 
-    def __init__(self) -> None:
+    Args:
+        loans: those of a class outside torch, which does not get the arrays themselves.
+    """
+
+    def __init__(self, loans: Loans | None = None) -> None:
+        self.loans = loans
         #: The dummy module.  It numbers its parameters, so that their names can be any strings.
         self.module = nn.ParameterList()
         self.groups = [Group()]
@@ -52,6 +58,8 @@ class Parameters:
         self.groups[-1].names.append(parameter.name)
         self._all[parameter.name] = parameter
         self._kinds.setdefault(type(parameter), []).append(parameter)
+        if self.loans:
+            self.loans.put(parameter.name, parameter.tensor)
 
     def replace(self, parameter: Parameter) -> None:
         """Take a parameter of another kind, in the place of the one of its name."""
@@ -59,6 +67,8 @@ class Parameters:
         self._kinds = {}
         for p in self:
             self._kinds.setdefault(type(p), []).append(p)
+        if self.loans:
+            self.loans.put(parameter.name, parameter.tensor)
 
     def options_of(self, name: str) -> dict[str, Any]:
         """Return the options of a parameter's group."""
@@ -84,9 +94,13 @@ class Parameters:
         """Let the next step find the host's gradients."""
         for kind, members in self._kinds.items():
             kind.gather(members)
+        if self.loans:
+            self.loans.lend()
 
     def publish(self) -> None:
         """Write what a step has made into the host's arrays, where it is not there yet."""
+        if self.loans:
+            self.loans.take_back()
         for kind, members in self._kinds.items():
             kind.publish(members)
 

@@ -127,7 +127,7 @@ class Planner:
             calls, self._calls = self._calls, []  # torch may leave a list of them changed if it fails
             step_again(calls)
             self._calls = calls
-        elif parameters.has_sparse():  # their gradients are new tensors each time
+        elif parameters.has_sparse() or parameters.loans:  # their gradients are new tensors each time
             optimizer.step()
         else:
             self._calls = step_and_record(optimizer)

@@ -69,11 +69,6 @@ class Recipe:
         """Whether it puts all gradients into a row, and keeps one state for all parameters."""
         return issubclass(self.class_, torch.optim.LBFGS)
 
-    @property
-    def may_stop_half_way(self) -> bool:
-        """Whether a closure that fails may find something changed."""
-        return self.is_lbfgs or not self.is_torchs
-
     def chosen(self) -> list[str]:
         """Return what the spec says of torch's implementations."""
         return [f"{name}={self.arguments[name]}" for name in IMPLEMENTATIONS if name in self.arguments]
@@ -155,13 +150,15 @@ def _read(text: str, third_party: bool) -> Recipe:
     arguments = spec.check_arguments(class_, call, implied=1)
     check_kinds(class_, arguments)
     closure = spec.signature_of(class_.step).parameters.get("closure")
+    is_torchs = class_ in classes().values()
     return Recipe(
         class_,
         arguments,
         needs_closure=closure is not None and closure.default is closure.empty,
-        is_torchs=class_ in classes().values(),
+        is_torchs=is_torchs,
         must_fuse=bool(arguments.get("fused")),
-        may_fuse="fused" in spec.signature_of(class_).parameters  # type: ignore[arg-type]
+        may_fuse=is_torchs
+        and "fused" in spec.signature_of(class_).parameters  # type: ignore[arg-type]
         and not any(name in arguments for name in IMPLEMENTATIONS),
     )
 

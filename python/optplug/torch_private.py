@@ -87,6 +87,12 @@ def nnz(tensor: Tensor) -> int:
     return tensor._nnz()
 
 
+def is_shared(tensor: Tensor) -> bool:
+    """Tell whether another tensor has the same memory."""
+    storage = tensor.untyped_storage()  # which counts itself
+    return torch._C._storage_Use_Count(storage._cdata) > 2
+
+
 def schema_arguments(operator: str) -> Sequence[Any]:
     """Return what an operator of torch's takes; AttributeError where torch has none of that name."""
     return getattr(torch.ops.aten, operator).default._schema.arguments

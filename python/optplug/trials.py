@@ -5,6 +5,7 @@ What has gone well once is not tried again in a process.
 
 from __future__ import annotations
 
+import copy
 import functools
 from collections.abc import Callable, Iterable
 from typing import Any
@@ -18,6 +19,7 @@ from optplug.devices import CPU
 from optplug.kinds import Grad, SparseGrad, layout
 from optplug.ranges import Range, Ranges
 from optplug.recipe import IMPLEMENTATIONS, Recipe, fuses_rightly
+from optplug.snapshot import random_numbers_kept
 from optplug.spec import SpecError, shown
 from optplug.state import exactly, expected
 
@@ -241,6 +243,20 @@ class Trials:
 
         An empty one is stepped after that: Adafactor divides by its size, LBFGS takes it beside others only.
         """
+        if self._recipe.is_torchs:
+            return self._step_once(arguments, like, sparse, options, change, shape)
+        with random_numbers_kept():
+            return self._step_once(arguments, like, sparse, copy.deepcopy(options), change, shape)
+
+    def _step_once(
+        self,
+        arguments: dict[str, Any],
+        like: Tensor | None,
+        sparse: bool,
+        options: dict[str, Any] | None,
+        change: dict[str, Any] | None,
+        shape: list[int] | None,
+    ) -> torch.optim.Optimizer:
         recipe = self._recipe
         device = CPU if like is None else like.device
         if like is None and arguments.get("capturable") and torch.cuda.is_available():
@@ -258,17 +274,25 @@ class Trials:
         parameters = []
         for i, each in enumerate(shapes):
             parameter = nn.Parameter(torch.zeros(each, dtype=dtype, device=device))
-            parameter.grad = torch.ones_like(parameter)
-            if sparse:
-                parameter.grad = parameter.grad.to_sparse(1)
+            gradient = torch.ones_like(parameter)
+            parameter.grad = gradient.to_sparse(1) if sparse else gradient
             parameters.append((str(i), parameter))
+        gradients = [parameter.grad for _, parameter in parameters]
         optimizer = recipe.class_([{"params": parameters, **(options or {})}], **arguments)
-        closure = [lambda: 0.0] * recipe.needs_closure
+
+        def evaluate() -> float:
+            if not recipe.is_torchs:  # which may have taken them away
+                for (_, parameter), gradient in zip(parameters, gradients, strict=True):
+                    parameter.grad = gradient.clone()
+            return 0.0
+
+        closure = [evaluate] * recipe.needs_closure
         try:
             optimizer.step(*closure)
             optimizer.param_groups[0].update(change or {})
             # SGD keeps its first sparse gradient, and adds the second to it, which not all dtypes can.
             for _ in range(bool(change) + sparse):
+                evaluate()
                 optimizer.step(*closure)
         except RuntimeError as error:
             # SparseAdam's: before anything is bound nobody knows of what kind the gradients are.

@@ -13,6 +13,7 @@ from torch import Tensor
 from optplug.kinds import values
 from optplug.parameters import Parameters
 from optplug.recipe import Recipe
+from optplug.snapshot import Snapshot
 from optplug.torch_private import foreach_copy_, grad_mode
 
 State = dict[Tensor, dict[str, Any]]
@@ -30,6 +31,28 @@ class Undo:
         self._recipe, self._parameters = recipe, parameters
         self._copied: list[Tensor] = []  # what a step may change half way, and
         self._copies: list[Tensor] = []  # what it is put back from
+        self._snapshot = Snapshot()
+
+    @contextlib.contextmanager
+    def of_others(self, optimizer: torch.optim.Optimizer, has_closure: bool = False) -> Iterator[None]:
+        """Lend the parameters to a class outside torch for a step; put all back as it was if that fails.
+
+        Of such a class nobody knows what it has changed when it fails.  For torch's own, do nothing.
+        """
+        loans = self._parameters.loans
+        if loans is None:
+            yield
+            return
+        masters = self._parameters.mastered()
+        self._snapshot.take(optimizer, [*(p.tensor for p in self._parameters), *values(masters)[0]])
+        try:
+            with loans.to(optimizer, has_closure):
+                yield
+        except BaseException:
+            self._snapshot.restore()
+            raise
+        finally:
+            self._snapshot.forget()
 
     @contextlib.contextmanager
     def on_error(
@@ -39,11 +62,11 @@ class Undo:
         has_closure: bool,
         build: Callable[[], torch.optim.Optimizer],
     ) -> Iterator[None]:
-        """Put parameters and state back as they were if a step fails.
+        """Put parameters and state back as they were if a step of torch's own classes fails.
 
-        A closure may fail after LBFGS, or a class that is not torch's, has changed something.  A first
-        step may run out of memory in the making of its state, when groups before are stepped already.
-        What no copy is made of, torch checks before it changes anything.
+        A closure may fail after LBFGS has changed something.  A first step may run out of memory in the
+        making of its state, when groups before are stepped already.  What no copy is made of, torch checks
+        before it changes anything.
 
         Args:
             optimizer: what makes the step.
@@ -51,7 +74,10 @@ class Undo:
             has_closure: whether it calls the host.
             build: returns another optimizer on the same parameters, without a state.
         """
-        may_have_moved = has_closure and self._recipe.may_stop_half_way
+        if not self._recipe.is_torchs:  # see of_others
+            yield
+            return
+        may_have_moved = has_closure and self._recipe.is_lbfgs
         may_have_moved |= is_first and len(self._parameters.groups) > 1
         parameters = [p.tensor for p in self._parameters]
         before, state = self._copy(optimizer) if may_have_moved else ([], {})

@@ -1,0 +1,195 @@
+"""What a class outside torch gets of the parameters in a step, and how the host gets it back.
+
+torch's own classes step the host's arrays where they are.  Others may do with a parameter what they like:
+set its gradient to None, keep it for later, or let the parameter be another memory, as
+``p.data = p.data.contiguous()`` does.  So they get the gradients as copies, and where they have put memory
+of their own in a parameter's place, the host's values are copied into it before a step and out of it after.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Iterator
+
+import torch
+from torch import Tensor, nn
+
+from optplug.buffers import layout_of
+from optplug.snapshot import holdings
+from optplug.spec import shown
+from optplug.torch_private import foreach_copy_, grad_mode, is_shared
+
+
+class Loan:
+    """One parameter, and the memory that stands for its arrays in a step."""
+
+    def __init__(self, name: str, tensor: nn.Parameter) -> None:
+        self.name, self.tensor = name, tensor
+        #: The values that are the parameter's between steps: the host's, or those of a master copy.
+        self.data = tensor.detach()
+        #: The memory that the class steps in the place of that, once it has chosen one.
+        self.own: Tensor | None = None
+        self._is_lent = False
+        self._grad: Tensor | None = None  # what the gradient was before it was lent
+        self._memory: Tensor | None = None  # of gradients that are lent
+
+    @property
+    def is_elsewhere(self) -> bool:
+        """Whether the class has put another memory into the parameter's place."""
+        return not self.tensor.is_set_to(self.data)
+
+    def begin(self) -> Tensor | None:
+        """Note that the class may change the parameter from now on, and return its gradient."""
+        self._is_lent, self._grad = True, self.tensor.grad
+        return self._grad
+
+    def lend(self, needs_own: bool) -> tuple[Tensor, Tensor] | None:
+        """Let the class find the values as they are now, and a gradient of its own.
+
+        Returns:
+            That gradient, which is to be filled, and the host's.
+        """
+        pair = None
+        grad = self.begin()
+        if grad is not None and grad.layout == torch.strided:
+            # What the class has kept of the gradients before stays what it was.
+            if self._memory is None or is_shared(self._memory):
+                self._memory = torch.empty_like(grad)
+            pair = self._memory, grad
+            self.tensor.grad = self._memory.detach()
+        if self.own is None and needs_own:
+            self.own = self.data.clone()
+        if self.own is not None:
+            self.tensor.data = self.own.copy_(self.data)
+        return pair
+
+    def check(self) -> None:
+        """Raise RuntimeError where what the class has put there cannot be the host's array."""
+        if (self.tensor.shape, self.tensor.dtype) != (self.data.shape, self.data.dtype):
+            raise RuntimeError(
+                f"parameter {shown(self.name)}: the step has made it {layout_of(self.tensor)}, "
+                f"and it is bound as {layout_of(self.data)}"
+            )
+
+    def take_back(self) -> None:
+        """Let the host find in its array what the class has made of it."""
+        self.own = self.tensor.detach()
+        self.data.copy_(self.own)
+        self.take_away()
+
+    def end(self) -> None:
+        """Let the parameter have the host's arrays."""
+        if self._is_lent:
+            self.tensor.grad = self._grad
+            self._is_lent, self._grad = False, None
+
+    def take_away(self) -> None:
+        """The same, whatever the class has put there."""
+        if self._is_lent and self.is_elsewhere:
+            self.tensor.grad = None  # or it must be of the shape that the parameter has now
+            self.tensor.data = self.data
+        self.end()
+
+
+class Loans:
+    """All parameters of an optimizer, lent to its class while that steps."""
+
+    def __init__(self) -> None:
+        self._all: dict[str, Loan] = {}
+        self._optimizer: torch.optim.Optimizer | None = None  # what steps
+        self._needs_own = self._are_lent = False
+
+    def put(self, name: str, tensor: nn.Parameter) -> None:
+        """Take a parameter, or one that has other arrays now."""
+        known, loan = self._all.get(name), Loan(name, tensor)
+        loan.own = known.own if known else None
+        self._all[name] = loan
+
+    @contextlib.contextmanager
+    def to(self, optimizer: torch.optim.Optimizer, has_closure: bool) -> Iterator[None]:
+        """Let `lend` and `take_back` be about an optimizer's step, and take back what is lent at its end.
+
+        Args:
+            has_closure: whether the host is called in the middle of it, when the class may have put a
+                parameter's memory aside, to go back to it.
+        """
+        self._optimizer, self._needs_own = optimizer, has_closure
+        with self._or_as_before():
+            try:
+                if has_closure:
+                    self.lend()
+                yield
+                self.take_back()
+            finally:
+                self._optimizer = None
+
+    def build(self, make: Callable[[], torch.optim.Optimizer]) -> torch.optim.Optimizer:
+        """Build an optimizer, which may choose memory of its own for the parameters there and then."""
+        with self._or_as_before():
+            for loan in self._all.values():
+                loan.own = None
+                loan.begin()
+            self._are_lent = True
+            made = make()
+            self._take_back(made)
+        return made
+
+    @contextlib.contextmanager
+    def _or_as_before(self) -> Iterator[None]:
+        owns = {name: loan.own for name, loan in self._all.items()}
+        try:
+            yield
+        except BaseException:
+            for name, loan in self._all.items():
+                loan.take_away()
+                loan.own = owns[name]
+            raise
+        finally:
+            self._are_lent = False
+
+    def lend(self) -> None:
+        """Let the class find values and gradients as they are now."""
+        if self._optimizer is None or self._are_lent:
+            return
+        self._are_lent = True
+        with grad_mode(False):
+            pairs = [pair for loan in self._all.values() if (pair := loan.lend(self._needs_own))]
+            if pairs:
+                foreach_copy_([lent for lent, _ in pairs], [hosts for _, hosts in pairs])
+
+    def take_back(self) -> None:
+        """Let the host find in its arrays what the class has made of them.
+
+        Raises:
+            RuntimeError: a parameter has become one of another shape or dtype.
+        """
+        if self._optimizer is not None and self._are_lent:
+            self._take_back(self._optimizer)
+
+    def _take_back(self, optimizer: torch.optim.Optimizer) -> None:
+        moved = []
+        for loan in self._all.values():
+            if loan.is_elsewhere:
+                loan.check()
+                moved.append(loan)
+            else:
+                loan.own = None
+        with grad_mode(False):
+            self._separate(optimizer, [loan.data for loan in moved if loan.own is None])
+            for loan in moved:
+                loan.take_back()
+            for loan in self._all.values():
+                loan.end()
+        self._are_lent = False
+
+    def _separate(self, optimizer: torch.optim.Optimizer, left: list[Tensor]) -> None:
+        """Give memory of its own to what an optimizer keeps of the arrays that it has left."""
+        if not left:
+            return
+        arrays = {data.untyped_storage().data_ptr() for data in left}
+        parameters = {id(loan.tensor) for loan in self._all.values()}
+        for tensor in holdings(optimizer)[1]:
+            if id(tensor) in parameters or tensor.layout != torch.strided:
+                continue
+            if tensor.untyped_storage().data_ptr() in arrays:
+                tensor.data = tensor.detach().clone()

@@ -1,0 +1,135 @@
+"""All that an optimizer of a class outside torch holds, and putting it back as it was.
+
+Nobody knows what such a class keeps: whatever its attributes lead to, by containers and objects of its own.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import operator
+import random
+from collections import deque
+from collections.abc import Iterable, Iterator
+from types import NoneType
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from optplug.torch_private import foreach_copy_, grad_mode
+
+# What leads nowhere, as most values do: asked first.
+_ENDS = frozenset({NoneType, bool, int, float, complex, str, bytes, torch.dtype, torch.device, torch.Size})
+_HOOKS = "_optimizer_"  # what torch's own attributes for them begin with
+
+
+def holdings(optimizer: torch.optim.Optimizer, more: Iterable[Any] = ()) -> tuple[list[Any], list[Tensor]]:
+    """Return the containers and the tensors that an optimizer holds; of a tensor's subclass, those in it.
+
+    Args:
+        more: what else to look at.
+    """
+    package = _package(optimizer)
+    containers: list[Any] = []
+    tensors: list[Tensor] = []
+    seen = set()
+    found: list[Any] = [optimizer, *more]
+    while found:
+        value = found.pop()
+        kind = type(value)
+        if kind in _ENDS or id(value) in seen:
+            continue
+        seen.add(id(value))
+        inside: Iterable[Any] = ()
+        if kind is Tensor or kind is nn.Parameter:
+            tensors.append(value)
+        elif isinstance(value, dict):
+            containers.append(value)
+            inside = value.values()
+        elif isinstance(value, list | set | deque):
+            containers.append(value)
+            inside = value
+        elif isinstance(value, tuple):
+            inside = value
+        elif hasattr(value, "__tensor_flatten__"):
+            inside = [getattr(value, name) for name in value.__tensor_flatten__()[0]]
+        elif isinstance(value, Tensor):
+            tensors.append(value)
+        elif hasattr(value, "__dict__") and _is_its_own(value, package):
+            attributes = vars(value)
+            containers.append(attributes)
+            inside = [v for key, v in attributes.items() if not key.startswith(_HOOKS)]
+        found += [v for v in inside if type(v) not in _ENDS]
+    return containers, tensors
+
+
+def _is_its_own(value: Any, package: str) -> bool:
+    """Tell whether an object is of the optimizer's own package, or an optimizer that it wraps."""
+    return isinstance(value, torch.optim.Optimizer) or _package(value) == package
+
+
+def _package(value: Any) -> str:
+    return type(value).__module__.partition(".")[0]
+
+
+@contextlib.contextmanager
+def random_numbers_kept() -> Iterator[None]:
+    """Let what draws random numbers, of torch's or of Python's, leave the next ones as they would be."""
+    of_torch, of_python = torch.get_rng_state(), random.getstate()
+    try:
+        yield
+    finally:
+        torch.set_rng_state(of_torch)
+        random.setstate(of_python)
+
+
+class Snapshot:
+    """What an optimizer and its parameters were, in memory that is used again for the next one."""
+
+    def __init__(self) -> None:
+        self._containers: list[tuple[Any, Any]] = []
+        self._tensors: list[Tensor] = []
+        self._memory: list[Tensor] = []  # where the tensors were, and
+        self._copies: list[Tensor] = []  # what was in it
+        self._others: list[tuple[Tensor, Tensor]] = []  # the same of sparse ones
+
+    def take(self, optimizer: torch.optim.Optimizer, tensors: Iterable[Tensor]) -> None:
+        """Note all that an optimizer holds, and these tensors."""
+        containers, found = holdings(optimizer, tensors)
+        self._containers = [(c, c.copy()) for c in containers]
+        strided = [t for t in found if t.layout == torch.strided]
+        with grad_mode(False):
+            self._others = [(t, t.clone()) for t in found if t.layout != torch.strided]
+            if not self._knows(strided):
+                self._tensors, self._copies = [], []  # their memory may be needed for the new ones
+                strided = [t for t in strided if 0 not in t.stride() or t.numel() <= 1]
+                self._memory = [t.detach() for t in strided]
+                self._copies = [t.clone() for t in strided]
+                self._tensors = strided
+            elif strided:
+                foreach_copy_(self._copies, self._memory)
+
+    def _knows(self, tensors: list[Tensor]) -> bool:
+        """Tell whether these are the tensors of the snapshot before, in the same memory."""
+        return (
+            len(tensors) == len(self._tensors)
+            and all(map(operator.is_, tensors, self._tensors))
+            and all(map(Tensor.is_set_to, tensors, self._memory))
+        )
+
+    def forget(self) -> None:
+        """Let go of what is not used again."""
+        self._containers, self._others = [], []
+
+    def restore(self) -> None:
+        """Put everything back."""
+        for container, content in self._containers:
+            container.clear()
+            (container.extend if isinstance(container, list | deque) else container.update)(content)
+        with grad_mode(False):
+            for tensor, memory, values in zip(self._tensors, self._memory, self._copies, strict=True):
+                if not tensor.is_set_to(memory):
+                    tensor.data = memory
+                memory.copy_(values)
+            for tensor, values in self._others:
+                tensor.copy_(values)

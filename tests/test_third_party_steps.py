@@ -1,0 +1,217 @@
+"""What classes outside torch do with parameters in a step, beside the same class in plain PyTorch."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+
+import somebodys
+from optplug import _bridge, ctypes_api
+from optplug.ctypes_api import Optimizer
+
+lib = ctypes_api.load()
+SHAPES = (5, 3), (4,)
+LAST = 6  # steps
+CALL_CLOSURES = ["Dropping", "Zeroing", "Contiguous", "Replacing", "Keeping", "Scaling"]
+TAKE_ARRAYS = [*CALL_CLOSURES, "Flat"]
+
+
+@pytest.fixture(autouse=True)
+def _allowed():
+    assert lib.opt_init(b"third_party=True") == 0
+    yield
+    assert lib.opt_init(b"third_party=False") == 0
+
+
+def written(arguments: dict[str, object] | None) -> str:
+    return ", ".join(f"{name}={value!r}" for name, value in (arguments or {}).items())
+
+
+def drawn(seed: int, order: str = "C", dtype: str = "float32") -> list[np.ndarray]:
+    generator = np.random.default_rng(seed)
+    return [np.asarray(generator.standard_normal(shape), dtype=dtype, order=order) for shape in SHAPES]
+
+
+class Hosted:
+    """A class by its name, over two arrays of the host's."""
+
+    def __init__(self, name, order="C", dtype="float32", group=None, **arguments):
+        self.order, self.dtype = order, dtype
+        self.values = drawn(0, order, dtype)
+        self.grads = [np.zeros_like(v) for v in self.values]
+        self.opt = Optimizer(f"somebodys:{name}({written(arguments)})")
+        for i, (value, grad) in enumerate(zip(self.values, self.grads, strict=True)):
+            if group and i == 1:
+                self.opt.group(written(group))
+            self.opt.bind(f"w{i}", value, grad)
+
+    def fill(self, i: int) -> float:
+        """Put a gradient into the arrays, as a host would, that depends on the values there."""
+        for grad, value, new in zip(self.grads, self.values, drawn(10 + i), strict=True):
+            grad[...] = new.astype(self.dtype) + value
+        return float(sum(np.abs(v).sum() for v in self.values))
+
+
+class Plain:
+    """The same class in PyTorch alone."""
+
+    def __init__(self, name, order="C", dtype="float32", group=None, **arguments):
+        self.order, self.dtype = order, dtype
+        self.tensors = [torch.nn.Parameter(torch.from_numpy(v)) for v in drawn(0, order, dtype)]
+        groups = [{"params": self.tensors[:1]}, {"params": self.tensors[1:], **(group or {})}]
+        self.opt = getattr(somebodys, name)(groups if group else self.tensors, **arguments)
+
+    def fill(self, i: int) -> torch.Tensor:
+        for p, new in zip(self.tensors, drawn(10 + i), strict=True):
+            grad = new.astype(self.dtype) + p.detach().numpy()
+            p.grad = torch.from_numpy(np.array(grad, order=self.order))
+        return sum(p.detach().abs().sum() for p in self.tensors)
+
+    @property
+    def values(self) -> list[np.ndarray]:
+        return [p.detach().numpy() for p in self.tensors]
+
+
+def same(ours: list[np.ndarray], theirs: list[np.ndarray]) -> bool:
+    return all(np.array_equal(a, b) for a, b in zip(ours, theirs, strict=True))
+
+
+@pytest.mark.parametrize("order", "CF")
+@pytest.mark.parametrize("group", [None, {"lr": 0.02}])
+@pytest.mark.parametrize("name", TAKE_ARRAYS)
+def test_every_step_is_the_classs_own(name, group, order):
+    ours, theirs = (kind(name, order, "float32", group) for kind in (Hosted, Plain))
+    scheduler = torch.optim.lr_scheduler.ExponentialLR(theirs.opt, gamma=0.9)
+    ours.opt.schedule("ExponentialLR(gamma=0.9)")
+    for i in range(LAST):
+        ours.fill(i), theirs.fill(i)
+        norm = ours.opt.clip_grad_norm(2.0)
+        assert norm == float(torch.nn.utils.clip_grad_norm_(theirs.tensors, 2.0))
+        ours.opt.step(), theirs.opt.step()
+        ours.opt.schedule_step(), scheduler.step()
+        assert same(ours.values, theirs.values), i
+    assert not same(ours.values, drawn(0))
+
+
+@pytest.mark.parametrize("name", [*CALL_CLOSURES, "GoingBack"])
+def test_a_host_finds_its_arrays_in_closures(name):
+    ours, theirs = Hosted(name), Plain(name)
+    clipped: list[float] = []
+
+    def close(twin, clip):
+        def closure():
+            loss = twin.fill(i)
+            clipped.append(float(clip()))
+            return loss
+
+        return closure
+
+    for i in range(LAST):
+        clipped.clear()
+        loss = ours.opt.step_closure(close(ours, lambda: ours.opt.clip_grad_norm(3.0)))
+        calls, clipped[:] = clipped[:], []
+        clip = close(theirs, lambda: torch.nn.utils.clip_grad_norm_(theirs.tensors, 3.0))
+        assert loss == pytest.approx(float(theirs.opt.step(clip)), rel=1e-6)
+        assert calls == clipped
+        assert same(ours.values, theirs.values), i
+
+
+@pytest.mark.parametrize("name", TAKE_ARRAYS)
+def test_arrays_are_the_hosts_between_steps(name):
+    """What a host writes, binds elsewhere, zeroes, averages and swaps is what steps and reads go by."""
+    ours, theirs = Hosted(name), Plain(name)
+    average = torch.optim.swa_utils.AveragedModel(torch.nn.ParameterList(theirs.tensors))
+    ours.opt.average("AveragedModel()")
+    for i in range(LAST):
+        ours.fill(i), theirs.fill(i)
+        ours.opt.step(), theirs.opt.step()
+        average.update_parameters(torch.nn.ParameterList(theirs.tensors))
+        if i == 2:
+            ours.values[0][0] = 7
+            theirs.tensors[0].data[0] = 7
+        if i == 3:
+            ours.values = [v.copy() for v in ours.values]
+            ours.grads = [np.ones_like(g) for g in ours.grads]
+            for j, pair in enumerate(zip(ours.values, ours.grads, strict=True)):
+                ours.opt.bind(f"w{j}", *pair)
+    assert same(ours.values, theirs.values)
+    ours.opt.zero_grad()
+    assert not any(g.any() for g in ours.grads)
+    averaged = [p.detach().numpy() for p in average.module]
+    assert same([ours.opt.average_get(f"w{j}") for j in range(2)], averaged)
+    ours.opt.average_swap()
+    assert same(ours.values, averaged)
+
+
+@pytest.mark.parametrize("dtype", ["float64", "complex64"])
+def test_other_dtypes_too(dtype):
+    for name in TAKE_ARRAYS:
+        ours, theirs = Hosted(name, "F", dtype), Plain(name, "F", dtype)
+        for i in range(LAST):
+            ours.fill(i), theirs.fill(i)
+            ours.opt.step(), theirs.opt.step()
+        assert same(ours.values, theirs.values), name
+
+
+@pytest.mark.parametrize("name", TAKE_ARRAYS)
+def test_master_copies_are_stepped_as_parameters_in_float32(name):
+    assert lib.opt_init(b"master_weights=True") == 0
+    ours, theirs = Hosted(name, dtype="float16"), Plain(name)
+    assert lib.opt_init(b"master_weights=False") == 0
+    for p, value in zip(theirs.tensors, drawn(0, dtype="float16"), strict=True):
+        p.data = torch.from_numpy(value).float()
+    theirs.opt = getattr(somebodys, name)(theirs.tensors)
+    for i in range(LAST):
+        ours.fill(i)
+        for p, grad in zip(theirs.tensors, ours.grads, strict=True):
+            p.grad = torch.from_numpy(grad.astype("float32"))
+        ours.opt.step(), theirs.opt.step()
+        assert same(ours.values, [v.astype("float16") for v in theirs.values]), i
+
+
+@pytest.mark.parametrize("first", [0, 2])
+def test_a_step_that_fails_changes_nothing(first):
+    """The values, the gradients, the groups, the state, the class's own attributes: the run goes on."""
+    ours, theirs = Hosted("Failing", group={"lr": 0.02}), Plain("Failing", group={"lr": 0.02})
+    for i in range(LAST):
+        ours.fill(i)
+        if i == first:
+            before = [v.copy() for v in ours.values]
+            ours.grads[1][2] = np.nan
+            grads = [g.copy() for g in ours.grads]
+            with pytest.raises(RuntimeError, match="a gradient is none"):
+                ours.opt.step()
+            with pytest.raises(RuntimeError, match="a gradient is none"):
+                ours.opt.step_closure(lambda: 0.0)
+            assert same(ours.values, before)
+            assert all(np.array_equal(a, b, equal_nan=True) for a, b in zip(ours.grads, grads, strict=True))
+            ours.fill(i)
+        theirs.fill(i)
+        ours.opt.step(), theirs.opt.step()
+        assert same(ours.values, theirs.values), i
+    built = _bridge.optimizer_of(ours.opt._handle).run.built
+    assert (built.count, built.trail) == (theirs.opt.count, theirs.opt.trail) == (LAST, [1, 2, 3, 4, 5, 6])
+    assert built.state["steps"] == LAST
+    assert built.param_groups[0]["total"] == LAST
+
+
+def test_a_parameter_that_becomes_another_is_an_error():
+    ours = Hosted("Reshaping")
+    ours.fill(0)
+    with pytest.raises(RuntimeError, match=r"'w0': the step has made it .*15.* is bound as .*5"):
+        ours.opt.step()
+    assert same(ours.values, drawn(0))
+
+
+def test_trials_draw_none_of_the_hosts_random_numbers():
+    torch.manual_seed(3)
+    theirs = Plain("Drawing", momentum=0.8)
+    theirs.fill(0)
+    theirs.opt.step()
+    torch.manual_seed(3)
+    ours = Hosted("Drawing")
+    ours.opt.set(-1, "momentum=0.8")
+    ours.fill(0)
+    ours.opt.step()
+    assert same(ours.values, theirs.values)
