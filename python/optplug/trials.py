@@ -271,13 +271,13 @@ class Trials:
             ]
         dtype = None if like is None else like.dtype
         shapes = [shape, *([list(like.shape)] if like is not None and like.numel() == 0 else [])]
-        parameters = []
+        parameters, gradients = [], []
         for i, each in enumerate(shapes):
             parameter = nn.Parameter(torch.zeros(each, dtype=dtype, device=device))
             gradient = torch.ones_like(parameter)
-            parameter.grad = gradient.to_sparse(1) if sparse else gradient
+            gradients.append(gradient.to_sparse(1) if sparse else gradient)
+            parameter.grad = gradients[-1]
             parameters.append((str(i), parameter))
-        gradients = [parameter.grad for _, parameter in parameters]
         optimizer = recipe.class_([{"params": parameters, **(options or {})}], **arguments)
 
         def evaluate() -> float:
