@@ -33,6 +33,7 @@ typedef enum {
     ELEMENTWISE_NEGATE,            /* -a */
     ELEMENTWISE_ABS,               /* |a| */
     ELEMENTWISE_SIGN,              /* -1, 0 or 1; 0 of a nan */
+    ELEMENTWISE_SQUARE,            /* a * a */
     ELEMENTWISE_SQRT,              /* the processor's, rounded correctly */
     ELEMENTWISE_SQRT_MKL,          /* Intel's, as torch has it in its library */
     ELEMENTWISE_RECIPROCAL,        /* 1 / a */
@@ -170,6 +171,7 @@ typedef struct optplug_plan {
     optplug_schedulers schedulers;
     int rate_count;
     const optplug_rate *rates;
+    int moves;  /* whether its steps move numbers that Python keeps */
     int stable; /* whether it runs through torch's stable ABI alone; -1: where the host is a Python */
 } optplug_plan;
 
@@ -200,7 +202,7 @@ typedef struct optplug_python {
     int (*set)(int opt, int group, const char *options);
     int (*set_value)(int opt, int group, const char *name, double value);
     int (*take_value)(int opt, int group, const char *name, double value);
-    int (*take_schedule)(int opt);
+    int (*take_numbers)(int opt); /* those that a plan or its schedulers have moved */
     int (*schedule)(int opt, const char *spec, optplug_callback function, void *user);
     int (*schedule_step)(int opt, const double *metric);
     int (*average)(int opt, const char *spec);

@@ -6,7 +6,6 @@
 #include "optplug.h"
 #include "plan.h"
 #include "rates.h"
-#include "schedule.h"
 #include "staging.h"
 #include "start.h"
 
@@ -76,12 +75,11 @@ int call_tell_python(struct call *call)
         if (result <= 0)
             return result;
     }
-    struct schedule *schedule = plan_schedule(plan);
-    if (schedule_is_ahead(schedule)) {
-        int result = runtime.python->take_schedule(call->opt);
+    if (plan_has_moved(plan)) {
+        int result = runtime.python->take_numbers(call->opt);
         if (result <= 0)
             return result;
-        schedule_is_known(schedule);
+        plan_is_taken(plan);
     }
     return 1;
 }

@@ -18,6 +18,8 @@ struct plan {
     int on_gpu;
     int minds_modes; /* of PyTorch's, that a host may have on */
     int8_t default_dtype;
+    int moves;  /* whether steps move numbers that Python keeps, ... */
+    int moved;  /* ... and have since it has taken them */
     int proven; /* has run boxed, which turns torch's exceptions into errors */
     struct gradients *gradients;
     struct rates rates;
@@ -64,6 +66,7 @@ struct plan *plan_new(const optplug_plan *stated, int stable, int minds_modes)
     plan->count = stated->count;
     plan->process = getpid();
     plan->minds_modes = minds_modes;
+    plan->moves = stated->moves;
     plan->default_dtype = torch.default_dtype ? torch.default_dtype() : 0;
     plan->gradients = gradients_make(&stated->gradients);
     const double *scalars = stated->scalars;
@@ -124,16 +127,22 @@ int plan_set_value(struct plan *plan, int group, const char *name, double value)
 
 struct rate *plan_unknown(const struct plan *plan) { return plan ? rates_unknown(&plan->rates) : NULL; }
 
-struct schedule *plan_schedule(const struct plan *plan) { return plan ? plan->schedule : NULL; }
-
 int plan_step_schedule(struct plan *plan)
 {
     return plan && !is_in_mode(plan) && schedule_step(plan->schedule);
 }
 
+int plan_has_moved(const struct plan *plan) { return plan->moved || schedule_is_ahead(plan->schedule); }
+
+void plan_is_taken(struct plan *plan)
+{
+    plan->moved = 0;
+    schedule_is_known(plan->schedule);
+}
+
 int plan_is_ahead(const struct plan *plan)
 {
-    return plan && (rates_unknown(&plan->rates) || schedule_is_ahead(plan->schedule));
+    return plan && (rates_unknown(&plan->rates) || plan_has_moved(plan));
 }
 
 int plan_run(struct plan *plan)
@@ -156,5 +165,6 @@ int plan_run(struct plan *plan)
         return fail(OPT_ERUNTIME, "torch did not run %s, though it did the step before", operation->name);
     }
     plan->proven = 1;
+    plan->moved = plan->moves;
     return 1;
 }

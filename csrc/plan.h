@@ -35,8 +35,9 @@ struct rate *plan_unknown(const struct plan *plan);
 /* Step the schedulers; 0, with nothing changed, where Python is to do it. */
 int plan_step_schedule(struct plan *plan);
 
-/* Return what does so; NULL if nothing does. */
-struct schedule *plan_schedule(const struct plan *plan);
+/* Tell whether steps, of the schedulers too, have moved numbers that Python keeps; note that it has taken them. */
+int plan_has_moved(const struct plan *plan);
+void plan_is_taken(struct plan *plan);
 
 /* Tell whether Python does not know of all that has changed in the plan. */
 int plan_is_ahead(const struct plan *plan);

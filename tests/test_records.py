@@ -10,7 +10,7 @@ import torch
 from optplug._optplug import lib as numbers
 from torch import nn
 
-from optplug import _bridge, ctypes_api, elementwise, recorder, records
+from optplug import _bridge, ctypes_api, elementwise, recorder, rehearsal
 from optplug.number import is_number
 from planned_twins import UnfusedTwins, direct_plans, lib  # noqa: F401 (pytest finds the fixture here)
 
@@ -212,7 +212,7 @@ def test_an_operation_that_is_not_torchs_is_noticed(monkeypatch):
             return real("negate" if name != "negate" else "abs", *how) if name == wrong else real(name, *how)
 
         monkeypatch.setattr(elementwise, "choose", choose)
-        records._known.clear()
+        rehearsal._known.clear()
         twins = Twins("RMSprop(lr=0.1, momentum=0.9, centered=True)", [("float32", 50)])
         for _ in range(4):
             twins.step()
@@ -220,7 +220,7 @@ def test_an_operation_that_is_not_torchs_is_noticed(monkeypatch):
         if wrong in used:
             assert twins.planner().records.reason == "its record gave other bits than the step"
         twins.end()
-    records._known.clear()
+    rehearsal._known.clear()
     assert {"mul scalar", "addcmul", "addcdiv", "sqrt", "lerp"} <= used
 
 
@@ -261,7 +261,7 @@ def test_a_number_remembers_how_it_came_about():
     assert recording.reason == "a function outside torch takes a number"
 
 
-class MathSqrt(torch.optim.SGD):
+class MathExp(torch.optim.SGD):
     """One that computes a scalar where nobody can look."""
 
     def step(self, closure=None):  # noqa: ARG002
@@ -269,13 +269,13 @@ class MathSqrt(torch.optim.SGD):
 
         for group in self.param_groups:
             for p in group["params"]:
-                p.data.add_(p.grad, alpha=-math.sqrt(group["lr"]))
+                p.data.add_(p.grad, alpha=-math.exp(group["lr"]))
 
 
 def test_what_is_not_understood_has_no_record():
     p = nn.Parameter(torch.ones(3))
     p.grad = torch.ones(3)
-    recording = recorder.run(MathSqrt([p], lr=0.25), [p, p.grad], ["lr"])
+    recording = recorder.run(MathExp([p], lr=0.25), [p, p.grad], ["lr"])
     assert recording.record() is None
     assert recording.reason == "a function outside torch takes a number"
     recording = recorder.Recording([p])

@@ -239,10 +239,10 @@ def test_functions_and_metrics_are_asked_in_python():
 
 def test_a_record_that_is_not_torchs_is_noticed():
     class Crooked(lr_scheduler.ExponentialLR):
-        """One whose copy, which is a subclass, computes otherwise."""
+        """One whose copy computes otherwise."""
 
         def get_lr(self):
-            factor = self.gamma if type(self) is Crooked else self.gamma + 0.0625
+            factor = self.gamma if self is scheduler else self.gamma + 0.0625
             return [group["lr"] * factor for group in self.optimizer.param_groups]
 
     twins = Twins("AdamW(lr=0.1)", "ExponentialLR(0.9)")

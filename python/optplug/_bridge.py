@@ -335,8 +335,8 @@ def py_take_value(opt, group, name, value):
 
 
 @_callback
-def py_take_schedule(opt):
-    _optimizers[opt].take_schedule()
+def py_take_numbers(opt):
+    _optimizers[opt].take_numbers()
 
 
 @_callback

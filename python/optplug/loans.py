@@ -147,6 +147,10 @@ class Loans:
         finally:
             self._are_lent = False
 
+    def have_own(self) -> bool:
+        """Tell whether the class steps memory of its own, in the place of an array."""
+        return any(loan.own is not None for loan in self._all.values())
+
     def lend(self) -> None:
         """Let the class find values and gradients as they are now."""
         if self._optimizer is None or self._are_lent:

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
 import operator
-from collections.abc import Callable
+import threading
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -63,10 +65,6 @@ class Number:
 
     def __floor__(self) -> Number:
         return self._recording.computed(lib.SCALAR_FLOOR, math.floor(self._value), self)
-
-    def cos(self) -> Number:
-        """Return its cosine: `math.cos` takes a float, and no other number."""
-        return self._recording.computed(lib.SCALAR_COS, math.cos(self._value), self)
 
     def __pos__(self) -> Number:
         return self
@@ -138,6 +136,43 @@ def plain(value: Any) -> Any:
     if type(value) is dict:
         return {key: plain(v) for key, v in value.items()}
     return value
+
+
+# Those of `math` that are understood: they take floats, and no other numbers.
+_MATH: dict[str, tuple[Callable[..., float], int]] = {
+    "sqrt": (math.sqrt, lib.SCALAR_SQRT),
+    "cos": (math.cos, lib.SCALAR_COS),
+    "pow": (math.pow, lib.SCALAR_POWER),
+}
+_lock = threading.Lock()
+_understanding = 0  # how many want them to be understood now
+
+
+def _understood(compute: Callable[..., float], kind: int) -> Callable[..., Any]:
+    def call(*numbers: Any) -> Any:
+        recording = next((n._recording for n in numbers if type(n) is Number), None)
+        if recording is None or not all(map(is_number, numbers)):
+            return compute(*numbers)
+        return recording.computed(kind, compute(*map(plain, numbers)), *numbers)
+
+    return call
+
+
+@contextlib.contextmanager
+def understood() -> Iterator[None]:
+    """Let functions of Python's `math` take numbers that remember; to all others they are what they were."""
+    global _understanding
+    with _lock:
+        _understanding += 1
+        for name, (compute, kind) in _MATH.items():
+            setattr(math, name, _understood(compute, kind))
+    try:
+        yield
+    finally:
+        with _lock:
+            _understanding -= 1
+            for name, (compute, _) in _MATH.items() if not _understanding else ():
+                setattr(math, name, compute)
 
 
 class Computation:

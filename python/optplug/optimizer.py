@@ -174,6 +174,7 @@ class HostedOptimizer:
                 self._gather()
                 if self._scale.apply(self.run.built, self.parameters, self.planner.has_recorded):
                     self.planner.step(self.run.built, self.parameters, self._scale)
+            self.planner.conclude(self.run.built)
         else:
             with self._ready("opt_step") as optimizer, self._undo.of_others(optimizer):
                 self._gather()
@@ -339,9 +340,9 @@ class HostedOptimizer:
             schedules.step(optimizer, self.run.schedulers, value)
         self.planner.end_schedule()
 
-    def take_schedule(self) -> None:
-        """Bring schedulers and rates up to date with the plan, which has moved them."""
-        self.planner.take_schedule()
+    def take_numbers(self) -> None:
+        """Bring schedulers, rates and counts up to date with the plan, which has moved them."""
+        self.planner.take_numbers()
 
     # ---- averages ----
 

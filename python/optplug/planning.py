@@ -37,10 +37,11 @@ class Planner:
         #: The next step without Python, where it can be made so.
         self.plan: plans.Plan | None = None
         #: What its steps come down to, where torch has no operator for them.
-        self.records = Records(rounds_sqrt)
+        self.records = Records(rounds_sqrt, recipe.is_torchs)
         #: The same of its schedulers.
         self.schedule_records = ScheduleRecords()
         self._calls: Calls = []  # what the last step came down to, if the next one is to be like it
+        self._is_looked_at = False  # whether a record is to be compared with the step that is made
         self._is_checked = False  # whether the state is known to fit
 
     @property
@@ -82,8 +83,9 @@ class Planner:
         if self.schedule_records.finish() and self.plan:
             self.plan = self._whole(plans.Plan(self.plan.operations, self.plan.gradients))
 
-    def take_schedule(self) -> None:
+    def take_numbers(self) -> None:
         """Take the numbers that C has moved."""
+        self.records.take()
         if self.schedule_records.schedule:
             self.schedule_records.schedule.take()
         self.refresh()
@@ -91,6 +93,7 @@ class Planner:
     def refresh(self) -> None:
         """Let the next step look at the hyperparameters anew."""
         self._calls = []
+        self.records.give()
         if self.plan and not self.plan.refresh():
             self.plan = None
 
@@ -107,17 +110,20 @@ class Planner:
     def step(self, optimizer: torch.optim.Optimizer, parameters: Parameters, scale: Scale) -> None:
         """Make a step that is not the first, by Python."""
         self.check_state(optimizer)
-        is_looked_at = self._may_record(parameters, scale) and self.records.begin(optimizer)
+        self._is_looked_at = self._may_record(parameters, scale) and self.records.begin(optimizer)
         self._step(optimizer, parameters)
-        if is_looked_at and self.records.finish(optimizer):
+
+    def conclude(self, optimizer: torch.optim.Optimizer) -> None:
+        """Look at what that step has made, when the host's arrays have it."""
+        if self._is_looked_at and self.records.finish(optimizer):
             self.plan = None  # it is to have these records, too
 
     def _may_record(self, parameters: Parameters, scale: Scale) -> bool:
         """Tell whether steps may run as records of what Python does."""
         return (
             bool(self.makes_plans)
-            and self._recipe.is_torchs
             and not self._recipe.needs_closure
+            and not (parameters.loans and parameters.loans.have_own())
             and not scale
             and not parameters.has_sparse()
         )
@@ -136,6 +142,7 @@ class Planner:
         """State the next step as a plan, after one by Python, where there is none yet."""
         if run.built is None or not run.stepped or not self.makes_plans:
             return
+        self.records.give()  # this step may have moved them
         if self.plan is None:
             self.plan = self._state(run, run.built, parameters, scale)
             if self.plan:

@@ -116,6 +116,8 @@ class Operation:
     singles: Sequence[Tensor | None] = ()
     #: Instead of an operator, what a step of this class comes down to: the first of them that holds.
     records: Sequence[Record] = ()
+    #: Whether it moves numbers that Python keeps.
+    moves: bool = False
 
     @property
     def counters(self) -> int:

@@ -13,6 +13,7 @@ from optplug.number import Number
 HARMLESS = frozenset(
     {
         "__get__",
+        "detach",
         "__len__",
         "_set_grad_enabled",
         "dim",
@@ -72,9 +73,16 @@ def _clamp(a: Tensor, min: Any = None, max: Any = None) -> tuple[str, list[Tenso
     return ("clamp max", [a], [max]) if min is None else ("clamp", [a], [min, max])
 
 
+def _pow(a: Tensor, exponent: Any) -> tuple[str, list[Tensor], list[Any]]:
+    if type(exponent) is Number or exponent not in (0.5, 2):
+        raise TypeError("exponent")
+    return "square" if exponent == 2 else "root", [a], []
+
+
 #: How calls of torch's functions are read: as which operation, on which arrays, with which numbers.
 READ: dict[str, _Read] = {
     "abs": _unary("abs"),
+    "absolute": _unary("abs"),
     "add": _add,
     "__add__": _add,
     "__radd__": _add,
@@ -96,9 +104,14 @@ READ: dict[str, _Read] = {
     "__mul__": _commuting("mul"),
     "__rmul__": _commuting("mul"),
     "neg": _unary("negate"),
+    "__neg__": _unary("negate"),
+    "pow": _pow,
+    "__pow__": _pow,
     "reciprocal": _unary("reciprocal"),
+    "sgn": _unary("sgn"),
     "sign": _unary("sign"),
     "sqrt": _unary("sqrt"),
+    "square": _unary("square"),
     "sub": _sub,
     "__sub__": _sub,
 }

@@ -8,6 +8,7 @@ record: see `Recording.reason`.
 from __future__ import annotations
 
 import inspect
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -18,7 +19,7 @@ from torch.overrides import TorchFunctionMode
 from optplug import elementwise
 from optplug._optplug import lib
 from optplug.buffers import real
-from optplug.number import Computation, Number, Scalar, is_number, plain
+from optplug.number import Computation, Number, Scalar, is_number, plain, understood
 from optplug.readings import HARMLESS, READ
 from optplug.torch_private import grad_mode
 
@@ -56,9 +57,13 @@ class Recording(TorchFunctionMode, Computation):
 
     Args:
         lists: its tensors, list by list: the parameter, its gradient, its state.
+        gradient: which of them is a gradient, of which a step is to change a copy only; -1 if none is.
     """
 
     lists: list[Tensor]
+    gradient: int = -1
+    #: Hyperparameters that the step has changed.
+    moved: list[str] = field(default_factory=list)
     _instructions: list[Instruction] = field(default_factory=list)
 
     def __post_init__(self) -> None:
@@ -92,6 +97,8 @@ class Recording(TorchFunctionMode, Computation):
         self._alive.append((args, kwargs, result))
         name = getattr(function, "__name__", "")
         if name in HARMLESS:
+            if isinstance(result, Tensor) and args and result is not args[0] and result.is_set_to(args[0]):
+                self._alias(result, args[0])  # p.data
             return result
         if name == "item" and id(args[0]) in self._items:
             return Number(self, result, self._items[id(args[0])])
@@ -182,12 +189,24 @@ class Recording(TorchFunctionMode, Computation):
             self._items[id(to)] = self.add(how)
             return
         a, b, c = (*(self._arrays[id(t)] for t in arrays), -1, -1)[:3]
+        if self._arrays.get(id(to)) == self.gradient:
+            here = len(self.lists) + self._temporaries
+            self._temporaries += 1
+            self._arrays = {k: here if i == self.gradient else i for k, i in self._arrays.items()}
         if id(to) not in self._arrays:
             if real(to).shape != self._shape:
                 raise TypeError(f"shape {tuple(to.shape)}")
             self._arrays[id(to)] = len(self.lists) + self._temporaries
             self._temporaries += 1
         self._instructions.append(Instruction(chosen, self._arrays[id(to)], a, b, c, v, u))
+
+    def item(self, index: int, value: float) -> Number:
+        """Return the number that stands for the value of a list."""
+        return Number(self, value, self._first[index])
+
+    def keep(self, index: int, value: Any) -> None:
+        """Note that the value of a list becomes another one."""
+        self._items[id(self.lists[index])] = self.index(value)
 
     def count(self, index: int) -> None:
         """Note that the value of a list, a count of what was done before, is positive and rises by one."""
@@ -237,17 +256,27 @@ def plain_step(optimizer: torch.optim.Optimizer) -> None:
     inspect.unwrap(type(optimizer).step)(optimizer)
 
 
-def run(optimizer: torch.optim.Optimizer, lists: list[Tensor], names: list[str]) -> Recording:
+def run(
+    optimizer: torch.optim.Optimizer,
+    lists: list[Tensor],
+    names: list[str],
+    numbers: Sequence[tuple[dict[str, Any], str]] = (),
+) -> Recording:
     """Step an optimizer of one parameter once, and return what was seen.
 
     Args:
         optimizer: a throw-away one, whose hyperparameters are plain numbers again afterwards.
         lists: its parameter, its gradient, and the tensors of its state.
         names: its hyperparameters that are numbers; "betas[0]" of a tuple.
+        numbers: those of Python's that steps change: the dictionary that has one, and the key.  Of each there
+            is a list, after the others.
     """
-    recording = Recording(lists)
+    values = [container[key] for container, key in numbers]
+    recording = Recording([*lists, *map(memory_of, values)], 1)
     (group,) = optimizer.param_groups
     before = dict(group)
+    for i, (container, key) in enumerate(numbers):
+        container[key] = recording.item(len(lists) + i, values[i])
     for key, value in before.items():
         if key in names:
             group[key] = recording.option(names.index(key), value)
@@ -256,17 +285,36 @@ def run(optimizer: torch.optim.Optimizer, lists: list[Tensor], names: list[str])
                 recording.option(names.index(f"{key}[{i}]"), v) if f"{key}[{i}]" in names else v
                 for i, v in enumerate(value)
             )
-    numbers = dict(group)
-    state = {key: id(value) for key, value in optimizer.state[lists[0]].items()}
+    given = dict(group)
+    state = _tensors_of(optimizer, lists[0])
     try:
-        with grad_mode(False), recording:
+        with grad_mode(False), understood(), recording:
             plain_step(optimizer)
     except Exception as error:
         recording.refuse(f"{type(error).__name__}: {error}")
-    if group.keys() != numbers.keys() or any(group[k] is not v for k, v in numbers.items()):
+    for i, (container, key) in enumerate(numbers):
+        value = container[key]
+        if type(plain(value)) is not type(values[i]):
+            recording.refuse(f"a step makes {key} another kind of number")
+        else:
+            recording.keep(len(lists) + i, value)
+        container[key] = values[i]
+        if container is group:
+            given[key] = values[i]
+    recording.moved = [key for key in given if key in group and group[key] is not given[key]]
+    if group.keys() != given.keys() or recording.moved:
         recording.refuse("a step changes a hyperparameter")
-    if state != {key: id(value) for key, value in optimizer.state[lists[0]].items()}:
+    if state != _tensors_of(optimizer, lists[0]):
         recording.refuse("a step makes its state anew")
     group.clear()
     group.update(before)
     return recording
+
+
+def memory_of(number: float) -> Tensor:
+    """Return memory that holds a number of Python's."""
+    return torch.tensor(number, dtype=torch.int64 if type(number) is int else torch.float64)
+
+
+def _tensors_of(optimizer: torch.optim.Optimizer, p: Tensor) -> dict[str, int]:
+    return {key: id(value) for key, value in optimizer.state[p].items() if isinstance(value, Tensor)}

@@ -6,38 +6,31 @@ bits.  See `recorder` for what it is.
 
 from __future__ import annotations
 
-from collections import defaultdict
 from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
+from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from optplug import elementwise, plans, recorder, transfer
+from optplug import elementwise, plans, transfer
 from optplug._optplug import lib
 from optplug.buffers import flat, gaps, real
 from optplug.number import is_double
-from optplug.plans import Form, Group, Operation, Plan
-from optplug.recorder import Record
-from optplug.torch_private import grad_mode, has_hooks
+from optplug.plans import Operation, Plan
+from optplug.recorder import Record, memory_of
+from optplug.rehearsal import OTHER_BITS, Case, Layout, NotRecordedError, Rehearsal, is_item
+from optplug.snapshot import Watch
+from optplug.torch_private import has_hooks
 
-#: How many records one group may have; how often a step is looked at in all.
+#: How many records one group may have; how often a step is looked at in all, times that it has to be proven.
 _MOST_RECORDS, _MOST_LOOKS = 6, 8
+#: How often a record is proven before it is used: of a class outside torch nobody knows by what it goes.
+_PROOFS = 3
 #: For how many steps a host that always binds other arrays is left alone at the most.
 _MOST_PATIENCE = 64
 #: What is proven of an array: all of it, or so many values at both ends and in the middle.
 _BLOCK = 4096
-#: How many values throw-away parameters have, some vectors of the processor's and a rest: the one to be read,
-#: and the one that shows rare roundings, which the host's few values may not.
-_FEW, _MANY = 37, 4099
-#: Records of the process, by what they were made of, and how many are kept.
-_known: dict[object, tuple[Record, tuple[str, ...]]] = {}
-_MOST_KNOWN = 256
-_OTHER_BITS = "its record gave other bits than the step"
-
-
-#: Of arrays by their names, whether there are gaps within their rows.
-_Gaps = tuple[tuple[str, bool], ...]
 
 
 @dataclass
@@ -46,23 +39,28 @@ class _Kind:
 
     group: int
     parameters: list[Tensor]
-    options: tuple[str, ...]
     #: What is the same in all its steps: see `plans.fixed`.
     fixed: object
-    state: tuple[str, ...] = ()
-    #: Those that are proven.
+    #: One of them, which has the same lists as all.
+    like: Rehearsal | None = None
+    #: Those that are proven, and how often those were that are not proven often enough.
     records: list[Record] = field(default_factory=list)
+    proofs: dict[Record, int] = field(default_factory=dict)
 
 
 class Records:
     """What is known of an optimizer's steps, and why there is no record."""
 
-    def __init__(self, rounds_sqrt: bool = False) -> None:
-        self._rounds_sqrt = rounds_sqrt
+    def __init__(self, rounds_sqrt: bool = False, is_torchs: bool = True) -> None:
+        self._rounds_sqrt, self._is_torchs = rounds_sqrt, is_torchs
+        self._proofs = 1 if is_torchs else _PROOFS
         #: Why there is no record; "" if there is one, or none was tried.
         self.reason = ""
-        self._kinds: dict[tuple[int, torch.dtype, _Gaps], _Kind] = {}
+        self._kinds: dict[tuple[int, torch.dtype, Layout], _Kind] = {}
         self._copies: Plan | None = None
+        self._watch: Watch | None = None  # over what a class outside torch has besides
+        #: The numbers of Python's that plans move: where they are, and C's memory of them.
+        self._moving: list[tuple[dict[str, Any], str, Tensor]] = []
         self._new: list[tuple[_Kind, Record]] = []
         self._looks = self._waits = self._patience = 0
 
@@ -74,12 +72,12 @@ class Records:
         """
         if self._looks:
             self._patience = min(max(1, 2 * self._patience), _MOST_PATIENCE)
-        self._kinds, self._new, self._copies = {}, [], None
+        self._kinds, self._new, self._copies, self._moving = {}, [], None, []
         self.reason, self._looks, self._waits = "", 0, self._patience
 
     def begin(self, optimizer: torch.optim.Optimizer) -> bool:
         """Look at the step that Python is about to make; True if `finish` is to be called after it."""
-        if self._waits or self._looks == _MOST_LOOKS:
+        if self._waits or self._looks >= _MOST_LOOKS * self._proofs:
             self._waits -= bool(self._waits)
             return False
         self._looks += 1
@@ -88,25 +86,32 @@ class Records:
             self._look(optimizer)
             if self._new:
                 self._copies = Plan(list(self._operations(optimizer, copied=True)))
+                if not self._is_torchs:
+                    self._watch = Watch(optimizer, self._own(optimizer), self._changing(optimizer))
         except Exception as error:
             self._give_up(
-                str(error) if isinstance(error, _NotRecordedError) else f"{type(error).__name__}: {error}"
+                str(error) if isinstance(error, NotRecordedError) else f"{type(error).__name__}: {error}"
             )
         return bool(self._new)
 
     def finish(self, optimizer: torch.optim.Optimizer) -> bool:
         """Compare the step that was made with C's on copies; True if there are new records by that."""
         try:
-            is_same = self._is_same(optimizer)
+            reason = self._watch.found(optimizer) if self._watch else ""
+            if not reason and not self._is_same(optimizer):
+                reason = OTHER_BITS
         except (Exception, KeyboardInterrupt) as error:  # the step is made all the same
-            self._give_up(f"{type(error).__name__}: {error}")
+            reason = f"{type(error).__name__}: {error}"
+        self._watch = None
+        if reason:
+            self._give_up(reason)
             return False
-        if not is_same:
-            self._give_up(_OTHER_BITS)
-        for kind, record in self._new:
-            kind.records.append(record)
-        self._new = []
-        return is_same
+        new, self._new = self._new, []
+        for kind, record in new:
+            kind.proofs[record] = kind.proofs.get(record, 0) + 1
+            if kind.proofs[record] >= self._proofs:
+                kind.records.append(record)
+        return any(record in kind.records for kind, record in new)
 
     def _is_same(self, optimizer: torch.optim.Optimizer) -> bool:
         copies, self._copies = self._copies, None
@@ -123,7 +128,8 @@ class Records:
 
     def _give_up(self, reason: str) -> None:
         """Keep to the records that are proven."""
-        self.reason, self._new, self._copies, self._looks = reason, [], None, _MOST_LOOKS
+        self.reason, self._new, self._copies = reason, [], None
+        self._looks = _MOST_LOOKS * self._proofs
 
     def operations(self, optimizer: torch.optim.Optimizer) -> list[Operation]:
         """State the next step; nothing where there are no records for all of it."""
@@ -132,13 +138,24 @@ class Records:
         if not self._holds(optimizer):
             self.forget()
             return []
+        self._moving = []
         return list(self._operations(optimizer, copied=False))
+
+    def take(self) -> None:
+        """Give Python the numbers that C has moved."""
+        for container, key, memory in self._moving:
+            container[key] = type(container[key])(memory.item())
+
+    def give(self) -> None:
+        """Give C the numbers as Python has them."""
+        for container, key, memory in self._moving:
+            memory.fill_(container[key])
 
     def _holds(self, optimizer: torch.optim.Optimizer) -> bool:
         """Tell whether the records are still of this optimizer as it is."""
         try:
-            _check(optimizer)
-        except _NotRecordedError:
+            self._check(optimizer)
+        except NotRecordedError:
             return False
         groups = optimizer.param_groups
         return all(plans.fixed(groups[kind.group]) == kind.fixed for kind in self._kinds.values())
@@ -147,36 +164,35 @@ class Records:
 
     def _look(self, optimizer: torch.optim.Optimizer) -> None:
         """Record the steps of parameters that no record is known to serve."""
-        _check(optimizer)
+        self._check(optimizer)
         if not self._holds(optimizer):
             self._kinds = {}
         for i, group in enumerate(optimizer.param_groups):
-            alike: dict[tuple[torch.dtype, _Gaps], list[Tensor]] = {}
+            alike: dict[tuple[torch.dtype, Layout], list[Tensor]] = {}
             for p in group["params"]:
-                alike.setdefault((p.dtype, _gaps(optimizer, p)), []).append(p)
+                alike.setdefault((p.dtype, self._layout(optimizer, p)), []).append(p)
             for (dtype, lie), parameters in alike.items():
-                names = tuple(_options(group))
-                kind = self._kinds.setdefault(
-                    (i, dtype, lie), _Kind(i, parameters, names, plans.fixed(group))
-                )
+                kind = self._kinds.setdefault((i, dtype, lie), _Kind(i, parameters, plans.fixed(group)))
                 seen = set[tuple[float, ...]]()
                 for p in parameters:
-                    items = {k: v for k, v in optimizer.state[p].items() if _is_item(v)}
+                    items = {k: v for k, v in optimizer.state[p].items() if is_item(v) or is_double(v)}
                     values = tuple(float(v) for v in items.values())
                     if values in seen or len(seen) > _MOST_RECORDS:
                         continue
                     seen.add(values)
-                    record, state = _Case(optimizer, group, dtype, lie, items, kind.options).record()
-                    if state != kind.state:  # by whose numbers those before it go
+                    made = Case(self._is_torchs, optimizer, group, dtype, lie, items).rehearse()
+                    # By the numbers of the lists those before it go.
+                    if kind.like is None or made.lists != kind.like.lists:
                         if self._unproven(kind):
-                            raise _NotRecordedError("its parameters have different states")
+                            raise NotRecordedError("its parameters have different states")
                         kind.records.clear()
-                        kind.state = state
+                        kind.proofs.clear()
+                        kind.like = made
                     known = [*kind.records, *self._unproven(kind)]
-                    if record not in known:
+                    if made.record not in known:
                         if len(known) == _MOST_RECORDS:
-                            raise _NotRecordedError("its steps take too many branches")
-                        self._new.append((kind, record))
+                            raise NotRecordedError("its steps take too many branches")
+                        self._new.append((kind, made.record))
 
     def _used(self, kind: _Kind) -> list[Record]:
         """Return the records that steps run, which may have another square root than the proven ones."""
@@ -198,16 +214,89 @@ class Records:
     def _unproven(self, kind: _Kind) -> list[Record]:
         return [record for k, record in self._new if k is kind]
 
+    def _memory(
+        self, optimizer: torch.optim.Optimizer, kind: _Kind, like: Rehearsal, copied: bool
+    ) -> list[list[Tensor]]:
+        """Return memory of the numbers that Python keeps, for each parameter: of a group's the same."""
+        found: dict[tuple[int, str], Tensor] = {}
+        rows = []
+        for p in kind.parameters:
+            row = []
+            for place in like.places:
+                container = place.container(optimizer, optimizer.param_groups[kind.group], p)
+                key = id(container), place.key
+                if key not in found:
+                    found[key] = memory_of(container[place.key])
+                    if not copied:
+                        self._moving.append((container, place.key, found[key]))
+                row.append(found[key])
+            rows.append(row)
+        return rows
+
+    def _own(self, optimizer: torch.optim.Optimizer) -> list[Tensor]:
+        """Return the tensors that records know."""
+        return [
+            t
+            for group in optimizer.param_groups
+            for p in group["params"]
+            for t in (p, p.grad, *optimizer.state[p].values())
+            if isinstance(t, Tensor)
+        ]
+
+    def _changing(self, optimizer: torch.optim.Optimizer) -> set[tuple[int, str]]:
+        """Return where the numbers are that steps change: the dictionary's id, and the key."""
+        return {
+            (id(place.container(optimizer, optimizer.param_groups[kind.group], p)), place.key)
+            for kind in self._kinds.values()
+            if kind.like
+            for p in kind.parameters
+            for place in kind.like.places
+        }
+
+    def _layout(self, optimizer: torch.optim.Optimizer, p: Tensor) -> Layout:
+        """Return how a parameter's arrays lie, as far as its step may go by it."""
+        arrays = _arrays(optimizer, p)
+        if not self._is_torchs:
+            return tuple((name, (tuple(t.shape), t.stride())) for name, t in arrays.items())
+        if all(t.is_contiguous() for t in arrays.values()):
+            return ()
+        found = {name: gaps(t, p) for name, t in arrays.items()}
+        if not any(found.values()):
+            return ()
+        return tuple((name, bool(lie) and lie[0][1] != 1) for name, lie in found.items())
+
+    def _check(self, optimizer: torch.optim.Optimizer) -> None:
+        """Raise where C could not step these parameters, whatever the step."""
+        if has_hooks(optimizer):
+            raise NotRecordedError("hooks of PyTorch's watch its steps")
+        for group in optimizer.param_groups:
+            for name in ("fused", "capturable", "differentiable"):
+                if group.get(name):
+                    raise NotRecordedError(f"{name}=True")
+            for key, value in group.items():
+                if not self._is_torchs and key not in ("params", "param_names") and not _fits(value):
+                    raise NotRecordedError(f"its option {key} is {type(value).__name__}")
+            for p in group["params"]:
+                if real(p).dtype not in elementwise.DTYPES or p.device.type != "cpu":
+                    raise NotRecordedError(f"a parameter is {p.dtype} on {p.device}")
+                grad = p.grad
+                if grad is None or grad.layout != torch.strided:
+                    raise NotRecordedError("a gradient is sparse")
+                if p.dim() == 0:
+                    raise NotRecordedError("a parameter has no dimension")
+                if any(t.shape != p.shape or t.dtype != p.dtype for t in _arrays(optimizer, p).values()):
+                    raise NotRecordedError("an array is not like its parameter")
+
     def _operations(self, optimizer: torch.optim.Optimizer, copied: bool) -> Iterator[Operation]:
         for kind in self._kinds.values():
-            group = optimizer.param_groups[kind.group]
-            lists = [
-                list(row)
-                for row in zip(*(_tensors(optimizer, p, kind) for p in kind.parameters), strict=True)
-            ]
+            assert kind.like
+            group, form = optimizer.param_groups[kind.group], kind.like.form
+            rows = [_tensors(optimizer, p, kind.like) for p in kind.parameters]
+            memory = self._memory(optimizer, kind, kind.like, copied)
+            whole = ([*row, *more] for row, more in zip(rows, memory, strict=True))
+            lists = [list(column) for column in zip(*whole, strict=True)]
             if copied:
                 lists = _copy(lists)
-            form = Form(("self", "grads", *kind.state), doubles=kind.options)
             alone = max(t.numel() for t in lists[0]) < plans.WORTH_THREADS
             yield Operation(
                 type(optimizer).__name__,
@@ -217,171 +306,28 @@ class Records:
                 plans.scalars(form, group),
                 alone,
                 records=[*kind.records, *self._unproven(kind)] if copied else self._used(kind),
+                moves=bool(kind.like.places),
             )
 
 
-class _NotRecordedError(Exception):
-    """Says why a step has no record."""
-
-
-def _check(optimizer: torch.optim.Optimizer) -> None:
-    """Raise where C could not step these parameters, whatever the step."""
-    if has_hooks(optimizer):
-        raise _NotRecordedError("hooks of PyTorch's watch its steps")
-    for group in optimizer.param_groups:
-        for name in ("fused", "capturable", "differentiable"):
-            if group.get(name):
-                raise _NotRecordedError(f"{name}=True")
-        for p in group["params"]:
-            if real(p).dtype not in elementwise.DTYPES or p.device.type != "cpu":
-                raise _NotRecordedError(f"a parameter is {p.dtype} on {p.device}")
-            grad = p.grad
-            if grad is None or grad.layout != torch.strided:
-                raise _NotRecordedError("a gradient is sparse")
-            if p.dim() == 0:
-                raise _NotRecordedError("a parameter has no dimension")
-            if any(t.shape != p.shape or t.dtype != p.dtype for t in _arrays(optimizer, p).values()):
-                raise _NotRecordedError("an array is not like its parameter")
+def _fits(value: object) -> bool:
+    """Tell whether a hyperparameter can be compared with what it was."""
+    return type(value) in (bool, int, float, str, type(None)) or (
+        type(value) is tuple and all(map(_fits, value))
+    )
 
 
 def _arrays(optimizer: torch.optim.Optimizer, p: Tensor) -> dict[str, Tensor]:
     """Return a parameter, its gradient, and what it has in the state that is not one value."""
     assert p.grad is not None
     state = optimizer.state[p].items()
-    found = {k: t for k, t in state if isinstance(t, Tensor) and not _is_item(t)}
+    found = {k: t for k, t in state if isinstance(t, Tensor) and not is_item(t)}
     return {"self": p, "grads": p.grad, **found}
 
 
-def _gaps(optimizer: torch.optim.Optimizer, p: Tensor) -> _Gaps:
-    """Return which of a parameter's arrays have gaps within their rows; nothing where none has any gaps."""
-    arrays = _arrays(optimizer, p)
-    if all(t.is_contiguous() for t in arrays.values()):
-        return ()
-    found = {name: gaps(t, p) for name, t in arrays.items()}
-    if not any(found.values()):
-        return ()
-    return tuple((name, bool(lie) and lie[0][1] != 1) for name, lie in found.items())
-
-
-def _is_item(value: object) -> bool:
-    return isinstance(value, Tensor) and value.dim() == 0
-
-
-def _options(group: Group) -> Iterator[str]:
-    """Return the names of a group's hyperparameters that are numbers."""
-    for key, value in group.items():
-        if is_double(value):
-            yield key
-        elif type(value) is tuple:
-            yield from (f"{key}[{i}]" for i, v in enumerate(value) if is_double(v))
-
-
-@dataclass(frozen=True)
-class _Case:
-    """A step to be recorded: of a group, for parameters of a dtype that have these gaps and values."""
-
-    optimizer: torch.optim.Optimizer
-    group: Group
-    dtype: torch.dtype
-    gaps: _Gaps
-    items: dict[str, Tensor]
-    options: tuple[str, ...]
-
-    def record(self) -> tuple[Record, tuple[str, ...]]:
-        """Return its record, and the names of the state's tensors, whose lists count after the gradient's.
-
-        They are the same for all optimizers that have the same in all this.
-        """
-        key = (
-            type(self.optimizer),
-            repr(
-                (
-                    self.dtype,
-                    self.gaps,
-                    self.options,
-                    plans.scalars(Form((), doubles=self.options), self.group),
-                    plans.fixed(self.group),
-                    {name: (value.dtype, value.item()) for name, value in self.items.items()},
-                )
-            ),
-        )
-        if key not in _known:
-            made = self._make()
-            if len(_known) == _MOST_KNOWN:
-                _known.clear()
-            _known[key] = made
-        return _known[key]
-
-    def _make(self) -> tuple[Record, tuple[str, ...]]:
-        """Record a step of a throw-away parameter, and prove it by another."""
-        # The loop over parameters can be read; the group's own implementation then has to give its bits.
-        loop, lists, names = self._stand_in({**self.group, "foreach": False}, _FEW)
-        recording = recorder.run(loop, lists, list(self.options))
-        record = recording.record()
-        if record is None:
-            raise _NotRecordedError(recording.reason)
-        own, lists, _ = self._stand_in(self.group, _MANY)
-        form = Form(("self", "grads", *names), doubles=self.options)
-        copies = [[real(t).clone()] for t in lists]
-        numbers = plans.scalars(form, self.group)
-        step = Operation("step", form, self.group, copies, numbers, True, records=[record])
-        with grad_mode(False):
-            recorder.plain_step(own)
-        if not transfer.run(Plan([step])) or not all(
-            elementwise.is_same(a, real(t)) for (a,), t in zip(copies, lists, strict=True)
-        ):
-            raise _NotRecordedError(_OTHER_BITS)
-        return record, names
-
-    def _stand_in(self, group: Group, n: int) -> tuple[torch.optim.Optimizer, list[Tensor], tuple[str, ...]]:
-        """Make an optimizer like this one, of one parameter of n values.
-
-        Returns:
-            The optimizer; its parameter, the gradient, and the tensors of the state, with their names.
-        """
-        generator = torch.Generator().manual_seed(0)
-
-        def draw(name: str) -> Tensor:
-            dtype = torch.complex128 if self.dtype.is_complex else torch.float64
-            return self._lay(name, torch.randn(n, generator=generator, dtype=dtype).to(self.dtype))
-
-        parameter = nn.Parameter(draw("self"))
-        other = object.__new__(type(self.optimizer))
-        vars(other).update(
-            vars(self.optimizer), param_groups=[{**group, "params": [parameter]}], state=defaultdict(dict)
-        )
-        vars(other).pop("step", None)  # a scheduler's, which calls the optimizer itself
-        try:
-            for _ in range(2):
-                parameter.grad = draw("grads")
-                with grad_mode(False):
-                    recorder.plain_step(other)
-        except Exception as error:
-            raise _NotRecordedError(f"{type(error).__name__}: {error}") from error
-        state = other.state[parameter]
-        for name, value in self.items.items():
-            if name not in state or not _is_item(state[name]) or state[name].dtype != value.dtype:
-                raise _NotRecordedError(f"its state {name} is not understood")
-            state[name].copy_(value)
-        for name in dict(self.gaps).keys() & state.keys():
-            state[name] = self._lay(name, state[name].flatten())
-        names = tuple(name for name, value in state.items() if isinstance(value, Tensor))
-        if len(names) != len([v for v in state.values() if v is not None]):
-            raise _NotRecordedError("a state that is no tensor")
-        assert parameter.grad is not None
-        return other, [parameter, parameter.grad, *(state[name] for name in names)], names
-
-    def _lay(self, name: str, values: Tensor) -> Tensor:
-        """Return a vector laid out as one of the arrays is."""
-        if not self.gaps:
-            return values
-        rows = elementwise.in_rows(values)
-        return elementwise.scattered(rows) if dict(self.gaps)[name] else rows
-
-
-def _tensors(optimizer: torch.optim.Optimizer, p: Tensor, kind: _Kind) -> list[Tensor]:
+def _tensors(optimizer: torch.optim.Optimizer, p: Tensor, like: Rehearsal) -> list[Tensor]:
     assert p.grad is not None
-    return list(map(real, (p, p.grad, *(optimizer.state[p][name] for name in kind.state))))
+    return list(map(real, (p, p.grad, *(optimizer.state[p][name] for name in like.state))))
 
 
 def _copy(lists: list[list[Tensor]]) -> list[list[Tensor]]:

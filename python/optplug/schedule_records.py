@@ -8,9 +8,7 @@ Python, and branches that come out otherwise are Python's, and add a record.
 
 from __future__ import annotations
 
-import functools
 import math
-import types
 from collections.abc import Iterator, Sequence
 from typing import Any
 
@@ -19,7 +17,7 @@ from torch.optim.lr_scheduler import LRScheduler, ReduceLROnPlateau
 
 from optplug import plans, transfer
 from optplug._optplug import lib
-from optplug.number import Computation, Number, Scalar, is_double, plain
+from optplug.number import Computation, Number, Scalar, is_double, plain, understood
 from optplug.plans import Form, Group, Operation, Plan, Schedulers
 from optplug.recorder import Record
 from optplug.run import Run
@@ -116,9 +114,10 @@ class Schedule:
                 noted.compared(lib.SCALAR_EQUAL, first, 0)
         copies = _copy(self._roots, numbers)
         others = {path: value for path, value in _walk(copies) if path not in numbers}
-        for scheduler in copies:
-            if isinstance(scheduler, LRScheduler):
-                scheduler.step()
+        with understood():
+            for scheduler in copies:
+                if isinstance(scheduler, LRScheduler):
+                    scheduler.step()
         after = dict(_walk(copies))
         if noted.reason:
             raise ValueError(noted.reason)
@@ -249,11 +248,10 @@ def _copy(roots: list[Any], numbers: dict[_Path, Number]) -> list[Any]:
             return numbers[path]
         parts = _parts(value)
         if parts is None:
-            return _function(value) if _is_of_math(value) else value
+            return value
         copied = {key: copy(part, (*path, key)) for key, part in parts.items()}
         if isinstance(value, LRScheduler):
-            class_: Any = type(value)
-            other: Any = object.__new__(_watched(class_))
+            other: Any = object.__new__(type(value))
             vars(other).update(copied, **({"optimizer": optimizer} if "optimizer" in vars(value) else {}))
             return other
         if isinstance(value, dict):
@@ -276,49 +274,3 @@ class _Keys(dict):  # type: ignore[type-arg]
 
     def __getitem__(self, number: Any) -> Any:
         return super().__getitem__(self._find(number))
-
-
-class _Math:
-    """The module math, whose cosine takes numbers that remember."""
-
-    @staticmethod
-    def cos(value: Any) -> Any:
-        return value.cos() if type(value) is Number else math.cos(value)
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(math, name)
-
-
-def _names_math(code: types.CodeType) -> bool:
-    """Tell whether a function's code, or that of a comprehension in it, asks for math."""
-    within = [constant for constant in code.co_consts if isinstance(constant, types.CodeType)]
-    return "math" in code.co_names or any(map(_names_math, within))
-
-
-@functools.cache
-def _function(function: types.FunctionType) -> types.FunctionType:
-    """Return a function that finds `_Math` where this one looks for math."""
-    known = {**function.__globals__, "math": _Math()}
-    rest = function.__name__, function.__defaults__, function.__closure__
-    other = types.FunctionType(function.__code__, known, *rest)
-    other.__kwdefaults__ = function.__kwdefaults__
-    return other
-
-
-def _is_of_math(value: object) -> bool:
-    return isinstance(value, types.FunctionType) and _names_math(value.__code__)
-
-
-@functools.cache
-def _watched(class_: Any) -> type:
-    """Return a subclass whose methods find `_Math` where they look for math."""
-    methods: dict[str, Any] = {}
-    for base in reversed(class_.__mro__):
-        for name, member in vars(base).items():
-            function = member.__func__ if isinstance(member, staticmethod) else member
-            if _is_of_math(function):
-                other = _function(function)
-                methods[name] = staticmethod(other) if isinstance(member, staticmethod) else other
-            else:
-                methods.pop(name, None)
-    return type(class_.__name__, (class_,), methods)

@@ -13,6 +13,7 @@ from collections.abc import Iterable, Iterator
 from types import NoneType
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -81,6 +82,58 @@ def random_numbers_kept() -> Iterator[None]:
     finally:
         torch.set_rng_state(of_torch)
         random.setstate(of_python)
+
+
+class Watch:
+    """Sees whether a step changes anything besides what it is known to change.
+
+    Args:
+        known: tensors that it may change.
+        changing: what it may change in dictionaries: their ids, and the keys.
+    """
+
+    def __init__(
+        self, optimizer: torch.optim.Optimizer, known: Iterable[Tensor], changing: set[tuple[int, str]]
+    ) -> None:
+        ids, self._changing = {id(t) for t in known}, changing
+        containers, tensors = holdings(optimizer)
+        self._containers = [(c, c.copy()) for c in containers]
+        self._tensors = [(t, t.clone()) for t in tensors if id(t) not in ids]
+        self._random = _random_states()
+
+    def found(self, optimizer: torch.optim.Optimizer) -> str:
+        """Say what a step has changed; "" if nothing."""
+        if not all(map(_is_alike, self._random, _random_states())):
+            return "a step draws random numbers"
+        if len(holdings(optimizer)[0]) != len(self._containers):
+            return "a step changes what the optimizer holds"
+        for container, before in self._containers:
+            if not self._is_as_before(container, before):
+                return "a step changes what the optimizer holds"
+        if not all(t.equal(before) for t, before in self._tensors):
+            return "a step changes a tensor that belongs to no parameter"
+        return ""
+
+    def _is_as_before(self, container: Any, before: Any) -> bool:
+        if len(container) != len(before):
+            return False
+        if isinstance(container, dict):
+            return all(
+                key in container
+                and ((id(container), key) in self._changing or _is_alike(container[key], value))
+                for key, value in before.items()
+            )
+        return container == before if isinstance(container, set) else all(map(_is_alike, container, before))
+
+
+def _is_alike(value: Any, before: Any) -> bool:
+    return value is before or (type(value) is type(before) and type(value) in _ENDS and value == before)
+
+
+def _random_states() -> tuple[Any, ...]:
+    _, keys, *rest = np.random.get_state()
+    of_numpy = str((np.asarray(keys).tobytes(), rest))
+    return bytes(torch.get_rng_state().numpy()), str(random.getstate()), of_numpy
 
 
 class Snapshot:

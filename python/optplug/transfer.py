@@ -48,6 +48,7 @@ def give(
         out.schedulers = (steps, len(places), *pairs)
         alive += [steps, pairs]
     _here.stated += operators, alive
+    out.moves = any(operation.moves for operation in plan.operations)
     out.operators, out.stable = operators, _STABLE.get(way, -1)  # type: ignore[arg-type]
 
 

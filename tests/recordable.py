@@ -1,0 +1,116 @@
+"""Optimizers outside torch.optim whose steps are element-wise, and some that only look so."""
+
+from __future__ import annotations
+
+import math
+import random
+
+import torch
+
+
+class Each(torch.optim.Optimizer):
+    """Steps each parameter alike: see what follows."""
+
+    def __init__(self, params, lr=0.1, beta=0.9, **options):
+        super().__init__(params, {"lr": lr, "beta": beta, **options})
+
+    @torch.no_grad()
+    def step(self, closure=None):
+        assert closure is None
+        for group in self.param_groups:
+            self.begin(group)
+            for p in group["params"]:
+                if p.grad is not None:
+                    state = self.state[p]
+                    if not state:
+                        state["average"] = torch.zeros_like(p)
+                    self.move(p, p.grad, state, group)
+
+    def begin(self, group):
+        pass
+
+    def move(self, p, grad, state, group):
+        raise NotImplementedError
+
+
+class Lion(Each):
+    """Signs of an average, through p.data, with a decay; the gradient is changed on the way."""
+
+    def move(self, p, grad, state, group):
+        p.data.mul_(1 - group["lr"] * 0.01)
+        grad.add_(p, alpha=0.1)
+        update = state["average"].clone().mul_(group["beta"]).add(grad, alpha=1 - group["beta"]).sgn_()
+        p.add_(update, alpha=-group["lr"])
+        state["average"].lerp_(grad, 0.01)
+
+
+class Counting(Each):
+    """Counts steps in its group, and goes by the count."""
+
+    def begin(self, group):
+        group["step"] = group.get("step", 0) + 1
+
+    def move(self, p, grad, state, group):
+        state["average"].mul_(group["beta"]).addcmul_(grad, grad, value=1 - group["beta"])
+        size = group["lr"] * math.sqrt(1 - math.pow(group["beta"], group["step"]))
+        if group["step"] % 5 == 4:
+            size = size / 2
+        p.addcdiv_(grad, state["average"].sqrt().add_(1e-8), value=-size)
+
+
+class OfItsOwn(Each):
+    """Counts steps for each parameter, as a number of Python's, and adds up a weight in its group."""
+
+    def begin(self, group):
+        group["weight"] = group.get("weight", 0.0) + group["lr"] ** 2
+        group["largest"] = max(group["lr"], group.get("largest", -1.0))
+
+    def move(self, p, grad, state, group):
+        state["step"] = state.get("step", 0) + 1
+        state["average"].lerp_(grad, weight=1 / (1 + state["step"]))
+        p.sub_(state["average"].square().sqrt(), alpha=group["largest"] / (1 + group["weight"]))
+
+
+class ByShape(Each):
+    """Does something else to matrices, now and then: what a vector shows is not all."""
+
+    def move(self, p, grad, state, group):
+        state["average"].lerp_(grad, 1 - group["beta"])
+        if p.dim() > 1 and (p * grad).sum() > 3:
+            p.mul_(0.5)
+        p.sub_(state["average"], alpha=group["lr"])
+
+
+class Hidden(Each):
+    """Counts where nobody sees it, and does something else at the tenth step."""
+
+    count = 0
+
+    def move(self, p, grad, state, group):
+        self.count += 1
+        state["average"].add_(grad)
+        p.sub_(state["average"], alpha=group["lr"] * (2 if self.count % 10 == 0 else 1))
+
+
+class Rolling(Each):
+    """Draws random numbers of Python's."""
+
+    def move(self, p, grad, _, group):
+        p.sub_(grad, alpha=group["lr"] * (2 if random.random() < 0.1 else 1))  # noqa: S311
+
+
+class Remembering(Each):
+    """Keeps a tensor for all parameters, by the side of their states."""
+
+    def move(self, p, grad, _, group):
+        if p.numel() == 50:
+            self.last = grad.clone() if not hasattr(self, "last") else self.last.lerp_(grad, 0.5)
+            grad = self.last
+        p.sub_(grad, alpha=group["lr"])
+
+
+class Thresholds(Each):
+    """Goes by a value."""
+
+    def move(self, p, grad, _, group):
+        p.sub_(grad, alpha=group["lr"] * (2 if grad.flatten()[0] > 1 else 1))

@@ -1,0 +1,146 @@
+"""Which steps of classes outside torch run as records, and that they stay those of the class."""
+
+from __future__ import annotations
+
+import random
+
+import numpy as np
+import pytest
+import torch
+
+import recordable
+from optplug import _bridge, ctypes_api
+from optplug.ctypes_api import Optimizer
+from planned_twins import direct_plans  # noqa: F401 (pytest finds the fixture here)
+
+lib = ctypes_api.load()
+SHAPES = (50,), (7, 9), (3,)
+RECORDED = ["Lion", "Counting", "OfItsOwn"]
+NOT_RECORDED = {
+    "ByShape": "torch.sum is not understood",
+    "Hidden": "a step changes what the optimizer holds",
+    "Rolling": "",
+    "Remembering": "",
+    "Thresholds": "torch.flatten is not understood",
+}
+
+pytestmark = pytest.mark.usefixtures("direct_plans")
+
+
+@pytest.fixture(autouse=True)
+def _allowed():
+    assert lib.opt_init(b"third_party=True") == 0
+    yield
+    assert lib.opt_init(b"third_party=False") == 0
+
+
+class Twins:
+    """A class by its name over the host's arrays, in two groups, and in plain PyTorch."""
+
+    def __init__(self, name: str, order: str = "C", dtype: str = "float32"):
+        self.generator = np.random.default_rng(1)
+        self.values = [np.asarray(self.drawn(s), dtype=dtype, order=order) for s in SHAPES]
+        self.grads = [np.zeros_like(v) for v in self.values]
+        self.theirs = [torch.nn.Parameter(torch.from_numpy(v.copy(order="K"))) for v in self.values]
+        groups = [{"params": self.theirs[:2]}, {"params": self.theirs[2:], "lr": 0.02}]
+        self.plain = getattr(recordable, name)(groups)
+        self.name = name
+        self.opt = self.bound()
+
+    def bound(self) -> Optimizer:
+        opt = Optimizer(f"recordable:{self.name}()")
+        for i, (value, grad) in enumerate(zip(self.values, self.grads, strict=True)):
+            if i == 2:
+                opt.group("lr=0.02")
+            opt.bind(f"p{i}", value, grad)
+        return opt
+
+    def drawn(self, shape) -> np.ndarray:
+        return self.generator.standard_normal(shape)
+
+    def step(self, count: int = 1) -> None:
+        for i in range(count):
+            for grad, p in zip(self.grads, self.theirs, strict=True):
+                grad[...] = self.drawn(grad.shape)
+                p.grad = torch.from_numpy(grad.copy(order="K"))
+            before = [g.copy() for g in self.grads]
+            random.seed(i)
+            self.plain.step()
+            random.seed(i)
+            self.opt.step()
+            self.compare()
+            assert all(np.array_equal(a, b) for a, b in zip(before, self.grads, strict=True))
+
+    def compare(self) -> None:
+        for value, p in zip(self.values, self.theirs, strict=True):
+            assert value.tobytes("A") == p.detach().numpy().tobytes("A")
+
+    def described(self) -> str:
+        return self.opt.describe().split("\n")[1]
+
+    def is_recorded(self) -> bool:
+        return f"recorded {self.name} without Python" in self.described()
+
+    def numbers(self) -> list[dict]:
+        return numbers_of(_bridge.optimizer_of(self.opt._handle).run.built)
+
+
+def numbers_of(optimizer: torch.optim.Optimizer) -> list[dict]:
+    """Return the numbers that an optimizer keeps in Python."""
+    dictionaries = [*optimizer.param_groups, *optimizer.state.values()]
+    return [{k: v for k, v in d.items() if type(v) in (int, float)} for d in dictionaries]
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+@pytest.mark.parametrize("order", "CF")
+@pytest.mark.parametrize("name", RECORDED)
+def test_element_wise_steps_have_records(name, order, dtype):
+    twins = Twins(name, order, dtype)
+    twins.step(12)
+    assert twins.is_recorded(), twins.described()
+    twins.step(30)
+    assert twins.is_recorded(), twins.described()
+
+
+@pytest.mark.parametrize("name", NOT_RECORDED)
+def test_what_only_looks_element_wise_steps_by_the_class(name):
+    twins = Twins(name)
+    twins.step(40)
+    assert not twins.is_recorded()
+    assert NOT_RECORDED[name] in twins.described()
+
+
+@pytest.mark.parametrize("name", RECORDED)
+def test_python_sees_the_numbers_that_records_have_moved(name):
+    twins = Twins(name)
+    twins.step(17)
+    assert twins.is_recorded()
+    value = twins.opt.get(0, "lr")  # any call that goes to Python
+    assert value == 0.1
+    assert twins.numbers() == numbers_of(twins.plain)
+    twins.opt.set(0, "lr=0.05, beta=0.8")
+    twins.plain.param_groups[0].update(lr=0.05, beta=0.8)
+    twins.step(17)
+    assert twins.is_recorded()
+    twins.opt.schedule("ExponentialLR(0.9)")
+    scheduler = torch.optim.lr_scheduler.ExponentialLR(twins.plain, 0.9)
+    for _ in range(9):
+        twins.step()
+        scheduler.step()
+        twins.opt.schedule_step()
+    assert twins.opt.get(0, "lr") == twins.plain.param_groups[0]["lr"]
+    assert twins.numbers() == numbers_of(twins.plain)
+
+
+@pytest.mark.parametrize("name", RECORDED)
+def test_arrays_that_move_take_their_records_along(name):
+    twins = Twins(name)
+    twins.step(9)
+    twins.values[0] = twins.values[0].copy()
+    twins.opt.bind("p0", twins.values[0], twins.grads[0])
+    twins.step(30)
+    assert twins.is_recorded()
+    twins.values[1] = np.asfortranarray(twins.values[1])
+    twins.theirs[1].data = torch.from_numpy(twins.values[1].copy(order="K"))
+    twins.opt.bind("p1", twins.values[1], twins.grads[1])
+    twins.step(30)
