@@ -9,12 +9,13 @@ check_ipo_supported(RESULT links_across_files OUTPUT reason LANGUAGES C)
 function(add_optplug_library name)
   add_library(${name} SHARED)
   foreach(source api apart arithmetic attach call callback early_end elementwise end error find fork gradients handle import library list mkl
-      log openmp operation plan pyapi rates record room runtime schedule shield signals staging start torch variable)
+      log openmp operation plan pyapi rates record room rows runtime schedule shield signals staging start torch variable)
     target_sources(${name} PRIVATE ${CMAKE_CURRENT_FUNCTION_LIST_DIR}/${source}.c)
   endforeach()
   # Loops over values, which -O2 makes no vectors of; no sum is fused with a product but where that is written.
   set_source_files_properties(
-    ${CMAKE_CURRENT_FUNCTION_LIST_DIR}/elementwise.c ${CMAKE_CURRENT_FUNCTION_LIST_DIR}/gradients.c PROPERTIES
+    ${CMAKE_CURRENT_FUNCTION_LIST_DIR}/elementwise.c ${CMAKE_CURRENT_FUNCTION_LIST_DIR}/gradients.c
+    ${CMAKE_CURRENT_FUNCTION_LIST_DIR}/rows.c PROPERTIES
     COMPILE_OPTIONS "-O3;-ffp-contract=off;-fno-math-errno;-fno-trapping-math")
   set_target_properties(${name} PROPERTIES
     OUTPUT_NAME optplug

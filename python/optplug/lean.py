@@ -31,10 +31,15 @@ _ALIGNMENT = 64  # bytes, of torch's memory
 _here = threading.local()  # .calls: those of this thread's step, so far
 
 
+def bare_step(full: type[torch.optim.Optimizer]) -> Any:
+    """Return a class's step without whatever is around it."""
+    return inspect.unwrap(full.step)
+
+
 @functools.cache
 def lean(full: type[torch.optim.Optimizer]) -> type[torch.optim.Optimizer]:
     """Return a class of torch's with the same name, arguments, state and numbers, and less around it."""
-    bare = _recording(inspect.unwrap(full.step), {base.__name__.lower() for base in full.__mro__})
+    bare = _recording(bare_step(full), {base.__name__.lower() for base in full.__mro__})
 
     @functools.wraps(bare)
     def step(self: torch.optim.Optimizer, closure: Any = None) -> float | None:

@@ -177,7 +177,7 @@ class HostedOptimizer:
                 self._gather()
                 self.planner.check_state(optimizer)
                 if self._scale.apply(optimizer, self.parameters, False):
-                    with self._undo.on_error(optimizer, True, False, self._build):
+                    with self._undo.on_error(optimizer, True, False, False, self._build):
                         optimizer.step()
                     self.run.stepped = True
         self._finish_step()
@@ -226,8 +226,9 @@ class HostedOptimizer:
 
         self.planner.check_state(optimizer)
         self.parameters.read(not self.run.stepped)
-        with self._undo.on_error(optimizer, not self.run.stepped, True, self._build):
-            loss = optimizer.step(evaluate)
+        undoes = self.planner.lbfgs.are_on_rows(optimizer)
+        with self._undo.on_error(optimizer, not self.run.stepped, True, undoes, self._build):
+            loss = self.planner.step_closure(optimizer, evaluate)
         self.run.built, self.run.stepped = optimizer, True  # whatever becomes of the average now
         self._finish_step()
         return float(loss)

@@ -37,6 +37,7 @@ class Undo:
         optimizer: torch.optim.Optimizer,
         is_first: bool,
         has_closure: bool,
+        undoes_itself: bool,
         build: Callable[[], torch.optim.Optimizer],
     ) -> Iterator[None]:
         """Put parameters and state back as they were if a step fails.
@@ -49,9 +50,10 @@ class Undo:
             optimizer: what makes the step.
             is_first: whether none was made before.
             has_closure: whether it calls the host.
+            undoes_itself: whether it puts back what it has changed.
             build: returns another optimizer on the same parameters, without a state.
         """
-        may_have_moved = has_closure and self._recipe.may_stop_half_way
+        may_have_moved = has_closure and self._recipe.may_stop_half_way and not undoes_itself
         may_have_moved |= is_first and len(self._parameters.groups) > 1
         parameters = [p.tensor for p in self._parameters]
         before, state = self._copy(optimizer) if may_have_moved else ([], {})
