@@ -138,6 +138,19 @@ def test_every_step_and_its_state_are_torchs(dtype, shapes, search, history):
     assert twins.is_on_rows()
 
 
+def test_steps_of_one_evaluation_each_come_to_rows_too_and_those_without_a_history_do_not():
+    twins, flat = Twins("lr=1e-3, max_iter=1"), Twins("lr=1e-3")
+    flat.loss = lambda whose: Twins.loss(flat, whose) * 0 + 1
+    for _ in range(6):
+        twins.step()
+        for arrays in (flat.ours, flat.theirs):  # where gradients stay the same no pair is kept
+            arrays[0][0][:] = 0.5
+        flat.step()
+    assert twins.is_on_rows()
+    assert flat.state()["old_dirs"] == []
+    assert not flat.is_on_rows()
+
+
 @pytest.mark.parametrize("search", ["", ", line_search_fn='strong_wolfe'"])
 def test_a_step_on_rows_that_fails_changes_nothing(search):
     twins = Twins(f"lr={0.5 if search else 0.01}, history_size=5, max_iter=5{search}")

@@ -84,7 +84,7 @@ class Steps:
             return loss
 
         first = optimizer.step(listening)
-        if state["n_iter"] - before["n_iter"] > 1:
+        if state["n_iter"] > before["n_iter"] and len(state["old_dirs"]) > 1:  # what the last loops went over
             try:
                 is_same = _repeat(optimizer, copies, before, heard, first)
             except (Exception, KeyboardInterrupt):  # the step is made all the same
@@ -101,7 +101,7 @@ def _can(optimizer: torch.optim.Optimizer) -> bool:
     if type(optimizer) is not lean(torch.optim.LBFGS) or has_hooks(optimizer):
         return False
     parameters, state = _parts(optimizer)
-    if "old_dirs" not in state or sum(p.numel() for p in parameters) >= _MOST_VALUES:
+    if not state.get("old_dirs") or sum(p.numel() for p in parameters) >= _MOST_VALUES:
         return False
     return all(
         p.dtype == parameters[0].dtype
