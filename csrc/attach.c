@@ -13,6 +13,7 @@
 #include "openmp.h"
 #include "optplug.h"
 #include "plan.h"
+#include "rows.h"
 #include "runtime.h"
 #include "shield.h"
 #include "torch.h"
@@ -76,6 +77,12 @@ __attribute__((visibility("default"))) const optplug_host *optplug_attach(const 
         .open_torch = torch_open,
         .elementwise = elementwise_run,
         .run_plan = run_plan,
+        .dot = rows_dot,
+        .largest = rows_largest,
+        .take = rows_take,
+        .put = rows_put,
+        .move = rows_move,
+        .multiply = rows_multiply,
         .clip_grad_norm = clip_grad_norm,
         .take_steps = take_steps,
         .log_wanted = log_wanted,

@@ -175,6 +175,25 @@ typedef struct optplug_plan {
     int stable; /* whether it runs through torch's stable ABI alone; -1: where the host is a Python */
 } optplug_plan;
 
+/* Arrays whose values are a row, one after the other, in float32 (4 bytes) or float64 (8). */
+typedef struct optplug_parts {
+    int bytes, count;
+    void *const *arrays;
+    const int64_t *lengths;
+} optplug_parts;
+
+/* An inverse Hessian, known by pairs of rows of n values in float32 (4 bytes) or float64 (8), oldest first:
+ * steps, and the differences of gradients along them. */
+typedef struct optplug_inverse {
+    int bytes, count;
+    int64_t n;
+    int add;         /* the operation that adds a multiple of a row as torch does */
+    double diagonal; /* what it is before the pairs */
+    void *const *steps, *const *differences;
+    const double *factors; /* of each pair: 1 / (their scalar product) */
+    double *products;      /* becomes the factor times that of each step with the row */
+} optplug_inverse;
+
 /* What Python does for C.  A call that may change what a plan has fixed returns 2 where a plan is stated. */
 typedef struct optplug_python {
     int (*configure)(const char *options);
@@ -243,6 +262,16 @@ typedef struct optplug_host {
     int (*elementwise)(int operation, int bytes, int64_t n, void *to, const void *a, const void *b,
                        const void *c, double v, double u);
     int (*run_plan)(const optplug_plan *stated);
+    /* Return the scalar product of two rows as torch's library computes it, nan where it has none; the largest
+     * absolute value in a row, nan where one is. */
+    double (*dot)(int bytes, int64_t n, const void *a, const void *b);
+    double (*largest)(int bytes, int64_t n, const void *a);
+    /* Copy arrays to a row, and back; add a multiple of a row to them, by the operation `add`.  Multiply a row by
+     * an inverse Hessian.  0 if this machine has no such operation. */
+    void (*take)(const optplug_parts *parts, void *row);
+    void (*put)(const optplug_parts *parts, const void *row);
+    int (*move)(const optplug_parts *parts, int add, const void *row, double factor);
+    int (*multiply)(const optplug_inverse *by, void *row);
     /* Clip gradients by their norm, and return 1; 0 if they are not clipped. */
     int (*clip_grad_norm)(const optplug_gradients *gradients, double max_norm, double *total_norm);
     /* Return how many steps plans have made since this was last asked. */

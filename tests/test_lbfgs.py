@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import pathlib
+import subprocess
+import sys
+
 import numpy as np
 import pytest
 import torch
 
-from optplug import ctypes_api
+from optplug import _bridge, ctypes_api
 
 
 def valley(w: np.ndarray, grad: np.ndarray) -> float:
@@ -42,3 +46,249 @@ def test_the_bits_do_not_depend_on_where_the_hosts_arrays_lie(dtype, offset):
             loss = opt.step_closure(lambda: valley(w, dw))
             assert loss == reference.step(lambda: valley(v, dv))
             assert w.tobytes() == v.tobytes()
+
+
+# ---- the same steps on rows ----
+
+
+class Twins:
+    """The same optimizer twice, by optplug and by torch, on the same valley."""
+
+    def __init__(self, arguments: str, dtype: str = "float32", shapes=((50,),)) -> None:
+        self.dtype, self.shapes = dtype, shapes
+        self.size = sum(int(np.prod(shape)) for shape in shapes)
+        start = np.random.default_rng(2).normal(size=self.size).astype(dtype)
+        self.ours, self.theirs = self.arrays(start), self.arrays(start)
+        self.opt = ctypes_api.Optimizer(f"LBFGS({arguments})")
+        for i, (data, grad) in enumerate(self.ours):
+            self.opt.bind(str(i), data, grad)
+        parameters = [torch.nn.Parameter(torch.from_numpy(data)) for data, _ in self.theirs]
+        for p, (_, grad) in zip(parameters, self.theirs, strict=True):
+            p.grad = torch.from_numpy(grad)
+        self.reference = torch.optim.LBFGS(parameters, **eval(f"dict({arguments})"))  # noqa: S307 - ours
+        self.iterate = False
+        self.calls = {"ours": 0, "theirs": 0}
+
+    def arrays(self, values):
+        ends = np.cumsum([int(np.prod(shape)) for shape in self.shapes])[:-1]
+        parts = [p.reshape(s).copy() for p, s in zip(np.split(values, ends), self.shapes, strict=True)]
+        return [(data, np.zeros_like(data)) for data in parts]
+
+    def loss(self, whose: str) -> float:
+        self.calls[whose] += 1
+        arrays = getattr(self, whose)
+        grad = np.empty(self.size, self.dtype)
+        result = valley(np.concatenate([data.ravel() for data, _ in arrays]), grad)
+        begin = 0
+        for data, part in arrays:
+            part[...] = grad[begin : begin + data.size].reshape(data.shape)
+            begin += data.size
+        return result
+
+    def step(self) -> None:
+        if self.iterate:
+            losses = [0.0]
+            while self.opt.iterate(losses[-1]):
+                losses.append(self.loss("ours"))
+            first = losses[1]
+        else:
+            first = self.opt.step_closure(lambda: self.loss("ours"))
+        self.iterate = not self.iterate
+        assert repr(first) == repr(self.reference.step(lambda: self.loss("theirs")))
+        self.compare()
+
+    def compare(self) -> None:
+        assert self.calls["ours"] == self.calls["theirs"]
+        for (data, _), (other, _) in zip(self.ours, self.theirs, strict=True):
+            assert bits(torch.from_numpy(data)) == bits(torch.from_numpy(other))
+        assert bits(self.state()) == bits(next(iter(self.reference.state.values())))
+
+    def state(self):
+        return next(iter(_bridge.optimizer_of(self.opt._handle).run.built.state.values()))
+
+    def is_on_rows(self) -> bool:
+        return "on rows" in self.opt.describe()
+
+
+def bits(value):
+    """Return a state with the bits of its tensors, but for those of a nan, and the types of its numbers."""
+    if isinstance(value, dict):
+        return {key: bits(v) for key, v in value.items()}
+    if isinstance(value, list):
+        return [bits(v) for v in value]
+    if isinstance(value, torch.Tensor):
+        numbers = torch.where(value.isnan(), torch.nan, value)
+        return value.dtype, tuple(value.shape), numbers.numpy().tobytes()
+    return type(value), repr(value)
+
+
+SHAPES = {"one": ((50,),), "odd": ((7,),), "single": ((1,), (2,)), "several": ((6, 5), (0, 3), (), (2, 3, 4))}
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+@pytest.mark.parametrize("shapes", SHAPES)
+@pytest.mark.parametrize("search", ["", ", line_search_fn='strong_wolfe'"])
+@pytest.mark.parametrize("history", [3, 100])
+def test_every_step_and_its_state_are_torchs(dtype, shapes, search, history):
+    twins = Twins(f"lr={0.5 if search else 0.01}, history_size={history}{search}", dtype, SHAPES[shapes])
+    twins.step()
+    assert not twins.is_on_rows()
+    for _ in range(8):
+        twins.step()
+    assert twins.is_on_rows()
+
+
+def test_steps_of_one_evaluation_each_come_to_rows_too_and_those_without_a_history_do_not():
+    twins, flat = Twins("lr=1e-3, max_iter=1"), Twins("lr=1e-3")
+    flat.loss = lambda whose: Twins.loss(flat, whose) * 0 + 1
+    for _ in range(6):
+        twins.step()
+        for arrays in (flat.ours, flat.theirs):  # where gradients stay the same no pair is kept
+            arrays[0][0][:] = 0.5
+        flat.step()
+    assert twins.is_on_rows()
+    assert flat.state()["old_dirs"] == []
+    assert not flat.is_on_rows()
+
+
+@pytest.mark.parametrize("search", ["", ", line_search_fn='strong_wolfe'"])
+def test_a_step_on_rows_that_fails_changes_nothing(search):
+    twins = Twins(f"lr={0.5 if search else 0.01}, history_size=5, max_iter=5{search}")
+    for _ in range(3):
+        twins.step()
+    for at in (1, 2, 5):
+        before = [data.copy() for data, _ in twins.ours], bits(twins.state())
+        left = [at]
+
+        def failing(left=left) -> float:
+            left[0] -= 1
+            if not left[0]:
+                raise KeyError("the host's")
+            return Twins.loss(twins, "ours")
+
+        assert twins.is_on_rows()
+        with pytest.raises(KeyError, match="the host's"):
+            twins.opt.step_closure(failing)
+        assert all((a == b).all() for a, (b, _) in zip(before[0], twins.ours, strict=True))
+        assert bits(twins.state()) == before[1]
+        twins.calls["ours"] = twins.calls["theirs"]
+        twins.step()
+
+
+def test_a_closure_finds_the_hosts_own_settings_in_a_step_on_rows():
+    twins, seen = Twins("lr=0.01"), set()
+
+    def loss(whose: str) -> float:
+        seen.add((torch.is_grad_enabled(), np.geterr()["over"], np.geterr()["invalid"]))
+        return Twins.loss(twins, whose)
+
+    twins.loss = loss
+    with np.errstate(over="raise", invalid="warn"):
+        for _ in range(4):
+            twins.step()
+    assert twins.is_on_rows()
+    assert seen == {(True, "raise", "warn")}
+
+
+@pytest.mark.parametrize("search", ["", ", line_search_fn='strong_wolfe'"])
+@pytest.mark.filterwarnings("ignore::RuntimeWarning")
+def test_what_overflows_does_so_as_in_torch_and_without_a_warning(search):
+    twins = Twins(f"lr=1.0, max_iter=7, history_size=3{search}")
+
+    def loss(whose: str) -> float:
+        value = Twins.loss(twins, whose)
+        return {5: 1e300, 17: float("inf"), 31: -1e39, 42: float("nan")}.get(twins.calls[whose] % 47, value)
+
+    for _ in range(3):
+        twins.step()
+    assert twins.is_on_rows()
+    ctypes_api.warning()
+    twins.loss = loss
+    for k in range(12):
+        if k == 6:
+            for (data, _), (other, _) in zip(twins.ours, twins.theirs, strict=True):
+                data *= np.float32(1e15)
+                other[:] = data
+        twins.step()
+    assert ctypes_api.warning() == ""
+
+
+def test_hooks_of_torchs_are_called_and_a_step_that_fails_is_undone_with_them():
+    twins, seen = Twins("lr=0.01"), []
+    for _ in range(3):
+        twins.step()
+    _bridge.optimizer_of(twins.opt._handle).run.built.register_step_post_hook(lambda *_: seen.append(1))
+    assert not twins.is_on_rows()
+    twins.step()
+    assert seen == [1]
+    before = twins.ours[0][0].copy()
+    losses = iter([1.0, 2.0])
+    with pytest.raises(StopIteration):
+        twins.opt.step_closure(lambda: next(losses))
+    assert (twins.ours[0][0] == before).all()
+
+
+ANOTHER_TORCH = """
+import inspect, sys
+import torch
+from torch.optim import lbfgs
+text = inspect.getsource(lbfgs).replace("from .optimizer", "from torch.optim.optimizer")
+assert text.count(sys.argv[1]) >= 1
+exec(compile(text.replace(sys.argv[1], sys.argv[2]), lbfgs.__file__, "exec"), vars(lbfgs))
+torch.optim.LBFGS = lbfgs.LBFGS
+sys.path.insert(0, sys.argv[3])
+import test_lbfgs
+for search in ("", ", line_search_fn='strong_wolfe'"):
+    twins = test_lbfgs.Twins(f"lr={0.5 if search else 0.01}, history_size=5{search}")
+    for _ in range(5):
+        twins.step()
+    print(twins.is_on_rows())
+"""
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "is_known"),
+    [
+        ("# compute step length", "# that of the step", True),
+        ("for i in range(num_old):", "for i in reversed(range(num_old)):", False),
+        ("for i in range(num_old - 1, -1, -1):", "for i in range(num_old):", False),
+        ("q = flat_grad.neg()", "q = flat_grad.negative()", False),
+        ("d = r = torch.mul(q, H_diag)", "d = r = torch.mul(H_diag, q)", False),
+    ],
+)
+def test_a_torch_that_steps_in_another_way_is_followed_and_only_one_that_is_known_on_rows(old, new, is_known):
+    command = [sys.executable, "-c", ANOTHER_TORCH, old, new, str(pathlib.Path(__file__).parent)]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stdout.split()) == (0, [str(is_known)] * 2), done.stderr
+
+
+def test_a_run_that_is_saved_and_loaded_goes_on_the_same(tmp_path):
+    twins, others = (Twins("lr=0.5, history_size=5, line_search_fn='strong_wolfe'") for _ in "ab")
+    for _ in range(4):
+        twins.step()
+    twins.opt.save(tmp_path / "run.pt")
+    for (data, _), (copy, _) in zip(twins.ours, others.ours, strict=True):
+        copy[:] = data
+    others.opt.load(tmp_path / "run.pt")
+    for _ in range(3):
+        twins.step()
+        others.opt.step_closure(lambda: Twins.loss(others, "ours"))
+        assert bits(others.state()) == bits(twins.state())
+        assert bits(torch.from_numpy(others.ours[0][0])) == bits(torch.from_numpy(twins.ours[0][0]))
+    assert others.is_on_rows()
+
+
+def test_options_and_arrays_may_change_in_between():
+    twins = Twins("lr=0.01, history_size=5")
+    for _ in range(4):
+        twins.step()
+    twins.opt.set(-1, "lr=0.02, max_iter=5")
+    twins.reference.param_groups[0].update(lr=0.02, max_iter=5)
+    for _ in range(2):
+        twins.step()
+    moved = twins.ours[0][0].copy(), np.zeros(50, np.float32)
+    twins.ours = [moved]
+    twins.opt.bind("0", *moved)
+    for _ in range(3):
+        twins.step()
+    assert twins.is_on_rows()

@@ -245,12 +245,13 @@ def py_plan_refused(opt):
 @_on_streams
 def py_step_closure(opt, closure, user, loss):
     optimizer = _optimizers[opt]
+    evaluate = host.closure_of(closure, user)
 
-    def evaluate() -> float:
+    def on_its_streams() -> float:
         with optimizer.streams.set_aside():  # the host's function finds its own
-            return host.evaluate(closure, user)
+            return evaluate()
 
-    loss[0] = optimizer.step_closure(evaluate)
+    loss[0] = optimizer.step_closure(on_its_streams if optimizer.streams else evaluate)
 
 
 @_callback

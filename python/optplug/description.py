@@ -51,6 +51,8 @@ def way(hosted: HostedOptimizer) -> str:
     path = _path(hosted, optimizer)
     if hosted.plan:
         return path
+    if hosted.planner.lbfgs.are_on_rows(optimizer):
+        return f"{path}, by Python on rows of numbers by C"
     reasons = {
         "plans=False": not hosted.planner.makes_plans,
         "hooks of PyTorch's watch them": has_hooks(optimizer),

@@ -9,6 +9,7 @@ import pathlib
 import struct
 import sys
 import traceback
+from collections.abc import Callable
 from typing import Any
 
 from optplug import modes, schedules
@@ -99,10 +100,16 @@ _doubles = ffi.typeof("double[]")
 _UNSET = struct.unpack("=Q", b"unset\0\xf8\x7f" if sys.byteorder == "little" else b"\x7f\xf8\0unset")[0]
 
 
+_call_function = table.call
+
+
 def _call(what: str, function: Any, user: Any, values: Any) -> None:
     """Call a function of the host's on ``values``, which it changes."""
-    with modes.given_back():
-        status = table.call(function, user, values)
+    if modes.are_set_aside():
+        with modes.given_back():
+            status = _call_function(function, user, values)
+    else:
+        status = _call_function(function, user, values)
     if status < 0:
         raise HostError(f"the host's {what} failed with status {status}", status)
     if status > 0:
@@ -111,15 +118,19 @@ def _call(what: str, function: Any, user: Any, values: Any) -> None:
         )
 
 
-def evaluate(closure: Any, user: Any) -> float:
-    """Return the loss that a closure of the host's computes."""
+def closure_of(function: Any, user: Any) -> Callable[[], float]:
+    """Return a closure of the host's as a step calls it: for the loss that it computes."""
     place = ffi.new(_doubles, 1)
     bits = ffi.cast("uint64_t *", place)
-    bits[0] = _UNSET
-    _call("closure", closure, user, place)
-    if bits[0] == _UNSET:
-        raise HostError("the host's closure returned 0 and did not set the loss, *value", lib.OPT_EINVAL)
-    return place[0]
+
+    def evaluate() -> float:
+        bits[0] = _UNSET
+        _call("closure", function, user, place)
+        if bits[0] == _UNSET:
+            raise HostError("the host's closure returned 0 and did not set the loss, *value", lib.OPT_EINVAL)
+        return place[0]
+
+    return evaluate
 
 
 def factor_of(function: Any, user: Any) -> schedules.Function:

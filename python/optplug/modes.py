@@ -40,12 +40,14 @@ def set_aside() -> Iterator[None]:
         vars(_here).update(before)
 
 
+def are_set_aside() -> bool:
+    """Tell whether this thread is in such a block."""
+    return hasattr(_here, "modes")
+
+
 @contextlib.contextmanager
 def given_back() -> Iterator[None]:
     """Run a function of the host's, within such a block, with the modes that the host had on."""
-    if not hasattr(_here, "modes"):
-        yield
-        return
     _push(_here.modes)
     try:
         with torch.inference_mode(_here.inference):

@@ -180,7 +180,7 @@ class HostedOptimizer:
                 self._gather()
                 self.planner.check_state(optimizer)
                 if self._scale.apply(optimizer, self.parameters, False):
-                    with self._undo.on_error(optimizer, True, False, self._build):
+                    with self._undo.on_error(optimizer, True, False, False, self._build):
                         optimizer.step()
                     self.run.stepped = True
         self._finish_step()
@@ -229,12 +229,12 @@ class HostedOptimizer:
 
         self.planner.check_state(optimizer)
         self.parameters.read(not self.run.stepped)
-        is_first = not self.run.stepped
+        is_first, undoes = not self.run.stepped, self.planner.lbfgs.are_on_rows(optimizer)
         with (
             self._undo.of_others(optimizer, has_closure=True),
-            self._undo.on_error(optimizer, is_first, True, self._build),
+            self._undo.on_error(optimizer, is_first, True, undoes, self._build),
         ):
-            loss = optimizer.step(evaluate)
+            loss = self.planner.step_closure(optimizer, evaluate)
         self.run.built, self.run.stepped = optimizer, True  # whatever becomes of the average now
         self._finish_step()
         return float(loss)

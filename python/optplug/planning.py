@@ -6,7 +6,7 @@ from typing import Any
 
 import torch
 
-from optplug import followers, plans
+from optplug import followers, lbfgs, plans
 from optplug.lean import Calls, step_again, step_and_record
 from optplug.parameters import Parameters
 from optplug.recipe import Recipe
@@ -40,6 +40,8 @@ class Planner:
         self.records = Records(rounds_sqrt, recipe.is_torchs)
         #: The same of its schedulers.
         self.schedule_records = ScheduleRecords()
+        #: The same of LBFGS, whose steps call the host.
+        self.lbfgs = lbfgs.Steps()
         self._calls: Calls = []  # what the last step came down to, if the next one is to be like it
         self._is_looked_at = False  # whether a record is to be compared with the step that is made
         self._is_checked = False  # whether the state is known to fit
@@ -54,6 +56,7 @@ class Planner:
         self.plan, self._calls, self._is_checked = None, [], False
         self.records.forget()
         self.schedule_records.forget()
+        self.lbfgs.forget()
 
     def pause(self) -> None:
         """Let the next step come to Python, which may refuse it."""
@@ -117,6 +120,12 @@ class Planner:
         """Look at what that step has made, when the host's arrays have it."""
         if self._is_looked_at and self.records.finish(optimizer):
             self.plan = None  # it is to have these records, too
+
+    def step_closure(self, optimizer: torch.optim.Optimizer, closure: lbfgs.Closure) -> float:
+        """Make a step with a function that computes loss and gradients, and return its first loss."""
+        if self.makes_plans and self._recipe.is_lbfgs:
+            return self.lbfgs.step(optimizer, closure)
+        return optimizer.step(closure)
 
     def _may_record(self, parameters: Parameters, scale: Scale) -> bool:
         """Tell whether steps may run as records of what Python does."""

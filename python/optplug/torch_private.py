@@ -21,10 +21,11 @@ foreach_copy_ = torch._foreach_copy_
 foreach_zero_ = torch._foreach_zero_
 foreach_add_ = torch._foreach_add_
 
-# ---- LBFGS's row of gradients ----
+# ---- LBFGS's row of gradients, and functions that its step finds by name ----
 
 flatten_dense_tensors = torch._C._nn.flatten_dense_tensors
 unflatten_dense_tensors = torch._C._nn.unflatten_dense_tensors
+LINE_SEARCH, INTERPOLATION = "_strong_wolfe", "_cubic_interpolate"
 
 
 # ---- modes ----

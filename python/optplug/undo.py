@@ -60,6 +60,7 @@ class Undo:
         optimizer: torch.optim.Optimizer,
         is_first: bool,
         has_closure: bool,
+        undoes_itself: bool,
         build: Callable[[], torch.optim.Optimizer],
     ) -> Iterator[None]:
         """Put parameters and state back as they were if a step of torch's own classes fails.
@@ -72,12 +73,13 @@ class Undo:
             optimizer: what makes the step.
             is_first: whether none was made before.
             has_closure: whether it calls the host.
+            undoes_itself: whether it puts back what it has changed.
             build: returns another optimizer on the same parameters, without a state.
         """
         if not self._recipe.is_torchs:  # see of_others
             yield
             return
-        may_have_moved = has_closure and self._recipe.is_lbfgs
+        may_have_moved = has_closure and self._recipe.is_lbfgs and not undoes_itself
         may_have_moved |= is_first and len(self._parameters.groups) > 1
         parameters = [p.tensor for p in self._parameters]
         before, state = self._copy(optimizer) if may_have_moved else ([], {})

@@ -1,0 +1,385 @@
+"""Torch's own step of LBFGS, run on rows and scalars that take less time: see `rows`.
+
+Its two loops over the history, which are most of its time, are left out of it and made by C at once.  Nobody
+has to know that this is what torch's step does.  An optimizer's first step is made by torch alone, and so are
+the next ones until one of them has been repeated on rows, from copies, with what the host's function has
+returned, and every bit of parameters and state was the same.
+"""
+
+from __future__ import annotations
+
+import operator
+import types
+from collections.abc import Callable, Iterable
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from optplug import elementwise, host
+from optplug._optplug import ffi
+from optplug.lean import bare_step, lean
+from optplug.rows import History, Kind, Parts, Row
+from optplug.torch_private import (
+    INTERPOLATION,
+    LINE_SEARCH,
+    foreach_copy_,
+    grad_mode,
+    has_hooks,
+)
+
+Closure = Callable[[], float]
+State = dict[str, Any]
+
+#: How many values make torch's own threads, and arithmetic, most of the time.
+_MOST_VALUES = 32768
+#: How many steps are repeated, and of how many values in all.
+_MOST_LOOKS, _MOST_HEARD = 4, 4_000_000
+_LISTS = ("old_dirs", "old_stps", "ro")
+#: What parameters and line searches a step has been repeated for in this process.
+_proven: set[object] = set()
+_MOST_PROVEN = 1000
+
+
+class Steps:
+    """The steps of one optimizer, which is LBFGS."""
+
+    def __init__(self) -> None:
+        self._steps: _Rows | None = None
+        self._looks = 0
+
+    def are_on_rows(self, optimizer: torch.optim.Optimizer) -> bool:
+        """Tell whether the next one is made so, which changes nothing if it fails."""
+        return self._steps is not None and not has_hooks(optimizer)
+
+    def forget(self) -> None:
+        """Begin anew, since parameters, gradients or the state may be others."""
+        self._steps, self._looks = None, 0
+
+    def step(self, optimizer: torch.optim.Optimizer, closure: Closure) -> float:
+        """Make a step, and return its first loss."""
+        if self._steps and self.are_on_rows(optimizer):
+            return self._steps.step(optimizer, closure)
+        if self._looks == _MOST_LOOKS or not _can(optimizer):
+            return optimizer.step(closure)
+        if _form(optimizer) in _proven:
+            self._steps = _Rows(_parts(optimizer)[0])
+            return self._steps.step(optimizer, closure)
+        self._looks += 1
+        return self._look(optimizer, closure)
+
+    def _look(self, optimizer: torch.optim.Optimizer, closure: Closure) -> float:
+        """Make a step by torch, and repeat it on rows."""
+        parameters, state = _parts(optimizer)
+        before: State = {k: list(value) if type(value) is list else value for k, value in state.items()}
+        before["prev_flat_grad"] = before["prev_flat_grad"].clone()
+        copies = _copied(parameters)
+        heard: list[tuple[list[Tensor], list[Tensor], float]] = []
+
+        def listening() -> float:
+            values, loss = _values(parameters), closure()
+            if len(heard) * sum(p.numel() for p in parameters) < _MOST_HEARD:
+                heard.append((values, _values(map(_grad, parameters)), loss))
+            return loss
+
+        first = optimizer.step(listening)
+        if state["n_iter"] > before["n_iter"] and len(state["old_dirs"]) > 1:  # what the last loops went over
+            try:
+                is_same = _repeat(optimizer, copies, before, heard, first)
+            except (Exception, KeyboardInterrupt):  # the step is made all the same
+                is_same = False
+            if is_same and len(_proven) < _MOST_PROVEN:
+                _proven.add(_form(optimizer))
+            else:
+                self._looks = _MOST_LOOKS
+        return first
+
+
+def _can(optimizer: torch.optim.Optimizer) -> bool:
+    """Tell whether the next step could be made on rows."""
+    if type(optimizer) is not lean(torch.optim.LBFGS) or has_hooks(optimizer):
+        return False
+    parameters, state = _parts(optimizer)
+    if not state.get("old_dirs") or sum(p.numel() for p in parameters) >= _MOST_VALUES:
+        return False
+    return all(
+        p.dtype == parameters[0].dtype
+        and p.dtype in elementwise.DTYPES
+        and p.device.type == "cpu"
+        and p.is_contiguous()
+        and p.grad is not None
+        and p.grad.layout == torch.strided
+        and p.grad.is_contiguous()
+        for p in parameters
+    )
+
+
+def _form(optimizer: torch.optim.Optimizer) -> object:
+    """Return what steps must have in common if the proof of one is to be that of the other."""
+    parameters, _ = _parts(optimizer)
+    search = optimizer.param_groups[0]["line_search_fn"]
+    return (search, *((p.dtype, p.shape, p.stride()) for p in parameters))
+
+
+def _parts(optimizer: torch.optim.Optimizer) -> tuple[list[Tensor], State]:
+    """Return an optimizer's parameters, and the one state of all."""
+    parameters = optimizer.param_groups[0]["params"]
+    return parameters, optimizer.state[parameters[0]]
+
+
+def _grad(p: Tensor) -> Tensor:
+    assert p.grad is not None
+    return p.grad
+
+
+def _values(tensors: Iterable[Tensor]) -> list[Tensor]:
+    return [t.detach().clone() for t in tensors]
+
+
+def _copied(parameters: list[Tensor]) -> list[Tensor]:
+    """Return parameters with the same values, and gradients of their own."""
+    copies = [torch.nn.Parameter(p.detach().clone()) for p in parameters]
+    for copy, p in zip(copies, parameters, strict=True):
+        copy.grad = torch.empty_like(_grad(p))
+    return copies  # type: ignore[return-value]
+
+
+def _repeat(
+    optimizer: torch.optim.Optimizer,
+    copies: list[Tensor],
+    state: State,
+    heard: list[tuple[list[Tensor], list[Tensor], float]],
+    first: Any,
+) -> bool:
+    """Repeat a step of torch's on copies, and tell whether every bit is the same."""
+    other = types.SimpleNamespace(
+        param_groups=[{**optimizer.param_groups[0], "params": copies}], state={copies[0]: state}
+    )
+    left = iter(heard)
+
+    def closure() -> float:
+        values, grads, loss = next(left)
+        if not _are_same(values, copies):
+            raise ValueError("another point")
+        for copy, grad in zip(copies, grads, strict=True):
+            _grad(copy).copy_(grad)
+        return loss
+
+    rows = _Rows(copies)
+    if not rows.kind.can() or rows.step(other, closure) is not first or next(left, None):
+        return False
+    parameters, made = _parts(optimizer)
+    return _are_same(parameters, copies) and _is_same_state(made, state)
+
+
+def _are_same(left: list[Tensor], right: list[Tensor]) -> bool:
+    return all(elementwise.is_same(a.detach(), b.detach()) for a, b in zip(left, right, strict=True))
+
+
+def _is_same_state(left: Any, right: Any) -> bool:
+    """Tell whether states have the same types and bits."""
+    if type(left) is not type(right):
+        return False
+    if isinstance(left, dict):
+        return left.keys() == right.keys() and all(_is_same_state(left[key], right[key]) for key in left)
+    if isinstance(left, list):
+        return len(left) == len(right) and all(map(_is_same_state, left, right))
+    if isinstance(left, Tensor):
+        return left.dtype == right.dtype and left.shape == right.shape and elementwise.is_same(left, right)
+    return bool(left == right or (left != left and right != right))
+
+
+class _Rows:
+    """What torch's step takes for its optimizer.
+
+    Args:
+        parameters: what it moves.
+    """
+
+    def __init__(self, parameters: list[Tensor]) -> None:
+        self._params = parameters
+        #: That of a row of all their values.
+        self.kind = Kind(parameters[0].dtype, sum(p.numel() for p in parameters))
+        self._values = Parts(self.kind, parameters)
+        self._grads = Parts(self.kind, [_grad(p) for p in parameters])
+        self._point, self._grad = self.kind.row(), self.kind.row()
+        #: What the last step has left: as the state has it, and as the next one takes it.
+        self._given: State = {}
+        self._known: State = {}
+        self._products, self._count = ffi.new("double[]", 1), 0  # of the last loops
+        self._al: list[Any] = []  # torch's list of them, ...
+        self._own = 0  # ... in which so many tensors are this object's
+        self._inverse = ffi.new("optplug_inverse *")
+        self._inverse.bytes, self._inverse.n, self._inverse.add = (
+            self.kind.bytes,
+            self.kind.n,
+            self.kind.add or 0,
+        )
+        self._step = _step_with(self._multiplied)
+
+    def step(self, optimizer: Any, closure: Closure) -> float:
+        """Make a step, which changes nothing if it fails."""
+        state = optimizer.state[self._params[0]]
+        self.param_groups = optimizer.param_groups
+        before = self._taken(state)
+        self._state = {**before}
+        self.state = {self._params[0]: self._state}
+        self._given = {}  # a step that fails leaves what is known half changed
+        outside = np.geterr()
+
+        def called() -> float:
+            with np.errstate(**outside), grad_mode(True):
+                return closure()
+
+        self._count = 0
+        values = self._values.take(self.kind.row())
+        try:
+            with np.errstate(all="ignore"), grad_mode(False):
+                first: float = self._step(self, called)
+                state.update(self._made(before, state))
+        except BaseException:
+            self._values.put(values)
+            raise
+        if "al" in state:
+            self._state["al"] = state["al"]
+        self._given, self._known = {**state}, self._state
+        return first
+
+    # ---- the state, there and back ----
+
+    def _taken(self, state: State) -> State:
+        """Return the state on rows."""
+        if state.keys() == self._given.keys() and all(
+            map(operator.is_, state.values(), self._given.values())
+        ):
+            return self._known
+        kind = self.kind
+        taken = {key: kind.scalar(value) for key, value in state.items()}
+        for key in _LISTS:
+            taken[key] = History("double" if key == "ro" else "void *", list(state[key]))
+        for key in ("d", "prev_flat_grad"):
+            taken[key] = kind.row_of(state[key])
+        return taken
+
+    def _made(self, before: State, state: State) -> State:
+        """Return what the step has changed of the state, as torch has it."""
+        made: State = {}
+        for key, value in self._state.items():
+            if type(value) is History:
+                if value.is_changed:
+                    made[key] = value.settled(self.kind)
+            elif type(value) is Row:
+                if value.tensor is not state[key]:
+                    made[key] = value.kept()
+            elif value is not before.get(key):
+                made[key] = self.kind.torchs(value)
+        if self._count:
+            made["al"] = self._given_products(self._state["al"])
+        return made
+
+    def _given_products(self, al: list[Any]) -> list[Any]:
+        """Return torch's list of what the last loops have come by, which the next ones fill anew."""
+        values = torch.frombuffer(ffi.buffer(self._products), dtype=torch.float64)[: self._count]
+        tensors = values.to(self.kind.dtype).unbind()
+        own = min(self._own, self._count) if al is self._al else 0
+        if own:
+            foreach_copy_(al[:own], tensors[:own])
+        self._al = [*al[:own], *(t.clone() for t in tensors[own:]), *al[self._count :]]
+        self._own = self._count
+        return self._al
+
+    # ---- what the step calls ----
+
+    def _multiplied(self, q: Row, diagonal: Any) -> Row:
+        """Make the two loops, between which torch multiplies by a number."""
+        directions, steps, factors = (self._state[name] for name in _LISTS)
+        count = len(directions)
+        if count > len(self._state["al"]):
+            raise IndexError("list assignment index out of range")
+        if count > len(self._products):
+            self._products = ffi.new("double[]", 2 * count)
+        by = self._inverse
+        by.count, by.diagonal, by.products = count, diagonal, self._products
+        by.steps, by.differences, by.factors = steps.memory, directions.memory, factors.memory
+        if not host.table.multiply(by, q.address):
+            raise NotImplementedError
+        self._count = count
+        return q
+
+    # Torch copies the gradients to a new row each time, but looks at none after the next evaluation.
+
+    def _gather_flat_grad(self) -> Row:
+        return self._grads.take(self._grad)
+
+    def _add_grad(self, size: Any, direction: Row) -> None:
+        self._values.move(direction, size)
+
+    def _clone_param(self) -> Row:
+        return self._values.take(self._point)
+
+    def _set_param(self, point: Row) -> None:
+        self._values.put(point)
+
+    def _directional_evaluate(self, closure: Closure, point: Row, t: Any, d: Row) -> tuple[float, Row]:
+        self._values.move(d, t)
+        loss = float(closure())
+        grad = self._grads.take(self._grad)
+        self._values.put(point)
+        return loss, grad
+
+
+# ---- torch's functions, with other ones for some that they call ----
+
+
+class _Nothing:
+    """Stands for ``torch.enable_grad()``, as a context and around a function."""
+
+    def __call__(self, function: Closure) -> Closure:
+        return function
+
+    def __enter__(self) -> None:
+        pass
+
+    def __exit__(self, *error: object) -> None:
+        pass
+
+
+def _with(function: Any, **others: Any) -> Any:
+    """Return a function of torch's that finds other things by these names."""
+    return types.FunctionType(
+        function.__code__,
+        {**function.__globals__, **others},
+        function.__name__,
+        function.__defaults__,
+        function.__closure__,
+    )
+
+
+def _step_with(multiplied: Callable[[Row, Any], Row]) -> Callable[[Any, Closure], float]:
+    """Return torch's step, without its loops over the history: there is nothing in a range."""
+    nothing = _Nothing()
+    found = types.SimpleNamespace(
+        enable_grad=lambda: nothing, mul=multiplied, contiguous_format=torch.contiguous_format
+    )
+    step = bare_step(torch.optim.LBFGS)
+    search = _with(step.__globals__[LINE_SEARCH], **{"torch": found, INTERPOLATION: _interpolated})
+    return _with(step, **{"torch": found, "range": lambda *_: (), LINE_SEARCH: search})
+
+
+def _interpolated(x1: Any, f1: Any, g1: Any, x2: Any, f2: Any, g2: Any, bounds: Any = None) -> Any:
+    """Return the minimum of a cubic through two points: torch's own function, on scalars."""
+    low, high = bounds or ((x1, x2) if x1 <= x2 else (x2, x1))
+    rise, run = 3 * (f1 - f2), x1 - x2
+    # A number through a tensor is the number times the tensor's reciprocal.
+    slope = rise / run if isinstance(run, float | int) and not isinstance(run, np.generic) else 1 / run * rise
+    d1 = g1 + g2 - slope
+    square = d1 * d1 - g1 * g2
+    if not square >= 0:
+        return (low + high) / 2.0
+    d2 = type(square)(torch.tensor(square).sqrt().item())
+    if x1 <= x2:
+        place = x2 - (x2 - x1) * ((g2 + d2 - d1) / (g2 - g1 + 2 * d2))
+    else:
+        place = x1 - (x1 - x2) * ((g1 + d2 - d1) / (g1 - g2 + 2 * d2))
+    return min(max(place, low), high)
