@@ -287,7 +287,10 @@ int opt_average_swap(int opt);
  * wins.  A symbolic link is kept: the file that it points to is replaced.  The new file gets the old one's
  * mode, group and ACL.  Anything but a regular file, such as a device or a pipe, is rejected.  PyTorch can
  * read it: torch.load(path, weights_only=True)["optimizer"] is what load_state_dict of the same torch.optim
- * class accepts. */
+ * class accepts.
+ *
+ * A class outside torch.optim saves and loads by its own methods, and an optimizer whose state would not come
+ * back is rejected here rather than by opt_load: OPT_ESTATE. */
 int opt_save(int opt, const char *path);
 
 /* Resume from a file that opt_save wrote, in an optimizer of the same class with the same parameters bound

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import pickle
+from collections import deque
+
 import torch
 from torch import Tensor
 
@@ -168,3 +171,107 @@ class Drawing(Somebodys):
         if not self.state[p]:
             self.state[p]["before"] = torch.randn_like(p)
         return super().direction(p, group)
+
+
+class Counting(Somebodys):
+    """Counts steps in tensors of its group, as optimi and Prodigy do, and goes by them."""
+
+    def __init__(self, params, lr=0.1):
+        super().__init__(params, lr)
+        for group in self.param_groups:
+            group["count"] = torch.tensor(0)
+            group["d"] = torch.tensor(0.5, dtype=torch.float64)
+
+    def step(self, closure=None):
+        loss = super().step(closure)
+        for group in self.param_groups:
+            group["count"] += 1
+            group["d"] = group["d"] * 1.25
+        return loss
+
+    def direction(self, p, group):
+        return super().direction(p, group) * (group["d"] / (1 + group["count"])).to(p.dtype)
+
+
+class Telling(Counting):
+    """Has keys of its own in its state_dict, as Ranger21 does, and state that is no parameter's."""
+
+    scale = 1.0
+
+    def step(self, closure=None):
+        self.scale *= 1.5
+        total = self.state.setdefault("total", {"steps": 0})
+        total["steps"] += 1
+        return super().step(closure)
+
+    def direction(self, p, group):
+        return super().direction(p, group) * self.scale / self.state["total"]["steps"]
+
+    def state_dict(self):
+        return {**super().state_dict(), "scale": self.scale}
+
+    def load_state_dict(self, state):
+        self.scale = state["scale"]
+        super().load_state_dict({k: v for k, v in state.items() if k != "scale"})
+
+
+class Forgetting(Somebodys):
+    """Has attributes that it saves nowhere, and one that leads to parameters alone."""
+
+    def __init__(self, params, lr=0.1):
+        super().__init__(params, lr)
+        self.count, self.trail, self.views = 0, [1.0], {}
+
+    def step(self, closure=None):
+        self.count += 1
+        self.trail.append(self.trail[-1] * 0.75)
+        self.views = {p: [p.data] for p, _ in self.all()}
+        return super().step(closure)
+
+    def direction(self, p, group):
+        return super().direction(p, group) * self.trail[-1] / self.count
+
+
+class Collecting(Somebodys):
+    """Has more than tensors and numbers in its state, in dtypes that are not the parameter's."""
+
+    def direction(self, p, group):
+        state = self.state[p]
+        if not state:
+            state |= {
+                "queue": deque(maxlen=2),
+                "seen": set(),
+                "sum": torch.zeros_like(p, dtype=torch.float64),
+            }
+            state |= {"signs": torch.zeros_like(p, dtype=torch.int8), 7: {"nested": [torch.zeros(())]}}
+            group["kind"] = torch.float64
+        state["seen"].add(len(state["seen"]))
+        state["queue"].append(p.grad.clone())
+        state["sum"] += p.grad.to(group["kind"]) / 3
+        state["signs"] += p.grad.sign().to(torch.int8)
+        state[7]["nested"][0] += 1
+        mean = sum(state["queue"]) / len(state["queue"]) / len(state["seen"]) / state[7]["nested"][0]
+        return (mean + state["sum"].to(p.dtype) / 10 + state["signs"] / 100) * group["lr"]
+
+
+class Owning(Somebodys):
+    """Keeps an object."""
+
+    def direction(self, p, group):
+        self.state[p].setdefault("object", Thing())
+        return p.grad * group["lr"]
+
+
+class Thing:
+    """Whatever it is."""
+
+
+class Unpickling(Somebodys):
+    """Takes bytes to be a pickle, as heavyball does."""
+
+    def state_dict(self):
+        return {**super().state_dict(), "schedule": pickle.dumps("constant")}
+
+    def load_state_dict(self, state):
+        pickle.loads(state["schedule"])  # noqa: S301 (as it is there)
+        super().load_state_dict({k: v for k, v in state.items() if k != "schedule"})

@@ -8,10 +8,9 @@ import torch
 
 import somebodys
 from optplug import _bridge, ctypes_api
-from optplug.ctypes_api import Optimizer
+from third_party_twins import Hosted, Plain, drawn, same
 
 lib = ctypes_api.load()
-SHAPES = (5, 3), (4,)
 LAST = 6  # steps
 CALL_CLOSURES = ["Dropping", "Zeroing", "Contiguous", "Replacing", "Keeping", "Scaling"]
 TAKE_ARRAYS = [*CALL_CLOSURES, "Flat"]
@@ -22,59 +21,6 @@ def _allowed():
     assert lib.opt_init(b"third_party=True") == 0
     yield
     assert lib.opt_init(b"third_party=False") == 0
-
-
-def written(arguments: dict[str, object] | None) -> str:
-    return ", ".join(f"{name}={value!r}" for name, value in (arguments or {}).items())
-
-
-def drawn(seed: int, order: str = "C", dtype: str = "float32") -> list[np.ndarray]:
-    generator = np.random.default_rng(seed)
-    return [np.asarray(generator.standard_normal(shape), dtype=dtype, order=order) for shape in SHAPES]
-
-
-class Hosted:
-    """A class by its name, over two arrays of the host's."""
-
-    def __init__(self, name, order="C", dtype="float32", group=None, **arguments):
-        self.order, self.dtype = order, dtype
-        self.values = drawn(0, order, dtype)
-        self.grads = [np.zeros_like(v) for v in self.values]
-        self.opt = Optimizer(f"somebodys:{name}({written(arguments)})")
-        for i, (value, grad) in enumerate(zip(self.values, self.grads, strict=True)):
-            if group and i == 1:
-                self.opt.group(written(group))
-            self.opt.bind(f"w{i}", value, grad)
-
-    def fill(self, i: int) -> float:
-        """Put a gradient into the arrays, as a host would, that depends on the values there."""
-        for grad, value, new in zip(self.grads, self.values, drawn(10 + i), strict=True):
-            grad[...] = new.astype(self.dtype) + value
-        return float(sum(np.abs(v).sum() for v in self.values))
-
-
-class Plain:
-    """The same class in PyTorch alone."""
-
-    def __init__(self, name, order="C", dtype="float32", group=None, **arguments):
-        self.order, self.dtype = order, dtype
-        self.tensors = [torch.nn.Parameter(torch.from_numpy(v)) for v in drawn(0, order, dtype)]
-        groups = [{"params": self.tensors[:1]}, {"params": self.tensors[1:], **(group or {})}]
-        self.opt = getattr(somebodys, name)(groups if group else self.tensors, **arguments)
-
-    def fill(self, i: int) -> torch.Tensor:
-        for p, new in zip(self.tensors, drawn(10 + i), strict=True):
-            grad = new.astype(self.dtype) + p.detach().numpy()
-            p.grad = torch.from_numpy(np.array(grad, order=self.order))
-        return sum(p.detach().abs().sum() for p in self.tensors)
-
-    @property
-    def values(self) -> list[np.ndarray]:
-        return [p.detach().numpy() for p in self.tensors]
-
-
-def same(ours: list[np.ndarray], theirs: list[np.ndarray]) -> bool:
-    return all(np.array_equal(a, b) for a, b in zip(ours, theirs, strict=True))
 
 
 @pytest.mark.parametrize("order", "CF")

@@ -394,7 +394,8 @@ class HostedOptimizer:
         """
         self._check_bound("opt_load")
         self._resumption.check_values("opt_load", self.checkpoint)
-        self.run = self._resumption.load(content, self.run, self.checkpoint, self._build)
+        with self.parameters.lent_as_before():
+            self.run = self._resumption.load(content, self.run, self.checkpoint, self._build)
         self.planner.forget()
 
     # ---- how it is made ----
@@ -403,16 +404,19 @@ class HostedOptimizer:
         """Return the optimizer proper, or, before that, one like it on the parameters that are there."""
         return self.run.built or self._build()
 
-    def _build(self, groups: list[Group] | None = None) -> torch.optim.Optimizer:
-        """Build the optimizer on the parameters that are there, or on a stand-in for them."""
+    def _build(self, groups: list[Group] | None = None, on_copies: bool = False) -> torch.optim.Optimizer:
+        """Build the optimizer on the parameters that are there, or on copies, or on a stand-in for them."""
+        tensors = {p.name: p.copied() if on_copies else p.tensor for p in self.parameters}
         made = [
-            {"params": [(n, self.parameters[n].tensor) for n in g.names] or nothing_yet(), **g.options}
+            {"params": [(n, tensors[n]) for n in g.names] or nothing_yet(), **g.options}
             for g in groups or self.parameters.groups
         ]
+        if on_copies:
+            return self.recipe.build(made)
         if self.parameters.loans:
-            return self.parameters.loans.build(lambda: self.recipe.class_(made, **self.recipe.arguments))
+            return self.parameters.loans.build(lambda: self.recipe.build(made))
         chosen = self.recipe.implementation(self.parameters.arrays())
-        return self.recipe.class_(made, **self.recipe.arguments, **chosen)
+        return self.recipe.build(made, {**self.recipe.arguments, **chosen})
 
     @contextlib.contextmanager
     def _ready(self, what: str) -> Iterator[torch.optim.Optimizer]:

@@ -73,6 +73,29 @@ class Recipe:
         """Return what the spec says of torch's implementations."""
         return [f"{name}={self.arguments[name]}" for name in IMPLEMENTATIONS if name in self.arguments]
 
+    def build(
+        self, groups: list[dict[str, Any]], arguments: dict[str, Any] | None = None
+    ) -> torch.optim.Optimizer:
+        """Return an optimizer with groups of named parameters, as torch takes them.
+
+        A class outside torch gets them as most programs give them, without names, and as a mere list where
+        that is all.
+
+        Args:
+            groups: each with its options.
+            arguments: others than the spec's.
+        """
+        arguments = self.arguments if arguments is None else arguments
+        if self.is_torchs:
+            return self.class_(groups, **arguments)
+        unnamed = [{**group, "params": [p for _, p in group["params"]]} for group in groups]
+        given = unnamed[0]["params"] if len(unnamed) == 1 and len(unnamed[0]) == 1 else unnamed
+        made = self.class_(given, **copy.deepcopy(arguments))
+        names = {id(p): name for group in groups for name, p in group["params"]}
+        for group in made.param_groups:
+            group["param_names"] = [names.get(id(p), "") for p in group["params"]]
+        return made
+
     def can_fuse(self, data: Tensor, grad: Grad) -> bool:
         """Tell whether the fused kernels step these arrays rightly.
 

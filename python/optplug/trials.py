@@ -21,7 +21,7 @@ from optplug.ranges import Range, Ranges
 from optplug.recipe import IMPLEMENTATIONS, Recipe, fuses_rightly
 from optplug.snapshot import random_numbers_kept
 from optplug.spec import SpecError, shown
-from optplug.state import exactly, expected
+from optplug.state import expected
 
 _went_well: dict[tuple[type, str], dict[str, Any]] = {}  # with the class's defaults
 _MOST_KEPT = 1000
@@ -71,7 +71,7 @@ class Trials:
                 self._try(recipe.arguments, data, isinstance(grad, SparseGrad), options)
             except Exception:
                 # On the parameter itself PyTorch may say more; where nothing is wrong that may take long.
-                recipe.class_([{"params": [(name, nn.Parameter(data))], **options}], **recipe.arguments)
+                recipe.build([{"params": [(name, nn.Parameter(data))], **options}])
                 raise
         except Exception as error:
             raise ValueError(f"parameter {shown(name)}: {said(error)}") from error
@@ -94,9 +94,7 @@ class Trials:
     def check_groups(self, text: str) -> None:
         """Check that the class takes more than one group; ``text`` is for errors."""
         try:
-            self._recipe.class_(
-                [{"params": nothing_yet()}, {"params": nothing_yet()}], **self._recipe.arguments
-            )
+            self._recipe.build([{"params": nothing_yet()}, {"params": nothing_yet()}])
         except Exception as error:
             raise ValueError(f"options {shown(text)}: {said(error)}") from error
 
@@ -155,7 +153,8 @@ class Trials:
     def _judge(self, in_force: dict[str, Any], options: dict[str, Any]) -> None:
         """Let PyTorch's constructor judge options, beside those in force."""
         others = {name: v for name, v in in_force.items() if name in self.accepted and name != "lr"}
-        self._recipe.class_(nothing_yet(), **{**self._recipe.arguments, **others, **options})
+        arguments = {**self._recipe.arguments, **others, **options}
+        self._recipe.build([{"params": nothing_yet()}], arguments)
 
     def _check_beside(
         self, in_force: dict[str, Any], kinds: Kinds, is_safe: bool, options: dict[str, Any]
@@ -178,7 +177,7 @@ class Trials:
 
     # ---- states ----
 
-    def states(
+    def states(  # of torch's own classes
         self, is_sparse: Callable[[Tensor], bool]
     ) -> Callable[[dict[str, Any], Tensor], dict[str, Any]]:
         """Return a function that returns the state of a parameter after a step with a group's options."""
@@ -193,8 +192,7 @@ class Trials:
                     optimizer = self._step(self._recipe.arguments, p, sparse, options, shape=shape)
                     return next(iter(optimizer.state.values()), {})
 
-                # Other classes may go by a parameter's size.
-                known[key] = expected(on, shape) if self._recipe.is_torchs else exactly(on(list(shape)))
+                known[key] = expected(on, shape)
             return known[key]
 
         return trial
@@ -271,7 +269,8 @@ class Trials:
         if sparse:
             gradient = gradient.to_sparse(1)
         parameter.grad = gradient
-        optimizer = recipe.class_([{"params": [("", parameter)], **(options or {})}], **arguments)
+        groups = [{"params": [("", parameter)], **(options or {})}]
+        optimizer = recipe.build(groups, arguments)
 
         def evaluate() -> float:
             if not recipe.is_torchs:  # which may have taken it away
