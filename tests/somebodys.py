@@ -114,13 +114,13 @@ class GoingBack(Somebodys):
 
     @torch.no_grad()
     def step(self, closure):
-        closure()
+        loss = closure()
         first = [p.grad for p, _ in self.all()]
         last = [p.data for p, _ in self.all()]
         for p, group in self.all():
             p.data = p.data + p.grad * group["lr"]
         self.zero_grad()
-        loss = closure()
+        closure()
         for (p, _), values, grad in zip(self.all(), last, first, strict=True):
             p.data = values
             p.grad.add_(grad)
@@ -275,3 +275,38 @@ class Unpickling(Somebodys):
     def load_state_dict(self, state):
         pickle.loads(state["schedule"])  # noqa: S301 (as it is there)
         super().load_state_dict({k: v for k, v in state.items() if k != "schedule"})
+
+
+class Polyak(Somebodys):
+    """Needs a closure and does not say so, as AliG does; takes the loss for a tensor, and returns none."""
+
+    @torch.no_grad()
+    def step(self, closure=None):
+        if closure is None:
+            raise ValueError("Polyak requires closure")
+        loss = closure()
+        assert loss.dtype in (torch.float32, torch.float64)
+        square = sum((p.grad.abs() ** 2).sum() for p, _ in self.all())
+        for p, group in self.all():
+            p.sub_(p.grad * min(group["lr"], loss.item()) * (loss / square))
+
+
+class Fused(Somebodys):
+    """Has an argument of that name, and a use of its own for it; keeps state under names."""
+
+    def __init__(self, params, lr=0.1, fused=False):
+        super().__init__(params, lr)
+        for group in self.param_groups:
+            group["fused"] = fused
+
+    def direction(self, p, group):
+        self.state["steps"] = self.state.get("steps", torch.zeros(())) + 1
+        return super().direction(p, group) * (3 if group["fused"] else 1) / self.state["steps"]
+
+
+class Ignoring(Somebodys):
+    """Calls no closure."""
+
+    def step(self, closure=None):
+        del closure
+        super().step()

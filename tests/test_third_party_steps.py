@@ -58,7 +58,7 @@ def test_a_host_finds_its_arrays_in_closures(name):
         loss = ours.opt.step_closure(close(ours, lambda: ours.opt.clip_grad_norm(3.0)))
         calls, clipped[:] = clipped[:], []
         clip = close(theirs, lambda: torch.nn.utils.clip_grad_norm_(theirs.tensors, 3.0))
-        assert loss == pytest.approx(float(theirs.opt.step(clip)), rel=1e-6)
+        assert loss == float(theirs.opt.step(clip))
         assert calls == clipped
         assert same(ours.values, theirs.values), i
 
@@ -148,6 +148,43 @@ def test_a_parameter_that_becomes_another_is_an_error():
     with pytest.raises(RuntimeError, match=r"'w0': the step has made it .*15.* is bound as .*5"):
         ours.opt.step()
     assert same(ours.values, drawn(0))
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+def test_a_class_that_needs_a_closure_is_found_out(dtype):
+    """It says so when it is stepped without; it gets a tensor for the loss, and may return nothing."""
+    for _ in range(2):  # what was tried once is not tried again
+        ours, theirs = (kind("Polyak", dtype=dtype) for kind in (Hosted, Plain))
+        with pytest.raises(RuntimeError, match=r"Polyak evaluates the loss .* call opt_step_closure"):
+            ours.opt.step()
+        for i in range(LAST):
+            losses = []
+            loss = ours.opt.step_closure(lambda: ours.fill(i))  # noqa: B023 (called at once)
+            theirs.opt.step(lambda: losses.append(theirs.fill(i)) or losses[0])  # noqa: B023
+            assert loss == float(losses[0])
+            assert same(ours.values, theirs.values), i
+
+
+def test_a_class_that_calls_no_closure_is_an_error():
+    ours = Hosted("Ignoring")
+    ours.fill(0)
+    with pytest.raises(RuntimeError, match="Ignoring has not called the closure: call opt_step"):
+        ours.opt.step_closure(lambda: 0.0)
+    assert same(ours.values, drawn(0))
+
+
+@pytest.mark.parametrize("arguments", [{}, {"fused": True}, {"fused": False}])
+def test_an_argument_named_fused_is_the_classs_own(arguments):
+    ours, theirs = Hosted("Fused", "F", **arguments), Plain("Fused", "F", **arguments)
+    scale = np.full(1, 4, "float32")
+    ours.opt.grad_scale(scale)
+    for i in range(LAST):
+        ours.fill(i), theirs.fill(i)
+        for grad in ours.grads:
+            grad *= 4
+        ours.opt.step(), theirs.opt.step()
+        assert same(ours.values, theirs.values), i
+    assert ours.opt.get(0, "step") == LAST
 
 
 def test_trials_draw_none_of_the_hosts_random_numbers():

@@ -63,6 +63,7 @@ class HostedOptimizer:
         try:
             self.recipe = recipe.read(text, third_party)
             self._trials = Trials(self.recipe)
+            self.recipe = self._trials.recipe
         except Exception as error:
             raise SpecError(f"spec {shown(text)}: {error}") from error
         self.parameters = Parameters(None if self.recipe.is_torchs else Loans())
@@ -220,11 +221,13 @@ class HostedOptimizer:
         return wanted
 
     def _step_closure(self, optimizer: torch.optim.Optimizer, closure: Callable[[], float]) -> float:
-        def evaluate() -> float:
+        losses: list[float] = []
+
+        def evaluate() -> float | Tensor:
             self.parameters.publish()
-            loss = closure()
+            losses.append(closure())
             self._gather()
-            return loss
+            return losses[-1] if self.recipe.is_torchs else self.parameters.as_loss(losses[-1])
 
         self.planner.check_state(optimizer)
         self.parameters.read(not self.run.stepped)
@@ -233,10 +236,12 @@ class HostedOptimizer:
             self._undo.of_others(optimizer, has_closure=True),
             self._undo.on_error(optimizer, is_first, True, self._build),
         ):
-            loss = optimizer.step(evaluate)
+            optimizer.step(evaluate)  # type: ignore[arg-type]
+            if not losses:
+                raise StateError(f"{self.recipe.name} has not called the closure: call opt_step")
         self.run.built, self.run.stepped = optimizer, True  # whatever becomes of the average now
         self._finish_step()
-        return float(loss)
+        return float(losses[0])
 
     def close(self) -> None:
         """End a step that iterate has left in the middle."""
@@ -302,7 +307,7 @@ class HostedOptimizer:
         if address and not gpus:
             raise StateError(f"stream {address:#x}: no parameter is on a GPU, bind one before")
         states = self.run.built.state.values() if self.run.built else ()
-        memory = [t for state in states for t in state.values() if isinstance(t, Tensor)]
+        memory = [t for s in states if isinstance(s, dict) for t in s.values() if isinstance(t, Tensor)]
         operations = self.plan.operations if self.plan else ()
         memory += [t for operation in operations for t in chain(*operation.lists)]
         memory += [t for p in self.parameters.mastered() for t in (p.tensor.detach(), p.stepped_memory())]

@@ -100,7 +100,7 @@ class Planner:
 
     def check_state(self, optimizer: torch.optim.Optimizer) -> None:
         """Look at the state, before a step, where it may be another than the last step's."""
-        if not self._is_checked:
+        if not self._is_checked and self._recipe.is_torchs:
             plans.check_state(optimizer)
             self._is_checked = True
 

@@ -179,7 +179,7 @@ def _read(text: str, third_party: bool) -> Recipe:
         arguments,
         needs_closure=closure is not None and closure.default is closure.empty,
         is_torchs=is_torchs,
-        must_fuse=bool(arguments.get("fused")),
+        must_fuse=is_torchs and bool(arguments.get("fused")),
         may_fuse=is_torchs
         and "fused" in spec.signature_of(class_).parameters  # type: ignore[arg-type]
         and not any(name in arguments for name in IMPLEMENTATIONS),

@@ -6,6 +6,7 @@ What has gone well once is not tried again in a process.
 from __future__ import annotations
 
 import copy
+import dataclasses
 import functools
 from collections.abc import Callable, Iterable
 from typing import Any
@@ -47,10 +48,29 @@ class Trials:
         self._recipe = recipe
         try:
             #: The class's options, with the recipe's values.
-            self.defaults = self._try(recipe.arguments)
+            self.defaults = self._first(recipe)
         except Exception as error:
             raise SpecError(blame(error, recipe.class_, recipe.arguments, self._step)) from error
         self._ranges = Ranges(lambda options: self._judge({}, options))
+
+    def _first(self, recipe: Recipe) -> dict[str, Any]:
+        """Try the recipe, with a closure as well where the class may want one and not say so."""
+        try:
+            return self._try(recipe.arguments)
+        except Exception:
+            if recipe.is_torchs or recipe.needs_closure:
+                raise
+            try:
+                self._recipe = dataclasses.replace(recipe, needs_closure=True)
+                return self._try(recipe.arguments)
+            except Exception:  # which the first error is more about
+                self._recipe = recipe
+            raise
+
+    @property
+    def recipe(self) -> Recipe:
+        """The recipe, with what trials have shown of the class."""
+        return self._recipe
 
     @property
     def class_(self) -> type[torch.optim.Optimizer]:
@@ -217,7 +237,10 @@ class Trials:
             change: options to change after its first step, for a second one.
         """
         kind = None if like is None else (like.dtype, like.dim(), like.device.type)
-        key = (self._recipe.class_, repr((arguments, kind, sparse, options, change)))
+        key = (
+            self._recipe.class_,
+            repr((arguments, kind, sparse, options, change, self._recipe.needs_closure)),
+        )
         known = _went_well.get(key)
         if known is not None:
             return known
@@ -272,12 +295,13 @@ class Trials:
         groups = [{"params": [("", parameter)], **(options or {})}]
         optimizer = recipe.build(groups, arguments)
 
-        def evaluate() -> float:
-            if not recipe.is_torchs:  # which may have taken it away
-                parameter.grad = gradient.clone()
-            return 0.0
+        def evaluate() -> float | Tensor:
+            if recipe.is_torchs:
+                return 0.0
+            parameter.grad = gradient.clone()  # which the class may have taken away
+            return torch.zeros(())
 
-        closure = [evaluate] * recipe.needs_closure
+        closure: Any = [evaluate] * recipe.needs_closure
         try:
             optimizer.step(*closure)
             optimizer.param_groups[0].update(change or {})
