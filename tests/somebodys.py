@@ -310,3 +310,17 @@ class Ignoring(Somebodys):
     def step(self, closure=None):
         del closure
         super().step()
+
+
+class Tensors(Somebodys):
+    """Keeps its rate as a tensor, as torchao does, and takes no other."""
+
+    def __init__(self, params, lr=0.1, momentum=0.9):
+        super().__init__(params, lr, momentum)
+        for group in self.param_groups:
+            group["lr"] = torch.tensor(float(group["lr"]))
+
+    def direction(self, p, group):
+        if not isinstance(group["lr"], torch.Tensor):
+            raise RuntimeError("lr was changed to a non-Tensor object")
+        return super().direction(p, group)

@@ -187,6 +187,31 @@ def test_an_argument_named_fused_is_the_classs_own(arguments):
     assert ours.opt.get(0, "step") == LAST
 
 
+def test_a_rate_that_is_a_tensor_stays_one():
+    ours, theirs = (kind("Tensors", group={"lr": 0.02}) for kind in (Hosted, Plain))
+    scheduler = None
+    for i in range(LAST):
+        if i == 1:
+            ours.opt.set(1, "lr=0.3")
+            theirs.opt.param_groups[1]["lr"].fill_(0.3)
+        if i == 2:
+            ours.opt.set(-1, "momentum=0.5, lr=0.25")
+            for group in theirs.opt.param_groups:
+                group["lr"].fill_(0.25), group.update(momentum=0.5)
+        if i == 3:
+            ours.opt.set_value(0, "lr", 0.125)
+            theirs.opt.param_groups[0]["lr"].fill_(0.125)
+        if i == 4:
+            ours.opt.schedule("ExponentialLR(0.5)")
+            scheduler = torch.optim.lr_scheduler.ExponentialLR(theirs.opt, 0.5)
+        ours.fill(i), theirs.fill(i)
+        ours.opt.step(), theirs.opt.step()
+        if scheduler:
+            ours.opt.schedule_step(), scheduler.step()
+        assert ours.opt.get(0, "lr") == float(theirs.opt.param_groups[0]["lr"])
+        assert same(ours.values, theirs.values), i
+
+
 def test_trials_draw_none_of_the_hosts_random_numbers():
     torch.manual_seed(3)
     theirs = Plain("Drawing", momentum=0.8)

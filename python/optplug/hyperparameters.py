@@ -17,7 +17,7 @@ from optplug.planning import Planner
 from optplug.plans import Plan, Rate
 from optplug.run import Run
 from optplug.spec import SpecError, shown
-from optplug.trials import Trials
+from optplug.trials import Trials, put
 
 Options = dict[str, Any]
 
@@ -112,7 +112,7 @@ class Changes:
         chosen = select(list(zip(in_force, groups, strict=True)), group)
         changes = [(options, judged(options, members)) for options, members in chosen]
         for options, change in changes:
-            options.update(change)
+            put(options, change)
         self._planner.refresh()
 
     def _replaced(self, name: str, now: Any, value: float) -> Any:

@@ -37,6 +37,15 @@ def nothing_yet() -> list[tuple[str, nn.Parameter]]:
     return [("", nn.Parameter(torch.empty(0, 0)))]
 
 
+def put(group: dict[str, Any], options: dict[str, Any]) -> None:
+    """Put options into a group; a number as a tensor where a class outside torch keeps one."""
+    for name, value in options.items():
+        known = group.get(name)
+        if isinstance(known, Tensor) and isinstance(value, int | float):
+            value = torch.full_like(known, value)
+        group[name] = value
+
+
 class Trials:
     """What can be tried of a recipe.
 
@@ -304,7 +313,7 @@ class Trials:
         closure: Any = [evaluate] * recipe.needs_closure
         try:
             optimizer.step(*closure)
-            optimizer.param_groups[0].update(change or {})
+            put(optimizer.param_groups[0], change or {})
             # SGD keeps its first sparse gradient, and adds the second to it, which not all dtypes can.
             for _ in range(bool(change) + sparse):
                 evaluate()
