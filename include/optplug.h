@@ -201,7 +201,11 @@ int opt_bind_sparse(int opt, const char *name, const char *dtype, int64_t rows, 
                     int64_t capacity, const int64_t *count, const int64_t *indices, void *grad_rows);
 
 /* Start a parameter group: parameters bound from now on belong to it and use these options,
- * "lr=1e-4, weight_decay=0".  Before any bind it sets the options of group 0. */
+ * "lr=1e-4, weight_decay=0".  Before any bind it sets the options of group 0.
+ *
+ * Groups of a class outside torch.optim take any option, "use_muon=True", also one that the class has no
+ * argument for: it is judged when a parameter is bound, and opt_warning tells of one that nothing in the
+ * class's module mentions. */
 int opt_group(int opt, const char *options);
 
 /* ---- functions of yours that a step or a schedule calls ---- */

@@ -324,3 +324,21 @@ class Tensors(Somebodys):
         if not isinstance(group["lr"], torch.Tensor):
             raise RuntimeError("lr was changed to a non-Tensor object")
         return super().direction(p, group)
+
+
+class Choosing(Somebodys):
+    """Has options in its groups that it has no arguments for: one that it needs, and one that it does not."""
+
+    def __init__(self, params, lr=0.1, momentum=0.9):
+        for group in params:
+            if "use_sign" not in group:
+                raise ValueError("`use_sign` must be set")
+        if lr < 0:
+            raise ValueError(f"invalid lr {lr}")
+        super().__init__(params, lr, momentum)
+
+    def direction(self, p, group):
+        if group.get("rank", 1) < 1:
+            raise ValueError("rank must be positive")
+        direction = super().direction(p, group) / group.get("rank", 1)
+        return direction.sign() * group["lr"] if group["use_sign"] else direction

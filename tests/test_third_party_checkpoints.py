@@ -59,6 +59,15 @@ def test_a_run_goes_on_bit_for_bit(name, group, dtype):
     assert same(ours.values, theirs.values)
 
 
+def test_options_that_the_class_has_no_argument_for_come_back():
+    groups = [{"use_sign": True}, {"use_sign": False, "rank": 3}]
+    ours, theirs = Hosted("Choosing", groups=groups), Plain("Choosing", groups=groups)
+    run(ours, 0, SAVED)
+    later = resumed(ours, "Choosing", groups=[{"use_sign": False}, {"use_sign": True, "rank": 1}])
+    run(later, SAVED, LAST), run(theirs, 0, LAST)
+    assert same(later.values, theirs.values)
+
+
 @pytest.mark.parametrize("name", ["Counting", "Telling"])
 def test_a_load_and_its_trial_leave_the_state_as_it_was_saved(name):
     """Saved, loaded, saved: the same; an option that is set between steps counts no step either."""

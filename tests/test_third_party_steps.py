@@ -223,3 +223,39 @@ def test_trials_draw_none_of_the_hosts_random_numbers():
     ours.fill(0)
     ours.opt.step()
     assert same(ours.values, theirs.values)
+
+
+def test_a_group_may_have_options_that_the_class_has_no_argument_for():
+    groups = [{"use_sign": True, "lr": 0.02}, {"use_sign": False, "rank": 3}]
+    ours, theirs = Hosted("Choosing", groups=groups), Plain("Choosing", groups=groups)
+    for i in range(LAST):
+        if i == 2:
+            ours.opt.set(1, "rank=2, lr=0.3")
+            theirs.opt.param_groups[1].update(rank=2, lr=0.3)
+        if i == 3:
+            ours.opt.set_value(1, "rank", 1.5)
+            theirs.opt.param_groups[1]["rank"] = 1.5
+        ours.fill(i), theirs.fill(i)
+        ours.opt.step(), theirs.opt.step()
+        assert same(ours.values, theirs.values), i
+    with pytest.raises(RuntimeError, match="no option 'depth': there are lr, momentum, rank, use_sign"):
+        ours.opt.set(1, "depth=2")
+    with pytest.raises(RuntimeError, match="rank=0: rank must be positive"):
+        ours.opt.set(1, "rank=0")
+
+
+def test_options_are_judged_when_parameters_are_bound():
+    with pytest.raises(RuntimeError, match=r"parameter 'w0': `use_sign` must be set"):
+        Hosted("Choosing")
+    with pytest.raises(RuntimeError, match="parameter 'w1': rank must be positive"):
+        Hosted("Choosing", groups=[{"use_sign": True}, {"use_sign": True, "rank": 0}])
+    with pytest.raises(RuntimeError, match="invalid lr -1"):
+        Hosted("Choosing", groups=[{"use_sign": True, "lr": -1}])
+    with pytest.raises(RuntimeError, match=r"spec .*Counting.*: lr='high'"):
+        Hosted("Counting", lr="high")
+
+
+def test_an_option_that_nothing_mentions_is_warned_of():
+    Hosted("Choosing", groups=[{"use_sign": True}, {"use_sign": False, "rank": 2}])
+    with pytest.warns(UserWarning, match="option 'rnak': nothing in somebodys mentions it"):
+        Hosted("Choosing", groups=[{"use_sign": True}, {"use_sign": False, "rnak": 2}])

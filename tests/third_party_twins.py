@@ -23,14 +23,15 @@ def drawn(seed: int, order: str = "C", dtype: str = "float32") -> list[np.ndarra
 class Hosted:
     """A class by its name, over two arrays of the host's."""
 
-    def __init__(self, name, order="C", dtype="float32", group=None, **arguments):
+    def __init__(self, name, order="C", dtype="float32", group=None, groups=None, **arguments):
         self.order, self.dtype = order, dtype
         self.values = drawn(0, order, dtype)
         self.grads = [np.zeros_like(v) for v in self.values]
         self.opt = Optimizer(f"somebodys:{name}({written(arguments)})")
+        groups = groups or [{}, group or {}]
         for i, (value, grad) in enumerate(zip(self.values, self.grads, strict=True)):
-            if group and i == 1:
-                self.opt.group(written(group))
+            if groups[i:] and groups[i]:
+                self.opt.group(written(groups[i]))
             self.opt.bind(f"w{i}", value, grad)
 
     def fill(self, i: int) -> float:
@@ -43,11 +44,12 @@ class Hosted:
 class Plain:
     """The same class in PyTorch alone."""
 
-    def __init__(self, name, order="C", dtype="float32", group=None, **arguments):
+    def __init__(self, name, order="C", dtype="float32", group=None, groups=None, **arguments):
         self.order, self.dtype = order, dtype
         self.tensors = [torch.nn.Parameter(torch.from_numpy(v)) for v in drawn(0, order, dtype)]
-        groups = [{"params": self.tensors[:1]}, {"params": self.tensors[1:], **(group or {})}]
-        self.opt = getattr(somebodys, name)(groups if group else self.tensors, **arguments)
+        options = groups or [{}, group or {}]
+        given = [{"params": [p], **o} for p, o in zip(self.tensors, options, strict=True)]
+        self.opt = getattr(somebodys, name)(given if group or groups else self.tensors, **arguments)
 
     def fill(self, i: int) -> torch.Tensor:
         for p, new in zip(self.tensors, drawn(10 + i), strict=True):

@@ -64,10 +64,14 @@ class Changes:
     def set_value(self, run: Run, group: int, name: str, value: float) -> None:
         """Change one, by the name that `get` takes."""
         key, _, _ = name.partition("[")
-        spec.check_name(key, self._trials.accepted, "option")
+        spec.check_name(key, self._trials.accepted | self._trials.extras, "option")
 
         def judged(options: Options, members: Group) -> Options:
-            change = {key: self._replaced(name, options.get(key, self._trials.defaults[key]), value)}
+            change = {
+                key: self._replaced(
+                    name, options[key] if key in options else self._trials.defaults[key], value
+                )
+            }
             self._trials.judge(change, options, *self._judging(options, members))
             return change
 

@@ -7,6 +7,8 @@ import dataclasses
 import functools
 import importlib
 import inspect
+import re
+import sys
 from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
@@ -79,7 +81,7 @@ class Recipe:
         """Return an optimizer with groups of named parameters, as torch takes them.
 
         A class outside torch gets them as most programs give them, without names, and as a mere list where
-        that is all.
+        that is all and it takes one.
 
         Args:
             groups: each with its options.
@@ -89,8 +91,11 @@ class Recipe:
         if self.is_torchs:
             return self.class_(groups, **arguments)
         unnamed = [{**group, "params": [p for _, p in group["params"]]} for group in groups]
-        given = unnamed[0]["params"] if len(unnamed) == 1 and len(unnamed[0]) == 1 else unnamed
-        made = self.class_(given, **copy.deepcopy(arguments))
+        try:
+            is_list = len(unnamed) == 1 and len(unnamed[0]) == 1
+            made = self.class_(unnamed[0]["params"] if is_list else unnamed, **copy.deepcopy(arguments))
+        except Exception:
+            made = self.class_(unnamed, **copy.deepcopy(arguments))
         names = {id(p): name for group in groups for name, p in group["params"]}
         for group in made.param_groups:
             group["param_names"] = [names.get(id(p), "") for p in group["params"]]
@@ -154,6 +159,19 @@ def fuses_rightly(class_: type[torch.optim.Optimizer], dtype: torch.dtype, devic
     except RuntimeError:
         return False
     return True
+
+
+def mentions(class_: type, name: str) -> bool:
+    """Tell whether the modules of a class outside torch, and of its bases, have a name in quotes."""
+    modules = {base.__module__ for base in class_.__mro__}
+    for module in (m for m in modules if not m.startswith(("torch.", "builtins"))):
+        try:
+            source = inspect.getsource(sys.modules[module])
+        except (OSError, TypeError):
+            return True  # nobody can tell
+        if re.search(rf"""['"]{re.escape(name)}['"]""", source):
+            return True
+    return False
 
 
 def read(text: str, third_party: bool) -> Recipe:

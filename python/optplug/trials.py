@@ -5,10 +5,13 @@ What has gone well once is not tried again in a process.
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import dataclasses
 import functools
+import re
 from collections.abc import Callable, Iterable
+from inspect import Parameter
 from typing import Any
 
 import torch
@@ -17,9 +20,10 @@ from torch import Tensor, nn
 from optplug import spec
 from optplug.arguments import blame, check_kinds, is_count, said
 from optplug.devices import CPU
+from optplug.errors import warn
 from optplug.kinds import Grad, SparseGrad, layout
 from optplug.ranges import Range, Ranges
-from optplug.recipe import IMPLEMENTATIONS, Recipe, fuses_rightly
+from optplug.recipe import IMPLEMENTATIONS, Recipe, fuses_rightly, mentions
 from optplug.snapshot import random_numbers_kept
 from optplug.spec import SpecError, shown
 from optplug.state import expected
@@ -55,6 +59,9 @@ class Trials:
 
     def __init__(self, recipe: Recipe) -> None:
         self._recipe = recipe
+        #: Options that a class outside torch has in its groups, and no argument for.
+        self.extras: set[str] = set()
+        self._waits = False
         try:
             #: The class's options, with the recipe's values.
             self.defaults = self._first(recipe)
@@ -66,15 +73,35 @@ class Trials:
         """Try the recipe, with a closure as well where the class may want one and not say so."""
         try:
             return self._try(recipe.arguments)
-        except Exception:
+        except Exception as error:
             if recipe.is_torchs or recipe.needs_closure:
                 raise
             try:
                 self._recipe = dataclasses.replace(recipe, needs_closure=True)
                 return self._try(recipe.arguments)
-            except Exception:  # which the first error is more about
+            except Exception:  # which the first error says more about
                 self._recipe = recipe
-            raise
+            if not self._may_lack_options(recipe, said(error)):
+                raise
+            self._waits = True
+            return {}
+
+    def _may_lack_options(self, recipe: Recipe, words: str) -> bool:
+        """Tell whether a class outside torch fails for something else than its arguments.
+
+        It may want options in its groups, or parameters of another shape: what is bound will show.
+        """
+        if any(re.search(rf"\b{name}\b", words) for name in recipe.arguments):
+            return False
+        parameters = spec.signature_of(recipe.class_).parameters  # type: ignore[arg-type]
+        needed = {n: v for n, v in recipe.arguments.items() if parameters[n].default is Parameter.empty}
+        if needed == recipe.arguments:
+            return True
+        try:
+            self._try(needed)
+        except Exception:
+            return True
+        return False
 
     @property
     def recipe(self) -> Recipe:
@@ -97,13 +124,28 @@ class Trials:
         recipe = self._recipe
         try:
             try:
-                self._try(recipe.arguments, data, isinstance(grad, SparseGrad), options)
+                defaults = self._try(recipe.arguments, data, isinstance(grad, SparseGrad), options)
+                if self._waits:
+                    self._end_waiting(defaults, options)
             except Exception:
                 # On the parameter itself PyTorch may say more; where nothing is wrong that may take long.
                 recipe.build([{"params": [(name, nn.Parameter(data))], **options}])
                 raise
         except Exception as error:
             raise ValueError(f"parameter {shown(name)}: {said(error)}") from error
+
+    def _end_waiting(self, defaults: dict[str, Any], options: dict[str, Any]) -> None:
+        """Take over what a first parameter has shown of the class, and judge its group's options by it."""
+        self.defaults = defaults
+        self.__dict__.pop("accepted", None)
+        try:
+            self._judge(options, {name: value for name, value in options.items() if name in self.accepted})
+        except Exception:
+            self.defaults = {}
+            self.__dict__.pop("accepted", None)
+            raise
+        self._waits = False
+        self.extras -= self.accepted
 
     def check_flat(self, name: str, grad: Grad) -> None:
         """Check that a gradient can be put into a row as it lies, where the class is one that does so."""
@@ -120,10 +162,13 @@ class Trials:
 
     # ---- options of groups ----
 
-    def check_groups(self, text: str) -> None:
-        """Check that the class takes more than one group; ``text`` is for errors."""
+    def check_groups(self, text: str, groups: Iterable[dict[str, Any]]) -> None:
+        """Check that the class takes more than one group, with these options; ``text`` is for errors."""
         try:
-            self._recipe.build([{"params": nothing_yet()}, {"params": nothing_yet()}])
+            with random_numbers_kept() if not self._recipe.is_torchs else contextlib.nullcontext():
+                # torch's own judge options elsewhere; others may not do without.
+                made = [{} if self._recipe.is_torchs else options for options in groups]
+                self._recipe.build([{"params": nothing_yet(), **options} for options in made])
         except Exception as error:
             raise ValueError(f"options {shown(text)}: {said(error)}") from error
 
@@ -133,16 +178,37 @@ class Trials:
         current: dict[str, Any],
         kinds: Kinds,
         is_scalar: IsScalar,
+        is_new: bool = False,
     ) -> dict[str, Any]:
-        """Parse options for parameters of these kinds, and let PyTorch judge them: see `judge`."""
+        """Parse options for parameters of these kinds, and let PyTorch judge them: see `judge`.
+
+        A new group of a class outside torch may have any, which are judged with its parameters.
+        """
         try:
             options = spec.arguments(text)
+            if is_new and not self._recipe.is_torchs:
+                self._judge_new(options, current, kinds, is_scalar)
+                return options
             for name in options:
-                spec.check_name(name, self.accepted, "option")
+                spec.check_name(name, self.accepted | self.extras, "option")
             self.judge(options, current, kinds, is_scalar)
         except Exception as error:
             raise ValueError(f"options {shown(text)}: {error}") from error
         return options
+
+    def _judge_new(
+        self, options: dict[str, Any], current: dict[str, Any], kinds: Kinds, is_scalar: IsScalar
+    ) -> None:
+        """Judge those options of a new group that the class has arguments for; it may know others."""
+        others = {name: value for name, value in options.items() if name not in self.accepted}
+        if others.keys() != options.keys():
+            known = {name: value for name, value in options.items() if name in self.accepted}
+            self.judge(known, {**current, **others}, kinds, is_scalar)
+        self.extras |= others.keys()
+        arguments = spec.signature_of(self._recipe.class_).parameters  # type: ignore[arg-type]
+        for name in others.keys() - arguments.keys():
+            if not mentions(self._recipe.class_, name):
+                warn(f"option {shown(name)}: nothing in {self._recipe.class_.__module__} mentions it")
 
     def judge(
         self, options: dict[str, Any], current: dict[str, Any], kinds: Kinds, is_scalar: IsScalar
@@ -156,7 +222,7 @@ class Trials:
                 use of it, so that none need be tried.
         """
         check_kinds(self._recipe.class_, options)
-        in_force = {name: value for name, value in current.items() if name in self.defaults}
+        in_force = {n: value for n, value in current.items() if n in self.defaults or n in self.extras}
         is_safe = options.keys() == {"lr"} or all(is_scalar(name, value) for name, value in options.items())
         together = {name: v for name, v in {**in_force, **options}.items() if name in self.accepted}
         if self._recipe.is_torchs and is_safe and self._ranges.cover(together):
@@ -182,8 +248,11 @@ class Trials:
     def _judge(self, in_force: dict[str, Any], options: dict[str, Any]) -> None:
         """Let PyTorch's constructor judge options, beside those in force."""
         others = {name: v for name, v in in_force.items() if name in self.accepted and name != "lr"}
-        arguments = {**self._recipe.arguments, **others, **options}
-        self._recipe.build([{"params": nothing_yet()}], arguments)
+        extra = self.extras - self.accepted
+        judged = {name: value for name, value in options.items() if name not in extra}
+        arguments = {**self._recipe.arguments, **others, **judged}
+        extras = {name: value for name, value in {**in_force, **options}.items() if name in extra}
+        self._recipe.build([{"params": nothing_yet(), **extras}], arguments)
 
     def _check_beside(
         self, in_force: dict[str, Any], kinds: Kinds, is_safe: bool, options: dict[str, Any]
