@@ -201,7 +201,11 @@ int opt_bind_sparse(int opt, const char *name, const char *dtype, int64_t rows, 
                     int64_t capacity, const int64_t *count, const int64_t *indices, void *grad_rows);
 
 /* Start a parameter group: parameters bound from now on belong to it and use these options,
- * "lr=1e-4, weight_decay=0".  Before any bind it sets the options of group 0. */
+ * "lr=1e-4, weight_decay=0".  Before any bind it sets the options of group 0.
+ *
+ * Groups of a class outside torch.optim take any option, "use_muon=True", also one that the class has no
+ * argument for: it is judged when a parameter is bound, and opt_warning tells of one that nothing in the
+ * class's module mentions. */
 int opt_group(int opt, const char *options);
 
 /* ---- functions of yours that a step or a schedule calls ---- */
@@ -287,7 +291,10 @@ int opt_average_swap(int opt);
  * wins.  A symbolic link is kept: the file that it points to is replaced.  The new file gets the old one's
  * mode, group and ACL.  Anything but a regular file, such as a device or a pipe, is rejected.  PyTorch can
  * read it: torch.load(path, weights_only=True)["optimizer"] is what load_state_dict of the same torch.optim
- * class accepts. */
+ * class accepts.
+ *
+ * A class outside torch.optim saves and loads by its own methods, and an optimizer whose state would not come
+ * back is rejected here rather than by opt_load: OPT_ESTATE. */
 int opt_save(int opt, const char *path);
 
 /* Resume from a file that opt_save wrote, in an optimizer of the same class with the same parameters bound

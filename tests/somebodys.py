@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import pickle
+from collections import deque
+
 import torch
 from torch import Tensor
 
@@ -111,13 +114,13 @@ class GoingBack(Somebodys):
 
     @torch.no_grad()
     def step(self, closure):
-        closure()
+        loss = closure()
         first = [p.grad for p, _ in self.all()]
         last = [p.data for p, _ in self.all()]
         for p, group in self.all():
             p.data = p.data + p.grad * group["lr"]
         self.zero_grad()
-        loss = closure()
+        closure()
         for (p, _), values, grad in zip(self.all(), last, first, strict=True):
             p.data = values
             p.grad.add_(grad)
@@ -168,3 +171,174 @@ class Drawing(Somebodys):
         if not self.state[p]:
             self.state[p]["before"] = torch.randn_like(p)
         return super().direction(p, group)
+
+
+class Counting(Somebodys):
+    """Counts steps in tensors of its group, as optimi and Prodigy do, and goes by them."""
+
+    def __init__(self, params, lr=0.1):
+        super().__init__(params, lr)
+        for group in self.param_groups:
+            group["count"] = torch.tensor(0)
+            group["d"] = torch.tensor(0.5, dtype=torch.float64)
+
+    def step(self, closure=None):
+        loss = super().step(closure)
+        for group in self.param_groups:
+            group["count"] += 1
+            group["d"] = group["d"] * 1.25
+        return loss
+
+    def direction(self, p, group):
+        return super().direction(p, group) * (group["d"] / (1 + group["count"])).to(p.dtype)
+
+
+class Telling(Counting):
+    """Has keys of its own in its state_dict, as Ranger21 does, and state that is no parameter's."""
+
+    scale = 1.0
+
+    def step(self, closure=None):
+        self.scale *= 1.5
+        total = self.state.setdefault("total", {"steps": 0})
+        total["steps"] += 1
+        return super().step(closure)
+
+    def direction(self, p, group):
+        return super().direction(p, group) * self.scale / self.state["total"]["steps"]
+
+    def state_dict(self):
+        return {**super().state_dict(), "scale": self.scale}
+
+    def load_state_dict(self, state):
+        self.scale = state["scale"]
+        super().load_state_dict({k: v for k, v in state.items() if k != "scale"})
+
+
+class Forgetting(Somebodys):
+    """Has attributes that it saves nowhere, and one that leads to parameters alone."""
+
+    def __init__(self, params, lr=0.1):
+        super().__init__(params, lr)
+        self.count, self.trail, self.views = 0, [1.0], {}
+
+    def step(self, closure=None):
+        self.count += 1
+        self.trail.append(self.trail[-1] * 0.75)
+        self.views = {p: [p.data] for p, _ in self.all()}
+        return super().step(closure)
+
+    def direction(self, p, group):
+        return super().direction(p, group) * self.trail[-1] / self.count
+
+
+class Collecting(Somebodys):
+    """Has more than tensors and numbers in its state, in dtypes that are not the parameter's."""
+
+    def direction(self, p, group):
+        state = self.state[p]
+        if not state:
+            state |= {
+                "queue": deque(maxlen=2),
+                "seen": set(),
+                "sum": torch.zeros_like(p, dtype=torch.float64),
+            }
+            state |= {"signs": torch.zeros_like(p, dtype=torch.int8), 7: {"nested": [torch.zeros(())]}}
+            group["kind"] = torch.float64
+        state["seen"].add(len(state["seen"]))
+        state["queue"].append(p.grad.clone())
+        state["sum"] += p.grad.to(group["kind"]) / 3
+        state["signs"] += p.grad.sign().to(torch.int8)
+        state[7]["nested"][0] += 1
+        mean = sum(state["queue"]) / len(state["queue"]) / len(state["seen"]) / state[7]["nested"][0]
+        return (mean + state["sum"].to(p.dtype) / 10 + state["signs"] / 100) * group["lr"]
+
+
+class Owning(Somebodys):
+    """Keeps an object."""
+
+    def direction(self, p, group):
+        self.state[p].setdefault("object", Thing())
+        return p.grad * group["lr"]
+
+
+class Thing:
+    """Whatever it is."""
+
+
+class Unpickling(Somebodys):
+    """Takes bytes to be a pickle, as heavyball does."""
+
+    def state_dict(self):
+        return {**super().state_dict(), "schedule": pickle.dumps("constant")}
+
+    def load_state_dict(self, state):
+        pickle.loads(state["schedule"])  # noqa: S301 (as it is there)
+        super().load_state_dict({k: v for k, v in state.items() if k != "schedule"})
+
+
+class Polyak(Somebodys):
+    """Needs a closure and does not say so, as AliG does; takes the loss for a tensor, and returns none."""
+
+    @torch.no_grad()
+    def step(self, closure=None):
+        if closure is None:
+            raise ValueError("Polyak requires closure")
+        loss = closure()
+        assert loss.dtype in (torch.float32, torch.float64)
+        square = sum((p.grad.abs() ** 2).sum() for p, _ in self.all())
+        for p, group in self.all():
+            p.sub_(p.grad * min(group["lr"], loss.item()) * (loss / square))
+
+
+class Fused(Somebodys):
+    """Has an argument of that name, and a use of its own for it; keeps state under names."""
+
+    def __init__(self, params, lr=0.1, fused=False):
+        super().__init__(params, lr)
+        for group in self.param_groups:
+            group["fused"] = fused
+
+    def direction(self, p, group):
+        self.state["steps"] = self.state.get("steps", torch.zeros(())) + 1
+        return super().direction(p, group) * (3 if group["fused"] else 1) / self.state["steps"]
+
+
+class Ignoring(Somebodys):
+    """Calls no closure."""
+
+    def step(self, closure=None):
+        del closure
+        super().step()
+
+
+class Tensors(Somebodys):
+    """Keeps its rate as a tensor, as torchao does, and takes no other."""
+
+    def __init__(self, params, lr=0.1, momentum=0.9):
+        super().__init__(params, lr, momentum)
+        for group in self.param_groups:
+            group["lr"] = torch.tensor(float(group["lr"]))
+
+    def direction(self, p, group):
+        if not isinstance(group["lr"], torch.Tensor):
+            raise RuntimeError("lr was changed to a non-Tensor object")
+        return super().direction(p, group)
+
+
+class Choosing(Somebodys):
+    """Has options in its groups that it has no arguments for: one that it needs, and one that it does not."""
+
+    def __init__(self, params, lr=0.1, momentum=0.9):
+        for group in params:
+            if "use_sign" not in group:
+                raise ValueError("`use_sign` must be set")
+        if lr < 0:
+            raise ValueError(f"invalid lr {lr}")
+        super().__init__(params, lr, momentum)
+
+    def direction(self, p, group):
+        if group.get("rank", 1) < 1:
+            raise ValueError("rank must be positive")
+        direction = super().direction(p, group) / group.get("rank", 1)
+        return direction.sign() * group["lr"] if group["use_sign"] else direction

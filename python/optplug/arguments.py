@@ -82,7 +82,7 @@ def blame(
     parameters = signature_of(function).parameters
     succeeds, changes = [], []
     for name in arguments:
-        if parameters[name].default is inspect.Parameter.empty:
+        if name not in parameters or parameters[name].default is inspect.Parameter.empty:
             changes.append(name)  # it cannot be left out to see whether it matters
             continue
         try:

@@ -79,6 +79,7 @@ class Binder:
             first.options if not first.names else {},
             lambda: self._parameters.kinds_of([]),
             lambda *_: False,
+            is_new=True,
         )
         if not first.names and len(groups) == 1 and not self._first_group_is_given:
             first.options.update(options)
@@ -86,7 +87,7 @@ class Binder:
             return
         if not groups[-1].names:
             raise StateError(f"options {shown(text)}: nothing is bound to the group before this one")
-        self._trials.check_groups(text)
+        self._trials.check_groups(text, [*(group.options for group in groups), options])
         groups.append(Group(options))
 
     def check_moved(self) -> None:

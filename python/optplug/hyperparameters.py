@@ -17,7 +17,7 @@ from optplug.planning import Planner
 from optplug.plans import Plan, Rate
 from optplug.run import Run
 from optplug.spec import SpecError, shown
-from optplug.trials import Trials
+from optplug.trials import Trials, put
 
 Options = dict[str, Any]
 
@@ -64,10 +64,14 @@ class Changes:
     def set_value(self, run: Run, group: int, name: str, value: float) -> None:
         """Change one, by the name that `get` takes."""
         key, _, _ = name.partition("[")
-        spec.check_name(key, self._trials.accepted, "option")
+        spec.check_name(key, self._trials.accepted | self._trials.extras, "option")
 
         def judged(options: Options, members: Group) -> Options:
-            change = {key: self._replaced(name, options.get(key, self._trials.defaults[key]), value)}
+            change = {
+                key: self._replaced(
+                    name, options[key] if key in options else self._trials.defaults[key], value
+                )
+            }
             self._trials.judge(change, options, *self._judging(options, members))
             return change
 
@@ -112,7 +116,7 @@ class Changes:
         chosen = select(list(zip(in_force, groups, strict=True)), group)
         changes = [(options, judged(options, members)) for options, members in chosen]
         for options, change in changes:
-            options.update(change)
+            put(options, change)
         self._planner.refresh()
 
     def _replaced(self, name: str, now: Any, value: float) -> Any:

@@ -113,6 +113,12 @@ class Parameter:
         """Return what torch's clipping takes for the host's gradient; None if there is nothing to clip."""
         return self.tensor
 
+    def copied(self) -> nn.Parameter:
+        """Return a parameter of the same values, with a gradient of ones."""
+        copy = nn.Parameter(self.tensor.detach().clone())
+        copy.grad = torch.ones_like(copy)
+        return copy
+
     def move(self, data: Tensor, grad: Grad) -> None:
         """Take other arrays of the same kind."""
         raise NotImplementedError
@@ -152,6 +158,11 @@ class Sparse(Parameter):
     def clippable(self) -> Tensor | None:
         rows = self.memory()
         return _stand_in(rows) if len(rows) else None  # of no rows there is no norm
+
+    def copied(self) -> nn.Parameter:
+        copy = super().copied()
+        copy.grad = copy.grad.to_sparse(1) if copy.grad is not None else None
+        return copy
 
     def move(self, data: Tensor, grad: Grad) -> None:
         assert isinstance(grad, SparseGrad)

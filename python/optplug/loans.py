@@ -114,7 +114,7 @@ class Loans:
                 parameter's memory aside, to go back to it.
         """
         self._optimizer, self._needs_own = optimizer, has_closure
-        with self._or_as_before():
+        with self.as_before_on_error():
             try:
                 if has_closure:
                     self.lend()
@@ -125,7 +125,7 @@ class Loans:
 
     def build(self, make: Callable[[], torch.optim.Optimizer]) -> torch.optim.Optimizer:
         """Build an optimizer, which may choose memory of its own for the parameters there and then."""
-        with self._or_as_before():
+        with self.as_before_on_error():
             for loan in self._all.values():
                 loan.own = None
                 loan.begin()
@@ -135,7 +135,8 @@ class Loans:
         return made
 
     @contextlib.contextmanager
-    def _or_as_before(self) -> Iterator[None]:
+    def as_before_on_error(self) -> Iterator[None]:
+        """Take away what is lent, and let the class have the memory that it had, if a block fails."""
         owns = {name: loan.own for name, loan in self._all.items()}
         try:
             yield
@@ -150,6 +151,13 @@ class Loans:
     def have_own(self) -> bool:
         """Tell whether the class steps memory of its own, in the place of an array."""
         return any(loan.own is not None for loan in self._all.values())
+
+    def settle(self) -> None:
+        """Let the host have its arrays where a class has put others in their place in between."""
+        for loan in self._all.values():
+            if loan.is_elsewhere:
+                loan.begin()
+                loan.take_back()
 
     def lend(self) -> None:
         """Let the class find values and gradients as they are now."""

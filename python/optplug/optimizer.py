@@ -63,6 +63,7 @@ class HostedOptimizer:
         try:
             self.recipe = recipe.read(text, third_party)
             self._trials = Trials(self.recipe)
+            self.recipe = self._trials.recipe
         except Exception as error:
             raise SpecError(f"spec {shown(text)}: {error}") from error
         self.parameters = Parameters(None if self.recipe.is_torchs else Loans())
@@ -221,11 +222,13 @@ class HostedOptimizer:
         return wanted
 
     def _step_closure(self, optimizer: torch.optim.Optimizer, closure: Callable[[], float]) -> float:
-        def evaluate() -> float:
+        losses: list[float] = []
+
+        def evaluate() -> float | Tensor:
             self.parameters.publish()
-            loss = closure()
+            losses.append(closure())
             self._gather()
-            return loss
+            return losses[-1] if self.recipe.is_torchs else self.parameters.as_loss(losses[-1])
 
         self.planner.check_state(optimizer)
         self.parameters.read(not self.run.stepped)
@@ -234,10 +237,12 @@ class HostedOptimizer:
             self._undo.of_others(optimizer, has_closure=True),
             self._undo.on_error(optimizer, is_first, True, undoes, self._build),
         ):
-            loss = self.planner.step_closure(optimizer, evaluate)
+            self.planner.step_closure(optimizer, evaluate)
+            if not losses:
+                raise StateError(f"{self.recipe.name} has not called the closure: call opt_step")
         self.run.built, self.run.stepped = optimizer, True  # whatever becomes of the average now
         self._finish_step()
-        return float(loss)
+        return float(losses[0])
 
     def close(self) -> None:
         """End a step that iterate has left in the middle."""
@@ -303,7 +308,7 @@ class HostedOptimizer:
         if address and not gpus:
             raise StateError(f"stream {address:#x}: no parameter is on a GPU, bind one before")
         states = self.run.built.state.values() if self.run.built else ()
-        memory = [t for state in states for t in state.values() if isinstance(t, Tensor)]
+        memory = [t for s in states if isinstance(s, dict) for t in s.values() if isinstance(t, Tensor)]
         operations = self.plan.operations if self.plan else ()
         memory += [t for operation in operations for t in chain(*operation.lists)]
         memory += [t for p in self.parameters.mastered() for t in (p.tensor.detach(), p.stepped_memory())]
@@ -395,7 +400,8 @@ class HostedOptimizer:
         """
         self._check_bound("opt_load")
         self._resumption.check_values("opt_load", self.checkpoint)
-        self.run = self._resumption.load(content, self.run, self.checkpoint, self._build)
+        with self.parameters.lent_as_before():
+            self.run = self._resumption.load(content, self.run, self.checkpoint, self._build)
         self.planner.forget()
 
     # ---- how it is made ----
@@ -404,16 +410,19 @@ class HostedOptimizer:
         """Return the optimizer proper, or, before that, one like it on the parameters that are there."""
         return self.run.built or self._build()
 
-    def _build(self, groups: list[Group] | None = None) -> torch.optim.Optimizer:
-        """Build the optimizer on the parameters that are there, or on a stand-in for them."""
+    def _build(self, groups: list[Group] | None = None, on_copies: bool = False) -> torch.optim.Optimizer:
+        """Build the optimizer on the parameters that are there, or on copies, or on a stand-in for them."""
+        tensors = {p.name: p.copied() if on_copies else p.tensor for p in self.parameters}
         made = [
-            {"params": [(n, self.parameters[n].tensor) for n in g.names] or nothing_yet(), **g.options}
+            {"params": [(n, tensors[n]) for n in g.names] or nothing_yet(), **g.options}
             for g in groups or self.parameters.groups
         ]
+        if on_copies:
+            return self.recipe.build(made)
         if self.parameters.loans:
-            return self.parameters.loans.build(lambda: self.recipe.class_(made, **self.recipe.arguments))
+            return self.parameters.loans.build(lambda: self.recipe.build(made))
         chosen = self.recipe.implementation(self.parameters.arrays())
-        return self.recipe.class_(made, **self.recipe.arguments, **chosen)
+        return self.recipe.build(made, {**self.recipe.arguments, **chosen})
 
     @contextlib.contextmanager
     def _ready(self, what: str) -> Iterator[torch.optim.Optimizer]:

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from optplug.kinds import Dense, Grad, Mastered, Parameter, Sparse, SparseGrad
@@ -111,6 +113,27 @@ class Parameters:
     def clippable(self) -> list[Tensor]:
         """Return what torch's clipping takes: parameters, or stand-ins that have the host's gradients."""
         return [found for p in self if (found := p.clippable()) is not None]
+
+    def as_loss(self, loss: float) -> Tensor:
+        """Return a loss as a class outside torch takes it: as one computed from the parameters would be."""
+        dtype = torch.float32
+        for p in self.module:
+            dtype = torch.promote_types(dtype, p.abs().dtype if p.is_complex() else p.dtype)
+        return torch.tensor(loss, dtype=dtype, device=self.module[0].device)
+
+    def settle(self) -> None:
+        """Let parameters that a class outside torch has moved in between be the host's arrays again."""
+        if self.loans:
+            self.loans.settle()
+
+    @contextlib.contextmanager
+    def lent_as_before(self) -> Iterator[None]:
+        """Let what fails leave the class outside torch, if it is one, with the memory that it has."""
+        if self.loans is None:
+            yield
+            return
+        with self.loans.as_before_on_error():
+            yield
 
     # ---- what they are ----
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -106,7 +107,7 @@ class Planner:
 
     def check_state(self, optimizer: torch.optim.Optimizer) -> None:
         """Look at the state, before a step, where it may be another than the last step's."""
-        if not self._is_checked:
+        if not self._is_checked and self._recipe.is_torchs:
             plans.check_state(optimizer)
             self._is_checked = True
 
@@ -121,11 +122,12 @@ class Planner:
         if self._is_looked_at and self.records.finish(optimizer):
             self.plan = None  # it is to have these records, too
 
-    def step_closure(self, optimizer: torch.optim.Optimizer, closure: lbfgs.Closure) -> float:
-        """Make a step with a function that computes loss and gradients, and return its first loss."""
+    def step_closure(self, optimizer: torch.optim.Optimizer, closure: Callable[[], Any]) -> None:
+        """Make a step with a function that computes loss and gradients."""
         if self.makes_plans and self._recipe.is_lbfgs:
-            return self.lbfgs.step(optimizer, closure)
-        return optimizer.step(closure)
+            self.lbfgs.step(optimizer, closure)
+        else:
+            optimizer.step(closure)
 
     def _may_record(self, parameters: Parameters, scale: Scale) -> bool:
         """Tell whether steps may run as records of what Python does."""

@@ -7,6 +7,8 @@ import dataclasses
 import functools
 import importlib
 import inspect
+import re
+import sys
 from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
@@ -73,6 +75,32 @@ class Recipe:
         """Return what the spec says of torch's implementations."""
         return [f"{name}={self.arguments[name]}" for name in IMPLEMENTATIONS if name in self.arguments]
 
+    def build(
+        self, groups: list[dict[str, Any]], arguments: dict[str, Any] | None = None
+    ) -> torch.optim.Optimizer:
+        """Return an optimizer with groups of named parameters, as torch takes them.
+
+        A class outside torch gets them as most programs give them, without names, and as a mere list where
+        that is all and it takes one.
+
+        Args:
+            groups: each with its options.
+            arguments: others than the spec's.
+        """
+        arguments = self.arguments if arguments is None else arguments
+        if self.is_torchs:
+            return self.class_(groups, **arguments)
+        unnamed = [{**group, "params": [p for _, p in group["params"]]} for group in groups]
+        try:
+            is_list = len(unnamed) == 1 and len(unnamed[0]) == 1
+            made = self.class_(unnamed[0]["params"] if is_list else unnamed, **copy.deepcopy(arguments))
+        except Exception:
+            made = self.class_(unnamed, **copy.deepcopy(arguments))
+        names = {id(p): name for group in groups for name, p in group["params"]}
+        for group in made.param_groups:
+            group["param_names"] = [names.get(id(p), "") for p in group["params"]]
+        return made
+
     def can_fuse(self, data: Tensor, grad: Grad) -> bool:
         """Tell whether the fused kernels step these arrays rightly.
 
@@ -133,6 +161,19 @@ def fuses_rightly(class_: type[torch.optim.Optimizer], dtype: torch.dtype, devic
     return True
 
 
+def mentions(class_: type, name: str) -> bool:
+    """Tell whether the modules of a class outside torch, and of its bases, have a name in quotes."""
+    modules = {base.__module__ for base in class_.__mro__}
+    for module in (m for m in modules if not m.startswith(("torch.", "builtins"))):
+        try:
+            source = inspect.getsource(sys.modules[module])
+        except (OSError, TypeError):
+            return True  # nobody can tell
+        if re.search(rf"""['"]{re.escape(name)}['"]""", source):
+            return True
+    return False
+
+
 def read(text: str, third_party: bool) -> Recipe:
     """Read a spec.
 
@@ -156,7 +197,7 @@ def _read(text: str, third_party: bool) -> Recipe:
         arguments,
         needs_closure=closure is not None and closure.default is closure.empty,
         is_torchs=is_torchs,
-        must_fuse=bool(arguments.get("fused")),
+        must_fuse=is_torchs and bool(arguments.get("fused")),
         may_fuse=is_torchs
         and "fused" in spec.signature_of(class_).parameters  # type: ignore[arg-type]
         and not any(name in arguments for name in IMPLEMENTATIONS),

@@ -10,25 +10,26 @@ import torch
 from torch import Tensor
 
 from optplug import attributes as texts
-from optplug import devices, schedules, values
+from optplug import devices, own_state, schedules, values
 from optplug.attributes import Attributes
 from optplug.averages import Average
 from optplug.buffers import name_of
-from optplug.checks import check_count, check_tensor, of_checkpoint, word
+from optplug.checks import check_count, check_tensor, is_number, of_checkpoint, word
 from optplug.errors import StateError
 from optplug.kinds import Sparse
 from optplug.options import CheckpointOptions
 from optplug.parameters import Group, Parameters
 from optplug.recipe import Recipe
 from optplug.run import Run
+from optplug.snapshot import random_numbers_kept
 from optplug.spec import shown
 from optplug.state import find, order, put
 from optplug.torch_private import grad_mode, note_step
 from optplug.trials import Trials
 
 _FORMAT = 1  # of checkpoints
-#: Builds an optimizer on parameters in these groups.
-Build = Callable[[list[Group]], torch.optim.Optimizer]
+#: Builds an optimizer on parameters in these groups; with on_copies=True, on copies of them.
+Build = Callable[..., torch.optim.Optimizer]
 
 
 class Resumption:
@@ -58,8 +59,9 @@ class Resumption:
     def state_dict(self, run: Run, options: CheckpointOptions, build: Build) -> dict[str, Any]:
         """Return all that there is to go on from: see `HostedOptimizer.state_dict`."""
         parameters = self._parameters
+        optimizer, own = self._states(run, build)
         content: dict[str, Any] = {
-            "optimizer": (run.built or build(parameters.groups)).state_dict(),
+            "optimizer": optimizer,
             "schedulers": [
                 {"spec": text, "state": scheduler.state_dict()}
                 for (text, _), scheduler in zip(run.schedules, run.schedulers, strict=True)
@@ -78,12 +80,23 @@ class Resumption:
             },
         }
         content["attributes"] = self._attributes.state_dict()
+        if own:
+            content["own"] = own
         masters = {p.name: p.tensor.detach() for p in parameters.mastered()}
         if masters:
             content["masters"] = masters
         if options.parameters:
             content["parameters"] = {p.name: p.data.detach().clone() for p in parameters}
         return devices.to_cpu(content) if parameters.gpus() else content
+
+    def _states(self, run: Run, build: Build) -> tuple[dict[str, Any], dict[str, Any]]:
+        """Return the optimizer's state, and what a class outside torch has beside it."""
+        optimizer = run.built or build(self._parameters.groups)
+        if self._recipe.is_torchs:
+            return optimizer.state_dict(), {}
+        with random_numbers_kept():
+            other = build(self._parameters.groups, on_copies=True)
+            return own_state.save(optimizer, other, self._recipe.needs_closure)
 
     # ---- loading ----
 
@@ -126,8 +139,11 @@ class Resumption:
         build: Build,
     ) -> Run:
         parameters, is_ours = self._parameters, about is not None
-        saved = find(content)
-        names = order(saved, [group.names for group in parameters.groups])
+        by_its_own = not self._recipe.is_torchs
+        saved = content["optimizer"] if by_its_own and is_ours else find(content)
+        names = [group.names for group in parameters.groups]
+        if not by_its_own or "param_groups" in saved:
+            names = order(saved, names)
         groups = [Group(g.options, n) for g, n in zip(parameters.groups, names, strict=True)]
         optimizer = build(groups)
         before = [dict(group) for group in (run.built or optimizer).param_groups]
@@ -143,10 +159,15 @@ class Resumption:
         for (text, _), scheduler, state in zip(made_of, schedulers, states, strict=True):
             schedules.restore(scheduler, f"the saved state of scheduler {shown(text)}", state)
         masters = self._read_masters(content.get("masters", {})) if is_ours else {}
-        sparse = {p.tensor for p in parameters if isinstance(p, Sparse)}
-        states_of = self._trials.states(lambda p: p in sparse)
         stepped = about is not None and about["stepped"]
-        put(saved, optimizer, states_of, self._trials.judge_all, is_ours, stepped)
+        if by_its_own:
+            other = build(groups, on_copies=True)
+            own_state.resume(optimizer, other, saved, content.get("own", {}), self._recipe.needs_closure)
+            parameters.settle()
+        else:
+            sparse = {p.tensor for p in parameters if isinstance(p, Sparse)}
+            states_of = self._trials.states(lambda p: p in sparse)
+            put(saved, optimizer, states_of, self._trials.judge_all, is_ours, stepped)
         if not options.schedules:
             schedules.keep(optimizer, before, [*states, *theirs])
         average = self._average_like(content["average"], run) if is_ours else run.average
@@ -242,7 +263,10 @@ def _steps(about: dict[str, Any] | None, optimizer: torch.optim.Optimizer) -> in
     """Return how many steps a checkpoint's optimizer has made; PyTorch's, as many as its state counts."""
     if about is not None and "steps" in about:
         return check_count("its number of steps", about["steps"])
-    counts = [float(state["step"]) for state in optimizer.state.values() if "step" in state]
+    # A class outside torch may have other things in its state, and in "step".
+    states = [state for state in optimizer.state.values() if isinstance(state, dict)]
+    steps = [state["step"] for state in states if "step" in state]
+    counts = [float(n) for n in steps if is_number(n) or (isinstance(n, Tensor) and n.numel() == 1)]
     return int(max(filter(math.isfinite, counts), default=0))
 
 

@@ -30,8 +30,8 @@ class Scale:
     def apply(self, optimizer: torch.optim.Optimizer, parameters: Parameters, has_stepped: bool) -> bool:
         """Take account of the numbers before a step; False if the step is to be left out.
 
-        Fused kernels do both by themselves, without a look at the numbers here; but SGD's would go on from a
-        momentum buffer that the step which makes it has left out, so that such a step is not made.
+        torch's fused kernels do both by themselves, without a look at the numbers here; but SGD's would go on
+        from a momentum buffer that the step which makes it has left out, so that such a step is not made.
 
         Args:
             optimizer: what makes the step.
@@ -40,7 +40,7 @@ class Scale:
         """
         if not self:
             return True
-        is_fused = all(group.get("fused") for group in optimizer.param_groups)
+        is_fused = parameters.loans is None and all(group.get("fused") for group in optimizer.param_groups)
         if self.found_inf is not None and not (is_fused and has_stepped) and self.found_inf.item():
             return False
         _give(optimizer, self if is_fused else Scale())

@@ -21,7 +21,8 @@ from optplug.torch_private import foreach_copy_, grad_mode
 
 # What leads nowhere, as most values do: asked first.
 _ENDS = frozenset({NoneType, bool, int, float, complex, str, bytes, torch.dtype, torch.device, torch.Size})
-_HOOKS = "_optimizer_"  # what torch's own attributes for them begin with
+#: What torch's own attributes for hooks begin with.
+HOOKS = "_optimizer_"
 
 
 def holdings(optimizer: torch.optim.Optimizer, more: Iterable[Any] = ()) -> tuple[list[Any], list[Tensor]]:
@@ -30,7 +31,7 @@ def holdings(optimizer: torch.optim.Optimizer, more: Iterable[Any] = ()) -> tupl
     Args:
         more: what else to look at.
     """
-    package = _package(optimizer)
+    package = package_of(optimizer)
     containers: list[Any] = []
     tensors: list[Tensor] = []
     seen = set()
@@ -56,32 +57,34 @@ def holdings(optimizer: torch.optim.Optimizer, more: Iterable[Any] = ()) -> tupl
             inside = [getattr(value, name) for name in value.__tensor_flatten__()[0]]
         elif isinstance(value, Tensor):
             tensors.append(value)
-        elif hasattr(value, "__dict__") and _is_its_own(value, package):
+        elif hasattr(value, "__dict__") and is_its_own(value, package):
             attributes = vars(value)
             containers.append(attributes)
-            inside = [v for key, v in attributes.items() if not key.startswith(_HOOKS)]
+            inside = [v for key, v in attributes.items() if not key.startswith(HOOKS)]
         found += [v for v in inside if type(v) not in _ENDS]
     return containers, tensors
 
 
-def _is_its_own(value: Any, package: str) -> bool:
+def is_its_own(value: Any, package: str) -> bool:
     """Tell whether an object is of the optimizer's own package, or an optimizer that it wraps."""
-    return isinstance(value, torch.optim.Optimizer) or _package(value) == package
+    return isinstance(value, torch.optim.Optimizer) or package_of(value) == package
 
 
-def _package(value: Any) -> str:
+def package_of(value: Any) -> str:
+    """Return the package that an object's class is of."""
     return type(value).__module__.partition(".")[0]
 
 
 @contextlib.contextmanager
 def random_numbers_kept() -> Iterator[None]:
-    """Let what draws random numbers, of torch's or of Python's, leave the next ones as they would be."""
-    of_torch, of_python = torch.get_rng_state(), random.getstate()
+    """Let what draws random numbers of torch's, Python's or numpy's leave the next ones as they would be."""
+    of_torch, of_python, of_numpy = torch.get_rng_state(), random.getstate(), np.random.get_state()
     try:
         yield
     finally:
         torch.set_rng_state(of_torch)
         random.setstate(of_python)
+        np.random.set_state(of_numpy)
 
 
 class Watch:

@@ -5,9 +5,13 @@ What has gone well once is not tried again in a process.
 
 from __future__ import annotations
 
+import contextlib
 import copy
+import dataclasses
 import functools
+import re
 from collections.abc import Callable, Iterable
+from inspect import Parameter
 from typing import Any
 
 import torch
@@ -16,12 +20,13 @@ from torch import Tensor, nn
 from optplug import spec
 from optplug.arguments import blame, check_kinds, is_count, said
 from optplug.devices import CPU
+from optplug.errors import warn
 from optplug.kinds import Grad, SparseGrad, layout
 from optplug.ranges import Range, Ranges
-from optplug.recipe import IMPLEMENTATIONS, Recipe, fuses_rightly
+from optplug.recipe import IMPLEMENTATIONS, Recipe, fuses_rightly, mentions
 from optplug.snapshot import random_numbers_kept
 from optplug.spec import SpecError, shown
-from optplug.state import exactly, expected
+from optplug.state import expected
 
 _went_well: dict[tuple[type, str], dict[str, Any]] = {}  # with the class's defaults
 _MOST_KEPT = 1000
@@ -36,6 +41,15 @@ def nothing_yet() -> list[tuple[str, nn.Parameter]]:
     return [("", nn.Parameter(torch.empty(0, 0)))]
 
 
+def put(group: dict[str, Any], options: dict[str, Any]) -> None:
+    """Put options into a group; a number as a tensor where a class outside torch keeps one."""
+    for name, value in options.items():
+        known = group.get(name)
+        if isinstance(known, Tensor) and isinstance(value, int | float):
+            value = torch.full_like(known, value)
+        group[name] = value
+
+
 class Trials:
     """What can be tried of a recipe.
 
@@ -45,12 +59,54 @@ class Trials:
 
     def __init__(self, recipe: Recipe) -> None:
         self._recipe = recipe
+        #: Options that a class outside torch has in its groups, and no argument for.
+        self.extras: set[str] = set()
+        self._waits = False
         try:
             #: The class's options, with the recipe's values.
-            self.defaults = self._try(recipe.arguments)
+            self.defaults = self._first(recipe)
         except Exception as error:
             raise SpecError(blame(error, recipe.class_, recipe.arguments, self._step)) from error
         self._ranges = Ranges(lambda options: self._judge({}, options))
+
+    def _first(self, recipe: Recipe) -> dict[str, Any]:
+        """Try the recipe, with a closure as well where the class may want one and not say so."""
+        try:
+            return self._try(recipe.arguments)
+        except Exception as error:
+            if recipe.is_torchs or recipe.needs_closure:
+                raise
+            try:
+                self._recipe = dataclasses.replace(recipe, needs_closure=True)
+                return self._try(recipe.arguments)
+            except Exception:  # which the first error says more about
+                self._recipe = recipe
+            if not self._may_lack_options(recipe, said(error)):
+                raise
+            self._waits = True
+            return {}
+
+    def _may_lack_options(self, recipe: Recipe, words: str) -> bool:
+        """Tell whether a class outside torch fails for something else than its arguments.
+
+        It may want options in its groups, or parameters of another shape: what is bound will show.
+        """
+        if any(re.search(rf"\b{name}\b", words) for name in recipe.arguments):
+            return False
+        parameters = spec.signature_of(recipe.class_).parameters  # type: ignore[arg-type]
+        needed = {n: v for n, v in recipe.arguments.items() if parameters[n].default is Parameter.empty}
+        if needed == recipe.arguments:
+            return True
+        try:
+            self._try(needed)
+        except Exception:
+            return True
+        return False
+
+    @property
+    def recipe(self) -> Recipe:
+        """The recipe, with what trials have shown of the class."""
+        return self._recipe
 
     @property
     def class_(self) -> type[torch.optim.Optimizer]:
@@ -68,14 +124,29 @@ class Trials:
         recipe = self._recipe
         try:
             try:
-                self._try(recipe.arguments, data, isinstance(grad, SparseGrad), options)
+                defaults = self._try(recipe.arguments, data, isinstance(grad, SparseGrad), options)
+                if self._waits:
+                    self._end_waiting(defaults, options)
             except Exception:
                 # On the parameter itself PyTorch may say more; where nothing is wrong that may take long.
-                recipe.class_([{"params": [(name, nn.Parameter(data))], **options}], **recipe.arguments)
+                recipe.build([{"params": [(name, nn.Parameter(data))], **options}])
                 raise
         except Exception as error:
             empty = "" if data.numel() else ", which is empty"
             raise ValueError(f"parameter {shown(name)}{empty}: {said(error)}") from error
+
+    def _end_waiting(self, defaults: dict[str, Any], options: dict[str, Any]) -> None:
+        """Take over what a first parameter has shown of the class, and judge its group's options by it."""
+        self.defaults = defaults
+        self.__dict__.pop("accepted", None)
+        try:
+            self._judge(options, {name: value for name, value in options.items() if name in self.accepted})
+        except Exception:
+            self.defaults = {}
+            self.__dict__.pop("accepted", None)
+            raise
+        self._waits = False
+        self.extras -= self.accepted
 
     def check_flat(self, name: str, grad: Grad) -> None:
         """Check that a gradient can be put into a row as it lies, where the class is one that does so."""
@@ -92,12 +163,13 @@ class Trials:
 
     # ---- options of groups ----
 
-    def check_groups(self, text: str) -> None:
-        """Check that the class takes more than one group; ``text`` is for errors."""
+    def check_groups(self, text: str, groups: Iterable[dict[str, Any]]) -> None:
+        """Check that the class takes more than one group, with these options; ``text`` is for errors."""
         try:
-            self._recipe.class_(
-                [{"params": nothing_yet()}, {"params": nothing_yet()}], **self._recipe.arguments
-            )
+            with random_numbers_kept() if not self._recipe.is_torchs else contextlib.nullcontext():
+                # torch's own judge options elsewhere; others may not do without.
+                made = [{} if self._recipe.is_torchs else options for options in groups]
+                self._recipe.build([{"params": nothing_yet(), **options} for options in made])
         except Exception as error:
             raise ValueError(f"options {shown(text)}: {said(error)}") from error
 
@@ -107,16 +179,37 @@ class Trials:
         current: dict[str, Any],
         kinds: Kinds,
         is_scalar: IsScalar,
+        is_new: bool = False,
     ) -> dict[str, Any]:
-        """Parse options for parameters of these kinds, and let PyTorch judge them: see `judge`."""
+        """Parse options for parameters of these kinds, and let PyTorch judge them: see `judge`.
+
+        A new group of a class outside torch may have any, which are judged with its parameters.
+        """
         try:
             options = spec.arguments(text)
+            if is_new and not self._recipe.is_torchs:
+                self._judge_new(options, current, kinds, is_scalar)
+                return options
             for name in options:
-                spec.check_name(name, self.accepted, "option")
+                spec.check_name(name, self.accepted | self.extras, "option")
             self.judge(options, current, kinds, is_scalar)
         except Exception as error:
             raise ValueError(f"options {shown(text)}: {error}") from error
         return options
+
+    def _judge_new(
+        self, options: dict[str, Any], current: dict[str, Any], kinds: Kinds, is_scalar: IsScalar
+    ) -> None:
+        """Judge those options of a new group that the class has arguments for; it may know others."""
+        others = {name: value for name, value in options.items() if name not in self.accepted}
+        if others.keys() != options.keys():
+            known = {name: value for name, value in options.items() if name in self.accepted}
+            self.judge(known, {**current, **others}, kinds, is_scalar)
+        self.extras |= others.keys()
+        arguments = spec.signature_of(self._recipe.class_).parameters  # type: ignore[arg-type]
+        for name in others.keys() - arguments.keys():
+            if not mentions(self._recipe.class_, name):
+                warn(f"option {shown(name)}: nothing in {self._recipe.class_.__module__} mentions it")
 
     def judge(
         self, options: dict[str, Any], current: dict[str, Any], kinds: Kinds, is_scalar: IsScalar
@@ -130,7 +223,7 @@ class Trials:
                 use of it, so that none need be tried.
         """
         check_kinds(self._recipe.class_, options)
-        in_force = {name: value for name, value in current.items() if name in self.defaults}
+        in_force = {n: value for n, value in current.items() if n in self.defaults or n in self.extras}
         is_safe = options.keys() == {"lr"} or all(is_scalar(name, value) for name, value in options.items())
         together = {name: v for name, v in {**in_force, **options}.items() if name in self.accepted}
         if self._recipe.is_torchs and is_safe and self._ranges.cover(together):
@@ -156,7 +249,11 @@ class Trials:
     def _judge(self, in_force: dict[str, Any], options: dict[str, Any]) -> None:
         """Let PyTorch's constructor judge options, beside those in force."""
         others = {name: v for name, v in in_force.items() if name in self.accepted and name != "lr"}
-        self._recipe.class_(nothing_yet(), **{**self._recipe.arguments, **others, **options})
+        extra = self.extras - self.accepted
+        judged = {name: value for name, value in options.items() if name not in extra}
+        arguments = {**self._recipe.arguments, **others, **judged}
+        extras = {name: value for name, value in {**in_force, **options}.items() if name in extra}
+        self._recipe.build([{"params": nothing_yet(), **extras}], arguments)
 
     def _check_beside(
         self, in_force: dict[str, Any], kinds: Kinds, is_safe: bool, options: dict[str, Any]
@@ -179,7 +276,7 @@ class Trials:
 
     # ---- states ----
 
-    def states(
+    def states(  # of torch's own classes
         self, is_sparse: Callable[[Tensor], bool]
     ) -> Callable[[dict[str, Any], Tensor], dict[str, Any]]:
         """Return a function that returns the state of a parameter after a step with a group's options."""
@@ -194,8 +291,7 @@ class Trials:
                     optimizer = self._step(self._recipe.arguments, p, sparse, options, shape=shape)
                     return next(iter(optimizer.state.values()), {})
 
-                # Other classes may go by a parameter's size.
-                known[key] = expected(on, shape) if self._recipe.is_torchs else exactly(on(list(shape)))
+                known[key] = expected(on, shape)
             return known[key]
 
         return trial
@@ -220,7 +316,10 @@ class Trials:
             change: options to change after its first step, for a second one.
         """
         kind = None if like is None else (like.dtype, like.dim(), like.device.type, like.numel() == 0)
-        key = (self._recipe.class_, repr((arguments, kind, sparse, options, change)))
+        key = (
+            self._recipe.class_,
+            repr((arguments, kind, sparse, options, change, self._recipe.needs_closure)),
+        )
         known = _went_well.get(key)
         if known is not None:
             return known
@@ -278,18 +377,19 @@ class Trials:
             gradients.append(gradient.to_sparse(1) if sparse else gradient)
             parameter.grad = gradients[-1]
             parameters.append((str(i), parameter))
-        optimizer = recipe.class_([{"params": parameters, **(options or {})}], **arguments)
+        optimizer = recipe.build([{"params": parameters, **(options or {})}], arguments)
 
-        def evaluate() -> float:
-            if not recipe.is_torchs:  # which may have taken them away
-                for (_, parameter), gradient in zip(parameters, gradients, strict=True):
-                    parameter.grad = gradient.clone()
-            return 0.0
+        def evaluate() -> float | Tensor:
+            if recipe.is_torchs:
+                return 0.0
+            for (_, parameter), gradient in zip(parameters, gradients, strict=True):
+                parameter.grad = gradient.clone()  # which the class may have taken away
+            return torch.zeros(())
 
-        closure = [evaluate] * recipe.needs_closure
+        closure: Any = [evaluate] * recipe.needs_closure
         try:
             optimizer.step(*closure)
-            optimizer.param_groups[0].update(change or {})
+            put(optimizer.param_groups[0], change or {})
             # SGD keeps its first sparse gradient, and adds the second to it, which not all dtypes can.
             for _ in range(bool(change) + sparse):
                 evaluate()

@@ -31,6 +31,8 @@ _STORAGES = {
         "Short": torch.int16,
     }.items()
 }
+#: The dtypes of tensors that are read.
+STORAGES = frozenset(_STORAGES.values())
 _MOST = 1 << 24  # what a key of a dict may count to
 _MOST_DIMENSIONS = 64  # torch's own limit
 _MOST_PARTS = 16  # in the key of a dict
@@ -158,10 +160,15 @@ def _key(key: object) -> object:
 
     Integers have no secret in their hash: of large ones a forger knows as many as wanted with the same.
     """
-    parts = key if type(key) is tuple else (key,)
-    if len(parts) > _MOST_PARTS or not all(map(_is_simple, parts)):
+    if not is_key(key):
         raise DamagedError("not a checkpoint: it has a dict with other keys than text and numbers")
     return key
+
+
+def is_key(key: object) -> bool:
+    """Tell whether a dict in a file may have this key."""
+    parts = key if type(key) is tuple else (key,)
+    return len(parts) <= _MOST_PARTS and all(map(_is_simple, parts))
 
 
 def _is_simple(part: object) -> bool:
