@@ -84,6 +84,8 @@ def _path(hosted: HostedOptimizer, optimizer: torch.optim.Optimizer) -> str:
     recipe, name = hosted.recipe, hosted.recipe.name
     if hosted.plan:
         return f"{', '.join(hosted.plan.names())} without Python"
+    if not recipe.is_torchs:
+        return f"{recipe.class_.__module__}.{name}"
     if any(group.get("fused") for group in optimizer.param_groups):
         return f"torch.optim.{name} with fused kernels"
     chosen = recipe.chosen()
