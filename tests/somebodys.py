@@ -342,3 +342,22 @@ class Choosing(Somebodys):
             raise ValueError("rank must be positive")
         direction = super().direction(p, group) / group.get("rank", 1)
         return direction.sign() * group["lr"] if group["use_sign"] else direction
+
+
+class Wrapping(Somebodys):
+    """Lets one of torch's own step for it."""
+
+    def __init__(self, params, lr=0.1):
+        super().__init__(params, lr)
+        self.inner = torch.optim.Adam(self.param_groups)
+
+    def step(self, closure=None):
+        self.inner.step()
+        return super().step(closure)
+
+    def state_dict(self):
+        return {**super().state_dict(), "inner": self.inner.state_dict()}
+
+    def load_state_dict(self, state):
+        self.inner.load_state_dict(state["inner"])
+        super().load_state_dict({k: v for k, v in state.items() if k != "inner"})

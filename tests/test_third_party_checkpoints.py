@@ -17,7 +17,7 @@ lib = ctypes_api.load()
 LAST, SAVED = 8, 3  # steps, and those before the save
 NAMES = [
     *("Somebodys", "Dropping", "Contiguous", "Replacing", "Keeping", "Flat"),
-    *("Counting", "Telling", "Forgetting", "Collecting", "Unpickling"),
+    *("Counting", "Telling", "Forgetting", "Collecting", "Unpickling", "Wrapping"),
 ]
 
 

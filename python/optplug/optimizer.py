@@ -171,10 +171,11 @@ class HostedOptimizer:
         self._compare_values()
         self.parameters.read(not self.run.stepped)
         if self.run.stepped and self.run.built:
-            with self._undo.of_others(self.run.built):
-                self._gather()
-                if self._scale.apply(self.run.built, self.parameters, self.planner.has_recorded):
-                    self.planner.step(self.run.built, self.parameters, self._scale)
+            if self.recipe.is_torchs:  # without a context, which takes microseconds
+                self._step_again(self.run.built)
+            else:
+                with self._undo.of_others(self.run.built):
+                    self._step_again(self.run.built)
             self.planner.conclude(self.run.built)
         else:
             with self._ready("opt_step") as optimizer, self._undo.of_others(optimizer):
@@ -186,6 +187,11 @@ class HostedOptimizer:
                     self.run.stepped = True
         self._finish_step()
         self.planner.state(self.run, self.parameters, self._scale)
+
+    def _step_again(self, optimizer: torch.optim.Optimizer) -> None:
+        self._gather()
+        if self._scale.apply(optimizer, self.parameters, self.planner.has_recorded):
+            self.planner.step(optimizer, self.parameters, self._scale)
 
     def step_closure(self, closure: Callable[[], float]) -> float:
         """Make one step with a function that computes loss and gradients, and return its first loss.
@@ -233,10 +239,7 @@ class HostedOptimizer:
         self.planner.check_state(optimizer)
         self.parameters.read(not self.run.stepped)
         is_first, undoes = not self.run.stepped, self.planner.lbfgs.are_on_rows(optimizer)
-        with (
-            self._undo.of_others(optimizer, has_closure=True),
-            self._undo.on_error(optimizer, is_first, True, undoes, self._build),
-        ):
+        with self._undo.of_closures(optimizer, is_first, undoes, self._build):
             self.planner.step_closure(optimizer, evaluate)
             if not losses:
                 raise StateError(f"{self.recipe.name} has not called the closure: call opt_step")

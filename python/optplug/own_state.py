@@ -351,6 +351,8 @@ def _is_equal(value: Any, other: Any, package: str, seen: set[int]) -> bool:
         seen.add(id(value))
         if len(value) != len(other):
             return False
+        if value.keys() == other.keys():  # in whatever order: torch's load_state_dict puts params last
+            return all(_is_equal(v, other[k], package, seen) for k, v in value.items())
         pairs = zip(value.items(), other.items(), strict=True)
         return all(_are_keys(k, o) and _is_equal(v, w, package, seen) for (k, v), (o, w) in pairs)
     if isinstance(value, _ROWS) and isinstance(other, _ROWS):

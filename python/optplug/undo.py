@@ -54,6 +54,18 @@ class Undo:
         finally:
             self._snapshot.forget()
 
+    def of_closures(
+        self,
+        optimizer: torch.optim.Optimizer,
+        is_first: bool,
+        undoes_itself: bool,
+        build: Callable[[], torch.optim.Optimizer],
+    ) -> contextlib.AbstractContextManager[None]:
+        """Do what `of_others` or `on_error` does for a step with a closure."""
+        if self._recipe.is_torchs:
+            return self.on_error(optimizer, is_first, True, undoes_itself, build)
+        return self.of_others(optimizer, has_closure=True)
+
     @contextlib.contextmanager
     def on_error(
         self,
