@@ -9,7 +9,7 @@ import contextlib
 import operator
 import random
 from collections import deque
-from collections.abc import Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator
 from types import NoneType
 from typing import Any
 
@@ -140,9 +140,13 @@ def _random_states() -> tuple[Any, ...]:
 
 
 class Snapshot:
-    """What an optimizer and its parameters were, in memory that is used again for the next one."""
+    """What an optimizer and its parameters were, in memory that is used again for the next one.
+
+    Most steps leave all as it is but for numbers, in arrays and in Python: then it is known where to look.
+    """
 
     def __init__(self) -> None:
+        self._given: list[Tensor] = []
         self._containers: list[tuple[Any, Any]] = []
         self._tensors: list[Tensor] = []
         self._memory: list[Tensor] = []  # where the tensors were, and
@@ -151,7 +155,13 @@ class Snapshot:
 
     def take(self, optimizer: torch.optim.Optimizer, tensors: Iterable[Tensor]) -> None:
         """Note all that an optimizer holds, and these tensors."""
-        containers, found = holdings(optimizer, tensors)
+        given = list(tensors)
+        if self._looks_the_same(given):
+            with grad_mode(False):
+                foreach_copy_(self._copies, self._memory)
+            return
+        self._given = given
+        containers, found = holdings(optimizer, given)
         self._containers = [(c, c.copy()) for c in containers]
         strided = [t for t in found if t.layout == torch.strided]
         with grad_mode(False):
@@ -165,17 +175,24 @@ class Snapshot:
             elif strided:
                 foreach_copy_(self._copies, self._memory)
 
+    def _looks_the_same(self, given: list[Tensor]) -> bool:
+        """Tell whether only numbers are others than in the snapshot before, and note those of Python's."""
+        if self._others or not self._copies or not _are(given, self._given):
+            return False
+        if not all(map(Tensor.is_set_to, self._tensors, self._memory)):
+            return False
+        fresh = []
+        for container, before in self._containers:
+            now = container.copy()
+            if not _holds_the_same(now, before):
+                return False
+            fresh.append((container, now))
+        self._containers = fresh
+        return True
+
     def _knows(self, tensors: list[Tensor]) -> bool:
         """Tell whether these are the tensors of the snapshot before, in the same memory."""
-        return (
-            len(tensors) == len(self._tensors)
-            and all(map(operator.is_, tensors, self._tensors))
-            and all(map(Tensor.is_set_to, tensors, self._memory))
-        )
-
-    def forget(self) -> None:
-        """Let go of what is not used again."""
-        self._containers, self._others = [], []
+        return _are(tensors, self._tensors) and all(map(Tensor.is_set_to, tensors, self._memory))
 
     def restore(self) -> None:
         """Put everything back."""
@@ -189,3 +206,22 @@ class Snapshot:
                 memory.copy_(values)
             for tensor, values in self._others:
                 tensor.copy_(values)
+
+
+def _are(values: Collection[Any], others: Collection[Any]) -> bool:
+    return len(values) == len(others) and all(map(operator.is_, values, others))
+
+
+def _holds_the_same(now: Any, before: Any) -> bool:
+    """Tell whether two containers hold the same but for what leads nowhere."""
+    if isinstance(now, dict):
+        if now.keys() != before.keys():
+            return False
+        pairs = zip(now.values(), map(before.__getitem__, now), strict=True)
+    elif isinstance(now, set):
+        return _are(now, before)
+    elif len(now) != len(before):
+        return False
+    else:
+        pairs = zip(now, before, strict=True)
+    return all(a is b or (type(a) in _ENDS and type(b) in _ENDS) for a, b in pairs)

@@ -51,8 +51,6 @@ class Undo:
         except BaseException:
             self._snapshot.restore()
             raise
-        finally:
-            self._snapshot.forget()
 
     def of_closures(
         self,
