@@ -106,7 +106,9 @@ def test_element_wise_steps_have_records(name, order, dtype):
 def test_what_only_looks_element_wise_steps_by_the_class(name):
     twins = Twins(name)
     twins.step(40)
-    assert twins.described().startswith(f"step: recordable.{name}, by Python, since they cannot be recorded: ")
+    assert twins.described().startswith(
+        f"step: recordable.{name}, by Python, since they cannot be recorded: "
+    )
     assert NOT_RECORDED[name] in twins.described()
 
 

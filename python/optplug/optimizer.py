@@ -5,7 +5,6 @@ Plain torch: nothing here knows C but the messages, which tell the host what to 
 
 from __future__ import annotations
 
-import cmath
 import contextlib
 from collections.abc import Callable, Iterator
 from itertools import chain
@@ -446,11 +445,7 @@ class HostedOptimizer:
         """
         self._binder.check_moved()
         if self.error_if_nonfinite:
-            for p in self.parameters:
-                if not _is_finite(p.memory()):
-                    raise NonFiniteError(
-                        f"the gradient of parameter {shown(p.name)} has an inf or a nan in it"
-                    )
+            self.parameters.check_finite()
         self.parameters.gather()
 
     def _finish_step(self) -> None:
@@ -484,9 +479,3 @@ class HostedOptimizer:
             raise StateError(f"nothing is bound: call opt_bind before {what}")
         if not self.parameters.groups[-1].names:
             raise StateError(f"nothing is bound to the last group: call opt_bind before {what}")
-
-
-def _is_finite(tensor: Tensor) -> bool:
-    # An inf or a nan makes the sum one, at a fraction of the cost of asking each value; a sum may also
-    # be too large by itself.
-    return cmath.isfinite(tensor.sum().item()) or bool(torch.isfinite(tensor).all())

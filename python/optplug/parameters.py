@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import cmath
 import contextlib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
@@ -10,8 +11,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from optplug.errors import NonFiniteError
 from optplug.kinds import Dense, Grad, Mastered, Parameter, Sparse, SparseGrad
 from optplug.loans import Loans
+from optplug.spec import shown
 
 
 @dataclass
@@ -99,6 +102,16 @@ class Parameters:
         if self.loans:
             self.loans.lend()
 
+    def check_finite(self) -> None:
+        """Check the host's gradients.
+
+        Raises:
+            NonFiniteError: one has an inf or a nan in it.
+        """
+        for p in self:
+            if not _is_finite(p.memory()):
+                raise NonFiniteError(f"the gradient of parameter {shown(p.name)} has an inf or a nan in it")
+
     def publish(self) -> None:
         """Write what a step has made into the host's arrays, where it is not there yet."""
         if self.loans:
@@ -179,3 +192,9 @@ def again(known: Parameter, data: Tensor, grad: Grad) -> Parameter:
         changed = Dense(known.name, known.tensor)
     changed.move(data, grad)
     return changed
+
+
+def _is_finite(tensor: Tensor) -> bool:
+    # An inf or a nan makes the sum one, at a fraction of the cost of asking each value; a sum may also
+    # be too large by itself.
+    return cmath.isfinite(tensor.sum().item()) or bool(torch.isfinite(tensor).all())
