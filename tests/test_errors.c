@@ -72,7 +72,9 @@ static void bad_options(void)
     CHECK_FAILS(OPT_EINVAL, "options 'threads=4': no option 'threads': did you mean num_threads",
                 opt_init("threads=4"));
     CHECK_FAILS(OPT_EINVAL, "num_threads must be a whole number from 1 to", opt_init("num_threads=0"));
-    CHECK_FAILS(OPT_EINVAL, "third_party must be True or False, got 1", opt_init("third_party=1"));
+    CHECK_FAILS(OPT_EINVAL,
+                "third_party must be True, False or a list of packages, as in ['pytorch_optimizer'], got 1",
+                opt_init("third_party=1"));
     CHECK_FAILS(OPT_EINVAL, "a quoted path", opt_init("python=/usr/bin/python3"));
     CHECK_FAILS(OPT_EINVAL, "no option 'python3'", opt_init("python3='/usr/bin/python3'"));
     CHECK_FAILS(OPT_EINVAL, "got 10000000000000", opt_init("num_threads=10000000000000"));

@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import math
+import sys
+
 import pytest
 import torch
 
-from optplug import ctypes_api
+from hosts import STATUSES
+from optplug import _bridge, ctypes_api
 
 lib = ctypes_api.load()
+OPT_EINVAL = STATUSES["OPT_EINVAL"]
 
 MODULE = """
 import torch
@@ -28,6 +33,10 @@ class RMSprop(Sign):
     pass
 
 no_optimizer = dict
+
+class Wide(Sign):
+    def __init__(self, params, lr=0.5, **kwargs):
+        torch.optim.Optimizer.__init__(self, params, {"lr": lr, "scale": kwargs.get("scale", 1.0)})
 """
 
 
@@ -101,3 +110,65 @@ def test_without_leave_nothing_is_imported(tmp_path, monkeypatch):
     monkeypatch.syspath_prepend(tmp_path)
     assert lib.opt_create(b"trap:Sign()") == -1
     assert b'allow that with opt_init("third_party=True")' in lib.opt_error()
+
+
+@pytest.fixture
+def named(tmp_path, monkeypatch):
+    """Two modules, and leave to import one of them."""
+    for name in ("somebodys_optimizers", "somebodys_other"):
+        (tmp_path / f"{name}.py").write_text(MODULE)
+    monkeypatch.syspath_prepend(tmp_path)
+    assert lib.opt_init(b"third_party=['somebodys_optimizers']") == 0, lib.opt_error()
+    yield
+    assert lib.opt_init(b"third_party=False") == 0
+
+
+@pytest.mark.usefixtures("named")
+def test_only_packages_that_are_named_are_imported():
+    sys.modules.pop("somebodys_other", None)
+    for module in (b"somebodys_other", b"somebodys_optimizers_too", b"os"):
+        assert lib.opt_create(module + b":Sign()") == OPT_EINVAL
+        expected = b"opt_init(\"third_party=['somebodys_optimizers', '%b']\")" % module
+        assert expected in lib.opt_error()
+    assert "somebodys_other" not in sys.modules
+    opt = lib.opt_create(b"somebodys_optimizers:Sign()")
+    assert opt > 0, lib.opt_error()
+    assert lib.opt_free(opt) == 0
+    assert b"\nthird_party: ['somebodys_optimizers']\n" in lib.opt_describe(0)
+
+
+@pytest.mark.parametrize("value", ["[]", "['']", "[1]", "'lion'", "['a-b']", "None", "{}", "['a', print()]"])
+def test_packages_are_a_list_of_names(value):
+    assert lib.opt_init(f"third_party={value}".encode()) == OPT_EINVAL
+    assert b"third_party must be True, False or a list of packages" in lib.opt_error()
+
+
+@pytest.mark.usefixtures("allowed")
+def test_further_arguments_reach_a_class_by_their_names():
+    opt = lib.opt_create(b"somebodys_optimizers:Wide(scale=2.0)")
+    assert opt > 0, lib.opt_error()
+    assert lib.opt_warning() == b""
+    assert _bridge.optimizer_of(opt).recipe.arguments == {"scale": 2.0}
+    assert lib.opt_free(opt) == 0
+    with pytest.warns(UserWarning, match="option 'scael': nothing in somebodys_optimizers mentions it"):
+        opt = lib.opt_create(b"somebodys_optimizers:Wide(scael=2.0)")
+    assert opt > 0, lib.opt_error()
+    assert lib.opt_free(opt) == 0
+
+
+@pytest.mark.usefixtures("allowed")
+@pytest.mark.parametrize("value", ["print()", "[print()]", "(1, SGD())", "{'a': print()}"])
+def test_a_call_is_no_value(value):
+    assert lib.opt_create(f"somebodys_optimizers:Wide(scale={value})".encode()) == OPT_EINVAL
+    assert b"scale must be a literal" in lib.opt_error()
+
+
+@pytest.mark.usefixtures("allowed")
+def test_numbers_that_are_none_have_their_names():
+    opt = lib.opt_create(b"somebodys_optimizers:Wide(scale=-inf, lr=nan)")
+    assert opt == OPT_EINVAL
+    assert b"lr must be finite, got nan" in lib.opt_error()
+    opt = lib.opt_create(b"somebodys_optimizers:Wide(scale=(-inf, Inf))")
+    assert opt > 0, lib.opt_error()
+    assert _bridge.optimizer_of(opt).recipe.arguments == {"scale": (-math.inf, math.inf)}
+    assert lib.opt_free(opt) == 0

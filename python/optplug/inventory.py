@@ -23,7 +23,7 @@ def describe(options: OptimizerOptions, can_plan: bool, log_level: int) -> str:
         f"devices: {', '.join(devices.names())}\n"
         f"threads: {torch.get_num_threads()}\n"
         f"plans: {plans}\n"
-        + "".join(f"{name}: {value}\n" for name, value in vars(options).items() if name != "plans")
+        + "".join(f"{name}: {_written(value)}\n" for name, value in vars(options).items() if name != "plans")
         + f"log: {log}\n"
     )
 
@@ -43,3 +43,7 @@ def lines(kind: str) -> Iterable[str]:
     }
     spec.check_name(kind, [*lists, *classes], "list")
     return lists[kind] if kind in lists else spec.arguments_of(classes[kind])
+
+
+def _written(value: object) -> object:
+    return list(value) if isinstance(value, tuple) else value

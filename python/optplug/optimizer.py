@@ -39,7 +39,8 @@ class HostedOptimizer:
 
     Args:
         text: the spec, ``"Adam(lr=1e-3)"``: see `optplug.spec`.
-        third_party: whether the spec may name a class outside ``torch.optim``, with its module.
+        third_party: whether the spec may name a class outside ``torch.optim``, with its module; or of which
+            packages.
         error_if_nonfinite: whether a step is refused where a gradient has an inf or a nan in it.
         makes_plans: whether to state steps as plans, which then run elsewhere instead of ``step``; or how
             they do.
@@ -53,7 +54,7 @@ class HostedOptimizer:
     def __init__(
         self,
         text: str,
-        third_party: bool = False,
+        third_party: bool | tuple[str, ...] = False,
         error_if_nonfinite: bool = False,
         makes_plans: bool | str = False,
         rounds_sqrt: bool = False,
@@ -65,6 +66,7 @@ class HostedOptimizer:
             self.recipe = self._trials.recipe
         except Exception as error:
             raise SpecError(f"spec {shown(text)}: {error}") from error
+        self.recipe.warn_of_unknown(self.recipe.arguments)
         self.parameters = Parameters(None if self.recipe.is_torchs else Loans())
         self.run = Run()
         #: How the next step is made.

@@ -30,6 +30,19 @@ def _check_bool(name: str, value: Any, *others: str) -> None:
         raise ValueError(f"{name} must be True or False{more}, got {shown(value)}")
 
 
+def _packages(value: Any) -> bool | tuple[str, ...]:
+    """Return what third_party says: True, False, or names of packages."""
+    if type(value) is bool:
+        return value
+    names = tuple(value) if type(value) in (list, tuple) else ()
+    if not names or not all(type(n) is str and all(map(str.isidentifier, n.split("."))) for n in names):
+        raise ValueError(
+            "third_party must be True, False or a list of packages, as in ['pytorch_optimizer'], "
+            f"got {shown(value)}"
+        )
+    return names
+
+
 @dataclasses.dataclass(frozen=True)
 class CheckpointOptions:
     """What a host has chosen for an optimizer's checkpoints, by opt_checkpoint."""
@@ -61,7 +74,8 @@ class CheckpointOptions:
 class OptimizerOptions:
     """What opt_init has said of the optimizers that are created from now on."""
 
-    third_party: bool = False
+    #: Whether specs may name classes outside torch.optim, or of which packages they may.
+    third_party: bool | tuple[str, ...] = False
     error_if_nonfinite: bool = False
     plans: bool | str = True
     sqrt: str = "torch"
@@ -104,7 +118,9 @@ def read_init(text: str, before: OptimizerOptions) -> InitOptions:
         raise ValueError(f"num_threads must be a whole number from 1 to {most}, got {shown(threads)}")
     chosen = {name: value for name, value in given.items() if name in vars(before)}
     for name, value in chosen.items():
-        if name != "sqrt":
+        if name == "third_party":
+            chosen[name] = _packages(value)
+        elif name != "sqrt":
             _check_bool(name, value, *(("stable", "direct") if name == "plans" else ()))
         elif value not in ("torch", "processor"):
             raise ValueError(f"sqrt must be 'torch' or 'processor', got {shown(value)}")

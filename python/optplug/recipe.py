@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from optplug import spec
 from optplug.arguments import check_kinds
 from optplug.buffers import is_dense, same_order
+from optplug.errors import warn
 from optplug.kinds import Grad
 from optplug.lean import lean
 from optplug.spec import Call, SpecError, shown
@@ -70,6 +71,13 @@ class Recipe:
     def is_lbfgs(self) -> bool:
         """Whether it puts all gradients into a row, and keeps one state for all parameters."""
         return issubclass(self.class_, torch.optim.LBFGS)
+
+    def warn_of_unknown(self, names: Iterable[str]) -> None:
+        """Warn of options that are no arguments of a class outside torch, and that nothing there mentions."""
+        for name in names:
+            is_argument = name in spec.signature_of(self.class_).parameters  # type: ignore[arg-type]
+            if not (self.is_torchs or is_argument or _mentions(self.class_, name)):
+                warn(f"option {shown(name)}: nothing in {self.class_.__module__} mentions it")
 
     def chosen(self) -> list[str]:
         """Return what the spec says of torch's implementations."""
@@ -161,7 +169,7 @@ def fuses_rightly(class_: type[torch.optim.Optimizer], dtype: torch.dtype, devic
     return True
 
 
-def mentions(class_: type, name: str) -> bool:
+def _mentions(class_: type, name: str) -> bool:
     """Tell whether the modules of a class outside torch, and of its bases, have a name in quotes."""
     modules = {base.__module__ for base in class_.__mro__}
     for module in (m for m in modules if not m.startswith(("torch.", "builtins"))):
@@ -174,8 +182,8 @@ def mentions(class_: type, name: str) -> bool:
     return False
 
 
-def read(text: str, third_party: bool) -> Recipe:
-    """Read a spec.
+def read(text: str, third_party: bool | tuple[str, ...]) -> Recipe:
+    """Read a spec; see `OptimizerOptions` for what classes outside torch it may name.
 
     Raises:
         ValueError: it cannot be read, names no optimizer, or has an argument of a wrong kind.
@@ -185,11 +193,14 @@ def read(text: str, third_party: bool) -> Recipe:
 
 
 @functools.lru_cache(maxsize=100)
-def _read(text: str, third_party: bool) -> Recipe:
+def _read(text: str, third_party: bool | tuple[str, ...]) -> Recipe:
     call = spec.parse(text)
     class_ = _find_class(call, third_party)
     arguments = spec.check_arguments(class_, call, implied=1)
     check_kinds(class_, arguments)
+    for name, value in arguments.items():
+        if _has_call(value):
+            raise SpecError(f"{name} must be a literal (a number, True, a tuple, ...), got {shown(value)}")
     closure = spec.signature_of(class_.step).parameters.get("closure")
     is_torchs = class_ in classes().values()
     return Recipe(
@@ -204,7 +215,18 @@ def _read(text: str, third_party: bool) -> Recipe:
     )
 
 
-def _find_class(call: Call, third_party: bool) -> type[torch.optim.Optimizer]:
+def _has_call(value: Any) -> bool:
+    """Tell whether a value of a spec is a call, or has one in it."""
+    if isinstance(value, dict):
+        return any(_has_call(v) for pair in value.items() for v in pair)
+    return isinstance(value, Call) or (isinstance(value, list | tuple) and any(map(_has_call, value)))
+
+
+def _is_within(module: str, package: str) -> bool:
+    return module == package or module.startswith(f"{package}.")
+
+
+def _find_class(call: Call, third_party: bool | tuple[str, ...]) -> type[torch.optim.Optimizer]:
     if call.module in ("", *spec.MODULES):
         spec.check_name(call.name, classes(), "optimizer")
         spec.check_module(call, "torch.optim")
@@ -213,6 +235,12 @@ def _find_class(call: Call, third_party: bool) -> type[torch.optim.Optimizer]:
         raise SpecError(
             f"module {shown(call.module)} is outside torch.optim and would be imported: allow that with "
             'opt_init("third_party=True")'
+        )
+    if isinstance(third_party, tuple) and not any(_is_within(call.module, name) for name in third_party):
+        allowed = [*third_party, call.module.partition(".")[0]]
+        raise SpecError(
+            f"module {shown(call.module)} is in no package that may be imported: allow that with "
+            f'opt_init("third_party={allowed}")'
         )
     try:
         found = getattr(importlib.import_module(call.module), call.name)

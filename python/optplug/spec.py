@@ -11,6 +11,7 @@ import ast
 import difflib
 import functools
 import inspect
+import math
 import re
 import reprlib
 import threading
@@ -29,7 +30,7 @@ _WRITTEN = {full.split(".", i)[-1]: full for full in MODULES for i in range(full
 # What programs call what optplug supplies itself, alone or as the last part of a longer name.
 _SUPPLIED = {"params", "parameters", "model", "net", "network", "module", "optimizer", "opt"}
 _PARAMETERS = {"params", "optimizer", "model"}  # what the classes call it
-_WORDS = {"true": True, "false": False}  # as other languages write them
+_WORDS = {"true": True, "false": False, "inf": math.inf, "nan": math.nan}  # as other languages write them
 # What makes Python's parser, which is written in C, call itself once more.
 _DEEPER = re.compile(r"[()\[\]{},]|\*\*|[-+~]|\b(?:not|lambda|if|await|yield)\b")
 _STRING = re.compile(r"'[^'\\]*'|\"[^\"\\]*\"")
@@ -177,7 +178,11 @@ def check_arguments(function: Callable[..., Any], call: Call, implied: int) -> d
         bound = signature.bind(*[None] * implied, *call.args, **call.kwargs)
     except TypeError as error:
         raise SpecError(f"{call.name}: {error}") from None
-    return {name: bound.arguments[name] for name in names if name in bound.arguments}
+    found = {name: bound.arguments[name] for name in names if name in bound.arguments}
+    for p in signature.parameters.values():
+        if p.kind is p.VAR_KEYWORD:  # each by its own name
+            found |= found.pop(p.name, {})
+    return found
 
 
 def without_supplied(function: Callable[..., Any], call: Call) -> Call:
@@ -256,6 +261,8 @@ def _value(node: ast.expr) -> Any:
                 op=ast.USub() | ast.UAdd() as sign, operand=ast.Constant(value=int() | float() as value)
             ):
                 return -value if isinstance(sign, ast.USub) else value
+            case ast.UnaryOp(op=ast.USub(), operand=ast.Name(id="inf")):
+                return -math.inf
             case ast.Tuple(elts=elements):
                 return tuple(_value(e) for e in elements)
             case ast.List(elts=elements):

@@ -20,10 +20,9 @@ from torch import Tensor, nn
 from optplug import spec
 from optplug.arguments import blame, check_kinds, is_count, said
 from optplug.devices import CPU
-from optplug.errors import warn
 from optplug.kinds import Grad, SparseGrad, layout
 from optplug.ranges import Range, Ranges
-from optplug.recipe import IMPLEMENTATIONS, Recipe, fuses_rightly, mentions
+from optplug.recipe import IMPLEMENTATIONS, Recipe, fuses_rightly
 from optplug.snapshot import random_numbers_kept
 from optplug.spec import SpecError, shown
 from optplug.state import expected
@@ -206,10 +205,7 @@ class Trials:
             known = {name: value for name, value in options.items() if name in self.accepted}
             self.judge(known, {**current, **others}, kinds, is_scalar)
         self.extras |= others.keys()
-        arguments = spec.signature_of(self._recipe.class_).parameters  # type: ignore[arg-type]
-        for name in others.keys() - arguments.keys():
-            if not mentions(self._recipe.class_, name):
-                warn(f"option {shown(name)}: nothing in {self._recipe.class_.__module__} mentions it")
+        self._recipe.warn_of_unknown(others)
 
     def judge(
         self, options: dict[str, Any], current: dict[str, Any], kinds: Kinds, is_scalar: IsScalar
