@@ -344,11 +344,11 @@ int opt_load_memory(int opt, const void *buffer, int64_t size);
  *   error_if_nonfinite=True         reject a step (OPT_ENONFINITE) if a gradient contains inf or nan, at the
  *                                   cost of one pass over each gradient
  *   third_party=True                let a spec name a class outside torch.optim, with its module:
- *                                   "pytorch_optimizer:Lion(lr=1e-4)"; the module is imported, which runs
- *                                   its code: third_party=['pytorch_optimizer'] says of which packages this
- *                                   may be.  Before each
- *                                   step of such a class its values, gradients and state are copied, because
- *                                   it may replace them, and so that a failed step changes nothing
+ *                                   "pytorch_optimizer:Lion(lr=1e-4)".  The module is imported, which runs
+ *                                   its code; third_party=['pytorch_optimizer'] allows those packages alone.
+ *                                   Before each step of such a class through Python its values, gradients
+ *                                   and state are copied, because it may replace them, and so that a failed
+ *                                   step changes nothing
  *   master_weights=True             step a float32 copy of each float16 and bfloat16 parameter: your arrays
  *                                   receive it rounded, and anything else written to them is lost unless
  *                                   they are bound again
