@@ -114,3 +114,35 @@ class Thresholds(Each):
 
     def move(self, p, grad, _, group):
         p.sub_(grad, alpha=group["lr"] * (2 if grad.flatten()[0] > 1 else 1))
+
+
+class Wrapping(Each):
+    """Lets another optimizer have its groups and states."""
+
+    def __init__(self, params, lr=0.1):
+        self.inner = torch.optim.Adam(params, lr=lr)
+        self.defaults = self.inner.defaults
+
+    param_groups = property(lambda self: self.inner.param_groups)
+    state = property(lambda self: self.inner.state)
+
+    def step(self, closure=None):
+        return self.inner.step(closure)
+
+    def state_dict(self):
+        return self.inner.state_dict()
+
+    def load_state_dict(self, state_dict):
+        self.inner.load_state_dict(state_dict)
+
+
+class Tensors(Each):
+    """Keeps its rate as a tensor."""
+
+    def __init__(self, params, lr=0.1):
+        super().__init__(params, torch.tensor(lr))
+        for group in self.param_groups:
+            group["lr"] = torch.as_tensor(group["lr"])
+
+    def move(self, p, grad, _, group):
+        p.sub_(grad * group["lr"])

@@ -146,3 +146,21 @@ def test_arrays_that_move_take_their_records_along(name):
     twins.theirs[1].data = torch.from_numpy(twins.values[1].copy(order="K"))
     twins.opt.bind("p1", twins.values[1], twins.grads[1])
     twins.step(30)
+
+
+@pytest.mark.parametrize("name", ["Wrapping", "Tensors", *RECORDED])
+def test_a_schedule_is_saved_and_goes_on(name):
+    twins = Twins(name)
+    twins.opt.schedule("ExponentialLR(0.9)")
+    scheduler = torch.optim.lr_scheduler.ExponentialLR(twins.plain, 0.9)
+    for i in range(24):
+        twins.step()
+        scheduler.step()
+        twins.opt.schedule_step()
+        assert twins.opt.get(0, "lr") == float(twins.plain.param_groups[0]["lr"])
+        if i == 11:
+            content = twins.opt.save_memory()
+            twins.opt.free()
+            twins.opt = twins.bound()
+            twins.opt.schedule("ExponentialLR(0.9)")
+            twins.opt.load_memory(content)

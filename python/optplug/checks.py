@@ -7,6 +7,7 @@ from collections.abc import Iterable, Iterator
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from optplug.buffers import name_of
 from optplug.spec import shown
@@ -30,8 +31,10 @@ def check_like(what: str, value: Any, like: Any) -> Any:
     """Return a plain value of a file's as it is to be, or raise ValueError if it is not of another's kind.
 
     Numbers stand for numbers, words for words, and containers for those of as many items; bools for bools
-    alone.
+    alone.  Tensors are read.
     """
+    if isinstance(like, Tensor) and isinstance(value, Stored):
+        return check_tensor(what, value, like.dtype, like.shape).tensor()
     if isinstance(like, tuple | list) and isinstance(value, tuple | list) and len(like) == len(value):
         return type(like)(check_like(what, v, e) for v, e in zip(value, like, strict=True))
     if isinstance(like, dict) and isinstance(value, dict) and like.keys() == value.keys():

@@ -214,11 +214,18 @@ class Case:
                 param_groups=[{**group, "params": [parameter]}],
                 state=defaultdict(dict),
             )
+            if (
+                other.param_groups is not vars(other)["param_groups"]
+                or other.state is not vars(other)["state"]
+            ):
+                raise NotRecordedError("another optimizer has its parameters")
             for _ in range(2):
                 parameter.grad = draw("grads")
                 with grad_mode(False):
                     recorder.plain_step(other)
             parameter.grad = draw("grads")
+        except NotRecordedError:
+            raise
         except Exception as error:
             raise NotRecordedError(f"{type(error).__name__}: {error}") from error
         (made,) = other.param_groups

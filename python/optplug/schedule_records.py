@@ -240,8 +240,8 @@ def _set(roots: Sequence[Any], path: _Path, value: Any) -> None:
 def _copy(roots: list[Any], numbers: dict[_Path, Number]) -> list[Any]:
     """Copy schedulers and groups, with other numbers in them, and an optimizer that has those groups."""
     optimizers = [s.optimizer for s in roots if isinstance(s, LRScheduler)]
-    optimizer = object.__new__(type(optimizers[0]))
-    vars(optimizer).update(vars(optimizers[0]))
+    optimizer = object.__new__(torch.optim.Optimizer)  # of no class: see `schedules`
+    vars(optimizer).update(vars(optimizers[0]), defaults=optimizers[0].defaults)
 
     def copy(value: Any, path: _Path) -> Any:
         if path in numbers:

@@ -176,13 +176,16 @@ class _Builder:
 
 
 def _stand_in(optimizer: torch.optim.Optimizer) -> torch.optim.Optimizer:
-    """Return an optimizer with the same hyperparameters, on which a scheduler can be tried."""
-    other = object.__new__(type(optimizer))
+    """Return an optimizer with the same hyperparameters, on which a scheduler can be tried.
+
+    It is of no class: one outside torch may ask another optimizer for its groups.
+    """
+    other = object.__new__(torch.optim.Optimizer)
     groups = [
         {key: value.clone() if isinstance(value, Tensor) else value for key, value in group.items()}
         for group in optimizer.param_groups
     ]
-    vars(other).update(vars(optimizer), param_groups=groups)
+    vars(other).update(vars(optimizer), param_groups=groups, defaults=optimizer.defaults)
     note_step(other)
     vars(other).pop("step", None)  # another scheduler's, which calls the optimizer itself
     return other
