@@ -116,6 +116,19 @@ class Thresholds(Each):
         p.sub_(grad, alpha=group["lr"] * (2 if grad.flatten()[0] > 1 else 1))
 
 
+class BothBetas(Each):
+    """Has options that are called what torch's operators call parts of another."""
+
+    def __init__(self, params, lr=0.1, betas=(0.9, 0.99), beta1=0.9, beta2=0.99):
+        torch.optim.Optimizer.__init__(
+            self, params, {"lr": lr, "betas": betas, "beta1": beta1, "beta2": beta2}
+        )
+
+    def move(self, p, grad, state, group):
+        state["average"].mul_(group["beta1"]).add_(grad, alpha=1 - group["betas"][0])
+        p.sub_(state["average"], alpha=group["lr"] * group["beta2"] * group["betas"][1])
+
+
 class Wrapping(Each):
     """Lets another optimizer have its groups and states."""
 

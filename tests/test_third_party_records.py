@@ -164,3 +164,27 @@ def test_a_schedule_is_saved_and_goes_on(name):
             twins.opt = twins.bound()
             twins.opt.schedule("ExponentialLR(0.9)")
             twins.opt.load_memory(content)
+
+
+def test_options_are_told_from_those_with_names_like_theirs():
+    twins = Twins("BothBetas")
+    twins.step(9)
+    assert twins.is_recorded(), twins.described()
+    for name, value in [
+        ("beta1", 0.5),
+        ("betas[0]", 0.25),
+        ("beta2", 0.75),
+        ("betas[1]", 0.5),
+        ("beta1", 0.1),
+    ]:
+        for group in twins.plain.param_groups:
+            if name.endswith("]"):
+                betas = list(group["betas"])
+                betas[int(name[-2])] = value
+                group["betas"] = tuple(betas)
+            else:
+                group[name] = value
+        twins.opt.set_value(-1, name, value)
+        assert twins.opt.get(0, name) == value
+        twins.step(3)
+        assert twins.is_recorded()

@@ -209,7 +209,7 @@ class Plan:
         found, start = [], 0
         for o in self.operations:
             if o.group is group:
-                names = [_IN_TUPLES.get(n, n) for n in o.form.doubles]
+                names = [n if n in group else _IN_TUPLES.get(n, n) for n in o.form.doubles]
                 if name not in names:
                     return []
                 found.append(start + names.index(name))
@@ -341,7 +341,10 @@ def _operator(optimizer: torch.optim.Optimizer, group: Group) -> str:
 
 def scalars(form: Form, group: Group) -> list[float]:
     """Return what an operator takes of a group's hyperparameters; raise TypeError if one is no number."""
-    values = [SCALARS.get(n, lambda g, n=n: _number(g, n))(group) for n in form.doubles + form.bools]
+    values = [
+        _number(group, n) if n in group or n not in SCALARS else SCALARS[n](group)
+        for n in form.doubles + form.bools
+    ]
     if not all(isinstance(value, bool | int | float) for value in values):
         raise TypeError
     return [float(value) for value in values]
