@@ -389,6 +389,18 @@ int opt_average_swap(int opt)
     return status < 0 ? status : call_end(&call, runtime.python->average_swap(opt));
 }
 
+/* ---- methods of classes outside torch ---- */
+
+API(call)
+int opt_call(int opt, const char *method)
+{
+    if (!method)
+        return fail(OPT_EINVAL, "method must not be NULL");
+    struct call call;
+    int status = call_begin(&call, opt, CALL_CALL);
+    return status < 0 ? status : call_end(&call, runtime.python->call(opt, method));
+}
+
 /* ---- checkpoints ---- */
 
 API(checkpoint)

@@ -227,6 +227,7 @@ typedef struct optplug_python {
     int (*average)(int opt, const char *spec);
     int (*average_get)(int opt, const char *name, void *data);
     int (*average_swap)(int opt);
+    int (*call)(int opt, const char *method);
     int (*checkpoint)(int opt, const char *options);
     int (*attribute)(int opt, const char *name, const char *text);
     int (*attribute_get)(int opt, const char *name);

@@ -280,6 +280,14 @@ int opt_average_get(int opt, const char *name, void *data);
  * No step is possible in between. */
 int opt_average_swap(int opt);
 
+/* Call a method that the optimizer's class, one outside torch.optim, documents for its user: "train" or
+ * "eval".
+ *
+ * A schedule-free class averages within its steps: opt_call(opt, "eval") puts the weights to evaluate or
+ * keep into your arrays, and opt_call(opt, "train") those to go on from.  It starts in training mode, and
+ * the mode is in checkpoints. */
+int opt_call(int opt, const char *method);
+
 /* ---- checkpoints ---- */
 
 /* Save everything that an optimizer needs to resume: its state, hyperparameters, schedulers, averages and
@@ -453,6 +461,7 @@ int optplug_grad_scale(int opt, const void *scale, const void *found_inf);
 int optplug_average(int opt, const char *spec);
 int optplug_average_get(int opt, const char *name, void *data);
 int optplug_average_swap(int opt);
+int optplug_call(int opt, const char *method);
 int optplug_checkpoint(int opt, const char *options);
 int optplug_attribute(int opt, const char *name, const char *text);
 const char *optplug_attribute_get(int opt, const char *name);

@@ -324,6 +324,7 @@ class Optimizer
         check(optplug_average_get(handle_, name.c_str(), data));
     }
     void average_swap() { check(optplug_average_swap(handle_)); }
+    void call(const std::string &method) { check(optplug_call(handle_, method.c_str())); }
 
     void checkpoint(const std::string &options) { check(optplug_checkpoint(handle_, options.c_str())); }
     void attribute(const std::string &name, const std::string &text)

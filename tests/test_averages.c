@@ -68,6 +68,11 @@ static void mistakes_are_errors(void)
     CHECK_FAILS(OPT_EINVAL, "Invalid decay value",
                 opt_average(opt, "AveragedModel(avg_fn=get_ema_avg_fn(2))"));
     CHECK_FAILS(OPT_EINVAL, "spec must not be NULL", opt_average(opt, NULL));
+    CHECK_FAILS(OPT_EINVAL,
+                "method 'eval': SGD has no train() and eval(), and needs none: leave out opt_call",
+                opt_call(opt, "eval"));
+    CHECK_FAILS(OPT_EINVAL, "no method 'evaluate': did you mean eval?", opt_call(opt, "evaluate"));
+    CHECK_FAILS(OPT_EINVAL, "method must not be NULL", opt_call(opt, NULL));
     CHECK(opt_average(opt, "AveragedModel()") == OPT_OK);
     CHECK(opt_step(opt) == OPT_OK);
     CHECK_FAILS(OPT_EINVAL, "no parameter 'v': there are w", opt_average_get(opt, "v", average));

@@ -153,6 +153,8 @@ def test_gradients_averages_and_checkpoints(tmp_path):
     opt.average_swap()
     assert x[0] == -5.25
     opt.average_swap()
+    with pytest.raises(Error, match="method 'eval': SGD has no train"):
+        opt.call("eval")
     for load in (lambda: opt.load(tmp_path / "state of x.pt"), lambda: opt.load_memory(content)):
         x[:] = -3
         load()

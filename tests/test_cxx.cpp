@@ -199,6 +199,7 @@ static void gradients_averages_and_checkpoints()
     opt.attribute("gone", nullptr);
     CHECK(opt.attribute_get("time") == "12.5 h" && opt.get(0, "step") == 2);
     CHECK_THROWS(OPT_EINVAL, "no attribute 'gone'", opt.attribute_get("gone"));
+    CHECK_THROWS(OPT_EINVAL, "method 'eval': SGD has no train()", opt.call("eval"));
     CHECK_THROWS(OPT_EINVAL, "no option 'x'", opt.checkpoint("x=True"));
     bytes[bytes.size() / 2] ^= 1;
     CHECK_THROWS(OPT_EINVAL, "damaged", opt.load_memory(bytes));

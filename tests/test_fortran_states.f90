@@ -192,6 +192,8 @@ contains
     call check(all(m == average), "in place")
     call opt%average_swap()
     call check(all(m == 3 * before), "and back")
+    call opt%call("eval", stat, message)
+    call check(stat == opt_einval .and. index(message, "method 'eval': SGD has no train()") == 1, message)
     call opt%average_get("m", single, stat, message)
     call check(stat == opt_einval .and. message == &
       "data is float32 of shape (2, 3, 2), and parameter 'm' is float64 of (2, 3, 2)", message)

@@ -171,6 +171,7 @@ DEFINE(average_on, opt_average(rmsprop, "AveragedModel()"))
 DEFINE(average_wrong, opt_average(rmsprop, "AveragedModl()"))
 DEFINE(average_get, opt_average_get(rmsprop, "v", average))
 DEFINE(average_swap, opt_average_swap(rmsprop))
+DEFINE(call_wrong, opt_call(rmsprop, "eval"))
 DEFINE(checkpoint_options, opt_checkpoint(rmsprop, "parameters=False"))
 DEFINE(attribute, opt_attribute(rmsprop, "time", "12.5 h"))
 DEFINE(attribute_get, ok(opt_attribute_get(rmsprop, "time")))
@@ -283,6 +284,7 @@ static const struct {
     CALL(average_get, 0),
     CALL(average_swap, 0),
     CALL(average_swap, 0),
+    CALL(call_wrong, 1),
     CALL(save_memory, 0),
     CALL(load_memory, 0),
     CALL(load_none, 1),

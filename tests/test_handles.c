@@ -54,6 +54,7 @@ static void check_is_none(int opt)
     CHECK_FAILS(OPT_EHANDLE, "is not an optimizer", opt_average(opt, "AveragedModel()"));
     CHECK_FAILS(OPT_EHANDLE, "is not an optimizer", opt_average_get(opt, "w", w));
     CHECK_FAILS(OPT_EHANDLE, "is not an optimizer", opt_average_swap(opt));
+    CHECK_FAILS(OPT_EHANDLE, "is not an optimizer", opt_call(opt, "eval"));
     CHECK_FAILS(OPT_EHANDLE, "is not an optimizer", opt_checkpoint(opt, "parameters=True"));
     CHECK_FAILS(OPT_EHANDLE, "is not an optimizer", opt_attribute(opt, "name", "text"));
     CHECK(opt_attribute_get(opt, "name") == NULL && opt_error_status() == OPT_EHANDLE);

@@ -133,6 +133,7 @@ module optplug
     generic :: average_get => average_get_real32, average_get_real64, average_get_complex32, &
       average_get_complex64
     procedure :: average_swap
+    procedure :: call => call_method
     procedure :: checkpoint => set_checkpoint
     procedure :: attribute => set_attribute
     procedure :: attribute_get
@@ -330,6 +331,12 @@ module optplug
     integer(c_int) function c_average_swap(opt) bind(c, name="optplug_average_swap")
       import :: c_int
       integer(c_int), value :: opt
+    end function
+
+    integer(c_int) function c_call(opt, method) bind(c, name="optplug_call")
+      import :: c_char, c_int
+      integer(c_int), value :: opt
+      character(kind=c_char), intent(in) :: method(*)
     end function
 
     integer(c_int) function c_checkpoint(opt, options) bind(c, name="optplug_checkpoint")
@@ -1196,6 +1203,16 @@ contains
     character(*), intent(inout), optional :: errmsg
 
     call settle(c_average_swap(self%handle), stat, errmsg)
+  end subroutine
+
+  !> Call a method of a class outside torch: "train" or "eval" of a schedule-free one.
+  subroutine call_method(self, method, stat, errmsg)
+    class(optimizer), intent(inout) :: self
+    character(*), intent(in) :: method
+    integer, intent(out), optional :: stat
+    character(*), intent(inout), optional :: errmsg
+
+    call settle(c_call(self%handle, trim(method) // c_null_char), stat, errmsg)
   end subroutine
 
   ! ---- checkpoints ----

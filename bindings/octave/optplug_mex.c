@@ -263,6 +263,7 @@ static const struct {
     {"optplug_average", 2, .with_text = optplug_average},
     {"optplug_average_get", 3, .run = average_get},
     {"optplug_average_swap", 1, .with_opt = optplug_average_swap},
+    {"optplug_call", 2, .with_text = optplug_call},
     {"optplug_checkpoint", 2, .with_text = optplug_checkpoint},
     {"optplug_attribute", 3, .run = attribute},
     {"optplug_attribute_get", 2, .run = attribute_get},

@@ -383,6 +383,14 @@ def py_average_swap(opt):
 
 
 @_callback
+@_changes_plan
+@_on_streams
+def py_call(opt, method):
+    _optimizers[opt].call(host.text("method", method))
+    log.debug(f"opt={opt}: called {host.text('method', method)}")
+
+
+@_callback
 def py_checkpoint(opt, options):
     chosen = _optimizers[opt]
     chosen.checkpoint = chosen.checkpoint.changed(host.text("options", options))

@@ -373,6 +373,10 @@ class Optimizer:
         """Exchange the values of all parameters with their averages; the next call takes them back."""
         self._call("optplug_average_swap")
 
+    def call(self, method: str) -> None:
+        """Call a method of a class outside torch: "train" or "eval" of a schedule-free one."""
+        self._call("optplug_call", encoded("method", method))
+
     def checkpoint(self, options: str) -> None:
         """Choose what checkpoints have in them, and what is taken from them: "parameters=True"."""
         self._call("optplug_checkpoint", encoded("options", options))

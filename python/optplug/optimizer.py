@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from optplug import devices, hyperparameters, norms, recipe, scaling, schedules, spec, values
+from optplug import devices, hyperparameters, methods, norms, recipe, scaling, schedules, spec, values
 from optplug.attributes import Attributes
 from optplug.averages import Average
 from optplug.binding import Binder
@@ -253,6 +253,15 @@ class HostedOptimizer:
         if self._iteration:
             self._iteration.abandon()
             self._iteration = None
+
+    def call(self, method: str) -> None:
+        """Call a method of a class outside torch: see `methods`."""
+        methods.check(self.recipe.class_, method)
+        with self._ready("opt_call") as optimizer:
+            self._compare_values()
+            self.parameters.read(not self.run.stepped)
+            self.planner.forget()
+            self._undo.call(optimizer, method)
 
     # ---- gradients ----
 

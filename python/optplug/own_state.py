@@ -16,6 +16,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from optplug import methods
 from optplug.arguments import said
 from optplug.buffers import is_dense, name_of
 from optplug.checks import is_number
@@ -204,6 +205,7 @@ def _step(optimizer: torch.optim.Optimizer, needs_closure: bool) -> None:
             p.grad = grad.clone()
         return torch.zeros(())
 
+    methods.begin(optimizer)  # it may have been saved in another mode
     optimizer.step(*[evaluate] * needs_closure)  # type: ignore[arg-type]
 
 

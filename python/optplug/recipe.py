@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from optplug import spec
+from optplug import methods, spec
 from optplug.arguments import check_kinds
 from optplug.buffers import is_dense, same_order
 from optplug.errors import warn
@@ -89,7 +89,7 @@ class Recipe:
         """Return an optimizer with groups of named parameters, as torch takes them.
 
         A class outside torch gets them as most programs give them, without names, and as a mere list where
-        that is all and it takes one.
+        that is all and it takes one.  It is left in training mode, if it has one.
 
         Args:
             groups: each with its options.
@@ -107,6 +107,7 @@ class Recipe:
         names = {id(p): name for group in groups for name, p in group["params"]}
         for group in made.param_groups:
             group["param_names"] = [names.get(id(p), "") for p in group["params"]]
+        methods.begin(made)
         return made
 
     def can_fuse(self, data: Tensor, grad: Grad) -> bool:

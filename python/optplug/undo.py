@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from optplug import methods
 from optplug.kinds import values
 from optplug.parameters import Parameters
 from optplug.recipe import Recipe
@@ -48,9 +49,18 @@ class Undo:
         try:
             with loans.to(optimizer, has_closure):
                 yield
-        except BaseException:
+        except BaseException as error:
             self._snapshot.restore()
+            methods.explain(optimizer, error)
             raise
+
+    def call(self, optimizer: torch.optim.Optimizer, method: str) -> None:
+        """Call a method of a class outside torch, which may change parameters as its steps may."""
+        assert self._parameters.loans is not None
+        with self.of_others(optimizer):
+            self._parameters.loans.lend()
+            getattr(optimizer, method)()
+        self._parameters.publish()
 
     def of_closures(
         self,

@@ -32,6 +32,7 @@ const struct function functions[] = {
     {"opt_average", try_average, HANDLE | BARRED, 2},
     {"opt_average_get", try_average_get, HANDLE, 4},
     {"opt_average_swap", try_average_swap, DATA | HANDLE | BARRED, 4},
+    {"opt_call", try_call, HANDLE | BARRED, 1},
     {"opt_checkpoint", try_checkpoint, HANDLE | BARRED, 1},
     {"opt_attribute", try_attribute, HANDLE | BARRED, 1},
     {"opt_attribute_get", try_attribute_get, HANDLE, 1},

@@ -132,6 +132,7 @@ extern const int cookie; /* the user of every callback */
 extern const char *const optimizers[];
 extern const char *const schedulers[];
 extern const char *const averages[];
+extern const char *const methods[];
 extern const char *const options[];
 extern const char *const settings[];
 extern const char *const checkpoint_options[];
@@ -214,6 +215,7 @@ int try_grad_scale(struct frame *c);
 int try_average(struct frame *c);
 int try_average_get(struct frame *c);
 int try_average_swap(struct frame *c);
+int try_call(struct frame *c);
 int try_checkpoint(struct frame *c);
 int try_attribute(struct frame *c);
 int try_attribute_get(struct frame *c);

@@ -92,6 +92,13 @@ int try_average_swap(struct frame *c)
     return opt_average_swap(c->handle);
 }
 
+int try_call(struct frame *c)
+{
+    const char *method = a_string(c, methods);
+    note(c, "opt_call(%d, %s)", c->handle, quoted(method));
+    return opt_call(c->handle, method);
+}
+
 /* Mostly go back to the optimizer that has saved: those of others refuse its checkpoint. */
 static int go_back(struct frame *c, int opt)
 {

@@ -53,6 +53,7 @@ const char *const averages[] = {"AveragedModel()",
                                 "AveragedModel(multi_avg_fn=get_swa_multi_avg_fn())",
                                 "AveragedModel(use_buffers=True)",
                                 NULL};
+const char *const methods[] = {"train", "eval", "step", "", "__init__", NULL};
 const char *const options[] = {"lr=1e-3",
                                "lr=0.25, weight_decay=0",
                                "betas=(0.9, 0.99)",

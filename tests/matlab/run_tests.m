@@ -270,6 +270,7 @@ opt.average_swap();
 assert(opt.data(), average);
 opt.average_swap();
 assert(opt.data('s'), single(2));
+fails('optplug:invalid', 'method ''eval'': SGD has no train()', @() opt.call('eval'));
 end
 
 function test_warnings_of_pytorch_are_warnings()

@@ -46,6 +46,7 @@ classdef Optimizer < handle
     %       average          - Average the parameters after each step.
     %       average_get      - Get the averages.
     %       average_swap     - Exchange the parameters with their averages.
+    %       call             - Call a method of a class outside torch.
     %       save             - Write the state into a file.
     %       load             - Go on from a file.
     %       save_memory      - Return the state as bytes.
@@ -361,6 +362,11 @@ classdef Optimizer < handle
             self.ask('optplug_average_swap');
         end
 
+        function call(self, method)
+            %CALL Call a method of a class outside torch: 'train' or 'eval' of a schedule-free one.
+            self.ask('optplug_call', optplug.internal.text(method, 'method'));
+        end
+
         function checkpoint(self, options)
             %CHECKPOINT Choose what save writes, and what load takes.
             %
@@ -400,16 +406,7 @@ classdef Optimizer < handle
 
         function text = attribute_get(self, name)
             %ATTRIBUTE_GET Return a text of yours; attribute has an example.
-            name = optplug.internal.text(name, 'name');
-            text = optplug.internal.call('optplug_attribute_get', self.Handle, name);
-            if isempty(text) % none, or an empty one: an error that is sure to be another tells which
-                optplug.internal.call('optplug_free', -1);
-                text = optplug.internal.call('optplug_attribute_get', self.Handle, name);
-                if strncmp(optplug.internal.call('optplug_error'), 'opt=-1 ', 7)
-                    return
-                end
-            end
-            optplug.internal.check_text(text);
+            text = optplug.internal.attribute(self.Handle, optplug.internal.text(name, 'name'));
         end
 
         function save(self, path)
