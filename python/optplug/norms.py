@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from optplug.buffers import is_dense
+from optplug.errors import NonFiniteError
 
 _LONG = 10_000_000  # values from which on a gradient's norm is that of its pieces' norms
 _PIECE = 1 << 16  # values in each: the norm of 2**28 ones is right to the last bit then
@@ -24,8 +25,22 @@ def clip_grad_norm_(
     """Do what ``torch.nn.utils.clip_grad_norm_`` does, with its bits where no gradient is long.
 
     Raises:
-        RuntimeError: the norm is not finite, and that is to be told.
+        NonFiniteError: the norm is not finite, and that is to be told.
+        ValueError: max_norm is negative, or one of the numbers is none.
     """
+    if not max_norm >= 0:
+        raise ValueError(f"max_norm must not be negative, got {max_norm}")
+    if norm_type != norm_type:
+        raise ValueError(f"norm_type must be a number, got {norm_type}")
+    try:
+        return _clip(parameters, max_norm, norm_type, error_if_nonfinite)
+    except RuntimeError as error:
+        if "non-finite" not in str(error):
+            raise
+        raise NonFiniteError(str(error)) from error
+
+
+def _clip(parameters: list[Tensor], max_norm: float, norm_type: float, error_if_nonfinite: bool) -> Tensor:
     if not (0 < norm_type < math.inf and any(_is_long(p.grad) for p in parameters)):
         return nn.utils.clip_grad_norm_(parameters, max_norm, norm_type, error_if_nonfinite)
     pieces = [piece for p in parameters if p.grad is not None for piece in _pieces(p.grad)]

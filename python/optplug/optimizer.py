@@ -17,7 +17,7 @@ from optplug import devices, hyperparameters, methods, norms, recipe, scaling, s
 from optplug.attributes import Attributes
 from optplug.averages import Average
 from optplug.binding import Binder
-from optplug.errors import NonFiniteError, StateError
+from optplug.errors import StateError
 from optplug.iterate import Iteration
 from optplug.kinds import Grad
 from optplug.loans import Loans
@@ -276,18 +276,7 @@ class HostedOptimizer:
 
         ``torch.nn.utils.clip_grad_norm_``, with its arguments; of long gradients the norm is `norms`' own.
         """
-        if not max_norm >= 0:
-            raise ValueError(f"max_norm must not be negative, got {max_norm}")
-        if norm_type != norm_type:
-            raise ValueError(f"norm_type must be a number, got {norm_type}")
-        try:
-            total = norms.clip_grad_norm_(
-                self.parameters.clippable(), max_norm, norm_type, error_if_nonfinite
-            )
-        except RuntimeError as error:
-            if "non-finite" not in str(error):
-                raise
-            raise NonFiniteError(str(error)) from error
+        total = norms.clip_grad_norm_(self.parameters.clippable(), max_norm, norm_type, error_if_nonfinite)
         self.planner.clip(self.parameters)
         return total
 
