@@ -146,6 +146,7 @@ class Snapshot:
     """
 
     def __init__(self) -> None:
+        self._optimizer: torch.optim.Optimizer | None = None
         self._given: list[Tensor] = []
         self._containers: list[tuple[Any, Any]] = []
         self._tensors: list[Tensor] = []
@@ -156,11 +157,11 @@ class Snapshot:
     def take(self, optimizer: torch.optim.Optimizer, tensors: Iterable[Tensor]) -> None:
         """Note all that an optimizer holds, and these tensors."""
         given = list(tensors)
-        if self._looks_the_same(given):
+        if self._optimizer is optimizer and self._looks_the_same(given):
             with grad_mode(False):
                 foreach_copy_(self._copies, self._memory)
             return
-        self._given = given
+        self._optimizer, self._given = optimizer, given
         containers, found = holdings(optimizer, given)
         self._containers = [(c, c.copy()) for c in containers]
         strided = [t for t in found if t.layout == torch.strided]
