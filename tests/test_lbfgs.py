@@ -278,6 +278,19 @@ def test_a_run_that_is_saved_and_loaded_goes_on_the_same(tmp_path):
     assert others.is_on_rows()
 
 
+@pytest.mark.parametrize("change", ["tolerance_grad=1.0", "history_size=9"])
+def test_a_run_whose_options_were_set_in_between_is_loaded_too(change, tmp_path):
+    twins = Twins("lr=1e-3, max_iter=1, history_size=5")
+    for _ in range(4):
+        twins.step()
+    twins.opt.set(-1, change)
+    twins.reference.param_groups[0].update(eval(f"dict({change})"))  # noqa: S307 - ours
+    for _ in range(2):
+        twins.opt.save(tmp_path / "run.pt")
+        twins.opt.load(tmp_path / "run.pt")
+        twins.step()
+
+
 def test_options_and_arrays_may_change_in_between():
     twins = Twins("lr=0.01, history_size=5")
     for _ in range(4):
