@@ -163,6 +163,17 @@ def test_a_step_that_fails_is_undone_where_another_optimizer_makes_it_than_the_s
         assert _bridge.optimizer_of(ours.opt._handle).run.built.count == i + 1
 
 
+def test_a_tensor_in_another_is_put_back_where_it_was_replaced():
+    ours, theirs = Hosted("Packing"), Plain("Packing")
+    for i in range(LAST):
+        ours.fill(i), theirs.fill(i)
+        ours.opt.step(), theirs.opt.step()
+        assert same(ours.values, theirs.values), i
+        ours.grads[0][0] = np.nan
+        with pytest.raises(RuntimeError, match="a gradient is none"):
+            ours.opt.step()
+
+
 def test_a_parameter_that_becomes_another_is_an_error():
     ours = Hosted("Reshaping")
     ours.fill(0)

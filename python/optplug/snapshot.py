@@ -54,6 +54,7 @@ def holdings(optimizer: torch.optim.Optimizer, more: Iterable[Any] = ()) -> tupl
         elif isinstance(value, tuple):
             inside = value
         elif hasattr(value, "__tensor_flatten__"):
+            containers.append(vars(value))  # where a step may put another tensor
             inside = [getattr(value, name) for name in value.__tensor_flatten__()[0]]
         elif isinstance(value, Tensor):
             tensors.append(value)
