@@ -363,6 +363,38 @@ class Wrapping(Somebodys):
         super().load_state_dict({k: v for k, v in state.items() if k != "inner"})
 
 
+class Storing(Somebodys):
+    """Saves the parameters with its state, and puts them back."""
+
+    def state_dict(self):
+        return {**super().state_dict(), "values": [p.detach().clone() for p, _ in self.all()]}
+
+    @torch.no_grad()
+    def load_state_dict(self, state):
+        for (p, _), value in zip(self.all(), state["values"], strict=True):
+            p.copy_(value)
+        super().load_state_dict({k: v for k, v in state.items() if k != "values"})
+
+
+class Growing(Somebodys):
+    """Has an attribute of the class that steps replace in the object."""
+
+    scale = 1.0
+
+    def direction(self, p, group):
+        self.scale *= 1.25
+        return super().direction(p, group) * self.scale
+
+
+class Queueing(Somebodys):
+    """Has a queue in a tuple, whose length torch's load_state_dict forgets."""
+
+    def direction(self, p, group):
+        (queue,) = self.state[p].setdefault("queues", (deque(maxlen=2),))
+        queue.append(p.grad.clone())
+        return sum(queue) * group["lr"]
+
+
 class Inside(Tensor):
     """A tensor that is nothing but another one in it."""
 

@@ -221,7 +221,8 @@ def _check_attributes(optimizer: torch.optim.Optimizer, attributes: Any) -> dict
         raise ValueError("not a checkpoint: the attributes of its optimizer are malformed")
     for name in attributes:
         is_name = type(name) is str and name.isidentifier() and not name.startswith("__")
-        if not is_name or name in _torchs() or hasattr(type(optimizer), name):
+        # A class may have a plain value that its steps replace in the object.
+        if not is_name or name in _torchs() or type(getattr(type(optimizer), name, None)) not in _PLAIN:
             raise ValueError(f"not a checkpoint: its optimizer has an attribute {shown(name)}")
     return {name: read(value, None, f".{name}") for name, value in attributes.items()}
 
@@ -314,6 +315,8 @@ def _difference(there: Any, state: Any, place: str) -> str | None:
             if found is not None:
                 return found
         return None
+    if isinstance(there, deque) and isinstance(state, deque) and there.maxlen != state.maxlen:
+        return place
     if isinstance(there, _ROWS) and isinstance(state, _ROWS) and len(there) == len(state):
         found_ = (
             _difference(a, b, f"{place}[{i}]") for i, (a, b) in enumerate(zip(there, state, strict=True))
