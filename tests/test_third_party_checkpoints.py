@@ -17,6 +17,7 @@ lib = ctypes_api.load()
 LAST, SAVED = 8, 3  # steps, and those before the save
 NAMES = [
     "Growing",
+    "Naming",
     "Storing",
     *("Somebodys", "Dropping", "Contiguous", "Replacing", "Keeping", "Flat"),
     *("Counting", "Telling", "Forgetting", "Collecting", "Unpickling", "Wrapping"),
