@@ -199,6 +199,14 @@ def test_a_load_that_fails_puts_back_what_the_class_has_loaded_into_the_paramete
     assert same(ours.values, values)
 
 
+def test_a_module_that_has_changed_is_refused_by_the_save():
+    ours = Hosted("Learning")
+    assert ours.opt.save_memory()
+    run(ours, 0, SAVED)
+    with pytest.raises(Error, match="module is a BatchNorm1d, which no file can give back"):
+        ours.opt.save_memory()
+
+
 def test_a_queue_whose_length_would_be_forgotten_is_refused_by_the_save():
     ours = Hosted("Queueing")
     run(ours, 0, SAVED)
