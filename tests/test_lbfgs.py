@@ -213,6 +213,18 @@ def test_what_overflows_does_so_as_in_torch_and_without_a_warning(search):
     assert ctypes_api.warning() == ""
 
 
+def test_a_rate_too_large_for_the_dtype_is_torchs_error():
+    twins = Twins("lr=0.01")
+    for _ in range(3):
+        twins.step()
+    assert twins.is_on_rows()
+    before = twins.ours[0][0].copy()
+    twins.opt.set(-1, "lr=1e39")
+    with pytest.raises(RuntimeError, match="without overflow"):
+        twins.opt.step_closure(lambda: twins.loss("ours"))
+    assert (twins.ours[0][0] == before).all()
+
+
 def test_hooks_of_torchs_are_called_and_a_step_that_fails_is_undone_with_them():
     twins, seen = Twins("lr=0.01"), []
     for _ in range(3):
