@@ -435,3 +435,103 @@ class Wrapping(Somebodys):
     def load_state_dict(self, state):
         self.inner.load_state_dict(state["inner"])
         super().load_state_dict({k: v for k, v in state.items() if k != "inner"})
+
+
+class Storing(Somebodys):
+    """Saves the parameters with its state, and puts them back."""
+
+    def state_dict(self):
+        return {**super().state_dict(), "values": [p.detach().clone() for p, _ in self.all()]}
+
+    @torch.no_grad()
+    def load_state_dict(self, state):
+        for (p, _), value in zip(self.all(), state["values"], strict=True):
+            p.copy_(value)
+        super().load_state_dict({k: v for k, v in state.items() if k != "values"})
+
+
+class Growing(Somebodys):
+    """Has an attribute of the class that steps replace in the object."""
+
+    scale = 1.0
+
+    def direction(self, p, group):
+        self.scale *= 1.25
+        return super().direction(p, group) * self.scale
+
+
+class Queueing(Somebodys):
+    """Has a queue in a tuple, whose length torch's load_state_dict forgets."""
+
+    def direction(self, p, group):
+        (queue,) = self.state[p].setdefault("queues", (deque(maxlen=2),))
+        queue.append(p.grad.clone())
+        return sum(queue) * group["lr"]
+
+
+class Inside(Tensor):
+    """A tensor that is nothing but another one in it."""
+
+    @staticmethod
+    def __new__(cls, inner):
+        return Tensor._make_wrapper_subclass(cls, inner.shape, dtype=inner.dtype)
+
+    def __init__(self, inner):
+        self.inner = inner
+
+    def __tensor_flatten__(self):
+        return ["inner"], None
+
+    @classmethod
+    def __torch_dispatch__(cls, *_):
+        raise NotImplementedError
+
+
+class Packing(Somebodys):
+    """Keeps a tensor in another one, changes it in place, and replaces it now and then."""
+
+    def __init__(self, params, lr=0.1):
+        super().__init__(params, lr)
+        self.packed, self.count = Inside(torch.ones(1)), 0
+
+    @torch.no_grad()
+    def step(self, closure=None):
+        self.count += 1
+        if self.count % 3 == 0:
+            self.packed.inner = self.packed.inner.clone()
+        self.packed.inner.mul_(1.5)
+        super().step(closure)
+        if any(p.grad.isnan().any() for p, _ in self.all()):
+            raise RuntimeError("a gradient is none")
+
+    def direction(self, p, group):
+        return super().direction(p, group) * self.packed.inner
+
+
+class Naming(Somebodys):
+    """Has one tensor in two places of its state, and in an attribute."""
+
+    def __init__(self, params, lr=0.1):
+        super().__init__(params, lr)
+        self.sums = []
+
+    def direction(self, p, group):
+        state = self.state[p]
+        if not state:
+            state["sum"] = state["all"] = torch.zeros_like(p)
+            self.sums.append(state["sum"])
+        state["sum"].add_(p.grad)
+        self.sums[0].add_(0.5)
+        return (state["all"] + state["sum"] / 3) * group["lr"]
+
+
+class Learning(Somebodys):
+    """Keeps a module, in which it counts."""
+
+    def __init__(self, params, lr=0.1):
+        super().__init__(params, lr)
+        self.module = torch.nn.BatchNorm1d(1)
+
+    def direction(self, p, group):
+        self.module.num_batches_tracked += 1
+        return super().direction(p, group) * self.module.num_batches_tracked

@@ -213,6 +213,18 @@ def test_what_overflows_does_so_as_in_torch_and_without_a_warning(search):
     assert ctypes_api.warning() == ""
 
 
+def test_a_rate_too_large_for_the_dtype_is_torchs_error():
+    twins = Twins("lr=0.01")
+    for _ in range(3):
+        twins.step()
+    assert twins.is_on_rows()
+    before = twins.ours[0][0].copy()
+    twins.opt.set(-1, "lr=1e39")
+    with pytest.raises(RuntimeError, match="without overflow"):
+        twins.opt.step_closure(lambda: twins.loss("ours"))
+    assert (twins.ours[0][0] == before).all()
+
+
 def test_hooks_of_torchs_are_called_and_a_step_that_fails_is_undone_with_them():
     twins, seen = Twins("lr=0.01"), []
     for _ in range(3):
@@ -276,6 +288,19 @@ def test_a_run_that_is_saved_and_loaded_goes_on_the_same(tmp_path):
         assert bits(others.state()) == bits(twins.state())
         assert bits(torch.from_numpy(others.ours[0][0])) == bits(torch.from_numpy(twins.ours[0][0]))
     assert others.is_on_rows()
+
+
+@pytest.mark.parametrize("change", ["tolerance_grad=1.0", "history_size=9"])
+def test_a_run_whose_options_were_set_in_between_is_loaded_too(change, tmp_path):
+    twins = Twins("lr=1e-3, max_iter=1, history_size=5")
+    for _ in range(4):
+        twins.step()
+    twins.opt.set(-1, change)
+    twins.reference.param_groups[0].update(eval(f"dict({change})"))  # noqa: S307 - ours
+    for _ in range(2):
+        twins.opt.save(tmp_path / "run.pt")
+        twins.opt.load(tmp_path / "run.pt")
+        twins.step()
 
 
 def test_options_and_arrays_may_change_in_between():

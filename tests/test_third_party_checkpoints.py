@@ -16,6 +16,9 @@ from third_party_twins import Hosted, Plain, same
 lib = ctypes_api.load()
 LAST, SAVED = 8, 3  # steps, and those before the save
 NAMES = [
+    "Growing",
+    "Naming",
+    "Storing",
     *("Somebodys", "Dropping", "Contiguous", "Replacing", "Keeping", "Flat"),
     *("Counting", "Telling", "Forgetting", "Collecting", "Unpickling", "Wrapping"),
 ]
@@ -183,6 +186,32 @@ def test_a_load_that_fails_changes_nothing(name, change, words, tmp_path):
     theirs = Plain(name)
     run(theirs, 0, LAST)
     assert same(ours.values, theirs.values)
+
+
+def test_a_load_that_fails_puts_back_what_the_class_has_loaded_into_the_parameters():
+    ours, other = Hosted("Storing"), Hosted("Storing")
+    run(ours, 0, SAVED)
+    content = other.opt.save_memory()
+    ours.opt.average("AveragedModel()")
+    values = [v.copy() for v in ours.values]
+    with pytest.raises(Error, match="this optimizer has 'AveragedModel"):
+        ours.opt.load_memory(content)
+    assert same(ours.values, values)
+
+
+def test_a_module_that_has_changed_is_refused_by_the_save():
+    ours = Hosted("Learning")
+    assert ours.opt.save_memory()
+    run(ours, 0, SAVED)
+    with pytest.raises(Error, match="module is a BatchNorm1d, which no file can give back"):
+        ours.opt.save_memory()
+
+
+def test_a_queue_whose_length_would_be_forgotten_is_refused_by_the_save():
+    ours = Hosted("Queueing")
+    run(ours, 0, SAVED)
+    with pytest.raises(Error, match=r"state\[0\]\['queues'\]\[0\] is another one after its load_state_dict"):
+        ours.opt.save_memory()
 
 
 def test_a_class_with_memory_of_its_own_keeps_it_where_a_load_fails(tmp_path):

@@ -142,6 +142,38 @@ def test_a_step_that_fails_changes_nothing(first):
     assert built.param_groups[0]["total"] == LAST
 
 
+@pytest.mark.parametrize("between", ["a first step that fails", "a load"])
+def test_a_step_that_fails_is_undone_where_another_optimizer_makes_it_than_the_step_before(between, tmp_path):
+    ours, theirs = Hosted("Failing"), Plain("Failing")
+
+    def fail():
+        ours.grads[1][2] = np.nan
+        with pytest.raises(RuntimeError, match="a gradient is none"):
+            ours.opt.step()
+
+    fail()
+    for i in range(LAST):
+        ours.fill(i), theirs.fill(i)
+        ours.opt.step(), theirs.opt.step()
+        if between == "a load":
+            ours.opt.save(tmp_path / "run.pt")
+            ours.opt.load(tmp_path / "run.pt")
+        fail()
+        assert same(ours.values, theirs.values), i
+        assert _bridge.optimizer_of(ours.opt._handle).run.built.count == i + 1
+
+
+def test_a_tensor_in_another_is_put_back_where_it_was_replaced():
+    ours, theirs = Hosted("Packing"), Plain("Packing")
+    for i in range(LAST):
+        ours.fill(i), theirs.fill(i)
+        ours.opt.step(), theirs.opt.step()
+        assert same(ours.values, theirs.values), i
+        ours.grads[0][0] = np.nan
+        with pytest.raises(RuntimeError, match="a gradient is none"):
+            ours.opt.step()
+
+
 def test_a_parameter_that_becomes_another_is_an_error():
     ours = Hosted("Reshaping")
     ours.fill(0)

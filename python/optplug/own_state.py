@@ -67,7 +67,7 @@ def save(
         state = optimizer.state_dict()
         there = other.state_dict()
         content = _written("", state, there)
-        load(other, read(content, there), {})
+        load(other, read(content, there, {}), {})
         place = _difference(other.state_dict(), state, "")
         if place is not None:
             raise StateError(f"{_called(place)} is another one after its load_state_dict")
@@ -103,12 +103,16 @@ def _attributes(
     return attributes
 
 
-def read(saved: Any, there: Any, place: str = "") -> Any:
+_Known = dict[tuple[Any, ...], Tensor]
+
+
+def read(saved: Any, there: Any, known: _Known, place: str = "") -> Any:
     """Return what a file has of a state, its tensors read; what no file can have is taken from here.
 
     Args:
         saved: as the file has it.
         there: the same of an optimizer as it is built.
+        known: the tensors that are read already: one that stands in two places is one again.
 
     Raises:
         ValueError: there is something in it that is no value.
@@ -118,18 +122,21 @@ def read(saved: Any, there: Any, place: str = "") -> Any:
     if isinstance(saved, Stored):
         if saved.nbytes > saved.storage.size:
             raise ValueError(f"{_called(place)} is {saved}, which is larger than its memory")
-        return saved.tensor()
+        key = (saved.storage.start, saved.offset, saved.dtype, saved.shape, saved.strides)
+        if key not in known:
+            known[key] = saved.tensor()
+        return known[key]
     if type(saved) is dict and _KIND in saved:
-        return _made(saved, place)
+        return _made(saved, known, place)
     if type(saved) is dict:
         like = there if isinstance(there, dict) else {}
-        known = {k: v for k, v in saved.items() if not (k in like and _stays(v, like[k]))}
-        found = {k: read(v, like.get(k), f"{place}[{shown(k)}]") for k, v in known.items()}
+        those = {k: v for k, v in saved.items() if not (k in like and _stays(v, like[k]))}
+        found = {k: read(v, like.get(k), known, f"{place}[{shown(k)}]") for k, v in those.items()}
         return {**{k: v for k, v in like.items() if k not in found and not _can_write(v)}, **found}
     if type(saved) in (list, tuple):
         likes = there if isinstance(there, list | tuple) and len(there) == len(saved) else [None] * len(saved)
         items = enumerate(zip(saved, likes, strict=True))
-        return type(saved)(read(v, like, f"{place}[{i}]") for i, (v, like) in items)
+        return type(saved)(read(v, like, known, f"{place}[{i}]") for i, (v, like) in items)
     if isinstance(saved, Foreign) or type(saved) not in _PLAIN:
         raise ValueError(f"{_called(place)} is {shown(saved)}")
     return saved
@@ -140,7 +147,7 @@ def _stays(saved: Any, here: Any) -> bool:
     return isinstance(saved, Foreign) or (type(saved) is bytes and saved == here)
 
 
-def _made(saved: dict[str, Any], place: str) -> Any:
+def _made(saved: dict[str, Any], known: _Known, place: str) -> Any:
     """Return what is written as a dict with a kind."""
     kind, content = saved[_KIND], saved.get("of")
     if kind == "dtype" and type(content) is str and content in _DTYPES:
@@ -149,7 +156,7 @@ def _made(saved: dict[str, Any], place: str) -> Any:
         return set(content)
     longest = saved.get("maxlen")
     if kind == "deque" and type(content) is list and (longest is None or type(longest) is int):
-        return deque(read(content, None, place), longest)
+        return deque(read(content, None, known, place), longest)
     raise ValueError(f"{_called(place)} is of no known kind: {shown(saved)}")
 
 
@@ -159,14 +166,15 @@ def load(optimizer: torch.optim.Optimizer, state: dict[str, Any], attributes: di
     Tensors keep their dtype, and deques their length.  torch's ``load_state_dict`` would cast the ones to
     the parameter's and forget the others, and so the next steps' bits would be others.
     """
-    optimizer.load_state_dict(copy.deepcopy(state))
+    copied: dict[int, Any] = {}  # what stands in two places is copied once
+    optimizer.load_state_dict(copy.deepcopy(state, copied))
     _keep(optimizer.state_dict(), state)
     for name, value in attributes.items():
         known = getattr(optimizer, name, None)
         if isinstance(known, Tensor) and isinstance(value, Tensor) and known.shape == value.shape:
             known.data.copy_(value)  # it may be other tensors' memory, too
         else:
-            setattr(optimizer, name, copy.deepcopy(value))
+            setattr(optimizer, name, copy.deepcopy(value, copied))
 
 
 def resume(
@@ -184,10 +192,11 @@ def resume(
     if not isinstance(saved, dict):
         raise ValueError("not a checkpoint: the state of its optimizer is malformed")
     _check_rates(saved.get("param_groups"))
-    extra = _check_attributes(other, attributes)
+    known: _Known = {}
+    extra = _check_attributes(other, attributes, known)
     try:
         with random_numbers_kept():
-            state = read(saved, other.state_dict())
+            state = read(saved, other.state_dict(), known)
             load(other, state, extra)
             _step(other, needs_closure)
             load(optimizer, state, extra)
@@ -217,15 +226,16 @@ def _check_rates(groups: Any) -> None:
             raise ValueError(f"group {i}: lr must not be negative, inf or nan, got {shown(rate)}")
 
 
-def _check_attributes(optimizer: torch.optim.Optimizer, attributes: Any) -> dict[str, Any]:
+def _check_attributes(optimizer: torch.optim.Optimizer, attributes: Any, known: _Known) -> dict[str, Any]:
     """Return the attributes in a file, or raise ValueError where they would replace something else."""
     if type(attributes) is not dict:
         raise ValueError("not a checkpoint: the attributes of its optimizer are malformed")
     for name in attributes:
         is_name = type(name) is str and name.isidentifier() and not name.startswith("__")
-        if not is_name or name in _torchs() or hasattr(type(optimizer), name):
+        # A class may have a plain value that its steps replace in the object.
+        if not is_name or name in _torchs() or type(getattr(type(optimizer), name, None)) not in _PLAIN:
             raise ValueError(f"not a checkpoint: its optimizer has an attribute {shown(name)}")
-    return {name: read(value, None, f".{name}") for name, value in attributes.items()}
+    return {name: read(value, None, known, f".{name}") for name, value in attributes.items()}
 
 
 # ---- what a file can have ----
@@ -316,6 +326,8 @@ def _difference(there: Any, state: Any, place: str) -> str | None:
             if found is not None:
                 return found
         return None
+    if isinstance(there, deque) and isinstance(state, deque) and there.maxlen != state.maxlen:
+        return place
     if isinstance(there, _ROWS) and isinstance(state, _ROWS) and len(there) == len(state):
         found_ = (
             _difference(a, b, f"{place}[{i}]") for i, (a, b) in enumerate(zip(there, state, strict=True))
@@ -328,6 +340,9 @@ def _is_the_same(value: Any, other: Any) -> bool:
     """Tell whether two values are equal, of the same type."""
     if isinstance(value, Tensor) and isinstance(other, Tensor):
         return _are_equal(value, other)
+    if isinstance(value, nn.Module) and isinstance(other, nn.Module):  # which has more than a function has
+        is_alike = type(value) is type(other)
+        return is_alike and _difference(dict(value.state_dict()), dict(other.state_dict()), "") is None
     if value is other or (callable(value) and type(value) is type(other)):
         return True
     try:

@@ -141,12 +141,23 @@ class Parameters:
 
     @contextlib.contextmanager
     def lent_as_before(self) -> Iterator[None]:
-        """Let what fails leave the class outside torch, if it is one, with the memory that it has."""
+        """Let what fails leave the class outside torch, if it is one, with the memory that it has.
+
+        Its values are left as they were, too, which its constructor and ``load_state_dict`` may change.
+        """
         if self.loans is None:
             yield
             return
+        memory = [p.data.detach() for p in self if not p.is_staged]
+        memory += [p.tensor.detach() for p in self.mastered()]
+        before = [t.clone() for t in memory]
         with self.loans.as_before_on_error():
-            yield
+            try:
+                yield
+            except BaseException:
+                for t, values in zip(memory, before, strict=True):
+                    t.copy_(values)
+                raise
 
     # ---- what they are ----
 

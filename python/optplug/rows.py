@@ -8,6 +8,7 @@ to rows is done by C, where that has torch's very bits, which is tried out.
 from __future__ import annotations
 
 import functools
+import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -31,7 +32,7 @@ class Kind:
 
     def __init__(self, dtype: torch.dtype, n: int) -> None:
         self.dtype, self.n = dtype, n
-        self.bytes = dtype.itemsize
+        self.bytes, self.largest = dtype.itemsize, torch.finfo(dtype).max
         #: The type of a scalar.
         self.number: Any = np.float32 if dtype == torch.float32 else np.float64
         #: C's operations, where they have torch's bits.
@@ -180,7 +181,9 @@ class Parts:
         host.table.put(self._parts, row.address)
 
     def move(self, row: Row, factor: float) -> None:
-        """Add a multiple of a row to them."""
+        """Add a multiple of a row to them; a factor that is no number of their dtype is torch's error."""
+        if self._kind.largest < abs(factor) < math.inf:
+            raise RuntimeError("value cannot be converted to type float without overflow")
         host.table.move(self._parts, self._kind.add, row.address, factor)
 
 

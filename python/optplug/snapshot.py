@@ -54,6 +54,7 @@ def holdings(optimizer: torch.optim.Optimizer, more: Iterable[Any] = ()) -> tupl
         elif isinstance(value, tuple):
             inside = value
         elif hasattr(value, "__tensor_flatten__"):
+            containers.append(vars(value))  # where a step may put another tensor
             inside = [getattr(value, name) for name in value.__tensor_flatten__()[0]]
         elif isinstance(value, Tensor):
             tensors.append(value)
@@ -146,6 +147,7 @@ class Snapshot:
     """
 
     def __init__(self) -> None:
+        self._optimizer: torch.optim.Optimizer | None = None
         self._given: list[Tensor] = []
         self._containers: list[tuple[Any, Any]] = []
         self._tensors: list[Tensor] = []
@@ -156,11 +158,11 @@ class Snapshot:
     def take(self, optimizer: torch.optim.Optimizer, tensors: Iterable[Tensor]) -> None:
         """Note all that an optimizer holds, and these tensors."""
         given = list(tensors)
-        if self._looks_the_same(given):
+        if self._optimizer is optimizer and self._looks_the_same(given):
             with grad_mode(False):
                 foreach_copy_(self._copies, self._memory)
             return
-        self._given = given
+        self._optimizer, self._given = optimizer, given
         containers, found = holdings(optimizer, given)
         self._containers = [(c, c.copy()) for c in containers]
         strided = [t for t in found if t.layout == torch.strided]

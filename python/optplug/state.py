@@ -153,7 +153,7 @@ def put(
                 raise ValueError(f"parameter {shown(name)} has a state before the first step")
             if there:
                 fitting[p] = _fit(name, p, there, like, everything, options, is_ours)
-            elif like.keys() - {"momentum_buffer"} and ("old_dirs" not in like or p is everything[0]):
+            elif like.keys() - {"momentum_buffer"} and ("func_evals" not in like or p is everything[0]):
                 raise ValueError(f"parameter {shown(name)} has no state, after steps")
         have = sum(bool(fitting.get(p)) for p in group["params"])
         if options.get("fused") and 0 < have < len(group["params"]) and "momentum_buffer" in like:
@@ -293,7 +293,7 @@ def _fit(
 ) -> dict[str, _Read]:
     """Check a parameter's state against what it must be, and return functions that read it."""
     what = f"parameter {shown(name)}"
-    if "old_dirs" in like:
+    if "func_evals" in like:  # and no directions, where the trial's gradients are within the tolerance
         if p is not everything[0]:
             raise ValueError(f"{what} has a state, which the first parameter has for all")
         return _fit_lbfgs(what, state, everything, options)
@@ -400,6 +400,7 @@ def _fit_lbfgs(
             return (lambda: None) if value is None else number(where, value)
 
         result["al"] = several(f"{what}: al", state["al"], entry, history)
-        if len(state["al"]) != history:
-            raise ValueError(f"{what}: al must have {history} entries, got {len(state['al'])}")
+        least = len(state["old_dirs"])  # fewer than the history, where that was set longer in between
+        if len(state["al"]) < least:
+            raise ValueError(f"{what}: al must have {least} entries or more, got {len(state['al'])}")
     return {key: result[key] for key in state}
