@@ -37,18 +37,20 @@ def _allowed():
 class Twins:
     """A class by its name over the host's arrays, in two groups, and in plain PyTorch."""
 
+    module = recordable
+
     def __init__(self, name: str, order: str = "C", dtype: str = "float32"):
         self.generator = np.random.default_rng(1)
         self.values = [np.asarray(self.drawn(s), dtype=dtype, order=order) for s in SHAPES]
         self.grads = [np.zeros_like(v) for v in self.values]
         self.theirs = [torch.nn.Parameter(torch.from_numpy(v.copy(order="K"))) for v in self.values]
         groups = [{"params": self.theirs[:2]}, {"params": self.theirs[2:], "lr": 0.02}]
-        self.plain = getattr(recordable, name)(groups)
+        self.plain = getattr(self.module, name)(groups)
         self.name = name
         self.opt = self.bound()
 
     def bound(self) -> Optimizer:
-        opt = Optimizer(f"recordable:{self.name}()")
+        opt = Optimizer(f"{self.module.__name__}:{self.name}()")
         for i, (value, grad) in enumerate(zip(self.values, self.grads, strict=True)):
             if i == 2:
                 opt.group("lr=0.02")
