@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import random
 
 import numpy as np
@@ -148,3 +149,15 @@ def test_arrays_that_move_take_their_records_along(name):
     twins.theirs[1].data = torch.from_numpy(twins.values[1].copy(order="K"))
     twins.opt.bind("p1", twins.values[1], twins.grads[1])
     twins.step(30)
+
+
+def test_functions_of_math_that_a_host_has_put_there_stay(monkeypatch):
+    def halved(x):
+        return x / 2
+
+    monkeypatch.setattr(math, "sqrt", halved)
+    twins = Twins("Counting")
+    twins.step(12)
+    assert math.sqrt is halved
+    monkeypatch.undo()
+    assert math.sqrt(16) == 4

@@ -162,21 +162,26 @@ def _understood(compute: Callable[..., float], kind: int) -> Callable[..., Any]:
     return call
 
 
+_THAT_UNDERSTAND = {name: _understood(*each) for name, each in _MATH.items()}
+
+
 @contextlib.contextmanager
 def understood() -> Iterator[None]:
     """Let functions of Python's `math` take numbers that remember; to all others they are what they were."""
     global _understanding
     with _lock:
         _understanding += 1
-        for name, (compute, kind) in _MATH.items():
-            setattr(math, name, _understood(compute, kind))
+        for name, (compute, _) in _MATH.items():
+            if getattr(math, name) is compute:
+                setattr(math, name, _THAT_UNDERSTAND[name])
     try:
         yield
     finally:
         with _lock:
             _understanding -= 1
             for name, (compute, _) in _MATH.items() if not _understanding else ():
-                setattr(math, name, compute)
+                if getattr(math, name) is _THAT_UNDERSTAND[name]:  # and none of the host's own
+                    setattr(math, name, compute)
 
 
 class Computation:
