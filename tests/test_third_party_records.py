@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import random
 
 import numpy as np
@@ -37,18 +38,20 @@ def _allowed():
 class Twins:
     """A class by its name over the host's arrays, in two groups, and in plain PyTorch."""
 
+    module = recordable
+
     def __init__(self, name: str, order: str = "C", dtype: str = "float32"):
         self.generator = np.random.default_rng(1)
         self.values = [np.asarray(self.drawn(s), dtype=dtype, order=order) for s in SHAPES]
         self.grads = [np.zeros_like(v) for v in self.values]
         self.theirs = [torch.nn.Parameter(torch.from_numpy(v.copy(order="K"))) for v in self.values]
         groups = [{"params": self.theirs[:2]}, {"params": self.theirs[2:], "lr": 0.02}]
-        self.plain = getattr(recordable, name)(groups)
+        self.plain = getattr(self.module, name)(groups)
         self.name = name
         self.opt = self.bound()
 
     def bound(self) -> Optimizer:
-        opt = Optimizer(f"recordable:{self.name}()")
+        opt = Optimizer(f"{self.module.__name__}:{self.name}()")
         for i, (value, grad) in enumerate(zip(self.values, self.grads, strict=True)):
             if i == 2:
                 opt.group("lr=0.02")
@@ -188,3 +191,15 @@ def test_options_are_told_from_those_with_names_like_theirs():
         assert twins.opt.get(0, name) == value
         twins.step(3)
         assert twins.is_recorded()
+
+
+def test_functions_of_math_that_a_host_has_put_there_stay(monkeypatch):
+    def halved(x):
+        return x / 2
+
+    monkeypatch.setattr(math, "sqrt", halved)
+    twins = Twins("Counting")
+    twins.step(12)
+    assert math.sqrt is halved
+    monkeypatch.undo()
+    assert math.sqrt(16) == 4

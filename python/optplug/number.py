@@ -12,6 +12,9 @@ from typing import Any
 
 from optplug._optplug import lib
 
+#: Of integers up to here, and no more, doubles have all: 2**53 may be a larger one that is rounded.
+_LARGEST = 2**53 - 1
+
 
 @dataclass(frozen=True)
 class Scalar:
@@ -58,6 +61,7 @@ class Number:
         return not self._recording.compared(lib.SCALAR_EQUAL, self, 0)
 
     def __repr__(self) -> str:
+        self._recording.refuse("a text has a number in it")
         return repr(self._value)
 
     def __neg__(self) -> Number:
@@ -119,7 +123,7 @@ _arithmetic("mod", lib.SCALAR_MODULO)
 
 def is_double(value: object) -> bool:
     """Tell whether a value is a float, or an integer that a double has."""
-    return type(value) is float or (type(value) is int and abs(value) < 2**53)
+    return type(value) is float or (type(value) is int and abs(value) < _LARGEST + 1)
 
 
 def is_number(value: object) -> bool:
@@ -158,21 +162,26 @@ def _understood(compute: Callable[..., float], kind: int) -> Callable[..., Any]:
     return call
 
 
+_THAT_UNDERSTAND = {name: _understood(*each) for name, each in _MATH.items()}
+
+
 @contextlib.contextmanager
 def understood() -> Iterator[None]:
     """Let functions of Python's `math` take numbers that remember; to all others they are what they were."""
     global _understanding
     with _lock:
         _understanding += 1
-        for name, (compute, kind) in _MATH.items():
-            setattr(math, name, _understood(compute, kind))
+        for name, (compute, _) in _MATH.items():
+            if getattr(math, name) is compute:
+                setattr(math, name, _THAT_UNDERSTAND[name])
     try:
         yield
     finally:
         with _lock:
             _understanding -= 1
             for name, (compute, _) in _MATH.items() if not _understanding else ():
-                setattr(math, name, compute)
+                if getattr(math, name) is _THAT_UNDERSTAND[name]:  # and none of the host's own
+                    setattr(math, name, compute)
 
 
 class Computation:
@@ -196,6 +205,9 @@ class Computation:
         index = self.add(Scalar(kind, self.index(a), -1 if b is None else self.index(b)))
         if type(value) is int and kind not in (lib.SCALAR_ADD, lib.SCALAR_SUBTRACT):
             index = self.add(Scalar(lib.SCALAR_ADD, index, self.index(0)))  # which has no -0, as floats have
+        if type(value) is int:  # exact in Python, however large
+            self.expect(lib.SCALAR_LESS, index, self.index(_LARGEST), True)
+            self.expect(lib.SCALAR_LESS, self.index(-_LARGEST), index, True)
         return Number(self, value, index)
 
     def compared(self, kind: int, a: Any, b: Any) -> bool:

@@ -97,8 +97,7 @@ class Planner:
     def refresh(self) -> None:
         """Let the next step look at the hyperparameters anew."""
         self._calls = []
-        self.records.give()
-        if self.plan and not self.plan.refresh():
+        if self.plan and not (self.records.give() and self.plan.refresh()):
             self.plan = None
 
     def is_scalar(self, group: dict[str, Any], name: str, value: Any) -> bool:
@@ -114,20 +113,24 @@ class Planner:
     def step(self, optimizer: torch.optim.Optimizer, parameters: Parameters, scale: Scale) -> None:
         """Make a step that is not the first, by Python."""
         self.check_state(optimizer)
-        self._is_looked_at = self._may_record(parameters, scale) and self.records.begin(optimizer)
+        look = self.records.begin if self._may_record(parameters, scale) else self.records.watch
+        self._is_looked_at = look(optimizer)
         self._step(optimizer, parameters)
 
     def conclude(self, optimizer: torch.optim.Optimizer) -> None:
         """Look at what that step has made, when the host's arrays have it."""
         if self._is_looked_at and self.records.finish(optimizer):
-            self.plan = None  # it is to have these records, too
+            self.plan = None
 
     def step_closure(self, optimizer: torch.optim.Optimizer, closure: Callable[[], Any]) -> None:
         """Make a step with a function that computes loss and gradients."""
         if self.makes_plans and self._recipe.is_lbfgs:
             self.lbfgs.step(optimizer, closure)
-        else:
-            optimizer.step(closure)
+            return
+        is_watched = self.records.watch(optimizer)
+        optimizer.step(closure)
+        if is_watched and self.records.finish(optimizer):
+            self.plan = None
 
     def _may_record(self, parameters: Parameters, scale: Scale) -> bool:
         """Tell whether steps may run as records of what Python does."""
@@ -153,7 +156,8 @@ class Planner:
         """State the next step as a plan, after one by Python, where there is none yet."""
         if run.built is None or not run.stepped or not self.makes_plans:
             return
-        self.records.give()  # this step may have moved them
+        if not self.records.give():  # this step may have moved them
+            self.plan = None
         if self.plan is None:
             self.plan = self._state(run, run.built, parameters, scale)
             if self.plan:

@@ -20,7 +20,7 @@ from optplug.number import is_double
 from optplug.plans import Operation, Plan
 from optplug.recorder import Record, memory_of
 from optplug.rehearsal import OTHER_BITS, Case, Layout, NotRecordedError, Rehearsal, is_item
-from optplug.snapshot import Watch
+from optplug.snapshot import Watch, opaque
 from optplug.torch_private import has_hooks
 
 #: How many records one group may have; how often a step is looked at in all, times that it has to be proven.
@@ -77,41 +77,56 @@ class Records:
 
     def begin(self, optimizer: torch.optim.Optimizer) -> bool:
         """Look at the step that Python is about to make; True if `finish` is to be called after it."""
-        if self._waits or self._looks >= _MOST_LOOKS * self._proofs:
-            self._waits -= bool(self._waits)
-            return False
-        self._looks += 1
         self._new, self._copies = [], None
         try:
-            self._look(optimizer)
-            if self._new:
-                self._copies = Plan(list(self._operations(optimizer, copied=True)))
-                if not self._is_torchs:
-                    self._watch = Watch(optimizer, self._own(optimizer), self._changing(optimizer))
+            if self._waits or self._looks >= _MOST_LOOKS * self._proofs:
+                self._waits -= bool(self._waits)
+            else:
+                self._looks += 1
+                self._look(optimizer)
+                if self._new:
+                    self._copies = Plan(list(self._operations(optimizer, copied=True)))
         except Exception as error:
             self._give_up(
                 str(error) if isinstance(error, NotRecordedError) else f"{type(error).__name__}: {error}"
             )
-        return bool(self._new)
+        return self._begins_to_watch(optimizer) or bool(self._new)
+
+    def watch(self, optimizer: torch.optim.Optimizer) -> bool:
+        """Look only at what else a step by Python changes; True if `finish` is to be called after it."""
+        self._new, self._copies = [], None
+        return self._begins_to_watch(optimizer)
+
+    def _begins_to_watch(self, optimizer: torch.optim.Optimizer) -> bool:
+        """Watch a step of a class that may change by what others go, which records do not see."""
+        self._watch = None
+        if self._is_torchs or not (self._new or any(kind.records for kind in self._kinds.values())):
+            return False
+        try:
+            self._watch = Watch(optimizer, self._own(optimizer), self._changing(optimizer))
+        except Exception as error:
+            self._end(f"{type(error).__name__}: {error}")
+        return True
 
     def finish(self, optimizer: torch.optim.Optimizer) -> bool:
-        """Compare the step that was made with C's on copies; True if there are new records by that."""
+        """Compare the step that was made with C's on copies; True if the next one is to be stated anew."""
         try:
             reason = self._watch.found(optimizer) if self._watch else ""
-            if not reason and not self._is_same(optimizer):
+            if not reason and self._new and not self._is_same(optimizer):
                 reason = OTHER_BITS
         except (Exception, KeyboardInterrupt) as error:  # the step is made all the same
             reason = f"{type(error).__name__}: {error}"
         self._watch = None
         if reason:
-            self._give_up(reason)
-            return False
+            self._end(reason)
+            return not self._is_torchs
         new, self._new = self._new, []
         for kind, record in new:
             kind.proofs[record] = kind.proofs.get(record, 0) + 1
             if kind.proofs[record] >= self._proofs:
                 kind.records.append(record)
-        return any(record in kind.records for kind, record in new)
+        # A step of such a class may have changed options.
+        return not self._is_torchs or any(record in kind.records for kind, record in new)
 
     def _is_same(self, optimizer: torch.optim.Optimizer) -> bool:
         copies, self._copies = self._copies, None
@@ -131,6 +146,12 @@ class Records:
         self.reason, self._new, self._copies = reason, [], None
         self._looks = _MOST_LOOKS * self._proofs
 
+    def _end(self, reason: str) -> None:
+        """Keep to none of a class outside torch, whose steps may go by what is other than it was."""
+        self._give_up(reason)
+        if not self._is_torchs:
+            self._kinds, self._moving = {}, []
+
     def operations(self, optimizer: torch.optim.Optimizer) -> list[Operation]:
         """State the next step; nothing where there are no records for all of it."""
         if not self._kinds or any(not kind.records for kind in self._kinds.values()):
@@ -146,10 +167,14 @@ class Records:
         for container, key, memory in self._moving:
             container[key] = type(container[key])(memory.item())
 
-    def give(self) -> None:
-        """Give C the numbers as Python has them."""
+    def give(self) -> bool:
+        """Give C the numbers as Python has them; False if they are such as its plan does not take."""
         for container, key, memory in self._moving:
-            memory.fill_(container[key])
+            number = container.get(key)
+            if number is None or not is_double(number) or memory_of(number).dtype != memory.dtype:
+                return False
+            memory.fill_(number)
+        return True
 
     def _holds(self, optimizer: torch.optim.Optimizer) -> bool:
         """Tell whether the records are still of this optimizer as it is."""
@@ -158,13 +183,21 @@ class Records:
         except NotRecordedError:
             return False
         groups = optimizer.param_groups
-        return all(plans.fixed(groups[kind.group]) == kind.fixed for kind in self._kinds.values())
+        return all(plans.fixed(groups[kind.group]) == kind.fixed for kind in self._kinds.values()) and all(
+            is_double(number := place.container(optimizer, groups[kind.group], p).get(place.key))
+            and type(number) is place.kind
+            for kind in self._kinds.values()
+            for p in kind.parameters
+            for place in (kind.like.places if kind.like else ())
+        )
 
     # ---- looking ----
 
     def _look(self, optimizer: torch.optim.Optimizer) -> None:
         """Record the steps of parameters that no record is known to serve."""
         self._check(optimizer)
+        if not self._is_torchs and (kind_of_it := opaque(optimizer)):
+            raise NotRecordedError(f"it holds a {kind_of_it}, which may change unseen")
         if not self._holds(optimizer):
             self._kinds = {}
         for i, group in enumerate(optimizer.param_groups):
@@ -282,6 +315,8 @@ class Records:
                 grad = p.grad
                 if grad is None or grad.layout != torch.strided:
                     raise NotRecordedError("a gradient is sparse")
+                if not self._is_torchs and vars(p):
+                    raise NotRecordedError("a parameter has attributes")
                 if p.dim() == 0:
                     raise NotRecordedError("a parameter has no dimension")
                 if any(t.shape != p.shape or t.dtype != p.dtype for t in _arrays(optimizer, p).values()):

@@ -10,7 +10,8 @@ import operator
 import random
 from collections import deque
 from collections.abc import Collection, Iterable, Iterator
-from types import NoneType
+from enum import Enum
+from types import FunctionType, ModuleType, NoneType
 from typing import Any
 
 import numpy as np
@@ -21,6 +22,8 @@ from optplug.torch_private import foreach_copy_, grad_mode
 
 # What leads nowhere, as most values do: asked first.
 _ENDS = frozenset({NoneType, bool, int, float, complex, str, bytes, torch.dtype, torch.device, torch.Size})
+# What does not change.
+_CONSTANT = (type, ModuleType, np.generic, Enum, range)
 #: What torch's own attributes for hooks begin with.
 HOOKS = "_optimizer_"
 
@@ -76,6 +79,35 @@ def package_of(value: Any) -> str:
     return type(value).__module__.partition(".")[0]
 
 
+def opaque(optimizer: torch.optim.Optimizer) -> str:
+    """Name the type of something that an optimizer holds and that may change unseen; "" if nothing may."""
+    package = package_of(optimizer)
+    for container in holdings(optimizer)[0]:
+        found = list(container.values()) if isinstance(container, dict) else list(container)
+        if container is vars(optimizer):  # but for the step, which torch's schedulers replace
+            found = [v for k, v in container.items() if k != "step" and not k.startswith(HOOKS)]
+        while found:
+            value = found.pop()
+            if isinstance(value, tuple):
+                found += value
+            elif not _is_seen_through(value, package):
+                return type(value).__name__
+    return ""
+
+
+def _is_seen_through(value: Any, package: str) -> bool:
+    """Tell whether `Watch` sees if a value changes, or it never does."""
+    kind = type(value)
+    if kind in _ENDS or isinstance(value, (Tensor, *_CONSTANT)):
+        return True
+    if isinstance(value, FunctionType):
+        return not (value.__closure__ or value.__defaults__ or value.__kwdefaults__ or vars(value))
+    if isinstance(value, dict | list | set | deque):
+        return not getattr(value, "__dict__", None)
+    has_slots = any(vars(each).get("__slots__") for each in kind.__mro__)
+    return hasattr(value, "__dict__") and is_its_own(value, package) and not has_slots
+
+
 @contextlib.contextmanager
 def random_numbers_kept() -> Iterator[None]:
     """Let what draws random numbers of torch's, Python's or numpy's leave the next ones as they would be."""
@@ -101,7 +133,9 @@ class Watch:
     ) -> None:
         ids, self._changing = {id(t) for t in known}, changing
         containers, tensors = holdings(optimizer)
+        containers += [vars(t) for t in tensors]
         self._containers = [(c, c.copy()) for c in containers]
+        self._count = len(containers) - len(tensors)
         self._tensors = [(t, t.clone()) for t in tensors if id(t) not in ids]
         self._random = _random_states()
 
@@ -109,7 +143,7 @@ class Watch:
         """Say what a step has changed; "" if nothing."""
         if not all(map(_is_alike, self._random, _random_states())):
             return "a step draws random numbers"
-        if len(holdings(optimizer)[0]) != len(self._containers):
+        if len(holdings(optimizer)[0]) != self._count:
             return "a step changes what the optimizer holds"
         for container, before in self._containers:
             if not self._is_as_before(container, before):
