@@ -67,7 +67,7 @@ class OfItsOwn(Each):
 
     def move(self, p, grad, state, group):
         state["step"] = state.get("step", 0) + 1
-        state["average"].lerp_(grad, weight=1 / (1 + state["step"]))
+        state["average"].lerp_(end=grad, weight=1 / (1 + state["step"]))
         p.sub_(state["average"].square().sqrt(), alpha=group["largest"] / (1 + group["weight"]))
 
 

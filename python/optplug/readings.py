@@ -96,7 +96,7 @@ READ: dict[str, _Read] = {
     "__truediv__": _binary("div"),
     "eq": lambda a, v: ("eq", [a], [v]),
     "gt": lambda a, v: ("gt", [a], [v]),
-    "lerp": lambda a, b, weight: ("lerp", [a, b], [weight]),
+    "lerp": lambda a, end, weight: ("lerp", [a, end], [weight]),
     "lt": lambda a, v: ("lt", [a], [v]),
     "maximum": lambda a, b: ("maximum", [a, b], []),
     "minimum": lambda a, b: ("minimum", [a, b], []),
