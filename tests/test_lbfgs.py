@@ -266,6 +266,7 @@ for search in ("", ", line_search_fn='strong_wolfe'"):
         ("for i in range(num_old - 1, -1, -1):", "for i in range(num_old):", False),
         ("q = flat_grad.neg()", "q = flat_grad.negative()", False),
         ("d = r = torch.mul(q, H_diag)", "d = r = torch.mul(H_diag, q)", False),
+        ("d2 = d2_square.sqrt()", "d2 = d2_square.sqrt() * 2", False),
     ],
 )
 def test_a_torch_that_steps_in_another_way_is_followed_and_only_one_that_is_known_on_rows(old, new, is_known):

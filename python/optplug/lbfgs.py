@@ -40,6 +40,8 @@ _LISTS = ("old_dirs", "old_stps", "ro")
 #: What parameters and line searches a step has been repeated for in this process.
 _proven: set[object] = set()
 _MOST_PROVEN = 1000
+#: Of each dtype, whether our cubic has torch's bits.
+_interpolating: dict[torch.dtype, bool] = {}
 
 
 class Steps:
@@ -167,7 +169,12 @@ def _repeat(
         return loss
 
     rows = _Rows(copies)
-    if not rows.kind.can() or rows.step(other, closure) is not first or next(left, None):
+    if (
+        not rows.kind.can()
+        or not _interpolates(rows.kind)
+        or rows.step(other, closure) is not first
+        or next(left, None)
+    ):
         return False
     parameters, made = _parts(optimizer)
     return _are_same(parameters, copies) and _is_same_state(made, state)
@@ -383,3 +390,37 @@ def _interpolated(x1: Any, f1: Any, g1: Any, x2: Any, f2: Any, g2: Any, bounds: 
     else:
         place = x1 - (x1 - x2) * ((g1 + d2 - d1) / (g1 - g2 + 2 * d2))
     return min(max(place, low), high)
+
+
+def _interpolates(kind: Kind) -> bool:
+    """Tell whether that has torch's bits, which a step that is repeated may not show: few interpolate."""
+    if kind.dtype not in _interpolating:
+        search = bare_step(torch.optim.LBFGS).__globals__[LINE_SEARCH]
+        torchs = search.__globals__[INTERPOLATION]
+        generator = torch.Generator().manual_seed(0)
+        _interpolating[kind.dtype] = all(
+            _interpolates_one(kind, torchs, torch.randn(6, generator=generator).tolist(), case)
+            for _ in range(25)
+            for case in range(8)
+        )
+    return _interpolating[kind.dtype]
+
+
+def _interpolates_one(kind: Kind, torchs: Callable[..., Any], drawn: list[float], case: int) -> bool:
+    """Compare both for numbers or scalars as places, between bounds or not, the first place 0 or not."""
+    are_scalars, has_bounds, is_first = case & 1, case & 2, case & 4
+
+    def tensor(value: float) -> Tensor:
+        return torch.tensor(value, dtype=kind.dtype)
+
+    x1, f1, g1, x2, f2, g2 = drawn
+    places = [tensor(x) if are_scalars else x for x in (x1, x2)]
+    if is_first:
+        places[0] = 0
+    bounds = {"bounds": tuple(sorted(places))} if has_bounds else {}
+    theirs = torchs(places[0], f1, tensor(g1), places[1], f2, tensor(g2), **bounds)
+    x1, x2 = map(kind.scalar, places)
+    bounds = {name: tuple(map(kind.scalar, pair)) for name, pair in bounds.items()}
+    ours = _interpolated(x1, f1, kind.scalar(tensor(g1)), x2, f2, kind.scalar(tensor(g2)), **bounds)
+    is_alike = type(kind.scalar(theirs)) is type(ours)
+    return is_alike and (float(theirs) == ours or (theirs != theirs and ours != ours))
