@@ -47,7 +47,7 @@ static const char import_bridge_code[] =
     "        note_import(name)\n"
     "try:\n"
     "    if ours:\n"
-    "        gc.disable()\n" /* which would look at a million objects, of which none is garbage */
+    "        gc.disable()\n" /* which would look at every object again and again, of which none is garbage */
     "        sys.meta_path.insert(0, Watch)\n"
     "    if privileged:\n"
     "        os.environ = {}\n" /* as Python sees it: neither torch nor we then do what a caller wants */

@@ -43,9 +43,8 @@ static optplug_tensor *tensor(const struct records *records, int list, int param
     return lists_tensor(&records->lists, list, parameter);
 }
 
-const optplug_tensor *records_list(const struct records *records, int list, int *length)
+const optplug_tensor *records_list(const struct records *records, int list)
 {
-    *length = records->lists.length;
     return tensor(records, list, 0);
 }
 

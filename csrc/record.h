@@ -19,7 +19,7 @@ int records_prepare(struct records *records, const double *options);
 void records_run(const struct records *records);
 
 /* Return the tensors of a list. */
-const optplug_tensor *records_list(const struct records *records, int list, int *length);
+const optplug_tensor *records_list(const struct records *records, int list);
 
 /* Tell whether the values of a list's tensors, part by part, are such as `holds` tells of n of them. */
 int records_all(const struct records *records, int list,

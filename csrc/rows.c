@@ -40,9 +40,9 @@ double rows_dot(int bytes, int64_t n, const void *a, const void *b)
     return bytes == 4 ? in32(&count, a, &step, b, &step) : in64(&count, a, &step, b, &step);
 }
 
-#define LARGEST(TYPE)                                                                                        \
+#define LARGEST(NAME, TYPE)                                                                                  \
+    static TYPE NAME(int64_t n, const TYPE *a)                                                               \
     {                                                                                                        \
-        const TYPE *a = a_;                                                                                  \
         TYPE most = 0;                                                                                       \
         int has_nan = 0;                                                                                     \
         for (int64_t i = 0; i < n; i++) {                                                                    \
@@ -53,10 +53,10 @@ double rows_dot(int bytes, int64_t n, const void *a, const void *b)
         return has_nan ? (TYPE)NAN : most;                                                                   \
     }
 
-static float largest32(int64_t n, const void *a_)
-    LARGEST(float) static double largest64(int64_t n, const void *a_) LARGEST(double)
+LARGEST(largest32, float)
+LARGEST(largest64, double)
 
-        double rows_largest(int bytes, int64_t n, const void *a)
+double rows_largest(int bytes, int64_t n, const void *a)
 {
     return bytes == 4 ? largest32(n, a) : largest64(n, a);
 }

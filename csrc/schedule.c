@@ -31,8 +31,7 @@ struct schedule *schedule_make(const optplug_schedulers *stated, double *const *
     }
     schedule->count = stated->count;
     for (int i = 0; i < stated->count; i++) {
-        int length;
-        const optplug_tensor *number = records_list(schedule->records, stated->lists[i], &length);
+        const optplug_tensor *number = records_list(schedule->records, stated->lists[i]);
         schedule->moved[i] = (struct moved){number->data, scalars[stated->places[i]]};
     }
     return schedule;

@@ -141,7 +141,7 @@ class Watch:
 
     def found(self, optimizer: torch.optim.Optimizer) -> str:
         """Say what a step has changed; "" if nothing."""
-        if not all(map(_is_alike, self._random, _random_states())):
+        if self._random != _random_states():
             return "a step draws random numbers"
         if len(holdings(optimizer)[0]) != self._count:
             return "a step changes what the optimizer holds"
@@ -170,8 +170,7 @@ def _is_alike(value: Any, before: Any) -> bool:
 
 def _random_states() -> tuple[Any, ...]:
     _, keys, *rest = np.random.get_state()
-    of_numpy = str((np.asarray(keys).tobytes(), rest))
-    return bytes(torch.get_rng_state().numpy()), str(random.getstate()), of_numpy
+    return torch.get_rng_state().numpy().tobytes(), random.getstate(), np.asarray(keys).tobytes(), rest
 
 
 class Snapshot:
