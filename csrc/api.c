@@ -17,11 +17,11 @@
 API(create)
 int opt_create(const char *spec)
 {
-    if (!spec)
-        return fail(OPT_EINVAL, "spec must not be NULL");
     struct call call;
-    int opt = call_begin_new(&call);
+    int opt = spec ? call_begin_new(&call) : fail(OPT_EINVAL, "spec must not be NULL");
     int status = opt < 0 ? opt : call_end_new(&call, runtime.python->create(opt, spec));
+    if (status < 0)
+        error_keep();
     return status < 0 ? status : opt;
 }
 

@@ -9,6 +9,7 @@
 static _Thread_local char message[1024];
 static _Thread_local char traceback[8192];
 static _Thread_local int last_status;
+static _Thread_local char creation[sizeof message];
 static _Thread_local char warnings[4096];
 static _Thread_local char taken_warnings[sizeof warnings];
 
@@ -74,6 +75,9 @@ void error_record(int status, const char *text, const char *trace)
 const char *error_message(void) { return message; }
 int error_status(void) { return last_status; }
 const char *error_traceback(void) { return traceback; }
+
+void error_keep(void) { strcpy(creation, message); }
+const char *error_kept(void) { return creation; }
 
 void warning_add(const char *line)
 {

@@ -15,6 +15,10 @@ const char *error_message(void);
 int error_status(void);
 const char *error_traceback(void);
 
+/* Keep the last message as that of a failed creation, for whoever uses the status as a handle; "" if none. */
+void error_keep(void);
+const char *error_kept(void);
+
 /* Keep a warning until warning_take returns it with the others, a line each. */
 void warning_add(const char *line);
 const char *warning_take(void);

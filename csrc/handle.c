@@ -110,6 +110,8 @@ int handle_lock(int handle, enum handle_use use, struct slot **locked)
         pthread_mutex_unlock(&slot->lock);
     if (live)
         return fail(OPT_ESTATE, "opt=%d is in the middle of a step that has called this function", handle);
+    if (handle < 0 && error_kept()[0])
+        return fail(OPT_EHANDLE, "opt=%d is not an optimizer: opt_create failed: %s", handle, error_kept());
     return fail(OPT_EHANDLE,
                 "opt=%d is not an optimizer: opt_create did not return it, or opt_free has freed it", handle);
 }

@@ -163,6 +163,8 @@ class Optimizer
     /* The factor of an epoch, for a parameter group; or what scale_fn makes of x. */
     using ScheduleFunction = std::function<double(double epoch, int group)>;
 
+    /* None yet: for a member, which is assigned later.  Until then every call throws. */
+    Optimizer() = default;
     explicit Optimizer(const std::string &spec) : handle_(check(optplug_create(spec.c_str()))) {}
     Optimizer(Optimizer &&other) noexcept
         : handle_(std::exchange(other.handle_, 0)), functions_(std::move(other.functions_))
@@ -180,8 +182,9 @@ class Optimizer
             optplug_free(handle_);
     }
 
-    /* For what is not here; 0 once the optimizer was moved from. */
+    /* For what is not here; 0 before there is an optimizer, and once it was moved from. */
     int handle() const noexcept { return handle_; }
+    explicit operator bool() const noexcept { return handle_ != 0; }
 
     /* Vectors, arrays, spans: variables that have data() and size(), and stay where they are.  And Eigen's
      * matrices, maps and blocks, which PyTorch sees as one long vector where data and grad lie without gaps
@@ -355,7 +358,12 @@ class Optimizer
     {
         check_functions(optplug_load_memory(handle_, bytes.data(), static_cast<std::int64_t>(bytes.size())));
     }
-    std::string describe() const { return check_text(optplug_describe(handle_ ? handle_ : -1)); }
+    std::string describe() const
+    {
+        if (!handle_) /* to C, that is the library */
+            throw Error(OPTPLUG_EHANDLE, "opt=0 is not an optimizer: it was not created, or was moved from");
+        return check_text(optplug_describe(handle_));
+    }
 
   private:
     template <class Function> struct Call {
@@ -382,7 +390,7 @@ class Optimizer
         check(status);
     }
 
-    int handle_;
+    int handle_ = 0;
     std::list<Call<ScheduleFunction>> functions_; /* a list: they stay where they are */
 };
 

@@ -266,6 +266,21 @@ static void a_text_that_is_not_there_throws_its_status()
     CHECK_THROWS(OPT_EHANDLE, "is not an optimizer", opt.describe());
 }
 
+static void a_member_is_created_later()
+{
+    struct {
+        Optimizer opt;
+    } model;
+    double w[] = {0}, dw[] = {1};
+    CHECK(!model.opt && model.opt.handle() == 0);
+    CHECK_THROWS(OPT_EHANDLE, "opt=0 is not an optimizer", model.opt.step());
+    CHECK_THROWS(OPT_EHANDLE, "opt=0 is not an optimizer", model.opt.describe());
+    model.opt = Optimizer("SGD(lr=1)");
+    model.opt.bind("w", w, dw, 1);
+    model.opt.step();
+    CHECK(model.opt && w[0] == -1);
+}
+
 static void a_function_is_told_what_is_done()
 {
     std::vector<std::string> lines;
@@ -320,6 +335,7 @@ static void an_exception_out_of_a_bare_closure_is_told()
 int main()
 {
     a_text_that_is_not_there_throws_its_status(); /* first, since it is about the start */
+    a_member_is_created_later();
     a_function_is_told_what_is_done();
     what_has_data_and_size_is_bound();
     arrays_may_come_with_each_step();

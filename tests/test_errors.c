@@ -241,6 +241,19 @@ static void no_memory_for_a_while(const char *schedule)
 }
 #endif
 
+/* A host that does not look at what opt_create returns learns what was wrong all the same. */
+static void a_status_as_a_handle(void)
+{
+    int opt = opt_create("Adm(lr=0.1)");
+    for (int i = 0; i < 2; i++) {
+        CHECK_FAILS(OPT_EHANDLE, "opt=-1 is not an optimizer: opt_create failed: spec 'Adm(lr=0.1)': no",
+                    opt_bind(opt, "w", "float64", 2, w, dw));
+        CHECK_FAILS(OPT_EHANDLE, "did you mean Adam", opt_step(opt));
+    }
+    opt = opt_create(NULL);
+    CHECK_FAILS(OPT_EHANDLE, "opt_create failed: spec must not be NULL", opt_step(opt));
+}
+
 static void bad_handles(int opt)
 {
     const int made_up[] = {0, 1, -1, INT_MIN, INT_MAX, opt + 1, opt + (1 << 16), opt ^ (1 << 30)};
@@ -282,6 +295,7 @@ int main(void)
     for (int i = 0; i < 2 && !CHECK_SANITIZED; i++)
         no_memory_for_a_while(i ? "StepLR(1)" : NULL);
 #endif
+    a_status_as_a_handle();
     bad_handles(opt);
     check_was_quiet(quiet);
     return 0;

@@ -19,6 +19,7 @@ contains
     call sections_are_wrapped_by_their_strides()
     call what_cannot_be_wrapped_is_refused()
     call arrays_may_come_with_each_step()
+    call a_layer_that_is_pure_steps()
     call closures_see_their_host_and_a_context()
     call reverse_communication_makes_the_same_step()
     call sparse_rows_are_columns()
@@ -215,6 +216,45 @@ contains
     call check(stat == opt_estate .and. index(message, "opt_step_f64") > 0, message)
     call opt%bind("c", "float64", [1, 1, 1, 1, 1, 1, 1, 1], stat, message)
     call check(stat == opt_einval .and. index(message, "7 is the most") > 0, message)
+  end subroutine
+
+  !> Layers of networks are trained in pure procedures, and copied before they have an optimizer.
+  subroutine a_layer_that_is_pure_steps()
+    type :: layer
+      type(optimizer) :: opt
+      real(real64) :: w(2) = 1
+    end type
+    type(layer) :: layers(2), copy
+    character(200) :: message
+    integer :: i, stat
+
+    copy = layers(1)
+    layers(2) = copy
+    call check(.not. layers(2)%opt%created(), "nothing is created")
+    do i = 1, 2
+      call layers(i)%opt%create("SGD(lr=0.5, momentum=0.5)")
+      call layers(i)%opt%bind("w", "float64", [2])
+      call check(layers(i)%opt%created(), "it is created")
+    end do
+    do i = 1, 100
+      call train(layers, stat, message)
+    end do
+    call check(all(abs(layers(1)%w - [-98, -197]) < 1d-9) .and. all(layers(2)%w == layers(1)%w), message)
+    call layers(2)%opt%free()
+    call train(layers, stat, message)
+    call check(stat == opt_ehandle .and. index(message, "opt=0 is not an optimizer") == 1, message)
+    call check(layers(2)%w(1) /= layers(1)%w(1) .and. .not. layers(2)%opt%created(), "one was stepped")
+  contains
+    pure subroutine train(these, stat, message)
+      type(layer), intent(inout) :: these(:)
+      integer, intent(out) :: stat
+      character(*), intent(inout) :: message
+      integer :: k
+
+      do k = 1, size(these)
+        call these(k)%opt%step(these(k)%w, [1d0, 2d0], stat, message)
+      end do
+    end subroutine
   end subroutine
 
   subroutine lbfgs_steps_a_matrix_that_is_bound_flat()

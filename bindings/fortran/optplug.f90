@@ -93,14 +93,19 @@ module optplug
     logical :: comes_later = .false., flat = .false.
   end type
 
+  !> Marks what has been initialized: gfortran also ends temporaries that have not.
+  integer(int64), parameter :: made = 7308332045910732149_int64
+
   !> One optimizer of torch.optim.
   type :: optimizer
     private
     integer(c_int) :: handle = 0
     type(callback), pointer :: schedules => null()
-    type(parameter), allocatable :: parameters(:)
+    type(parameter), pointer :: parameters(:) => null()
+    integer(int64) :: mark = made
   contains
     procedure :: create
+    procedure :: created
     procedure, private :: bind_real32, bind_real64, bind_complex32, bind_complex64, bind_shape
     generic :: bind => bind_real32, bind_real64, bind_complex32, bind_complex64, bind_shape
     procedure, private :: scalar_real32, scalar_real64, scalar_complex32, scalar_complex64
@@ -227,7 +232,7 @@ module optplug
       real(c_double), value :: metric
     end function
 
-    type(c_ptr) function c_error() bind(c, name="optplug_error")
+    pure type(c_ptr) function c_error() bind(c, name="optplug_error")
       import :: c_ptr
     end function
 
@@ -252,19 +257,21 @@ module optplug
       type(c_ptr), value :: data, grad
     end function
 
-    integer(c_int) function c_step_f64(opt, data, grad) bind(c, name="optplug_step_f64")
+    pure subroutine lent_step_f64(opt, data, grad, status) bind(c, name="optplug_fortran_step_f64")
       import :: c_double, c_int
       integer(c_int), value :: opt
       real(c_double), intent(inout) :: data(*)
       real(c_double), intent(in) :: grad(*)
-    end function
+      integer(c_int), intent(out) :: status
+    end subroutine
 
-    integer(c_int) function c_step_f32(opt, data, grad) bind(c, name="optplug_step_f32")
+    pure subroutine lent_step_f32(opt, data, grad, status) bind(c, name="optplug_fortran_step_f32")
       import :: c_float, c_int
       integer(c_int), value :: opt
       real(c_float), intent(inout) :: data(*)
       real(c_float), intent(in) :: grad(*)
-    end function
+      integer(c_int), intent(out) :: status
+    end subroutine
 
     integer(c_int) function c_bind_sparse(opt, name, dtype, rows, columns, data, capacity, count, indices, &
       grad_rows) bind(c, name="optplug_bind_sparse")
@@ -409,6 +416,13 @@ module optplug
       import :: c_ptr
     end function
 
+    pure subroutine c_memcpy(to, from, n) bind(c, name="memcpy")
+      import :: c_char, c_ptr, c_size_t
+      character(kind=c_char), intent(inout) :: to(*)
+      type(c_ptr), value :: from
+      integer(c_size_t), value :: n
+    end subroutine
+
     pure integer(c_size_t) function c_strlen(text) bind(c, name="strlen")
       import :: c_ptr, c_size_t
       type(c_ptr), intent(in), value :: text
@@ -426,17 +440,25 @@ contains
     character(*), intent(inout), optional :: errmsg
     integer(c_int) :: status
 
-    if (self%handle /= 0) then
+    if (self%created()) then
       call settle(int(opt_estate, c_int), stat, errmsg, "this optimizer is created already: free it before")
       return
     end if
     status = c_create(trim(spec) // c_null_char)
     if (status > 0) then
       self%handle = status
+      self%mark = made
       allocate (self%parameters(0))
     end if
     call settle(status, stat, errmsg)
   end subroutine
+
+  !> Whether there is an optimizer: create has succeeded, and free was not called since.
+  pure logical function created(self)
+    class(optimizer), intent(in) :: self
+
+    created = self%handle /= 0 .and. self%mark == made
+  end function
 
   !> Lend the optimizer one parameter, an array of rank 1 to 7, and the array its gradient arrives in.
   !>
@@ -686,14 +708,15 @@ contains
   end subroutine
 
   !> Make one step with arrays that are lent for this call alone, and copied: they hold every parameter that
-  !> was bound by its shape, one after the other.
-  subroutine step_real32(self, data, grad, stat, errmsg)
+  !> was bound by its shape, one after the other.  It is pure, for layers that step within pure procedures.
+  pure subroutine step_real32(self, data, grad, stat, errmsg)
     class(optimizer), intent(inout) :: self
     real(real32), intent(inout) :: data(:)
     real(real32), intent(in) :: grad(:)
     integer, intent(out), optional :: stat
     character(*), intent(inout), optional :: errmsg
     character(:), allocatable :: mistake
+    integer(c_int) :: status
 
     mistake = wrong_size(self, "data", size(data, kind=int64))
     if (mistake == "") mistake = wrong_size(self, "grad", size(grad, kind=int64))
@@ -701,16 +724,18 @@ contains
       call settle(int(opt_einval, c_int), stat, errmsg, mistake)
       return
     end if
-    call settle(c_step_f32(self%handle, data, grad), stat, errmsg)
+    call lent_step_f32(self%handle, data, grad, status)
+    call settle(status, stat, errmsg)
   end subroutine
 
-  subroutine step_real64(self, data, grad, stat, errmsg)
+  pure subroutine step_real64(self, data, grad, stat, errmsg)
     class(optimizer), intent(inout) :: self
     real(real64), intent(inout) :: data(:)
     real(real64), intent(in) :: grad(:)
     integer, intent(out), optional :: stat
     character(*), intent(inout), optional :: errmsg
     character(:), allocatable :: mistake
+    integer(c_int) :: status
 
     mistake = wrong_size(self, "data", size(data, kind=int64))
     if (mistake == "") mistake = wrong_size(self, "grad", size(grad, kind=int64))
@@ -718,7 +743,8 @@ contains
       call settle(int(opt_einval, c_int), stat, errmsg, mistake)
       return
     end if
-    call settle(c_step_f64(self%handle, data, grad), stat, errmsg)
+    call lent_step_f64(self%handle, data, grad, status)
+    call settle(status, stat, errmsg)
   end subroutine
 
   !> End an optimizer and release its state.  The bound arrays are left as they are.
@@ -1383,7 +1409,7 @@ contains
   end function
 
   !> This thread's last error of the library's.
-  function opt_error() result(text)
+  pure function opt_error() result(text)
     character(:), allocatable :: text
 
     text = text_of(c_error())
@@ -1406,7 +1432,7 @@ contains
   ! ---- what they have in common ----
 
   !> Tell the caller how a call went, as ALLOCATE does; of a failure of our own, with our own words.
-  subroutine settle(status, stat, errmsg, message)
+  pure subroutine settle(status, stat, errmsg, message)
     integer(c_int), intent(in) :: status
     integer, intent(out), optional :: stat
     character(*), intent(inout), optional :: errmsg
@@ -1424,22 +1450,17 @@ contains
     if (.not. present(stat)) error stop "optplug: " // text
   end subroutine
 
-  function text_of(lines) result(text)
+  pure function text_of(lines) result(text)
     type(c_ptr), intent(in) :: lines
     character(:), allocatable :: text
-    character(kind=c_char), pointer :: characters(:)
-    integer :: i
 
     text = ""
     if (.not. c_associated(lines)) return
-    call c_f_pointer(lines, characters, [c_strlen(lines)])
-    text = repeat(" ", size(characters))
-    do i = 1, size(characters)
-      text(i:i) = characters(i)
-    end do
+    text = repeat(" ", c_strlen(lines))
+    call c_memcpy(text, lines, len(text, c_size_t))
   end function
 
-  function shown(shape) result(text)
+  pure function shown(shape) result(text)
     integer(int64), intent(in) :: shape(:)
     character(:), allocatable :: text
     character(20) :: number
@@ -1652,7 +1673,7 @@ contains
     character(*), intent(in) :: name
 
     found = 0
-    if (.not. allocated(self%parameters)) return
+    if (.not. associated(self%parameters)) return
     do found = size(self%parameters), 1, -1
       if (self%parameters(found)%name == name) return
     end do
@@ -1661,18 +1682,24 @@ contains
   subroutine note(self, new)
     class(optimizer), intent(inout) :: self
     type(parameter), intent(in) :: new
-    integer :: i
+    type(parameter), pointer :: longer(:)
+    integer :: i, n
 
     i = found(self, new%name)
     if (i > 0) then
       self%parameters(i) = new
     else
-      self%parameters = [self%parameters, new]
+      n = size(self%parameters)
+      allocate (longer(n + 1))
+      longer(:n) = self%parameters
+      longer(n + 1) = new
+      deallocate (self%parameters)
+      self%parameters => longer
     end if
   end subroutine
 
   !> What is wrong with the size of an array that is to hold all parameters bound by their shape; "" for nothing.
-  function wrong_size(self, name, n) result(mistake)
+  pure function wrong_size(self, name, n) result(mistake)
     class(optimizer), intent(in) :: self
     character(*), intent(in) :: name
     integer(int64), intent(in) :: n
@@ -1682,7 +1709,7 @@ contains
 
     mistake = ""
     wanted = 0
-    if (.not. allocated(self%parameters)) return
+    if (.not. associated(self%parameters)) return
     do i = 1, size(self%parameters)
       if (self%parameters(i)%comes_later) wanted = wanted + product(self%parameters(i)%shape)
     end do
@@ -1695,7 +1722,7 @@ contains
 
     self%handle = 0
     call forget_schedules(self)
-    if (allocated(self%parameters)) deallocate (self%parameters)
+    if (associated(self%parameters)) deallocate (self%parameters)
   end subroutine
 
   subroutine forget_schedules(self)
@@ -1713,15 +1740,61 @@ contains
     type(optimizer), intent(inout) :: self
     integer(c_int) :: ignored
 
+    if (self%mark /= made) return
     if (self%handle /= 0) ignored = c_free(self%handle)
     call forget(self)
+    self%mark = 0
   end subroutine
 
   subroutine refuse_copy(left, right)
     class(optimizer), intent(inout) :: left
     class(optimizer), intent(in) :: right
 
+    if (.not. created(right) .and. .not. created(left)) then
+      left%handle = 0
+      nullify (left%schedules, left%parameters)
+      left%mark = made
+      return
+    end if
     error stop "optplug: optimizer " // shown([int(right%handle, int64)]) // " cannot be copied to " // &
       shown([int(left%handle, int64)]) // ": it owns its state; pass it on, or point to it"
   end subroutine
 end module
+
+! What a compiler may not see is behind the pure procedures of optimizer%step: they change what lies in C.
+subroutine optplug_fortran_step_f32(opt, data, grad, status) bind(c, name="optplug_fortran_step_f32")
+  use, intrinsic :: iso_c_binding, only: c_double, c_float, c_int
+  implicit none
+  integer(c_int), value :: opt
+  real(c_float), intent(inout) :: data(*)
+  real(c_float), intent(in) :: grad(*)
+  integer(c_int), intent(out) :: status
+  interface
+    integer(c_int) function c_step(opt, data, grad) bind(c, name="optplug_step_f32")
+      import :: c_double, c_float, c_int
+      integer(c_int), value :: opt
+      real(c_float), intent(inout) :: data(*)
+      real(c_float), intent(in) :: grad(*)
+    end function
+  end interface
+
+  status = c_step(opt, data, grad)
+end subroutine
+subroutine optplug_fortran_step_f64(opt, data, grad, status) bind(c, name="optplug_fortran_step_f64")
+  use, intrinsic :: iso_c_binding, only: c_double, c_float, c_int
+  implicit none
+  integer(c_int), value :: opt
+  real(c_double), intent(inout) :: data(*)
+  real(c_double), intent(in) :: grad(*)
+  integer(c_int), intent(out) :: status
+  interface
+    integer(c_int) function c_step(opt, data, grad) bind(c, name="optplug_step_f64")
+      import :: c_double, c_float, c_int
+      integer(c_int), value :: opt
+      real(c_double), intent(inout) :: data(*)
+      real(c_double), intent(in) :: grad(*)
+    end function
+  end interface
+
+  status = c_step(opt, data, grad)
+end subroutine
