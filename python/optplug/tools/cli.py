@@ -1,4 +1,4 @@
-"""The command line: ``python -m optplug COMMAND``.  A command imports what it needs when it runs."""
+"""The command line, ``optplug`` or ``python -m optplug``.  A command imports what it needs when it runs."""
 
 import argparse
 import os
@@ -39,6 +39,18 @@ def _parser() -> argparse.ArgumentParser:
     config.add_argument("--matlab", action="store_true", help="the folder for MATLAB's path")
     config.add_argument("--octave", action="store_true", help="the folder for Octave's path, the same")
     config.set_defaults(run=_config, parser=config)
+
+    maker = _command(
+        commands,
+        "new",
+        _new,
+        help="write a project that builds and runs, to begin with",
+        description="Write a program that fits a curve to points, and what builds it, into a new folder, and "
+        "say how to run it.  The program gets the folder's name.",
+        example="new fortran heat",
+    )
+    maker.add_argument("language", choices=("c", "cpp", "fortran", "octave"), help="what it is written in")
+    maker.add_argument("folder", metavar="DIR", help="a new folder, or an empty one")
 
     check = _command(
         commands,
@@ -101,7 +113,7 @@ def _parser() -> argparse.ArgumentParser:
     timer.add_argument("spec", metavar="SPEC", nargs="*", help="default: two of PyTorch's")
     timer.add_argument("--sizes", type=_sizes, metavar="N,N", help="how many values (default: 10 to 1e6)")
     timer.add_argument("--threads", type=int, metavar="N", help="num_threads (default: what a program gets)")
-    timer.add_argument("--options", default="", metavar="TEXT", help='for opt_init: "compile=True"')
+    timer.add_argument("--options", default="", metavar="TEXT", help="for opt_init: \"sqrt='processor'\"")
     timer.add_argument("--plot", metavar="PICTURE.png", help="draw it too (needs optplug[plot])")
     _add_json(timer)
 
@@ -167,6 +179,13 @@ def _config(given: argparse.Namespace) -> int:
 def _escaped(path: str) -> str:
     """Return a path as the shell reads it in a command: after eval, or in a Makefile's rule."""
     return re.sub(r"([^\w%+,./:=@^-])", r"\\\1", path)
+
+
+def _new(given: argparse.Namespace) -> int:
+    from optplug.tools import new
+
+    print(new.make(given.language, given.folder))
+    return 0
 
 
 def _doctor(given: argparse.Namespace) -> int:
