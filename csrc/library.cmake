@@ -8,8 +8,8 @@ check_ipo_supported(RESULT links_across_files OUTPUT reason LANGUAGES C)
 
 function(add_optplug_library name)
   add_library(${name} SHARED)
-  foreach(source api apart arithmetic attach call callback early_end elementwise end error find fork gradients handle import library list mkl
-      log openmp operation plan pyapi rates record room rows runtime scalars schedule shield signals staging
+  foreach(source api apart arithmetic attach call callback checkpoint early_end elementwise end error find fork gradients handle import library
+      list mkl log openmp operation plan pyapi rates record room rows runtime scalars schedule shield signals staging
       start strided torch variable)
     target_sources(${name} PRIVATE ${CMAKE_CURRENT_FUNCTION_LIST_DIR}/${source}.c)
   endforeach()
@@ -33,7 +33,7 @@ function(add_optplug_library name)
     PRIVATE ${Python_INCLUDE_DIRS}) # types only: nothing of Python is linked
   target_link_libraries(${name} PRIVATE Threads::Threads ${CMAKE_DL_LIBS} m)
   if(APPLE)
-    # clang has no aliases there, which api.c makes elsewhere.
+    # clang has no aliases there, which api.h makes elsewhere.
     file(READ ${PROJECT_SOURCE_DIR}/include/optplug.h header)
     string(REGEX MATCHALL "\n(int|int64_t|const char \\*) ?opt_[a-z0-9_]+" aliases "${header}")
     list(TRANSFORM aliases REPLACE ".*opt_" "")

@@ -1,4 +1,4 @@
-"""The Python end of the bridge: what liboptplug calls.  The only file that touches cffi's ffi.
+"""The Python end of the bridge: what liboptplug calls.
 
 Importing it attaches it.  The functions are those of ``csrc/bridge.h``, a line or two each.
 """
@@ -8,8 +8,6 @@ Importing it attaches it.  The functions are those of ``csrc/bridge.h``, a line 
 from __future__ import annotations
 
 import atexit
-import contextlib
-import functools
 import os
 import pathlib
 import sys
@@ -23,81 +21,24 @@ surroundings.load_torch()
 import torch
 
 from optplug import buffers, caught, checkpoint, description, devices, host, inventory, modes, spec, transfer
-from optplug._optplug import ffi, lib
+from optplug._optplug import ffi
+from optplug.calls import callback, changes_plan, on_streams, optimizers, tells
 from optplug.host import log
 from optplug.kinds import SparseGrad
 from optplug.optimizer import HostedOptimizer
 from optplug.options import OptimizerOptions, read_init
 
-_optimizers: dict[int, HostedOptimizer] = {}
 _options = OptimizerOptions()  # those of optimizers that are created from now on
-
-
-def _callback(function: Callable[..., int | None]) -> Callable[..., int]:
-    """Make a function callable from C: the whole error policy of the bridge.
-
-    The C side gets what it returns, or 1 for success, and for an exception, whichever it is, its status.
-    """
-
-    @ffi.def_extern(name=function.__name__, error=lib.OPT_ERUNTIME, onerror=host.record)
-    @functools.wraps(function)
-    def call(*args: object) -> int:
-        before, caught.here.sink = caught.here.sink, host.warned  # `caught.to`, which takes longer
-        try:
-            if modes.are_off():
-                return function(*args) or 1
-            with modes.set_aside():
-                return function(*args) or 1
-        finally:
-            caught.here.sink = before
-
-    return call
-
-
-def _changes_plan(function: Callable[..., None]) -> Callable[..., int | None]:
-    """Let C know whether there is a plan after a function, for which it then asks."""
-
-    @functools.wraps(function)
-    def call(opt: int, *args: object) -> int | None:
-        function(opt, *args)
-        return None if _optimizers[opt].plan is None else 2
-
-    return call
-
-
-def _tells(function: Callable[..., int | None]) -> Callable[..., int | None]:
-    """Tell how a step was made that a function has made, where that is new."""
-
-    @functools.wraps(function)
-    def call(opt: int, *args: object) -> int | None:
-        result = function(opt, *args)
-        log.steps(opt, lambda: description.way(_optimizers[opt]))
-        return result
-
-    return call
-
-
-def _on_streams(function: Callable[..., None]) -> Callable[..., None]:
-    """Let a function's work on GPUs go onto the host's streams."""
-
-    @functools.wraps(function)
-    def call(opt: int, *args: object) -> None:
-        streams = _optimizers[opt].streams
-        streams.check_process()
-        with streams.current() if streams else contextlib.nullcontext():
-            function(opt, *args)
-
-    return call
 
 
 def optimizer_of(opt: int) -> HostedOptimizer:
     """Return the optimizer that a handle names, for whoever wants to look at its state."""
-    return _optimizers[opt]
+    return optimizers[opt]
 
 
 def _counted(opt: int) -> HostedOptimizer:
     """Return an optimizer that knows of the steps that C has made."""
-    optimizer = _optimizers[opt]
+    optimizer = optimizers[opt]
     optimizer.run.steps += host.table.take_steps(opt)
     return optimizer
 
@@ -125,7 +66,7 @@ def _address(pointer: object) -> int:
     return int(ffi.cast("uintptr_t", pointer))
 
 
-@_callback
+@callback
 def py_configure(options):
     global _options
     text = host.text("options", options)
@@ -140,14 +81,14 @@ def py_configure(options):
     _options = given.optimizers
 
 
-@_callback
+@callback
 def py_enter_thread():
     torch.get_num_threads()  # sets this thread's OpenMP count, as torch does before its first loop
 
 
-@_callback
+@callback
 def py_create(opt, text):
-    _optimizers[opt] = HostedOptimizer(
+    optimizers[opt] = HostedOptimizer(
         host.text("spec", text),
         third_party=_options.third_party,
         error_if_nonfinite=_options.error_if_nonfinite,
@@ -158,13 +99,13 @@ def py_create(opt, text):
     log.info(f"opt={opt}: {host.text('spec', text)}")
 
 
-@_callback
-@_changes_plan
-@_on_streams
+@callback
+@changes_plan
+@on_streams
 def py_bind(opt, name, dtype, device, ndim, shape, data, strides, grad, grad_strides, staged):
     dtype, device = _dtype(dtype), devices.find(host.text("device", device))
     sizes = _int64s(shape, ndim) or []
-    _optimizers[opt].bind(
+    optimizers[opt].bind(
         host.text("name", name),
         buffers.wrap("data", _address(data), dtype, device, sizes, _int64s(strides, ndim), "strides"),
         buffers.wrap(
@@ -175,8 +116,8 @@ def py_bind(opt, name, dtype, device, ndim, shape, data, strides, grad, grad_str
     log.debug(f"opt={opt}: bound {host.text('name', name)!r}, {dtype} of shape {tuple(sizes)}")
 
 
-@_callback
-@_changes_plan
+@callback
+@changes_plan
 def py_bind_sparse(opt, name, dtype, rows, columns, data, capacity, count, indices, grad_rows):
     dtype = _dtype(dtype)
     grad = SparseGrad(
@@ -185,23 +126,23 @@ def py_bind_sparse(opt, name, dtype, rows, columns, data, capacity, count, indic
         buffers.wrap("grad_rows", _address(grad_rows), dtype, devices.CPU, [capacity, columns]),
     )
     table = buffers.wrap("data", _address(data), dtype, devices.CPU, [rows, columns])
-    _optimizers[opt].bind(host.text("name", name), table, grad)
+    optimizers[opt].bind(host.text("name", name), table, grad)
     log.debug(f"opt={opt}: bound {host.text('name', name)!r}, {dtype} of shape {(rows, columns)}, by rows")
 
 
-@_callback
-@_changes_plan
+@callback
+@changes_plan
 def py_group(opt, options):
-    _optimizers[opt].group(host.text("options", options))
+    optimizers[opt].group(host.text("options", options))
     log.debug(f"opt={opt}: group {host.text('options', options)}")
 
 
-@_callback
-@_tells
-@_changes_plan
-@_on_streams
+@callback
+@tells
+@changes_plan
+@on_streams
 def py_step(opt):
-    _optimizers[opt].step()
+    optimizers[opt].step()
 
 
 def _go_without_plan(*raised: object) -> int:
@@ -213,7 +154,7 @@ def _go_without_plan(*raised: object) -> int:
 
 @ffi.def_extern(name="py_plan", error=0, onerror=_go_without_plan)
 def py_plan(opt, serial, stated):
-    optimizer = _optimizers[opt]
+    optimizer = optimizers[opt]
     plan = optimizer.plan
     if plan is None:
         return 0
@@ -233,18 +174,18 @@ def py_plan(opt, serial, stated):
     return 1
 
 
-@_callback
+@callback
 def py_plan_refused(opt):
-    _optimizers[opt].planner.refuse()
-    log.steps(opt, lambda: description.way(_optimizers[opt]))
+    optimizers[opt].planner.refuse()
+    log.steps(opt, lambda: description.way(optimizers[opt]))
 
 
-@_callback
-@_tells
-@_changes_plan
-@_on_streams
+@callback
+@tells
+@changes_plan
+@on_streams
 def py_step_closure(opt, closure, user, loss):
-    optimizer = _optimizers[opt]
+    optimizer = optimizers[opt]
     evaluate = host.closure_of(closure, user)
 
     def on_its_streams() -> float:
@@ -254,13 +195,13 @@ def py_step_closure(opt, closure, user, loss):
     loss[0] = optimizer.step_closure(on_its_streams if optimizer.streams else evaluate)
 
 
-@_callback
-@_tells
-@_changes_plan
-@_on_streams
+@callback
+@tells
+@changes_plan
+@on_streams
 def py_iterate(opt, loss, wanted):
     count = host.table.thread_count(0)
-    streams = devices.current_streams(_optimizers[opt].parameters.gpus())
+    streams = devices.current_streams(optimizers[opt].parameters.gpus())
 
     def prepare() -> None:
         devices.make_current(*streams)
@@ -268,155 +209,155 @@ def py_iterate(opt, loss, wanted):
         torch.get_num_threads()  # torch sets it once itself
         host.table.thread_count(count)
 
-    wanted[0] = _optimizers[opt].iterate(loss, prepare)
+    wanted[0] = optimizers[opt].iterate(loss, prepare)
 
 
-@_callback
-@_changes_plan
+@callback
+@changes_plan
 def py_stream(opt, stream):
-    _optimizers[opt].stream(_address(stream))
+    optimizers[opt].stream(_address(stream))
 
 
-@_callback
-@_changes_plan
+@callback
+@changes_plan
 def py_grad_scale(opt, scale, found_inf):
-    _optimizers[opt].grad_scale(_number("scale", scale, opt), _number("found_inf", found_inf, opt))
+    optimizers[opt].grad_scale(_number("scale", scale, opt), _number("found_inf", found_inf, opt))
 
 
 def _number(name: str, pointer: object, opt: int) -> torch.Tensor | None:
     """Return one number of the host's, where the parameters are."""
     if pointer == ffi.NULL:
         return None
-    return buffers.wrap(name, _address(pointer), "float32", _optimizers[opt].device("opt_grad_scale"), [])
+    return buffers.wrap(name, _address(pointer), "float32", optimizers[opt].device("opt_grad_scale"), [])
 
 
-@_callback
-@_on_streams
+@callback
+@on_streams
 def py_zero_grad(opt):
-    _optimizers[opt].zero_grad()
+    optimizers[opt].zero_grad()
 
 
-@_callback
-@_changes_plan
-@_on_streams
+@callback
+@changes_plan
+@on_streams
 def py_clip_grad_norm(opt, max_norm, norm_type, error_if_nonfinite, total_norm):
-    norm = _optimizers[opt].clip_grad_norm(max_norm, norm_type, bool(error_if_nonfinite))
+    norm = optimizers[opt].clip_grad_norm(max_norm, norm_type, bool(error_if_nonfinite))
     if total_norm != ffi.NULL:
         total_norm[0] = float(norm)
 
 
-@_callback
-@_changes_plan
-@_on_streams
+@callback
+@changes_plan
+@on_streams
 def py_clip_grad_value(opt, clip_value):
-    _optimizers[opt].clip_grad_value(clip_value)
+    optimizers[opt].clip_grad_value(clip_value)
 
 
-@_callback
+@callback
 def py_get(opt, group, name, value):
     value[0] = _counted(opt).get(group, host.text("name", name))
 
 
-@_callback
-@_changes_plan
+@callback
+@changes_plan
 def py_set(opt, group, options):
-    _optimizers[opt].set(group, host.text("options", options))
+    optimizers[opt].set(group, host.text("options", options))
     log.debug(f"opt={opt}: set {host.text('options', options)}")
 
 
-@_callback
-@_changes_plan
+@callback
+@changes_plan
 def py_set_value(opt, group, name, value):
-    _optimizers[opt].set_value(group, host.text("name", name), value)
+    optimizers[opt].set_value(group, host.text("name", name), value)
 
 
-@_callback
+@callback
 def py_take_value(opt, group, name, value):
-    _optimizers[opt].take_value(group, host.text("name", name), value)
+    optimizers[opt].take_value(group, host.text("name", name), value)
 
 
-@_callback
+@callback
 def py_take_numbers(opt):
-    _optimizers[opt].take_numbers()
+    optimizers[opt].take_numbers()
 
 
-@_callback
-@_changes_plan
+@callback
+@changes_plan
 def py_schedule(opt, text, function, user):
     if text == ffi.NULL:
-        _optimizers[opt].unschedule()
+        optimizers[opt].unschedule()
         log.info(f"opt={opt}: no scheduler any more")
         return
     factor = None if function == ffi.NULL else host.factor_of(function, user)
-    _optimizers[opt].schedule(host.text("spec", text), factor)
+    optimizers[opt].schedule(host.text("spec", text), factor)
     log.info(f"opt={opt}: scheduler {host.text('spec', text)}")
 
 
-@_callback
-@_changes_plan
+@callback
+@changes_plan
 def py_schedule_step(opt, metric):
-    _optimizers[opt].schedule_step(None if metric == ffi.NULL else metric[0])
+    optimizers[opt].schedule_step(None if metric == ffi.NULL else metric[0])
 
 
-@_callback
-@_changes_plan
-@_on_streams
+@callback
+@changes_plan
+@on_streams
 def py_average(opt, text):
-    _optimizers[opt].average(host.text("spec", text))
+    optimizers[opt].average(host.text("spec", text))
     log.info(f"opt={opt}: average {host.text('spec', text)}")
 
 
-@_callback
-@_on_streams
+@callback
+@on_streams
 def py_average_get(opt, name, data):
-    average = _optimizers[opt].read_average(host.text("name", name))
+    average = optimizers[opt].read_average(host.text("name", name))
     device = devices.place_of(_address(data), average.device)
     dtype = buffers.name_of(average.dtype)
     buffers.wrap("data", _address(data), dtype, device, average.shape).copy_(average)
 
 
-@_callback
-@_changes_plan
-@_on_streams
+@callback
+@changes_plan
+@on_streams
 def py_average_swap(opt):
-    _optimizers[opt].swap_average()
+    optimizers[opt].swap_average()
 
 
-@_callback
-@_changes_plan
-@_on_streams
+@callback
+@changes_plan
+@on_streams
 def py_call(opt, method):
-    _optimizers[opt].call(host.text("method", method))
+    optimizers[opt].call(host.text("method", method))
     log.debug(f"opt={opt}: called {host.text('method', method)}")
 
 
-@_callback
+@callback
 def py_checkpoint(opt, options):
-    chosen = _optimizers[opt]
+    chosen = optimizers[opt]
     chosen.checkpoint = chosen.checkpoint.changed(host.text("options", options))
 
 
-@_callback
+@callback
 def py_attribute(opt, name, text):
     value = None if text == ffi.NULL else host.text("text", text)
-    _optimizers[opt].attributes.set(host.text("name", name), value)
+    optimizers[opt].attributes.set(host.text("name", name), value)
 
 
-@_callback
+@callback
 def py_attribute_get(opt, name):
-    host.table.text(_optimizers[opt].attributes.get(host.text("name", name)).encode())
+    host.table.text(optimizers[opt].attributes.get(host.text("name", name)).encode())
 
 
-@_callback
-@_on_streams
+@callback
+@on_streams
 def py_save(opt, path):
     where = os.fsdecode(ffi.string(path))
     checkpoint.save(where, _counted(opt).state_dict())
     log.info(f"opt={opt}: saved to {where!r}")
 
 
-@_callback
-@_on_streams
+@callback
+@on_streams
 def py_save_memory(opt, buffer, size, written):
     room = ffi.buffer(buffer, size) if buffer != ffi.NULL else None
     written[0] = checkpoint.save_memory(room, _counted(opt).state_dict())
@@ -424,16 +365,16 @@ def py_save_memory(opt, buffer, size, written):
         log.info(f"opt={opt}: saved to {written[0]} bytes of memory")
 
 
-@_callback
-@_changes_plan
-@_on_streams
+@callback
+@changes_plan
+@on_streams
 def py_load(opt, path):
     _load(opt, checkpoint.load, os.fsdecode(ffi.string(path)), "path")
 
 
-@_callback
-@_changes_plan
-@_on_streams
+@callback
+@changes_plan
+@on_streams
 def py_load_memory(opt, buffer, size):
     _load(opt, checkpoint.load_memory, ffi.buffer(buffer, size), "buffer")
 
@@ -454,25 +395,25 @@ def _load(
         log.info(f"opt={opt}: {kind} {text}")
 
 
-@_callback
+@callback
 def py_free(opt):
-    _optimizers.pop(opt).close()
+    optimizers.pop(opt).close()
     log.forget(opt)
     log.debug(f"opt={opt}: ended")
 
 
-@_callback
+@callback
 def py_describe(opt):
     host.table.text(description.describe(_counted(opt)).encode())
 
 
-@_callback
+@callback
 def py_describe_library(lines):
     told = inventory.describe(_options, _can_plan, host.table.log_level(-1))
     host.table.text(ffi.string(lines) + os.fsencode(told))
 
 
-@_callback
+@callback
 def py_list(kind):
     host.table.text("".join(f"{line}\n" for line in inventory.lines(host.text("kind", kind))).encode())
 
