@@ -329,6 +329,35 @@ int opt_iterate(int opt, double loss)
     return status < 0 ? status : wanted ? OPT_EVALUATE : OPT_DONE;
 }
 
+API(check_gradient)
+int opt_check_gradient(int opt, opt_callback closure, void *user, double *error)
+{
+    if (!closure)
+        return fail(OPT_EINVAL, "closure must not be NULL");
+    struct call call;
+    int status = call_begin(&call, opt, CALL_CHECK_GRADIENT);
+    double found;
+    if (status == OPT_OK)
+        status = call_end(&call, runtime.python->check_gradient(opt, closure, user, &found));
+    if (status == OPT_OK && error)
+        *error = found;
+    return status;
+}
+
+API(check_gradient_iterate)
+int opt_check_gradient_iterate(int opt, double loss, double *error)
+{
+    struct call call;
+    int status = call_begin(&call, opt, CALL_ITERATE);
+    int wanted = 0;
+    double found;
+    if (status == OPT_OK)
+        status = call_end(&call, runtime.python->check_gradient_iterate(opt, loss, &wanted, &found));
+    if (status == OPT_OK && !wanted && error)
+        *error = found;
+    return status < 0 ? status : wanted ? OPT_EVALUATE : OPT_DONE;
+}
+
 API(schedule_callback)
 int opt_schedule_callback(int opt, const char *spec, opt_callback function, void *user)
 {

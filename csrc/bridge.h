@@ -211,6 +211,8 @@ typedef struct optplug_python {
     int (*plan_refused)(int opt);
     int (*step_closure)(int opt, optplug_callback closure, void *user, double *loss);
     int (*iterate)(int opt, double loss, int *wanted);
+    int (*check_gradient)(int opt, optplug_callback closure, void *user, double *error);
+    int (*check_gradient_iterate)(int opt, double loss, int *wanted, double *error);
     int (*stream)(int opt, void *stream);
     int (*grad_scale)(int opt, const void *scale, const void *found_inf);
     int (*zero_grad)(int opt);

@@ -238,6 +238,21 @@ int opt_step_closure(int opt, opt_callback closure, void *user, double *loss);
  * freeing cancels the step. */
 int opt_iterate(int opt, double loss);
 
+/* Check a closure's gradients against differences of its losses, at the parameters as they are.
+ *
+ * Up to 20 values of each parameter are compared one by one, at least 2 and 50 of all, and then all of them
+ * along a random direction; each comparison takes 4 calls of the closure, at distances that suit the dtype:
+ * prefer float64.  Values near a kink of the loss are not judged.  A gradient that is not the loss's
+ * derivative is OPT_EINVAL, and opt_error() says of which parameter, where, and what the gradient is
+ * instead, if that can be told: twice the derivative, its negative, zero, in the other order, or added to
+ * what was there.  *error, if not NULL, receives the largest relative error of a parameter's gradient.
+ * Arrays and state are left unchanged. */
+int opt_check_gradient(int opt, opt_callback closure, void *user, double *error);
+
+/* Make the same check by reverse communication, as opt_iterate makes a step: compute the loss and the
+ * gradients while it returns OPT_EVALUATE.  *error is set with OPT_DONE. */
+int opt_check_gradient_iterate(int opt, double loss, double *error);
+
 /* Attach a scheduler that calls a function of yours: as lr_lambda of LambdaLR and MultiplicativeLR,
  * "LambdaLR()", or as scale_fn of CyclicLR.  The function and user must outlive the optimizer. */
 int opt_schedule_callback(int opt, const char *spec, opt_callback function, void *user);
@@ -455,6 +470,8 @@ int optplug_bind_sparse(int opt, const char *name, const char *dtype, int64_t ro
 int optplug_group(int opt, const char *options);
 int optplug_step_closure(int opt, optplug_callback closure, void *user, double *loss);
 int optplug_iterate(int opt, double loss);
+int optplug_check_gradient(int opt, optplug_callback closure, void *user, double *error);
+int optplug_check_gradient_iterate(int opt, double loss, double *error);
 int optplug_schedule_callback(int opt, const char *spec, optplug_callback function, void *user);
 int optplug_stream(int opt, void *stream);
 int optplug_grad_scale(int opt, const void *scale, const void *found_inf);

@@ -249,22 +249,21 @@ class Optimizer
     /* closure() computes the gradients and returns the loss.  Returns the first loss. */
     template <class Closure> double step_closure(Closure &&closure)
     {
-        Call<std::remove_reference_t<Closure>> call{closure, nullptr};
-        double loss = 0;
-        int status = optplug_step_closure(
-            handle_,
-            [](void *user, double *value) {
-                auto &its = *static_cast<Call<std::remove_reference_t<Closure>> *>(user);
-                return guard(its.thrown, [&] { *value = its.function(); });
-            },
-            &call, &loss);
-        if (call.thrown)
-            std::rethrow_exception(call.thrown);
-        check(status);
-        return loss;
+        return call_with(optplug_step_closure, closure);
     }
     /* while (opt.iterate(loss)) loss = loss_and_gradient(w, dw); */
     bool iterate(double loss) { return check(optplug_iterate(handle_, loss)) == OPTPLUG_EVALUATE; }
+    /* Compare the gradients of a closure, as step_closure takes it, with differences of its losses; throws
+     * what is wrong with them.  Returns the largest relative error of a parameter's gradient. */
+    template <class Closure> double check_gradient(Closure &&closure)
+    {
+        return call_with(optplug_check_gradient, closure);
+    }
+    /* while (opt.check_gradient_iterate(loss, error)) loss = loss_and_gradient(w, dw); */
+    bool check_gradient_iterate(double loss, double &error)
+    {
+        return check(optplug_check_gradient_iterate(handle_, loss, &error)) == OPTPLUG_EVALUATE;
+    }
 
     void zero_grad() { check(optplug_zero_grad(handle_)); }
     double clip_grad_norm(double max_norm, double norm_type = 2, bool error_if_nonfinite = false)
@@ -371,6 +370,23 @@ class Optimizer
         std::exception_ptr thrown;
     };
 
+    /* Call a function of the library's with a closure of the program's, and return the number it gives. */
+    template <class Function, class Closure> double call_with(Function function, Closure &closure)
+    {
+        Call<Closure> call{closure, nullptr};
+        double result = 0;
+        int status = function(
+            handle_,
+            [](void *user, double *value) {
+                auto &its = *static_cast<Call<Closure> *>(user);
+                return guard(its.thrown, [&] { *value = its.function(); });
+            },
+            &call, &result);
+        if (call.thrown)
+            std::rethrow_exception(call.thrown);
+        check(status);
+        return result;
+    }
     /* No exception may pass through the library. */
     template <class Function> static int guard(std::exception_ptr &thrown, Function &&function) noexcept
     {

@@ -58,6 +58,9 @@ FORWARD(int, opt_group, (int opt, const char *options), (opt, options))
 FORWARD(int, opt_step_closure, (int opt, opt_callback closure, void *user, double *loss),
         (opt, closure, user, loss))
 FORWARD(int, opt_iterate, (int opt, double loss), (opt, loss))
+FORWARD(int, opt_check_gradient, (int opt, opt_callback closure, void *user, double *error),
+        (opt, closure, user, error))
+FORWARD(int, opt_check_gradient_iterate, (int opt, double loss, double *error), (opt, loss, error))
 FORWARD(int, opt_schedule_callback, (int opt, const char *spec, opt_callback function, void *user),
         (opt, spec, function, user))
 FORWARD(int, opt_stream, (int opt, void *stream), (opt, stream))

@@ -106,6 +106,10 @@ def test_closures_return_the_loss_and_may_raise():
     with pytest.raises(ZeroDivisionError):
         opt.step_closure(lambda: 1 / 0)
     assert x == before
+    assert opt.check_gradient(closure) < 1e-6
+    with pytest.raises(Error, match="the gradient of parameter 'x' is half the derivative"):
+        opt.check_gradient(lambda: 2 * closure())
+    assert x == before
 
 
 def test_groups_schedules_and_hyperparameters():

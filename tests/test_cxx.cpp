@@ -97,6 +97,19 @@ static void a_lambda_is_a_closure()
         CHECK(error.what() == std::string("mine") && x[0] == before);
     }
     CHECK_THROWS(OPT_ESTATE, "LBFGS evaluates", opt.step());
+
+    auto times = [&](double factor) {
+        return [&, factor] {
+            dx[0] = factor * 2 * x[0];
+            return x[0] * x[0];
+        };
+    };
+    CHECK(opt.check_gradient(times(1)) < 1e-6);
+    CHECK_THROWS(OPT_EINVAL, "'x' has the opposite sign", opt.check_gradient(times(-1)));
+    double error = 1;
+    for (loss = 0; opt.check_gradient_iterate(loss, error);)
+        loss = times(1)();
+    CHECK(error < 1e-6 && x[0] == before);
 }
 
 static void schedules_groups_and_hyperparameters()

@@ -280,7 +280,8 @@ contains
 
   subroutine closures_see_their_host_and_a_context()
     real(real64), target :: x(2, 2), dx(2, 2)
-    real(real64) :: loss
+    real(real64) :: loss, error
+    logical :: more
     type(optimizer) :: opt
     type(counter) :: count
     character(200) :: message
@@ -296,8 +297,30 @@ contains
     x(:, 2) = 3
     call opt%step_closure(give_up, loss, stat=stat, errmsg=message)
     call check(stat == -3 .and. all(x(:, 2) == 3), message)
+    call opt%check_gradient(quadratic, error, count)
+    call check(error < 1e-6_real64 .and. all(x(:, 2) == 3), "its gradient is right")
+    error = 1
+    loss = 0
+    do
+      call opt%check_gradient_iterate(loss, more, error)
+      if (.not. more) exit
+      loss = sum(x(:, 2)**2)
+      dx(:, 2) = 2 * x(:, 2)
+    end do
+    call check(error < 1e-6_real64, "again, by reverse communication")
+    call opt%check_gradient(doubled, context=count, stat=stat, errmsg=message)
+    call check(stat == opt_einval .and. index(message, "the gradient of parameter 'x' is twice") == 1, message)
 
   contains
+
+    subroutine doubled(loss, stat, context)
+      real(real64), intent(out) :: loss
+      integer, intent(inout) :: stat
+      class(*), intent(inout), optional :: context
+
+      call quadratic(loss, stat, context)
+      dx(:, 2) = 2 * dx(:, 2)
+    end subroutine
 
     subroutine quadratic(loss, stat, context)
       real(real64), intent(out) :: loss

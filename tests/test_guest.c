@@ -148,6 +148,9 @@ DEFINE(step_lbfgs, opt_step_closure(lbfgs, closure, NULL, NULL))
 DEFINE(step_failing, opt_step_closure(lbfgs, refuse, NULL, NULL))
 DEFINE(step_wrong, opt_step(7))
 DEFINE(step_without_closure, opt_step(lbfgs))
+DEFINE(check_gradient, opt_check_gradient(lbfgs, closure, NULL, NULL))
+DEFINE(check_again, opt_check_gradient_iterate(pending, 0, NULL))
+DEFINE(check_nothing, opt_check_gradient_iterate(pending, NAN, NULL))
 DEFINE(iterate, opt_iterate(pending, 0))
 DEFINE(iterate_again, opt_iterate(pending, 1))
 DEFINE(set, opt_set(adam, -1, "lr=2e-3"))
@@ -247,6 +250,9 @@ static const struct {
     CALL(step_failing, 1),
     CALL(step_wrong, 1),
     CALL(step_without_closure, 1),
+    CALL(check_gradient, 0),
+    CALL(check_again, 0),
+    CALL(check_nothing, 1),
     CALL(iterate, 0),
     CALL(iterate_again, 0),
     CALL(iterate, 0),

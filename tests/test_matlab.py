@@ -23,7 +23,7 @@ PACKAGE = hosts.PROJECT / "bindings" / "matlab" / "+optplug"
 WITH_CALLBACK = {
     f"{prefix}_{name}"
     for prefix in ("opt", "optplug")
-    for name in ("step_closure", "schedule_callback", "log")
+    for name in ("step_closure", "check_gradient", "schedule_callback", "log")
 }
 
 #: C's types by MATLAB's names, as loadlibrary's documentation has them.

@@ -131,6 +131,7 @@ module optplug
     procedure :: group
     procedure :: step_closure
     procedure :: iterate
+    procedure :: check_gradient, check_gradient_iterate
     procedure :: stream => set_stream
     procedure :: grad_scale
     procedure :: average
@@ -294,6 +295,22 @@ module optplug
       type(c_funptr), value :: closure
       type(c_ptr), value :: user
       real(c_double), intent(inout) :: loss
+    end function
+
+    integer(c_int) function c_check_gradient(opt, closure, user, error) bind(c, name="optplug_check_gradient")
+      import :: c_double, c_funptr, c_int, c_ptr
+      integer(c_int), value :: opt
+      type(c_funptr), value :: closure
+      type(c_ptr), value :: user
+      real(c_double), intent(inout) :: error
+    end function
+
+    integer(c_int) function c_check_gradient_iterate(opt, loss, error) &
+      bind(c, name="optplug_check_gradient_iterate")
+      import :: c_double, c_int
+      integer(c_int), value :: opt
+      real(c_double), value :: loss
+      real(c_double), intent(inout) :: error
     end function
 
     integer(c_int) function c_iterate(opt, loss) bind(c, name="optplug_iterate")
@@ -1021,6 +1038,29 @@ contains
     call settle(status, stat, errmsg)
   end subroutine
 
+  !> Compare the gradients of a closure with differences of its losses, at the parameters as they are.
+  !>
+  !> What is wrong with them is an error, with the parameter's name and the place.  error is the largest
+  !> relative error of a parameter's gradient.
+  subroutine check_gradient(self, evaluate, error, context, stat, errmsg)
+    class(optimizer), intent(inout) :: self
+    procedure(closure) :: evaluate
+    real(real64), intent(out), optional :: error
+    class(*), intent(inout), target, optional :: context
+    integer, intent(out), optional :: stat
+    character(*), intent(inout), optional :: errmsg
+    type(callback), target :: this
+    real(c_double) :: found
+    integer(c_int) :: status
+
+    this%closure => evaluate
+    if (present(context)) this%context => context
+    found = 0
+    status = c_check_gradient(self%handle, c_funloc(call_closure), c_loc(this), found)
+    if (present(error)) error = found
+    call settle(status, stat, errmsg)
+  end subroutine
+
   !> Make the same step by reverse communication: as long as more is true, compute loss and gradients anew.
   !>
   !>     do
@@ -1040,6 +1080,24 @@ contains
 
     status = c_iterate(self%handle, loss)
     more = status == opt_evaluate
+    call settle(status, stat, errmsg)
+  end subroutine
+
+  !> Make the check of check_gradient by reverse communication, as iterate makes a step.
+  subroutine check_gradient_iterate(self, loss, more, error, stat, errmsg)
+    class(optimizer), intent(inout) :: self
+    real(real64), intent(in) :: loss
+    logical, intent(out) :: more
+    real(real64), intent(out), optional :: error
+    integer, intent(out), optional :: stat
+    character(*), intent(inout), optional :: errmsg
+    real(c_double) :: found
+    integer(c_int) :: status
+
+    found = 0
+    status = c_check_gradient_iterate(self%handle, loss, found)
+    more = status == opt_evaluate
+    if (present(error)) error = found
     call settle(status, stat, errmsg)
   end subroutine
 

@@ -203,6 +203,13 @@ static void set_value(mxArray **out, const mxArray **in)
     *out = scalar(optplug_set_value(integer(in[0]), integer(in[1]), text(in[2]), number(in[3])));
 }
 
+static void check_gradient(mxArray **out, const mxArray **in)
+{
+    double error = number(in[2]);
+    out[0] = scalar(optplug_check_gradient_iterate(integer(in[0]), number(in[1]), &error));
+    out[1] = scalar(error);
+}
+
 static void attribute(mxArray **out, const mxArray **in)
 {
     *out = scalar(optplug_attribute(integer(in[0]), text(in[1]), text(in[2])));
@@ -251,6 +258,7 @@ static const struct {
     {"optplug_group", 2, .with_text = optplug_group},
     {"optplug_step", 1, .with_opt = optplug_step},
     {"optplug_iterate", 2, .with_double = optplug_iterate},
+    {"optplug_check_gradient_iterate", 3, .run = check_gradient},
     {"optplug_zero_grad", 1, .with_opt = optplug_zero_grad},
     {"optplug_clip_grad_norm", 5, .run = clip_grad_norm},
     {"optplug_clip_grad_value", 2, .with_double = optplug_clip_grad_value},

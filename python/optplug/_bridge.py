@@ -200,6 +200,26 @@ def py_step_closure(opt, closure, user, loss):
 @changes_plan
 @on_streams
 def py_iterate(opt, loss, wanted):
+    wanted[0] = optimizers[opt].iterate(loss, _prepare(opt))
+
+
+@callback
+@on_streams
+def py_check_gradient(opt, closure, user, error):
+    error[0] = optimizers[opt].check_gradient(host.closure_of(closure, user))
+
+
+@callback
+@changes_plan
+@on_streams
+def py_check_gradient_iterate(opt, loss, wanted, error):
+    found = optimizers[opt].check_gradient_iterate(loss, _prepare(opt))
+    wanted[0] = found is None
+    error[0] = found or 0
+
+
+def _prepare(opt: int) -> Callable[[], None]:
+    """Return what a thread does first that calls the host back by reverse communication."""
     count = host.table.thread_count(0)
     streams = devices.current_streams(optimizers[opt].parameters.gpus())
 
@@ -209,7 +229,7 @@ def py_iterate(opt, loss, wanted):
         torch.get_num_threads()  # torch sets it once itself
         host.table.thread_count(count)
 
-    wanted[0] = optimizers[opt].iterate(loss, prepare)
+    return prepare
 
 
 @callback

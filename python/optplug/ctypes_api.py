@@ -267,13 +267,19 @@ class Optimizer:
 
     def step_closure(self, closure: Callable[[], float]) -> float:
         """Make one step with a function that computes the gradients and returns the loss; return it."""
+        return self._call_with("optplug_step_closure", closure)
 
+    def check_gradient(self, closure: Callable[[], float]) -> float:
+        """Compare such a function's gradients with differences of its losses; return the relative error."""
+        return self._call_with("optplug_check_gradient", closure)
+
+    def _call_with(self, name: str, closure: Callable[[], float]) -> float:
         def evaluate(_: Any, value: Any) -> int:
             return self._guard(value, closure)
 
-        loss = ctypes.c_double()
-        self._call("optplug_step_closure", CALLBACK(evaluate), None, ctypes.byref(loss))
-        return loss.value
+        result = ctypes.c_double()
+        self._call(name, CALLBACK(evaluate), None, ctypes.byref(result))
+        return result.value
 
     def iterate(self, loss: float) -> bool:
         """Make that step by reverse communication: as long as it is true, compute loss and gradients anew."""

@@ -1,7 +1,8 @@
-"""A step by reverse communication: it stops where it would call the closure, and the host goes on."""
+"""A step or a check by reverse communication: it stops where it would call the closure."""
 
 from __future__ import annotations
 
+import math
 import os
 import threading
 from collections.abc import Callable
@@ -19,11 +20,20 @@ class Iteration:
     """One step, in a thread of its own that waits for the host whenever it wants a loss.
 
     Args:
+        called: what the host calls for it, and what it could call instead with a function.
         step: makes the step with the closure that it is given.
         prepare: is called in the thread before.
     """
 
-    def __init__(self, step: Callable[[Callable[[], float]], object], prepare: Callable[[], None]) -> None:
+    def __init__(
+        self,
+        called: tuple[str, str],
+        step: Callable[[Callable[[], float]], float],
+        prepare: Callable[[], None],
+    ) -> None:
+        self.called, self._instead = called
+        #: What the step has returned.
+        self.result = math.nan
         self._step, self._prepare = step, prepare
         self._to_host: SimpleQueue[bool | BaseException] = SimpleQueue()
         self._to_step: SimpleQueue[float | None] = SimpleQueue()
@@ -42,7 +52,7 @@ class Iteration:
             StateError: the thread has stayed behind in the process that has forked this one.
         """
         if os.getpid() != self._process:
-            raise StateError("the step that opt_iterate has begun is the parent process's: end it there")
+            raise StateError(f"what {self.called} has begun is the parent process's: end it there")
         if self._started:
             self._to_step.put(loss)
         else:
@@ -51,8 +61,8 @@ class Iteration:
                 self._thread.start()
             except RuntimeError as error:
                 raise RuntimeError(
-                    "opt_iterate makes a thread, and this process can make none more: raise the limit "
-                    "(ulimit -u, ulimit -v), or call opt_step_closure"
+                    f"{self.called} makes a thread, and this process can make none more: raise the limit "
+                    f"(ulimit -u, ulimit -v), or call {self._instead}"
                 ) from error
         message = self._to_host.get()
         while not self._warnings.empty():
@@ -71,7 +81,7 @@ class Iteration:
         try:
             with caught.to(self._warnings.put):
                 self._prepare()
-                self._step(self._evaluate)
+                self.result = self._step(self._evaluate)
             self._to_host.put(False)
         except BaseException as error:
             self._to_host.put(error)

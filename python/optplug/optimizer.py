@@ -6,14 +6,24 @@ Plain torch: nothing here knows C but the messages, which tell the host what to 
 from __future__ import annotations
 
 import contextlib
+import functools
 from collections.abc import Callable, Iterator
-from itertools import chain
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from optplug import devices, hyperparameters, methods, norms, recipe, scaling, schedules, spec, values
+from optplug import (
+    building,
+    devices,
+    gradient_check,
+    hyperparameters,
+    methods,
+    norms,
+    recipe,
+    schedules,
+    values,
+)
 from optplug.attributes import Attributes
 from optplug.averages import Average
 from optplug.binding import Binder
@@ -22,15 +32,15 @@ from optplug.iterate import Iteration
 from optplug.kinds import Grad
 from optplug.loans import Loans
 from optplug.options import CheckpointOptions
-from optplug.parameters import Group, Parameters
+from optplug.parameters import Parameters
 from optplug.planning import Planner
 from optplug.plans import Plan, Rate
 from optplug.resume import Resumption
 from optplug.run import Run
-from optplug.scaling import Scale
-from optplug.spec import SpecError, shown
+from optplug.scaling import Scale, take_away
+from optplug.spec import SpecError, check_name, shown
 from optplug.torch_private import foreach_zero_
-from optplug.trials import Trials, nothing_yet
+from optplug.trials import Trials
 from optplug.undo import Undo
 
 
@@ -83,6 +93,7 @@ class HostedOptimizer:
         self._changes = hyperparameters.Changes(self._trials, self.parameters, self.planner)
         self._undo = Undo(self.recipe, self.parameters)
         self._resumption = Resumption(self.recipe, self._trials, self.parameters, self.attributes)
+        self._build = functools.partial(building.build, self.recipe, self.parameters)
         self._scale = Scale()
         self._iteration: Iteration | None = None
 
@@ -218,15 +229,37 @@ class HostedOptimizer:
             self._check_unscaled("opt_iterate")
             with self._ready("opt_iterate") as optimizer:
                 self._compare_values()
-                self._iteration = Iteration(lambda f: self._step_closure(optimizer, f), prepare)
+                called = "opt_iterate", "opt_step_closure"
+                self._iteration = Iteration(called, lambda f: self._step_closure(optimizer, f), prepare)
                 self.planner.forget()  # until the step is made, opt_step is an error
-        wanted = False
-        try:
-            wanted = self._iteration.resume(loss)
-        finally:
-            if not wanted:
-                self._iteration = None
-        return wanted
+        return self._resume("opt_iterate", loss) is None
+
+    def _resume(self, what: str, loss: float) -> float | None:
+        assert self._iteration
+        if self._iteration.called != what:
+            self._check_idle(what)
+        iteration, self._iteration = self._iteration, None
+        if not iteration.resume(loss):
+            return iteration.result
+        self._iteration = iteration
+        return None
+
+    def check_gradient(self, closure: Callable[[], float]) -> float:
+        """Compare a closure's gradients with differences of its losses: see `gradient_check`."""
+        self._check_bound("opt_check_gradient")
+        self._check_unscaled("opt_check_gradient")
+        return gradient_check.check(self.parameters, closure)
+
+    def check_gradient_iterate(self, loss: float, prepare: Callable[[], None]) -> float | None:
+        """Make the same check by reverse communication, and return None where a loss is wanted."""
+        what = "opt_check_gradient_iterate"
+        if self._iteration is None:
+            self._check_bound(what)
+            self._check_unscaled(what)
+            check = functools.partial(gradient_check.check, self.parameters)
+            self._iteration = Iteration((what, "opt_check_gradient"), check, prepare)
+            self.planner.forget()
+        return self._resume(what, loss)
 
     def _step_closure(self, optimizer: torch.optim.Optimizer, closure: Callable[[], float]) -> float:
         losses: list[float] = []
@@ -284,9 +317,7 @@ class HostedOptimizer:
         """Clamp every gradient to ``-clip_value`` to ``clip_value``: ``torch.nn.utils.clip_grad_value_``."""
         if not clip_value >= 0:
             raise ValueError(f"clip_value must not be negative, got {clip_value}")
-        for p in self.parameters:
-            if p.tensor.is_complex():
-                raise ValueError(f"parameter {shown(p.name)}: clamp is not supported for complex types")
+        self.parameters.check_real("clamp")
         nn.utils.clip_grad_value_(self.parameters.clippable(), clip_value)
         self.planner.clip(self.parameters)
 
@@ -298,7 +329,7 @@ class HostedOptimizer:
         self._check_idle("opt_grad_scale")
         self._scale = Scale(scale, found_inf)
         if self.run.built:
-            scaling.take_away(self.run.built)
+            take_away(self.run.built)
         self.planner.forget()
 
     # ---- GPUs ----
@@ -309,12 +340,8 @@ class HostedOptimizer:
         gpus = self.parameters.gpus()
         if address and not gpus:
             raise StateError(f"stream {address:#x}: no parameter is on a GPU, bind one before")
-        states = self.run.built.state.values() if self.run.built else ()
-        memory = [t for s in states if isinstance(s, dict) for t in s.values() if isinstance(t, Tensor)]
-        operations = self.plan.operations if self.plan else ()
-        memory += [t for operation in operations for t in chain(*operation.lists)]
-        memory += [t for p in self.parameters.mastered() for t in (p.tensor.detach(), p.stepped_memory())]
-        memory += self.run.average.memory() if self.run.average else []
+        memory = [t for p in self.parameters.mastered() for t in (p.tensor.detach(), p.stepped_memory())]
+        memory += self.run.memory() + (self.plan.memory() if self.plan else [])
         self.streams.take(address, gpus, memory)
 
     def device(self, what: str) -> torch.device:
@@ -362,20 +389,15 @@ class HostedOptimizer:
     def read_average(self, name: str) -> Tensor:
         """Return the average of one parameter."""
         names = self.parameters.names()
-        spec.check_name(name, names, "parameter")
-        return self._averaged().read(names.index(name)).to(self.parameters[name].data.dtype)
+        check_name(name, names, "parameter")
+        return self.run.averaged().read(names.index(name)).to(self.parameters[name].data.dtype)
 
     def swap_average(self) -> None:
         """Exchange all parameters with their averages, in place; again: back."""
         self._check_idle("opt_average_swap")
-        self._averaged().swap(self.parameters.module)
+        self.run.averaged().swap(self.parameters.module)
         self.planner.pause()  # a step is refused while they are swapped in
         self.parameters.publish()
-
-    def _averaged(self) -> Average:
-        if self.run.average is None:
-            raise StateError("there is no average: call opt_average first")
-        return self.run.average
 
     # ---- checkpoints ----
 
@@ -411,20 +433,6 @@ class HostedOptimizer:
     def built(self) -> torch.optim.Optimizer:
         """Return the optimizer proper, or, before that, one like it on the parameters that are there."""
         return self.run.built or self._build()
-
-    def _build(self, groups: list[Group] | None = None, on_copies: bool = False) -> torch.optim.Optimizer:
-        """Build the optimizer on the parameters that are there, or on copies, or on a stand-in for them."""
-        tensors = {p.name: p.copied() if on_copies else p.tensor for p in self.parameters}
-        made = [
-            {"params": [(n, tensors[n]) for n in g.names] or nothing_yet(), **g.options}
-            for g in groups or self.parameters.groups
-        ]
-        if on_copies:
-            return self.recipe.build(made)
-        if self.parameters.loans:
-            return self.parameters.loans.build(lambda: self.recipe.build(made))
-        chosen = self.recipe.implementation(self.parameters.arrays())
-        return self.recipe.build(made, {**self.recipe.arguments, **chosen})
 
     @contextlib.contextmanager
     def _ready(self, what: str) -> Iterator[torch.optim.Optimizer]:
@@ -465,7 +473,8 @@ class HostedOptimizer:
 
     def _check_idle(self, what: str) -> None:
         if self._iteration:
-            raise StateError(f"{what} in the middle of a step: call opt_iterate until it returns OPT_DONE")
+            called = self._iteration.called
+            raise StateError(f"{what} in the middle of a step: call {called} until it returns OPT_DONE")
         if self.run.average and self.run.average.swapped and what != "opt_average_swap":
             raise StateError(f"{what} while the averages are swapped in: call opt_average_swap again before")
 

@@ -127,6 +127,12 @@ class Parameters:
         """Return what torch's clipping takes: parameters, or stand-ins that have the host's gradients."""
         return [found for p in self if (found := p.clippable()) is not None]
 
+    def check_real(self, what: str) -> None:
+        """Raise ValueError if a parameter is complex, for which PyTorch has no such function."""
+        for p in self:
+            if p.tensor.is_complex():
+                raise ValueError(f"parameter {shown(p.name)}: {what} is not supported for complex types")
+
     def as_loss(self, loss: float) -> Tensor:
         """Return a loss as a class outside torch takes it: as one computed from the parameters would be."""
         dtype = torch.float32

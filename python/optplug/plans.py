@@ -178,6 +178,10 @@ class Plan:
         self.serial = next(_serials)
         self._shape = self._current_shape()
 
+    def memory(self) -> list[Tensor]:
+        """Return all tensors that are stepped."""
+        return [t for operation in self.operations for tensors in operation.lists for t in tensors]
+
     def names(self) -> list[str]:
         """Return what is called, for people."""
         names = [f"recorded {o.operator}" if o.records else f"aten::{o.operator}" for o in self.operations]

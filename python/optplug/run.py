@@ -5,10 +5,12 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 import torch
+from torch import Tensor
 from torch.optim.lr_scheduler import LRScheduler
 
 from optplug import schedules
 from optplug.averages import Average
+from optplug.errors import StateError
 
 
 @dataclass
@@ -26,3 +28,19 @@ class Run:
     steps: int = 0
     #: Checksums of the values that the next step should find.
     expected: dict[str, int] = field(default_factory=dict)
+
+    def averaged(self) -> Average:
+        """Return the average, if there is one.
+
+        Raises:
+            StateError: there is none.
+        """
+        if self.average is None:
+            raise StateError("there is no average: call opt_average first")
+        return self.average
+
+    def memory(self) -> list[Tensor]:
+        """Return all tensors of the state and of the average."""
+        states = self.built.state.values() if self.built else ()
+        memory = [t for s in states if isinstance(s, dict) for t in s.values() if isinstance(t, Tensor)]
+        return memory + (self.average.memory() if self.average else [])

@@ -26,6 +26,7 @@ const struct function functions[] = {
     {"opt_group", try_group, HANDLE | BARRED, 3},
     {"opt_step_closure", try_step_closure, DATA | HANDLE | BARRED, 10},
     {"opt_iterate", try_iterate, DATA | HANDLE | BARRED, 16},
+    {"opt_check_gradient", try_check_gradient, DATA | GRAD | HANDLE | BARRED, 3},
     {"opt_schedule_callback", try_schedule_callback, HANDLE | BARRED, 4},
     {"opt_stream", try_stream, HANDLE | BARRED, 2},
     {"opt_grad_scale", try_grad_scale, HANDLE | BARRED, 5},
@@ -167,6 +168,8 @@ void check_arrays(struct frame *c, int status)
     int writes = status >= 0 || gives_up || is_half ? functions[c->which].flags & (DATA | GRAD) : 0;
     if (is_free && !gives_up)
         writes = 0;
+    if (strcmp(name, "opt_check_gradient") == 0)
+        writes = c->callbacks ? GRAD : 0; /* which are as before what the callbacks have written */
     if (strcmp(name, "opt_step") == 0 && writes)
         writes = (o->found_inf && *o->found_inf != 0 ? 0 : DATA) | (o->scale ? GRAD : 0);
     if (is_iterate && status == OPT_EVALUATE && !o->iterating)

@@ -83,7 +83,7 @@ struct frame {
     struct arena output;
     size_t output_size;       /* bytes at its end that the call may write */
     int callbacks, cut_short; /* how often it has called us, and with which failure of ours that ended */
-    char sentinel[160];       /* opt_error() before it */
+    char sentinel[1024];      /* opt_error() before it */
     char text[1600];
 };
 
@@ -201,6 +201,7 @@ int try_step_f64(struct frame *c);
 int try_step_f32(struct frame *c);
 int try_step_closure(struct frame *c);
 int try_iterate(struct frame *c);
+int try_check_gradient(struct frame *c);
 int try_zero_grad(struct frame *c);
 int try_clip_grad_norm(struct frame *c);
 int try_clip_grad_value(struct frame *c);

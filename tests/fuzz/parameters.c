@@ -313,6 +313,15 @@ int try_iterate(struct frame *c)
     return unscaled(c, opt_iterate(c->handle, loss));
 }
 
+int try_check_gradient(struct frame *c)
+{
+    opt_callback closure = a_callback(c);
+    double *error = a_result(c);
+    note(c, "opt_check_gradient(%d, %s, &cookie, %p)", c->handle, closure ? "callback" : "NULL",
+         (void *)error);
+    return unscaled(c, opt_check_gradient(c->handle, closure, (void *)&cookie, error));
+}
+
 int try_zero_grad(struct frame *c)
 {
     note(c, "opt_zero_grad(%d)", c->handle);

@@ -190,6 +190,15 @@ assert(failures > 5);
 assert(w, run_lbfgs()(1:2));
 end
 
+function test_gradients_are_compared_with_differences()
+opt = optplug.Optimizer('Adam()');
+assert(opt.check_gradient(@banana, [-1; 2]) < 1e-6);
+fails('optplug:invalid', 'the gradient of parameter ''x'' is twice the derivative of the loss: at [', ...
+    @() opt.check_gradient(@(w) deal(sum(w.^2), 4 * w)));
+fails('mine:flaky', 'no loss', @() opt.check_gradient(@(w) error('mine:flaky', 'no loss')));
+assert(opt.check_gradient(@banana) < 1e-6 && isequal(opt.data(), [-1; 2]));
+end
+
 function test_what_the_function_gives_is_checked()
 opt = optplug.Optimizer('SGD(lr=0.5)');
 fails('optplug:invalid', 'the loss that fun returns must be a real number, got a 1x2 double', ...

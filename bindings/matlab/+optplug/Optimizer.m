@@ -32,6 +32,7 @@ classdef Optimizer < handle
     %   Optimizer methods:
     %       step             - Make a step, with arrays given or held.
     %       step_closure     - Make a step with a function that gives loss and gradients.
+    %       check_gradient   - Compare its gradients with differences of its losses.
     %       bind             - Let the optimizer hold arrays of these values.
     %       data             - Get or set the values of the arrays held.
     %       grad             - Get or set their gradients.
@@ -190,6 +191,42 @@ classdef Optimizer < handle
                 self.iterate(value);
             end
             params = self.Arrays.fill(params, 'data');
+        end
+
+        function relative_error = check_gradient(self, fun, params)
+            %CHECK_GRADIENT Compare a function's gradients with differences of its losses.
+            %
+            %   relative_error = check_gradient(opt, fun, params), with a function as
+            %   step_closure takes it, raises an error that says what is wrong with the
+            %   gradients, where anything is, and where.  Without params, it checks at the
+            %   arrays held.
+            %
+            %   Example:
+            %       opt = optplug.Optimizer('Adam()');
+            %       square = @(w) deal(sum(w.^2), 2 * w);
+            %       disp(opt.check_gradient(square, [1; 2]) < 1e-6)
+            if nargin < 2 || ~isa(fun, 'function_handle')
+                optplug.internal.refuse('fun', 'a function handle', fun);
+            end
+            if nargin > 2
+                self.Arrays.take(params);
+            end
+            value = 0;
+            while true
+                [status, relative_error] = self.check_on(value);
+                optplug.internal.check(status);
+                if status == 0
+                    return
+                end
+                try
+                    [value, grads] = fun(self.data());
+                    value = optplug.internal.number(value, 'the loss that fun returns');
+                    self.Arrays.put('grad', grads, 'the gradient that fun returns');
+                catch problem
+                    self.check_on(NaN); % a loss that ends the check
+                    rethrow(problem);
+                end
+            end
         end
 
         function value = data(self, varargin)
@@ -474,6 +511,11 @@ classdef Optimizer < handle
     methods (Access = private)
         function ask(self, name, varargin)
             optplug.internal.check(optplug.internal.call(name, self.Handle, varargin{:}));
+        end
+
+        function [status, relative_error] = check_on(self, loss)
+            [status, relative_error] = ...
+                optplug.internal.call('optplug_check_gradient_iterate', self.Handle, loss, 0);
         end
 
         function iterate(self, loss)
