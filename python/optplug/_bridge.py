@@ -435,7 +435,7 @@ def py_describe_library(lines):
 
 @callback
 def py_list(kind):
-    host.table.text("".join(f"{line}\n" for line in inventory.lines(host.text("kind", kind))).encode())
+    host.table.text(inventory.listing(host.text("kind", kind), _options.third_party).encode())
 
 
 _suffix = "dylib" if sys.platform == "darwin" else "so"

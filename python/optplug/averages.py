@@ -38,7 +38,7 @@ class Average:
     def __init__(self, text: str, module: nn.Module) -> None:
         try:
             call = _read(text)
-            arguments = spec.check_arguments(swa_utils.AveragedModel, call, implied=1)
+            arguments = spec.check_arguments(swa_utils.AveragedModel, call, {"model"})
             if "device" in arguments:
                 raise SpecError(
                     f"device={shown(arguments['device'])}: device is the parameters' own: {_HINT}"
@@ -176,7 +176,7 @@ def _argument(name: str, value: object) -> object:
     spec.check_name(value.name, _FUNCTIONS, "averaging function")
     spec.check_module(value, swa_utils.__name__)
     function = getattr(swa_utils, value.name)
-    arguments = spec.check_arguments(function, value, implied=0)
+    arguments = spec.check_arguments(function, value)
     check_kinds(function, arguments)
 
     def attempt(arguments: dict[str, Any]) -> object:

@@ -13,13 +13,13 @@ def describe(hosted: HostedOptimizer) -> str:
     """Return what an optimizer is and what it works on, a ``name: value`` a line."""
     optimizer, parameters = hosted.built(), hosted.parameters
     step = way(hosted) if hosted.run.stepped else _path(hosted, optimizer)
-    lines = [f"optimizer: {hosted.recipe.name}", f"step: {step}", f"gradients: {_gradients(hosted)}"]
+    lines = [f"optimizer: {hosted.recipe.called}", f"step: {step}", f"gradients: {_gradients(hosted)}"]
     if hosted.run.schedulers:
         lines.append(f"schedulers: stepped {_schedulers(hosted)}")
     for i, group in enumerate(optimizer.param_groups):
         options = {k: v for k, v in group.items() if k not in ("params", "param_names")}
         lines.append(f"group {i}: {', '.join(f'{k}={v!r}' for k, v in options.items())}")
-        for name in parameters.groups[i].names:
+        for name in parameters.names_of(group):
             p = parameters[name]
             lines.append(
                 f"parameter {name!r}: group {i}, {p.data.device}, {layout(p.data)}, "

@@ -111,9 +111,10 @@ class Changes:
         )
 
     def _change(self, run: Run, group: int, judged: Callable[[Options, Group], Options]) -> None:
-        groups = self._parameters.groups
-        in_force = run.built.param_groups if run.built else [g.options for g in groups]
-        chosen = select(list(zip(in_force, groups, strict=True)), group)
+        groups = [(g.options, g) for g in self._parameters.groups]
+        if run.built:
+            groups = [(g, Group(g, self._parameters.names_of(g))) for g in run.built.param_groups]
+        chosen = select(groups, group)
         changes = [(options, judged(options, members)) for options, members in chosen]
         for options, change in changes:
             put(options, change)

@@ -8,7 +8,7 @@ from collections.abc import Iterable
 
 import torch
 
-from optplug import buffers, devices, recipe, schedules, spec
+from optplug import buffers, devices, outside, recipe, schedules, spec
 from optplug.log import LEVELS
 from optplug.options import OptimizerOptions
 
@@ -28,21 +28,28 @@ def describe(options: OptimizerOptions, can_plan: bool, log_level: int) -> str:
     )
 
 
-def lines(kind: str) -> Iterable[str]:
+def listing(kind: str, third_party: outside.Allowed) -> str:
     """Return the names of a kind, or what a class of that name takes, a line each.
 
     Raises:
         ValueError: there is no such list.
     """
+    return "".join(f"{line}\n" for line in _lines(kind, third_party))
+
+
+def _lines(kind: str, third_party: outside.Allowed) -> Iterable[str]:
+    if ":" in kind:
+        class_ = recipe.find_class(kind, third_party)
+        return spec.arguments_of(class_, outside.supplied(class_))
     classes = {**recipe.classes(), **schedules.classes()}
     lists: dict[str, Iterable[str]] = {
-        "optimizers": recipe.classes(),
+        "optimizers": [*recipe.classes(), *(outside.classes_of(third_party) if kind == "optimizers" else ())],
         "schedulers": schedules.classes(),
         "dtypes": buffers.DTYPES,
         "devices": devices.names(),
     }
     spec.check_name(kind, [*lists, *classes], "list")
-    return lists[kind] if kind in lists else spec.arguments_of(classes[kind])
+    return lists[kind] if kind in lists else spec.arguments_of(classes[kind], {"params", "optimizer"})
 
 
 def _written(value: object) -> object:

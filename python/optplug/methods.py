@@ -5,6 +5,7 @@ Such a class steps other weights than those to evaluate, and moves the parameter
 
 from __future__ import annotations
 
+import contextlib
 import inspect
 import re
 
@@ -19,7 +20,7 @@ from optplug.spec import SpecError, shown
 NAMES = ("train", "eval")
 
 
-def _has(class_: type) -> bool:
+def has(class_: type) -> bool:
     """Tell whether a class has them all, to be called without arguments."""
     methods = [inspect.getattr_static(class_, name, None) for name in NAMES]
     if not all(map(inspect.isfunction, methods)):
@@ -31,7 +32,7 @@ def _has(class_: type) -> bool:
 def check(class_: type, name: str) -> None:
     """Check that a host may call a method of a class, or raise ValueError."""
     spec.check_name(name, NAMES, "method")
-    if not _has(class_):
+    if not has(class_):
         raise SpecError(
             f"method {shown(name)}: {class_.__name__} has no train() and eval(), and needs none: "
             "leave out opt_call"
@@ -40,13 +41,14 @@ def check(class_: type, name: str) -> None:
 
 def begin(optimizer: torch.optim.Optimizer) -> None:
     """Let an optimizer be ready to step, where it has a mode for that."""
-    if _has(type(optimizer)):
-        optimizer.train()  # type: ignore[attr-defined]
+    if has(type(optimizer)):
+        with contextlib.suppress(AttributeError):  # one that it wraps may have none
+            optimizer.train()  # type: ignore[attr-defined]
 
 
 def explain(optimizer: torch.optim.Optimizer, error: BaseException) -> None:
     """Raise StateError for an error of a step that is not possible in this mode: what to call before."""
-    if not isinstance(error, Exception) or not _has(type(optimizer)):
+    if not isinstance(error, Exception) or not has(type(optimizer)):
         return
     words = said(error)
     if re.search(r"\.train\(\)|\btrain mode\b", words):

@@ -75,6 +75,11 @@ class Parameters:
         if self.loans:
             self.loans.put(parameter.name, parameter.tensor)
 
+    def names_of(self, group: dict[str, Any]) -> list[str]:
+        """Return the names of the parameters in one of an optimizer's groups, which may not be the host's."""
+        names = {id(p.tensor): p.name for p in self}
+        return [names[id(p)] for p in group["params"] if id(p) in names]
+
     def options_of(self, name: str) -> dict[str, Any]:
         """Return the options of a parameter's group."""
         return next(group.options for group in self.groups if name in group.names)
@@ -134,11 +139,14 @@ class Parameters:
                 raise ValueError(f"parameter {shown(p.name)}: {what} is not supported for complex types")
 
     def as_loss(self, loss: float) -> Tensor:
-        """Return a loss as a class outside torch takes it: as one computed from the parameters would be."""
+        """Return a loss as a class outside torch takes it: as one computed from the parameters would be.
+
+        Its ``backward()`` leaves the gradients as the host's closure has set them.
+        """
         dtype = torch.float32
         for p in self.module:
             dtype = torch.promote_types(dtype, p.abs().dtype if p.is_complex() else p.dtype)
-        return torch.tensor(loss, dtype=dtype, device=self.module[0].device)
+        return torch.tensor(loss, dtype=dtype, device=self.module[0].device, requires_grad=True)
 
     def settle(self) -> None:
         """Let parameters that a class outside torch has moved in between be the host's arrays again."""

@@ -5,10 +5,7 @@ from __future__ import annotations
 import copy
 import dataclasses
 import functools
-import importlib
 import inspect
-import re
-import sys
 from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
@@ -16,13 +13,14 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from optplug import methods, spec
+from optplug import methods, outside, spec
 from optplug.arguments import check_kinds
 from optplug.buffers import is_dense, same_order
 from optplug.errors import warn
 from optplug.kinds import Grad
 from optplug.lean import lean
-from optplug.spec import Call, SpecError, shown
+from optplug.outside import Allowed
+from optplug.spec import Call, Name, SpecError, shown
 from optplug.torch_private import grad_mode
 
 #: Torch's implementations of a step: no hyperparameters, but in the groups beside them.
@@ -34,6 +32,7 @@ _FOREACH_IS_EQUAL = {
     for name in ("Adadelta", "Adagrad", "Adam", "AdamW", "Adamax", "RMSprop", "Rprop", "SGD")
 }
 _WORTH_FOREACH, _MOST_FOR_FOREACH = 8, 10_000
+_DTYPES = {name: value for name, value in vars(torch).items() if isinstance(value, torch.dtype)}
 
 
 @functools.cache
@@ -48,11 +47,12 @@ def classes() -> dict[str, type[torch.optim.Optimizer]]:
     }
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Recipe:
     """A class and its arguments, as a spec has them; see `read`."""
 
     class_: type[torch.optim.Optimizer]
+    #: Values, or classes and recipes of optimizers that it wraps.
     arguments: dict[str, Any]
     #: Whether a step wants a closure.
     needs_closure: bool
@@ -61,11 +61,66 @@ class Recipe:
     #: Whether the spec says fused=True; whether fused kernels may be chosen, since it says nothing.
     must_fuse: bool
     may_fuse: bool
+    #: Whether its groups may have the parameters' names in them; some classes take that for an option.
+    names_groups: bool = True
+    #: Which classes outside torch its groups may name as well.
+    third_party: Allowed = False
+    #: Where the spec says that the class is, if it is outside torch.
+    module: str = ""
+
+    def __repr__(self) -> str:
+        shown_ = {
+            k: Name(v.__name__, v.__module__) if isinstance(v, type) else v for k, v in self.arguments.items()
+        }
+        return repr(Call(self.name, (), shown_, self.module))
 
     @property
     def name(self) -> str:
         """The class's name."""
         return self.class_.__name__
+
+    @property
+    def title(self) -> str:
+        """The class's name, and those of the classes that it wraps: "Lookahead(SGD)"."""
+        inner = [v.title if isinstance(v, Recipe) else v.__name__ for v in self._inner().values()]
+        return f"{self.name}({', '.join(inner)})" if inner else self.name
+
+    @property
+    def called(self) -> str:
+        """Its title, with the module that the spec gives it."""
+        return f"{self.module}{':' * bool(self.module)}{self.title}"
+
+    def _inner(self) -> dict[str, Recipe | type]:
+        """Return the optimizers that it wraps, by the arguments that they are."""
+        return {name: v for name, v in self.arguments.items() if isinstance(v, Recipe | type)}
+
+    def wrapped(self) -> dict[str, Recipe]:
+        """Return the optimizers that it gets ready made, by the arguments that they are."""
+        return {name: v for name, v in self.arguments.items() if isinstance(v, Recipe)}
+
+    @property
+    def wraps(self) -> bool:
+        """Whether it is made of another optimizer."""
+        return bool(self._inner())
+
+    def options(self) -> set[str]:
+        """Return the names of all arguments that it, and what it wraps, are known to take."""
+        found = outside.options(self.class_) | self.arguments.keys()
+        for inner in self._inner().values():
+            found |= inner.options() if isinstance(inner, Recipe) else outside.options(inner)
+        return found
+
+    def changed(self, options: dict[str, Any]) -> dict[str, Any]:
+        """Return its arguments with other values for options of its groups, which what it wraps goes by."""
+        arguments = dict(self.arguments)
+        for name, value in options.items():
+            takers = [key for key, inner in self.wrapped().items() if name in inner.options()]
+            for key in takers:
+                inner = arguments[key]
+                arguments[key] = dataclasses.replace(inner, arguments=inner.changed({name: value}))
+            if not takers:
+                arguments[name] = value
+        return arguments
 
     @property
     def is_lbfgs(self) -> bool:
@@ -74,9 +129,11 @@ class Recipe:
 
     def warn_of_unknown(self, names: Iterable[str]) -> None:
         """Warn of options that are no arguments of a class outside torch, and that nothing there mentions."""
+        if self.is_torchs:
+            return
+        known = dataclasses.replace(self, arguments=self._inner()).options()
         for name in names:
-            is_argument = name in spec.signature_of(self.class_).parameters  # type: ignore[arg-type]
-            if not (self.is_torchs or is_argument or _mentions(self.class_, name)):
+            if name not in known and not outside.mentions(self.class_, name):
                 warn(f"option {shown(name)}: nothing in {self.class_.__module__} mentions it")
 
     def chosen(self) -> list[str]:
@@ -88,27 +145,63 @@ class Recipe:
     ) -> torch.optim.Optimizer:
         """Return an optimizer with groups of named parameters, as torch takes them.
 
-        A class outside torch gets them as most programs give them, without names, and as a mere list where
-        that is all and it takes one.  It is left in training mode, if it has one.
+        A class outside torch gets them as most programs give them: see `_build_other`.
 
         Args:
             groups: each with its options.
             arguments: others than the spec's.
         """
         arguments = self.arguments if arguments is None else arguments
-        if self.is_torchs:
-            return self.class_(groups, **arguments)
+        return self.class_(groups, **arguments) if self.is_torchs else self._build_other(groups, arguments)
+
+    def _build_other(self, groups: list[dict[str, Any]], arguments: dict[str, Any]) -> torch.optim.Optimizer:
+        """Build an optimizer of a class outside torch, in training mode, if it has one.
+
+        It gets parameters without names, and as a mere list where that is all and it takes one.
+        """
         unnamed = [{**group, "params": [p for _, p in group["params"]]} for group in groups]
+        is_list = len(unnamed) == 1 and len(unnamed[0]) == 1
+        if not outside.takes_groups(self.class_) and not any(
+            isinstance(v, Recipe) for v in arguments.values()
+        ):
+            options = {name: value for name, value in groups[0].items() if name != "params"}
+            if len(groups) > 1 or options.keys() - self.options():
+                what = outside.supplied(self.class_)[0]
+                raise SpecError(
+                    f"{self.name} takes its parameters as {what}, without groups: leave out opt_group"
+                )
+            arguments = {**arguments, **options}
         try:
-            is_list = len(unnamed) == 1 and len(unnamed[0]) == 1
-            made = self.class_(unnamed[0]["params"] if is_list else unnamed, **copy.deepcopy(arguments))
+            made = self._called(groups, unnamed[0]["params"] if is_list else unnamed, arguments)
         except Exception:
-            made = self.class_(unnamed, **copy.deepcopy(arguments))
+            made = self._called(groups, unnamed, arguments)
         names = {id(p): name for group in groups for name, p in group["params"]}
-        for group in made.param_groups:
+        for group in made.param_groups if self.names_groups else ():
             group["param_names"] = [names.get(id(p), "") for p in group["params"]]
         methods.begin(made)
         return made
+
+    def _called(
+        self, groups: list[dict[str, Any]], params: Any, arguments: dict[str, Any]
+    ) -> torch.optim.Optimizer:
+        """Call a constructor, with an optimizer for each that it wraps, or with what makes one."""
+        plain = {k: copy.deepcopy(v) for k, v in arguments.items() if not isinstance(v, Recipe)}
+        inner = {k: v for k, v in arguments.items() if isinstance(v, Recipe)}
+        first, *others = outside.supplied(self.class_) or [""]
+        given = [outside.of_parameters(first, groups, params)] if first else []
+        plain |= {name: outside.of_parameters(name, groups, params) for name in others}
+        made: Any = self.class_
+        try:
+            built = {k: v.build([dict(group) for group in groups]) for k, v in inner.items()}
+            return made(*given, **plain, **built)
+        except TypeError as error:
+            if not inner or "is not callable" not in str(error):
+                raise
+        return made(*given, **plain, **{k: v.maker() for k, v in inner.items()})
+
+    def maker(self) -> functools.partial[torch.optim.Optimizer]:
+        """Return what makes such an optimizer of the parameters and options that it gets."""
+        return functools.partial(self.class_, **copy.deepcopy(self.arguments))
 
     def can_fuse(self, data: Tensor, grad: Grad) -> bool:
         """Tell whether the fused kernels step these arrays rightly.
@@ -170,20 +263,7 @@ def fuses_rightly(class_: type[torch.optim.Optimizer], dtype: torch.dtype, devic
     return True
 
 
-def _mentions(class_: type, name: str) -> bool:
-    """Tell whether the modules of a class outside torch, and of its bases, have a name in quotes."""
-    modules = {base.__module__ for base in class_.__mro__}
-    for module in (m for m in modules if not m.startswith(("torch.", "builtins"))):
-        try:
-            source = inspect.getsource(sys.modules[module])
-        except (OSError, TypeError):
-            return True  # nobody can tell
-        if re.search(rf"""['"]{re.escape(name)}['"]""", source):
-            return True
-    return False
-
-
-def read(text: str, third_party: bool | tuple[str, ...]) -> Recipe:
+def read(text: str, third_party: Allowed) -> Recipe:
     """Read a spec; see `OptimizerOptions` for what classes outside torch it may name.
 
     Raises:
@@ -194,16 +274,23 @@ def read(text: str, third_party: bool | tuple[str, ...]) -> Recipe:
 
 
 @functools.lru_cache(maxsize=100)
-def _read(text: str, third_party: bool | tuple[str, ...]) -> Recipe:
-    call = spec.parse(text)
+def _read(text: str, third_party: Allowed) -> Recipe:
+    return _recipe_of(spec.parse(text), third_party)
+
+
+def _recipe_of(call: Call, third_party: Allowed) -> Recipe:
     class_ = _find_class(call, third_party)
-    arguments = spec.check_arguments(class_, call, implied=1)
-    check_kinds(class_, arguments)
-    for name, value in arguments.items():
-        if _has_call(value):
-            raise SpecError(f"{name} must be a literal (a number, True, a tuple, ...), got {shown(value)}")
-    closure = spec.signature_of(class_.step).parameters.get("closure")
     is_torchs = class_ in classes().values()
+    given = spec.check_arguments(class_, call, ["params"] if is_torchs else outside.supplied(class_))
+    check_kinds(class_, given)
+    arguments = {name: argument(class_, name, value, third_party) for name, value in given.items()}
+    for key, inner in arguments.items():
+        for name in arguments.keys() - outside.options(class_):
+            if isinstance(inner, Recipe) and name in inner.options():
+                raise SpecError(
+                    f"{name} is an argument of {inner.name}: write it within {key}={inner.name}(...)"
+                )
+    closure = spec.signature_of(class_.step).parameters.get("closure")
     return Recipe(
         class_,
         arguments,
@@ -213,40 +300,64 @@ def _read(text: str, third_party: bool | tuple[str, ...]) -> Recipe:
         may_fuse=is_torchs
         and "fused" in spec.signature_of(class_).parameters  # type: ignore[arg-type]
         and not any(name in arguments for name in IMPLEMENTATIONS),
+        third_party=third_party,
+        module="" if is_torchs else call.module,
     )
 
 
+def argument(class_: type[torch.optim.Optimizer], name: str, value: Any, third_party: Allowed) -> Any:
+    """Return what an argument of a class is, for what a spec has for it.
+
+    Raises:
+        SpecError: it is a call or a name that stands for nothing there.
+    """
+    if isinstance(value, Name) and value.module == "torch":
+        spec.check_name(value.name, _DTYPES, "dtype of torch's")
+        return _DTYPES[value.name]
+    may_wrap = class_ not in classes().values() and outside.takes_optimizer(class_, name)
+    if may_wrap and isinstance(value, Call | Name):
+        return _optimizer(class_, name, value, third_party)
+    if _has_call(value):
+        raise SpecError(f"{name} must be a literal (a number, True, a tuple, ...), got {shown(value)}")
+    return value
+
+
+def _optimizer(
+    class_: type[torch.optim.Optimizer], name: str, value: Call | Name, third_party: Allowed
+) -> Recipe | type:
+    """Return the optimizer that a class is to wrap, or the class that it is to make one of."""
+    try:
+        if isinstance(value, Call):
+            return _recipe_of(value, third_party)
+        found = _find_class(value, third_party)
+    except SpecError as error:
+        raise SpecError(f"{name}={shown(value)}: {error}") from error
+    if not outside.supplied(class_):
+        raise SpecError(
+            f"{name} must be an optimizer, {value}(...) with its arguments, got the class {value}"
+        )
+    return found
+
+
 def _has_call(value: Any) -> bool:
-    """Tell whether a value of a spec is a call, or has one in it."""
+    """Tell whether a value of a spec is a call or a name, or has one in it."""
     if isinstance(value, dict):
         return any(_has_call(v) for pair in value.items() for v in pair)
-    return isinstance(value, Call) or (isinstance(value, list | tuple) and any(map(_has_call, value)))
+    return isinstance(value, Call | Name) or (isinstance(value, list | tuple) and any(map(_has_call, value)))
 
 
-def _is_within(module: str, package: str) -> bool:
-    return module == package or module.startswith(f"{package}.")
+def find_class(text: str, third_party: Allowed) -> type[torch.optim.Optimizer]:
+    """Return the class of a name as specs have it, ``"Adam"`` or ``"pytorch_optimizer:Lion"``.
+
+    Raises:
+        SpecError: there is none, or its module may not be imported.
+    """
+    return _find_class(spec.parse(f"{text}()"), third_party)
 
 
-def _find_class(call: Call, third_party: bool | tuple[str, ...]) -> type[torch.optim.Optimizer]:
-    if call.module in ("", *spec.MODULES):
-        spec.check_name(call.name, classes(), "optimizer")
-        spec.check_module(call, "torch.optim")
-        return classes()[call.name]
-    if not third_party:
-        raise SpecError(
-            f"module {shown(call.module)} is outside torch.optim and would be imported: allow that with "
-            'opt_init("third_party=True")'
-        )
-    if isinstance(third_party, tuple) and not any(_is_within(call.module, name) for name in third_party):
-        allowed = [*third_party, call.module.partition(".")[0]]
-        raise SpecError(
-            f"module {shown(call.module)} is in no package that may be imported: allow that with "
-            f'opt_init("third_party={allowed}")'
-        )
-    try:
-        found = getattr(importlib.import_module(call.module), call.name)
-    except Exception as error:
-        raise SpecError(f"{call.module}:{call.name} cannot be imported: {error}") from error
-    if not (isinstance(found, type) and issubclass(found, torch.optim.Optimizer)):
-        raise SpecError(f"{call.module}:{call.name} is not a torch.optim.Optimizer")
-    return found
+def _find_class(named: Call | Name, third_party: Allowed) -> type[torch.optim.Optimizer]:
+    if named.module not in ("", *spec.MODULES):
+        return outside.find(named.module, named.name, third_party)
+    spec.check_name(named.name, classes(), "optimizer", lambda name: outside.like(name, third_party))
+    spec.check_module(named, "torch.optim")
+    return classes()[named.name]

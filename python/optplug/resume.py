@@ -70,9 +70,9 @@ class Resumption:
             "optplug": {
                 "format": _FORMAT,
                 "torch": str(torch.__version__),
-                "class": self._recipe.name,
+                "class": self._recipe.title,
                 "stepped": run.stepped,
-                "parameters": {p.name: _form(p.data) for p in parameters},
+                "parameters": {n: _form(parameters[n].data) for g in parameters.groups for n in g.names},
                 "steps": run.steps,
                 "checksums": {
                     name: values.checksum(data) for name, data in parameters.read_by_steps().items()
@@ -117,8 +117,8 @@ class Resumption:
             raise ValueError(
                 f"it is of format {shown(about['format'])}, and this optplug reads format {_FORMAT}"
             )
-        if about["class"] != self._recipe.name:
-            raise ValueError(f"the file is of {word(about['class'])}, this optimizer is {self._recipe.name}")
+        if about["class"] != self._recipe.title:
+            raise ValueError(f"the file is of {word(about['class'])}, this optimizer is {self._recipe.title}")
         if type(about["stepped"]) is not bool:
             raise ValueError(f"not a checkpoint: stepped is {shown(about['stepped'])}")
         for p in self._parameters:
@@ -142,8 +142,10 @@ class Resumption:
         by_its_own = not self._recipe.is_torchs
         saved = content["optimizer"] if by_its_own and is_ours else find(content)
         names = [group.names for group in parameters.groups]
-        if not by_its_own or "param_groups" in saved:
+        if not by_its_own:
             names = order(saved, names)
+        else:
+            names = self._ordered(names, saved, about, run.built or build(parameters.groups))
         groups = [Group(g.options, n) for g, n in zip(parameters.groups, names, strict=True)]
         optimizer = build(groups)
         before = [dict(group) for group in (run.built or optimizer).param_groups]
@@ -188,6 +190,23 @@ class Resumption:
         if words is not None:
             self._attributes.load_state_dict(words)
         return Run(optimizer, schedulers, made_of, average, stepped, steps, expected)
+
+    def _ordered(
+        self,
+        names: list[list[str]],
+        saved: dict[str, Any],
+        about: dict[str, Any] | None,
+        optimizer: torch.optim.Optimizer,
+    ) -> list[list[str]]:
+        """Return each group's names in the order of a class outside torch, whose groups may be others."""
+        if "param_groups" in saved:
+            here = [self._parameters.names_of(group) for group in optimizer.param_groups]
+            there = [name for group in order(saved, here) for name in group]
+        elif about is not None:
+            there = list(about["parameters"])
+        else:
+            return names
+        return [sorted(group, key=there.index) for group in names]
 
     def _average_like(self, state: dict[str, Any] | None, run: Run) -> Average | None:
         here = run.average.text if run.average else None

@@ -46,6 +46,11 @@ def attach(optimizer: torch.optim.Optimizer, text: str, function: Function | Non
     Raises:
         ValueError: the spec cannot be read, names no scheduler, or PyTorch refuses an argument.
     """
+    if not isinstance(optimizer, torch.optim.Optimizer):
+        raise SpecError(
+            f"spec {shown(text)}: schedulers take a torch.optim.Optimizer, which {type(optimizer).__name__} "
+            "is not: set lr with opt_set_value"
+        )
     builder = _Builder(optimizer, function)
     with undone_on_error(optimizer, []):
         try:
@@ -119,7 +124,8 @@ class _Builder:
         self.used |= bool(functions)
         # ChainedScheduler has the optimizer last, and finds it in its schedulers.
         implied = 0 if call.name == "ChainedScheduler" else 1
-        given = spec.check_arguments(class_, replace(call, kwargs={**call.kwargs, **functions}), implied)
+        call = replace(call, kwargs={**call.kwargs, **functions})
+        given = spec.check_arguments(class_, call, ["optimizer"] * implied)
         given = {name: value for name, value in given.items() if name not in functions}
         for name in ("lr_lambda", "scale_fn"):
             if given.get(name) is not None:

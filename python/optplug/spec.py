@@ -2,26 +2,31 @@
 
 A spec is what a user of PyTorch writes, with or without the arguments that optplug supplies itself:
 ``"Adam(lr=1e-3, betas=(0.9, 0.99))"``, ``"optimizer = torch.optim.Adam(model.parameters(), lr=1e-3)"``.
-It may hold literals, containers of them, and further calls.
+It may hold literals, containers of them, further calls, and names of classes and dtypes:
+``"pytorch_optimizer:SAM(base_optimizer=SGD, lr=0.1)"``, ``"heavyball:AdamW(storage_dtype=torch.bfloat16)"``.
+Names are read and kept as they are; `recipe` looks them up.
 """
 
 from __future__ import annotations
 
 import ast
+import contextlib
 import difflib
 import functools
 import inspect
+import io
+import itertools
 import math
 import re
 import reprlib
 import threading
+import tokenize
 import warnings
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Collection, Iterable
 from dataclasses import dataclass, field, replace
 from itertools import islice
 from typing import Any
 
-_MODULE = re.compile(r"\s*[A-Za-z_][\w.]*\s*:")
 _ASSIGNED = re.compile(r"\s*(>>>\s*)?([A-Za-z_][\w.]*\s*=(?!=))?")  # what an example has before a call
 #: Whose names a spec may have in front of a call.
 MODULES = ("torch.optim", "torch.optim.lr_scheduler", "torch.optim.swa_utils")
@@ -30,10 +35,13 @@ _WRITTEN = {full.split(".", i)[-1]: full for full in MODULES for i in range(full
 # What programs call what optplug supplies itself, alone or as the last part of a longer name.
 _SUPPLIED = {"params", "parameters", "model", "net", "network", "module", "optimizer", "opt"}
 _PARAMETERS = {"params", "optimizer", "model"}  # what the classes call it
+# Stands for the colon between a module and a class where Python's parser reads, which knows none there.
+_COLON = ".__colon__."
 _WORDS = {"true": True, "false": False, "inf": math.inf, "nan": math.nan}  # as other languages write them
 # What makes Python's parser, which is written in C, call itself once more.
 _DEEPER = re.compile(r"[()\[\]{},]|\*\*|[-+~]|\b(?:not|lambda|if|await|yield)\b")
 _STRING = re.compile(r"'[^'\\]*'|\"[^\"\\]*\"")
+_MOST_SHOWN = 60  # names in a message
 _MAX_DEPTH = 48  # a host's thread may have a stack of 128 KB
 _MAX_LENGTH = 65536  # far beyond any constructor call, and short of what makes the parser slow
 # warnings.catch_warnings changes what the whole process shares: one thread at a time, or the filters
@@ -60,6 +68,18 @@ class Call:
 
 
 @dataclass(frozen=True)
+class Name:
+    """What a name stands for that is a value: a class, ``SGD`` or ``module:SGD``, or ``torch.float32``."""
+
+    name: str
+    module: str = ""
+
+    def __repr__(self) -> str:
+        dot = "." if self.module == "torch" else ":" * bool(self.module)
+        return f"{self.module}{dot}{self.name}"
+
+
+@dataclass(frozen=True)
 class Supplied:
     """What stands for the parameters, the optimizer or the model, which the caller of a class has itself."""
 
@@ -81,6 +101,9 @@ class _Short(reprlib.Repr):
     def repr_str(self, value: str, _: int) -> str:
         text = repr(value[: self.maxstring])
         return text if len(value) <= self.maxstring else text[:-1] + "..." + text[-1]
+
+    def repr_type(self, value: type, _: int) -> str:
+        return value.__name__
 
     def repr_int(self, value: int, _: int) -> str:
         return repr(value) if value.bit_length() <= self.maxlong else f"a number of {value.bit_length()} bits"
@@ -109,18 +132,12 @@ def parse(text: str) -> Call:
     """
     assigned = _ASSIGNED.match(text)
     text = text[assigned.end() if assigned else 0 :]
-    module, _, call = text.partition(":") if _MODULE.match(text) else ("", "", text)
-    tree = _expression(call)
+    tree = _expression(text)
     if not isinstance(tree, ast.Call):
-        name = call.strip().rpartition(".")[2]
-        hint = f"{name}()" if name.isidentifier() else "Adam(lr=1e-3)"
+        name = _dotted(tree).replace(_COLON, ":")
+        hint = f"{name if ':' in name else name.rpartition('.')[2]}()" if name else "Adam(lr=1e-3)"
         raise SpecError(f"it must be a call, such as {shown(hint)}")
-    found = _value(tree)
-    if not module:
-        return found
-    if found.module:
-        raise SpecError(f"it has two modules, {module.strip()} and {found.module}")
-    return replace(found, module=module.strip())
+    return _value(tree)
 
 
 def arguments(text: str) -> dict[str, Any]:
@@ -137,37 +154,70 @@ def arguments(text: str) -> dict[str, Any]:
     return {k.arg: _value(k.value) for k in _keywords(tree)}  # type: ignore[misc]
 
 
-def check_name(name: str, known: Iterable[str], kind: str) -> None:
-    """Check that ``name`` is one of ``known``, or raise SpecError with the nearest ones and all of them."""
+def check_name(
+    name: str, known: Iterable[str], kind: str, elsewhere: Callable[[str], list[str]] = lambda _: []
+) -> None:
+    """Check that ``name`` is one of ``known``, or raise SpecError with the nearest ones and all of them.
+
+    Args:
+        elsewhere: returns what else may be meant.
+    """
     known = sorted(known)
     if name not in known:
-        alike = [k for k in known if k.lower() == name.lower()]
-        near = alike or difflib.get_close_matches(name, known, n=3)
+        near = nearest(name, known) + elsewhere(name)
         hint = f"did you mean {', '.join(near)}? " if near else ""
-        raise SpecError(f"no {kind} {shown(name)}: {hint}there are {', '.join(known) or 'none'}")
+        names = ", ".join([*known[:_MOST_SHOWN], *["..."] * (len(known) > _MOST_SHOWN)])
+        raise SpecError(f"no {kind} {shown(name)}: {hint}there are {names or 'none'}")
 
 
-def check_module(call: Call, module: str) -> None:
-    """Check that a call of something in ``module`` names no other one, or raise SpecError."""
+def nearest(name: str, known: Iterable[str], least: float = 0.6) -> list[str]:
+    """Return which names are most like one that may be misspelt."""
+    known = sorted(known)
+    alike = [k for k in known if k.lower() == name.lower()]
+    return alike or difflib.get_close_matches(name, known, n=3, cutoff=least)
+
+
+def modules(value: Any) -> set[str]:
+    """Return the modules outside torch that a call names, in its arguments as well."""
+    found: set[str] = set()
+    if isinstance(value, Call | Name):
+        found = {value.module} - {"", "torch", *MODULES}
+    if isinstance(value, Call):
+        found |= modules(value.args) | modules(value.kwargs)
+    if isinstance(value, dict):
+        value = list(value.values())
+    if isinstance(value, list | tuple):
+        found = found.union(*map(modules, value))
+    return found
+
+
+def check_module(call: Call | Name, module: str) -> None:
+    """Check that a call or a name of something in ``module`` names no other one, or raise SpecError."""
     if call.module not in ("", module):
         raise SpecError(
             f"module {shown(call.module)} is not the one of {call.name}: write {module}.{call.name}"
         )
 
 
-def check_arguments(function: Callable[..., Any], call: Call, implied: int) -> dict[str, Any]:
-    """Check a call's arguments against a signature whose first ``implied`` ones are supplied by us.
+def check_arguments(
+    function: Callable[..., Any], call: Call, supplied: Collection[str] = ()
+) -> dict[str, Any]:
+    """Check a call's arguments against a signature of which we supply some ourselves.
 
     Returns:
-        The arguments by name, without the implied ones and without defaults.
+        The arguments by name, without those that we supply and without defaults.
     """
     signature = signature_of(function)
-    names = list(signature.parameters)[implied:]
+    signature = signature.replace(
+        parameters=[p for p in signature.parameters.values() if p.name not in supplied]
+    )
     call = without_supplied(function, call)
     if not any(p.kind is p.VAR_KEYWORD for p in signature.parameters.values()):
         for name in call.kwargs:
-            check_name(name, names, f"argument of {call.name}")
-    unnamed = [p.name for p in signature.parameters.values() if p.kind is p.POSITIONAL_OR_KEYWORD][implied:]
+            check_name(name, signature.parameters, f"argument of {call.name}")
+    for name in call.kwargs.keys() & set(supplied):
+        raise SpecError(f"{call.name} gets {name} from optplug: leave it out")
+    unnamed = [p.name for p in signature.parameters.values() if p.kind is p.POSITIONAL_OR_KEYWORD]
     has_more = any(p.kind is p.VAR_POSITIONAL for p in signature.parameters.values())
     if len(call.args) > len(unnamed) and not has_more:
         raise SpecError(
@@ -175,10 +225,9 @@ def check_arguments(function: Callable[..., Any], call: Call, implied: int) -> d
             f"only {', '.join(unnamed) or 'no argument'} may come without"
         )
     try:
-        bound = signature.bind(*[None] * implied, *call.args, **call.kwargs)
+        found = dict(signature.bind(*call.args, **call.kwargs).arguments)
     except TypeError as error:
         raise SpecError(f"{call.name}: {error}") from None
-    found = {name: bound.arguments[name] for name in names if name in bound.arguments}
     for p in signature.parameters.values():
         if p.kind is p.VAR_KEYWORD:  # each by its own name
             found |= found.pop(p.name, {})
@@ -204,13 +253,13 @@ def without_supplied(function: Callable[..., Any], call: Call) -> Call:
 signature_of = functools.cache(inspect.signature)
 
 
-def arguments_of(class_: type) -> list[str]:
+def arguments_of(class_: type, supplied: Collection[str]) -> list[str]:
     """Return the arguments of a class, as a spec has them, each with its default: ``"lr=0.001"``."""
     parameters = list(signature_of(class_).parameters.values())
     return [
         p.name if p.default is p.empty else f"{p.name}={p.default!r}"
         for p in parameters
-        if p.name not in ("params", "optimizer")
+        if p.name not in supplied
     ]
 
 
@@ -219,15 +268,35 @@ def _expression(text: str) -> ast.expr:
         raise SpecError(f"it is longer than {_MAX_LENGTH} characters")
     if _depth(text) > _MAX_DEPTH:
         raise SpecError("it is too deeply nested")
+    text = text.strip()
     try:
         with _parsing, warnings.catch_warnings():  # an odd escape in a string would warn on stderr
             warnings.simplefilter("ignore")
-            return ast.parse(text.strip(), mode="eval").body
+            try:
+                return ast.parse(text, mode="eval").body
+            except SyntaxError:
+                with contextlib.suppress(SyntaxError, tokenize.TokenError):
+                    return ast.parse(_without_colons(text), mode="eval").body
+                raise
     except (SyntaxError, ValueError, MemoryError, RecursionError) as error:
         reason = error.msg if isinstance(error, SyntaxError) else str(error) or "too deeply nested"
         if re.search(r"\.(true|false)\.", text, re.IGNORECASE):
             reason = "write True and False, without dots"
         raise SpecError(f"it cannot be read: {reason}") from None
+
+
+def _without_colons(text: str) -> str:
+    """Return a text in which each module and class, ``module:Class``, are one name to Python's parser."""
+    starts = [0, *itertools.accumulate(map(len, io.StringIO(text, newline="")))]
+    found = list(tokenize.generate_tokens(io.StringIO(text, newline="").readline))
+    parts, done = [], 0
+    for before, colon, after in zip(found, found[1:], found[2:], strict=False):
+        if colon.string == ":" and before.type == after.type == tokenize.NAME:
+            end, start = (starts[row - 1] + column for row, column in (before.end, after.start))
+            if text[end:start].strip() == ":":
+                parts += [text[done:end], _COLON]
+                done = start
+    return "".join([*parts, text[done:]])
 
 
 def _depth(text: str) -> int:
@@ -273,6 +342,8 @@ def _value(node: ast.expr) -> Any:
                 return _WORDS[name.lower()]
             case ast.Call():
                 return _call(node)
+            case ast.Name() | ast.Attribute() if (found := _name(_dotted(node))) is not None:
+                return found
         raise SpecError(_complaint(node))
     except RecursionError:
         raise SpecError("it is too deeply nested") from None
@@ -281,19 +352,34 @@ def _value(node: ast.expr) -> Any:
 
 
 def _call(node: ast.Call) -> Call:
-    """Turn a call into a Call: of a plain name, or of one in a module of torch.optim."""
-    module, _, name = _dotted(node.func).rpartition(".")
-    if not name or (module and module not in _WRITTEN):
+    """Turn a call into a Call: of a plain name, or of one in a module."""
+    module, colon, name = _dotted(node.func).rpartition(_COLON)
+    if not colon:
+        module, _, name = name.rpartition(".")
+    if "." in name:
+        raise SpecError(f"it has two modules, {module} and {name.rpartition('.')[0]}")
+    if not name or _COLON in module or (module and not colon and module not in _WRITTEN):
         raise SpecError(_complaint(node))
     args = [_argument("", a) if i == 0 else _value(a) for i, a in enumerate(node.args)]
     kwargs = {k.arg: _argument(k.arg, k.value) for k in _keywords(node)}  # type: ignore[arg-type]
-    return Call(name, tuple(args), kwargs, _WRITTEN.get(module, ""))  # type: ignore[arg-type]
+    return Call(name, tuple(args), kwargs, module if colon else _WRITTEN.get(module, ""))  # type: ignore[arg-type]
+
+
+def _name(text: str) -> Name | None:
+    """Return what a dotted name stands for, where it is one of a class or a dtype as people write them."""
+    module, colon, name = text.rpartition(_COLON)
+    if colon:
+        return Name(name, module) if "." not in name and _COLON not in module else None
+    module, _, name = name.rpartition(".")
+    is_class = module in ("", *_WRITTEN) and name[:1].isupper()
+    return Name(name, _WRITTEN.get(module, module)) if is_class or module == "torch" else None
 
 
 def _argument(name: str, node: ast.expr) -> Any:
     """Return the first argument of a call, or one with a name, which may be what the caller has itself."""
     is_call = isinstance(node, ast.Call) and not (node.args or node.keywords)
-    last = _dotted(node.func if is_call else node).rpartition(".")[2]  # type: ignore[attr-defined]
+    written = _dotted(node.func if is_call else node)  # type: ignore[attr-defined]
+    last = written.rpartition(".")[2] if _COLON not in written else ""
     if name in ("", *_PARAMETERS) and (last == "parameters" if is_call else last in _SUPPLIED):
         return Supplied(ast.unparse(node))
     try:
@@ -341,4 +427,5 @@ def _complaint(node: ast.expr) -> str:
 
 
 def _source(node: ast.expr) -> str:
-    return "*" + ast.unparse(node.value) if isinstance(node, ast.Starred) else ast.unparse(node)
+    source = "*" + ast.unparse(node.value) if isinstance(node, ast.Starred) else ast.unparse(node)
+    return source.replace(_COLON, ":")

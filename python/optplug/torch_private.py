@@ -7,11 +7,11 @@ a public way that is slower, that is taken instead.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.optim import optimizer as _optimizer
 from torch.utils import _python_dispatch
 
@@ -62,8 +62,8 @@ def has_hooks(instance: torch.optim.Optimizer) -> bool:
     return bool(
         _optimizer._global_optimizer_pre_hooks
         or _optimizer._global_optimizer_post_hooks
-        or instance._optimizer_step_pre_hooks
-        or instance._optimizer_step_post_hooks
+        or getattr(instance, "_optimizer_step_pre_hooks", None)  # which a class that is none of torch's lacks
+        or getattr(instance, "_optimizer_step_post_hooks", None)
     )
 
 
@@ -79,6 +79,16 @@ def is_wrapped_by_scheduler(step: Any) -> bool:
 
 #: Where schedulers that are made of others keep them, as an attribute and in their state_dict.
 NESTED = "_schedulers"
+
+# ---- modules ----
+
+
+def module_of(parameters: Iterable[tuple[str, nn.Parameter]]) -> nn.Module:
+    """Return a module with these parameters, whatever their names: `register_parameter` takes no dots."""
+    module = nn.Module()
+    module._parameters.update(parameters)
+    return module
+
 
 # ---- tensors and operators ----
 

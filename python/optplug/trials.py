@@ -22,12 +22,12 @@ from optplug.arguments import blame, check_kinds, is_count, said
 from optplug.devices import CPU
 from optplug.kinds import Grad, SparseGrad, layout
 from optplug.ranges import Range, Ranges
-from optplug.recipe import IMPLEMENTATIONS, Recipe, fuses_rightly
+from optplug.recipe import IMPLEMENTATIONS, Recipe, argument, fuses_rightly
 from optplug.snapshot import random_numbers_kept
 from optplug.spec import SpecError, shown
 from optplug.state import expected
 
-_went_well: dict[tuple[type, str], dict[str, Any]] = {}  # with the class's defaults
+_went_well: dict[tuple[type, str, bool], dict[str, Any]] = {}  # with the class's defaults
 _MOST_KEPT = 1000
 
 #: Returns one of each kind among parameters, and whether its gradient is sparse.
@@ -61,6 +61,11 @@ class Trials:
         #: Options that a class outside torch has in its groups, and no argument for.
         self.extras: set[str] = set()
         self._waits = False
+        for name, inner in recipe.wrapped().items():
+            try:
+                Trials(inner)
+            except ValueError as error:
+                raise SpecError(f"{name}={shown(inner)}: {error}") from error
         try:
             #: The class's options, with the recipe's values.
             self.defaults = self._first(recipe)
@@ -69,21 +74,28 @@ class Trials:
         self._ranges = Ranges(lambda options: self._judge({}, options))
 
     def _first(self, recipe: Recipe) -> dict[str, Any]:
-        """Try the recipe, with a closure as well where the class may want one and not say so."""
-        try:
-            return self._try(recipe.arguments)
-        except Exception as error:
-            if recipe.is_torchs or recipe.needs_closure:
-                raise
-            try:
-                self._recipe = dataclasses.replace(recipe, needs_closure=True)
-                return self._try(recipe.arguments)
-            except Exception:  # which the first error says more about
-                self._recipe = recipe
-            if not self._may_lack_options(recipe, said(error)):
-                raise
-            self._waits = True
-            return {}
+        """Try the recipe; of a class outside torch, with a closure as well, which it may want and not say so.
+
+        Some of those take the names in their groups for options of theirs: they get none.
+        """
+        errors: list[Exception] = []
+        for names_groups in (True, False)[: 1 if recipe.is_torchs else 2]:
+            for needs_closure in (recipe.needs_closure, True)[: 1 if recipe.is_torchs else 2]:
+                self._recipe = dataclasses.replace(
+                    recipe, names_groups=names_groups, needs_closure=needs_closure
+                )
+                try:
+                    return self._try(recipe.arguments)
+                except Exception as error:
+                    errors.append(error)
+            if not any("param_names" in str(error) for error in errors):
+                break
+        self._recipe = recipe
+        said_first = said(errors[0])  # which says more than the others
+        if recipe.is_torchs or recipe.needs_closure or not self._may_lack_options(recipe, said_first):
+            raise errors[0]
+        self._waits = True
+        return {}
 
     def _may_lack_options(self, recipe: Recipe, words: str) -> bool:
         """Tell whether a class outside torch fails for something else than its arguments.
@@ -93,7 +105,11 @@ class Trials:
         if any(re.search(rf"\b{name}\b", words) for name in recipe.arguments):
             return False
         parameters = spec.signature_of(recipe.class_).parameters  # type: ignore[arg-type]
-        needed = {n: v for n, v in recipe.arguments.items() if parameters[n].default is Parameter.empty}
+        needed = {
+            n: v
+            for n, v in recipe.arguments.items()
+            if n in parameters and parameters[n].default is Parameter.empty
+        }
         if needed == recipe.arguments:
             return True
         try:
@@ -185,7 +201,10 @@ class Trials:
         A new group of a class outside torch may have any, which are judged with its parameters.
         """
         try:
-            options = spec.arguments(text)
+            options = {
+                name: argument(self.class_, name, value, self._recipe.third_party)
+                for name, value in spec.arguments(text).items()
+            }
             if is_new and not self._recipe.is_torchs:
                 self._judge_new(options, current, kinds, is_scalar)
                 return options
@@ -247,7 +266,7 @@ class Trials:
         others = {name: v for name, v in in_force.items() if name in self.accepted and name != "lr"}
         extra = self.extras - self.accepted
         judged = {name: value for name, value in options.items() if name not in extra}
-        arguments = {**self._recipe.arguments, **others, **judged}
+        arguments = self._recipe.changed({**others, **judged})
         extras = {name: value for name, value in {**in_force, **options}.items() if name in extra}
         self._recipe.build([{"params": nothing_yet(), **extras}], arguments)
 
@@ -267,8 +286,7 @@ class Trials:
     @functools.cached_property
     def accepted(self) -> set[str]:
         """The options that a host may give to a group."""
-        parameters = spec.signature_of(self._recipe.class_).parameters  # type: ignore[arg-type]
-        return (self.defaults.keys() & parameters.keys()) - {*IMPLEMENTATIONS}
+        return (self.defaults.keys() & self._recipe.options()) - {*IMPLEMENTATIONS}
 
     # ---- states ----
 
@@ -315,6 +333,7 @@ class Trials:
         key = (
             self._recipe.class_,
             repr((arguments, kind, sparse, options, change, self._recipe.needs_closure)),
+            self._recipe.names_groups,
         )
         known = _went_well.get(key)
         if known is not None:
@@ -322,8 +341,16 @@ class Trials:
         optimizer = self._step(arguments, like, sparse, options, change)
         if len(_went_well) >= _MOST_KEPT:
             _went_well.clear()
-        _went_well[key] = optimizer.defaults
-        return optimizer.defaults
+        _went_well[key] = self._defaults_of(optimizer)
+        return _went_well[key]
+
+    def _defaults_of(self, optimizer: torch.optim.Optimizer) -> dict[str, Any]:
+        """Return an optimizer's options; of one that wraps another, those of that as well."""
+        if not self._recipe.wraps:
+            return optimizer.defaults
+        options = self._recipe.options()
+        group = {name: value for name, value in optimizer.param_groups[0].items() if name in options}
+        return {**group, **getattr(optimizer, "defaults", {})}
 
     def _step(
         self,
@@ -380,7 +407,7 @@ class Trials:
                 return 0.0
             for (_, parameter), gradient in zip(parameters, gradients, strict=True):
                 parameter.grad = gradient.clone()  # which the class may have taken away
-            return torch.zeros(())
+            return torch.zeros((), requires_grad=True)
 
         closure: Any = [evaluate] * recipe.needs_closure
         try:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import datetime
 import os
 import pathlib
@@ -16,8 +17,8 @@ from typing import Any
 import torch
 
 import optplug
-from optplug import spec
-from optplug.recipe import IMPLEMENTATIONS
+from optplug import recipe, spec
+from optplug.recipe import Recipe
 from optplug.tools.report import progress
 
 SPECS = ("Adam()", "SGD(momentum=0.9)")
@@ -41,6 +42,9 @@ def run(specs: list[str], sizes: list[int], options: str) -> dict[str, Any]:
         ValueError: a spec that cannot be read, or an optimizer that cannot step such an array.
     """
     cases = [(text, size) for text in specs for size in sizes]
+    modules = sorted(set().union(*(spec.modules(spec.parse(text)) for text in specs)))
+    if modules and "third_party" not in spec.arguments(options):
+        options = f"{options}, third_party={modules}"
     load = f"{os.getloadavg()[0]:.1f} before, of {os.cpu_count()} cores"
     rows = []
     with _Host(options) as host:
@@ -116,13 +120,12 @@ class _Host:
 def _measure(host: _Host, text: str, size: int) -> dict[str, Any]:
     text = " ".join(text.split())
     times: dict[str, list[float]] = {"optplug": [host.seconds(text, size)]}  # which may say what is wrong
-    call = spec.parse(text)
-    class_ = getattr(torch.optim, call.name)
-    arguments = spec.check_arguments(class_, call, implied=1)
-    has_fused = "fused" in spec.signature_of(class_).parameters
-    ways = {"torch": _stepper(class_, arguments, size)}
-    if has_fused and not any(name in arguments for name in IMPLEMENTATIONS):
-        ways["torch, fused"] = _stepper(class_, {**arguments, "fused": True}, size)
+    known = recipe.read(text, True)  # whose modules the host has been allowed to import
+    if known.is_torchs:
+        known = dataclasses.replace(known, class_=getattr(torch.optim, known.name))  # as it is, not lean
+    ways = {"torch": _stepper(known, known.arguments, size)}
+    if known.may_fuse:
+        ways["torch, fused"] = _stepper(known, {**known.arguments, "fused": True}, size)
     for _ in range(_ROUNDS):
         times["optplug"].append(host.seconds(text, size))
         for name, step in ways.items():
@@ -140,12 +143,10 @@ def _measure(host: _Host, text: str, size: int) -> dict[str, Any]:
     }
 
 
-def _stepper(
-    class_: type[torch.optim.Optimizer], arguments: dict[str, Any], size: int
-) -> Callable[[], object]:
+def _stepper(known: Recipe, arguments: dict[str, Any], size: int) -> Callable[[], object]:
     parameter = torch.nn.Parameter(torch.full([size], 0.1))
     parameter.grad = torch.full([size], 0.1)
-    step = class_([parameter], **arguments).step
+    step = known.build([{"params": [("w", parameter)]}], arguments).step
     for _ in range(_WARM_UP):
         step()
     return step

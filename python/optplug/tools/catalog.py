@@ -1,4 +1,7 @@
-"""List and describe what PyTorch has here.  Names, arguments, defaults and words are asked of torch."""
+"""List and describe what PyTorch has here, and packages that a command names.
+
+Names, arguments, defaults and words are asked of the classes.
+"""
 
 from __future__ import annotations
 
@@ -6,20 +9,26 @@ import ast
 import doctest
 import inspect
 import re
+from collections.abc import Collection, Iterator
 from typing import Any
 
 import numpy as np
 
-from optplug import ctypes_api, recipe, schedules, spec
+from optplug import ctypes_api, methods, outside, recipe, schedules, spec
 from optplug.ctypes_api import Error, Optimizer
 
 _PAGES = "https://docs.pytorch.org/docs/stable/generated"
+_STEPS = 5  # until a step of a class outside torch is recorded
+_NUMBERS = {"lr": "0.001", "num_iterations": "1000", "num_data": "1000"}  # of arguments without a default
+KINDS = ("optimizers", "schedulers", "dtypes", "devices")
 _BATCHES = 100  # what stands for len(data_loader) in an example of torch's
 
 
 def lists(kind: str | None) -> dict[str, list[dict[str, Any]]]:
-    """Return rows for one of "optimizers", "schedulers", "dtypes" and "devices"; None for the first two."""
+    """Return rows for one of `KINDS`, or for the optimizers of a package; None for the first two kinds."""
     about = {"optimizers": _optimizer, "schedulers": _scheduler}
+    if kind is not None and kind not in KINDS:
+        return {"optimizers": [{"name": line} | _optimizer(line) for line in _of_package(kind)]}
     return {
         name: [{"name": line} | about.get(name, lambda _: {})(line) for line in _sorted(name)]
         for name in ([kind] if kind else about)
@@ -31,12 +40,31 @@ def _sorted(kind: str) -> list[str]:
     return names if kind in ("dtypes", "devices") else sorted(names, key=str.lower)
 
 
+def _of_package(package: str) -> list[str]:
+    """Return the names of a package's optimizers, as specs have them."""
+    if not all(map(str.isidentifier, package.split("."))):
+        spec.check_name(package, KINDS, "list")
+    _allow(package)
+    found = [name for name in _sorted("optimizers") if ":" in name]
+    if not found:
+        reason = ctypes_api.warning().partition("third_party: ")[2] or f"{package} has no optimizers"
+        raise ValueError(reason.strip())
+    return found
+
+
+def _allow(module: str) -> None:
+    """Let specs name what somebody at the command line has named, and so wants to be imported."""
+    ctypes_api.init(f"third_party=[{module!r}]")
+
+
 def describe(name: str) -> dict[str, Any]:
     """Return what there is to know about an optimizer or a scheduler, its arguments as rows.
 
     Raises:
         ValueError: there is none of that name.
     """
+    if ":" in name:
+        return _describe_other(name)
     optimizers, schedulers = recipe.classes(), schedules.classes()
     spec.check_name(name, [*optimizers, *schedulers], "optimizer or scheduler")
     is_optimizer = name in optimizers
@@ -45,17 +73,70 @@ def describe(name: str) -> dict[str, Any]:
     facts["example"] = example(class_)
     module = "torch.optim" if is_optimizer else class_.__module__
     facts["page"] = f"{_PAGES}/{module}.{name}.html"
+    facts["arguments"] = _arguments(class_, {"params", "optimizer"})
+    return facts
+
+
+def _describe_other(name: str) -> dict[str, Any]:
+    """Return what there is to know about a class outside torch, with its module before its name."""
+    _allow(name.partition(":")[0])
+    class_ = recipe.find_class(name, True)
+    facts = {"name": name} | _optimizer(name)
+    facts["needs"] = "; ".join(_needs(class_, facts["calls"]))
+    facts["example"] = _example_of(name, class_)
+    facts["arguments"] = _arguments(class_, outside.supplied(class_))
+    return facts
+
+
+def _needs(class_: type, calls: str) -> Iterator[str]:
+    """Yield what a program has to know of a class outside torch, beside its arguments."""
+    supplied = outside.supplied(class_)
+    if not outside.takes_groups(class_):
+        yield (
+            f"{' and '.join(supplied)}, from optplug; no groups" if supplied else "an optimizer, in the spec"
+        )
+    elif any(outside.takes_optimizer(class_, p.name) for p in _needed(class_)):
+        yield "an optimizer's class, in the spec"
+    if "closure" in calls:
+        yield "a closure: compute the gradients before the step as well"
+    if methods.has(class_):
+        yield 'opt_call(opt, "eval") before the weights are used, and "train" to go on'
+
+
+def _needed(class_: type) -> list[inspect.Parameter]:
+    """Return the arguments of a class that a spec must have."""
+    return [
+        p
+        for p in spec.signature_of(class_).parameters.values()
+        if p.default is p.empty and p.name in outside.options(class_) and p.kind <= p.KEYWORD_ONLY
+    ]
+
+
+def _example_of(name: str, class_: type) -> str:
+    """Return a spec for a class outside torch, with what it cannot do without."""
+    given = []
+    for p in _needed(class_):
+        if outside.takes_optimizer(class_, p.name):
+            given.append(f"{p.name}=SGD{'' if outside.supplied(class_) else '(lr=0.1)'}")
+        else:
+            given.append(f"{p.name}={_NUMBERS.get(p.name, '...')}")
+    if not given or any(value.endswith("=SGD") for value in given):
+        more = [a for a in spec.arguments_of(class_, outside.supplied(class_)) if a.startswith("lr=")]
+        given += more or ["lr=0.1"] * bool(given)
+    return f"{name}({', '.join(given)})"
+
+
+def _arguments(class_: type, supplied: Collection[str]) -> list[dict[str, Any]]:
     words = _words(inspect.getdoc(class_) or "")
-    facts["arguments"] = [
+    return [
         {
             "argument": p.name,
             "default": "(none)" if p.default is p.empty else repr(p.default),
             "meaning": words.get(p.name, ""),
         }
-        for p in spec.signature_of(class_).parameters.values()  # type: ignore[arg-type]
-        if p.name not in ("params", "optimizer")
+        for p in spec.signature_of(class_).parameters.values()
+        if p.name not in supplied
     ]
-    return facts
 
 
 def example(class_: type) -> str:
@@ -72,7 +153,7 @@ def example(class_: type) -> str:
         tree = next(filter(None, (_parsed(source[found.start() : end]) for end in ends)), None)
         if isinstance(tree, ast.Call):
             return ast.unparse(_Literal(values).visit(tree))
-    first = spec.arguments_of(class_)[0]
+    first = spec.arguments_of(class_, {"params", "optimizer"})[0]
     return f"{name}({first if '=' in first else f'{first}=...'})"
 
 
@@ -111,19 +192,28 @@ def _parsed(text: str) -> ast.expr | None:
 
 
 def _optimizer(name: str) -> dict[str, Any]:
-    calls, path = _step(name)
-    step = "without Python" if path.endswith("without Python") else "PyTorch's own"
-    return {"calls": calls, "step": step, "summary": _summary(recipe.classes()[name])}
+    if ":" not in name:
+        calls, path = _step(f"{name}()")
+        step = "without Python" if path.endswith("without Python") else "PyTorch's own"
+        return {"calls": calls, "step": step, "summary": _summary(recipe.classes()[name])}
+    class_ = recipe.find_class(name, True)
+    calls, path = _step(_example_of(name, class_))
+    step = "without Python" if path.endswith("without Python") else "by Python" if calls else path
+    return {"calls": calls, "step": step, "summary": _summary(class_)}
 
 
-def _step(name: str) -> tuple[str, str]:
-    """Return which calls an optimizer steps by, and what opt_describe says of its step, by trying."""
+def _step(text: str) -> tuple[str, str]:
+    """Return which calls an optimizer steps by, and what opt_describe says of its step, by trying.
+
+    Of one that does not step so, return "" and the first reason.
+    """
     w, dw = np.ones((2, 2), np.float32), np.ones((2, 2), np.float32)
     row = np.ones(1, np.int64), np.zeros(1, np.int64), np.ones((1, 2), np.float32)
 
     def dense(tried: Optimizer) -> None:
         tried.bind("w", w, dw)
-        tried.step()
+        for _ in range(_STEPS if ":" in text else 1):
+            tried.step()
 
     def closure(tried: Optimizer) -> None:
         tried.bind("w", w, dw)
@@ -138,14 +228,15 @@ def _step(name: str) -> tuple[str, str]:
         "opt_step_closure, opt_iterate": closure,
         "opt_bind_sparse, opt_step": sparse,
     }
+    reasons = []
     for calls, way in ways.items():
-        with Optimizer(f"{name}()") as tried:
-            try:
+        try:
+            with Optimizer(text) as tried:
                 way(tried)
-            except Error:
-                continue
-            return calls, tried.describe().partition("\nstep: ")[2].partition("\n")[0]
-    return "", ""
+                return calls, tried.describe().partition("\nstep: ")[2].partition("\n")[0]
+        except Error as error:
+            reasons.append(str(error))
+    return "", reasons[0]
 
 
 def _scheduler(name: str) -> dict[str, Any]:

@@ -69,11 +69,11 @@ def _parser() -> argparse.ArgumentParser:
         _list,
         help="list optimizers, schedulers, dtypes or devices",
         description="List what PyTorch has here: for optimizers and schedulers by which functions a program "
-        "steps them, and how the optimizers' steps run.",
-        example="list optimizers",
+        "steps them, and how the optimizers' steps run; or the optimizers of a package, which is imported.",
+        example="list pytorch_optimizer",
     )
-    kinds = ("optimizers", "schedulers", "dtypes", "devices")
-    lister.add_argument("kind", nargs="?", choices=kinds, help="default: optimizers and schedulers")
+    kinds = "optimizers, schedulers, dtypes, devices, or a package; default: the first two"
+    lister.add_argument("kind", nargs="?", help=kinds)
     _add_json(lister)
 
     describer = _command(
@@ -82,7 +82,8 @@ def _parser() -> argparse.ArgumentParser:
         _describe,
         help="say which arguments an optimizer or a scheduler takes",
         description="Show the arguments of an optimizer or a scheduler with their defaults, in PyTorch's "
-        "words, a spec as an example, and the address of PyTorch's page on it.",
+        "words, a spec as an example, and the address of PyTorch's page on it; of a class outside PyTorch, "
+        "pytorch_optimizer:Lion, also what it needs.",
         example="describe Adam",
     )
     describer.add_argument("name", metavar="NAME")
