@@ -115,7 +115,9 @@ int opt_clip_grad_value(int opt, double clip_value);
 /* Get one hyperparameter of a parameter group as a number: "lr", "betas[0]"; True is 1.
  *
  * Group 0 is the first; -1 means all groups, which must agree.  "step" is the number of steps so far,
- * including those before an opt_load; after a file from plain PyTorch, as many as its state counts. */
+ * including those before an opt_load; after a file from plain PyTorch, as many as its state counts.  Of LBFGS
+ * "n_iter" and "func_evals" are the iterations and evaluations so far; opt_describe says which of its limits
+ * ended the last step. */
 int opt_get(int opt, int group, const char *name, double *value);
 
 /* Set hyperparameters of one group, or of all (-1): "lr=1e-4, betas=(0.9, 0.99)". */

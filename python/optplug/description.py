@@ -27,6 +27,8 @@ def describe(hosted: HostedOptimizer) -> str:
             )
     lines += hosted.streams.describe()
     lines += [f"{kind}: {text}" for kind, text in attached(hosted)]
+    if hosted.run.stop:
+        lines.append(f"last step: {hosted.run.stop.describe(optimizer)}")
     lines += [
         f"steps: {hosted.run.steps}",
         f"checkpoint: {hosted.checkpoint}",

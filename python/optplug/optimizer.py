@@ -13,17 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from optplug import (
-    building,
-    devices,
-    gradient_check,
-    hyperparameters,
-    methods,
-    norms,
-    recipe,
-    schedules,
-    values,
-)
+from optplug import building, devices, gradient_check, hyperparameters, methods, recipe, schedules, stopping
 from optplug.attributes import Attributes
 from optplug.averages import Average
 from optplug.binding import Binder
@@ -31,6 +21,7 @@ from optplug.errors import StateError
 from optplug.iterate import Iteration
 from optplug.kinds import Grad
 from optplug.loans import Loans
+from optplug.norms import clip_grad_norm_
 from optplug.options import CheckpointOptions
 from optplug.parameters import Parameters
 from optplug.planning import Planner
@@ -42,6 +33,7 @@ from optplug.spec import SpecError, check_name, shown
 from optplug.torch_private import foreach_zero_
 from optplug.trials import Trials
 from optplug.undo import Undo
+from optplug.values import compare
 
 
 class HostedOptimizer:
@@ -136,8 +128,9 @@ class HostedOptimizer:
 
         ``name`` is "lr", or "betas[0]" for one of a tuple; True is 1.  "step" is the number of steps.
         """
+        counts = {"step": self.run.steps, **stopping.counts(self.built())}
         groups = hyperparameters.select(self.built().param_groups, group)
-        return float(self.run.steps) if name == "step" else hyperparameters.get(groups, name)
+        return float(counts[name]) if name in counts else hyperparameters.get(groups, name)
 
     def set(self, group: int, text: str) -> None:
         """Set hyperparameters of a group, or of all groups (-1): ``"lr=1e-4, betas=(0.9, 0.99)"``.
@@ -272,12 +265,14 @@ class HostedOptimizer:
 
         self.planner.check_state(optimizer)
         self.parameters.read(not self.run.stepped)
+        before = stopping.counts(optimizer)
         is_first, undoes = not self.run.stepped, self.planner.lbfgs.are_on_rows(optimizer)
         with self._undo.of_closures(optimizer, is_first, undoes, self._build):
             self.planner.step_closure(optimizer, evaluate)
             if not losses:
                 raise StateError(f"{self.recipe.name} has not called the closure: call opt_step")
         self.run.built, self.run.stepped = optimizer, True  # whatever becomes of the average now
+        self.run.stop = stopping.since(before, optimizer, losses)
         self._finish_step()
         return float(losses[0])
 
@@ -309,7 +304,7 @@ class HostedOptimizer:
 
         ``torch.nn.utils.clip_grad_norm_``, with its arguments; of long gradients the norm is `norms`' own.
         """
-        total = norms.clip_grad_norm_(self.parameters.clippable(), max_norm, norm_type, error_if_nonfinite)
+        total = clip_grad_norm_(self.parameters.clippable(), max_norm, norm_type, error_if_nonfinite)
         self.planner.clip(self.parameters)
         return total
 
@@ -463,13 +458,10 @@ class HostedOptimizer:
         self.run.steps += 1
 
     def _compare_values(self) -> None:
-        """Warn before the first step after a load of arrays that do not have the values they had.
-
-        No sooner: a host may read its own before or after the checkpoint.
-        """
+        """Warn of other values than at the save before the first step, by which a host has read its own."""
         if self.run.expected:
             expected, self.run.expected = self.run.expected, {}
-            values.compare(expected, self.parameters.read_by_steps())
+            compare(expected, self.parameters.read_by_steps())
 
     def _check_idle(self, what: str) -> None:
         if self._iteration:

@@ -11,6 +11,7 @@ from torch.optim.lr_scheduler import LRScheduler
 from optplug import schedules
 from optplug.averages import Average
 from optplug.errors import StateError
+from optplug.stopping import Stop
 
 
 @dataclass
@@ -28,6 +29,8 @@ class Run:
     steps: int = 0
     #: Checksums of the values that the next step should find.
     expected: dict[str, int] = field(default_factory=dict)
+    #: What the last step of LBFGS came to.
+    stop: Stop | None = None
 
     def averaged(self) -> Average:
         """Return the average, if there is one.
