@@ -25,7 +25,7 @@ def build(source: str, folder: pathlib.Path, name: str = "main.c", compiler: tup
     (folder / name).write_text(source)
     command = [*(compiler or (hosts.CC, "-std=c99")), "-Wall", "-Wextra", "-Werror", "-ffp-contract=off"]
     flags = config("--cflags", "--libs")
-    subprocess.run([*command, folder / name, "-o", folder / "main", *flags], check=True, cwd=folder)
+    subprocess.run([*command, folder / name, "-o", folder / "main", *flags, "-lm"], check=True, cwd=folder)
 
 
 def test_the_readmes_program_prints_what_the_readme_says(tmp_path):

@@ -1,0 +1,73 @@
+"""Every program of the pages on how to do things compiles, runs, and prints what its page says."""
+
+from __future__ import annotations
+
+import re
+import sys
+
+import pytest
+
+import hosts
+from test_readme import build
+
+DOCS = hosts.PROJECT / "docs"
+PAGES = ("recipes.md", "from-adam.md")
+BLOCK = re.compile(r"^```(\w+)\n(.*?)^```$", re.M | re.S)
+
+
+def shown(page: str) -> list[tuple[str, str, str]]:
+    """Return a page's programs in C, each with its section's title and what it prints."""
+    found, headings = [], re.compile(r"^## (.*)$", re.M)
+    text = (DOCS / page).read_text()
+    blocks = list(BLOCK.finditer(text))
+    for block, following in zip(blocks, [*blocks[1:], None], strict=True):
+        if block[1] == "c" and "main(" in block[2]:
+            assert following is not None, (page, block[2])
+            assert following[1] == "text", (page, block[2])
+            title = headings.findall(text[: block.start()])[-1]
+            found.append((title, block[2], following[2]))
+    return found
+
+
+PROGRAMS = [(page, *program) for page in PAGES for program in shown(page)]
+
+
+def test_the_pages_have_programs():
+    assert len(PROGRAMS) > 10
+
+
+@pytest.mark.parametrize(
+    ("page", "title", "source", "output"), PROGRAMS, ids=[f"{page}-{title}" for page, title, *_ in PROGRAMS]
+)
+def test_a_program_prints_what_its_page_says(page, title, source, output, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    header = BLOCK.search((DOCS / page).read_text())[2]
+    (tmp_path / "check.h").write_text(header)
+    build(source, tmp_path, compiler=(hosts.CC, "-std=c99", *(["-Ofast"] if "Ofast" in title else [])))
+    assert hosts.run("./main").stdout == output
+
+
+def test_recipes_are_half_a_page():
+    for title, source, _ in shown("recipes.md"):
+        assert len(source.splitlines()) <= 62, title
+
+
+def test_moments_from_a_file_of_ones_own_go_on(tmp_path, monkeypatch):
+    """The Python of the page on hand-written Adam writes what opt_load takes."""
+    from optplug.ctypes_api import Optimizer
+
+    monkeypatch.chdir(tmp_path)
+    python = next(
+        code for name, code in BLOCK.findall((DOCS / "from-adam.md").read_text()) if name == "python"
+    )
+    hosts.run(sys.executable, "-c", python)
+    import numpy as np
+
+    w, dw = np.zeros(3), np.ones(3)
+    with Optimizer("Adam(lr=1e-3)") as opt:
+        opt.bind("w", w, dw)
+        opt.load("adam.pt")
+        opt.step()
+        assert opt.get(0, "step") == 1001
+    # By hand: the moments are 0.1 and 0.001, and no correction is left but that of v.
+    assert w == pytest.approx(-1e-3 * 0.1 / np.sqrt(0.001 / (1 - 0.999**1001)), rel=1e-6)
