@@ -5,11 +5,9 @@ Nobody knows what such a class keeps: whatever its attributes lead to, by contai
 
 from __future__ import annotations
 
-import contextlib
 import operator
-import random
 from collections import deque
-from collections.abc import Collection, Iterable, Iterator
+from collections.abc import Collection, Iterable
 from enum import Enum
 from types import FunctionType, ModuleType, NoneType
 from typing import Any
@@ -18,6 +16,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from optplug.randomness import states
 from optplug.torch_private import foreach_copy_, grad_mode
 
 # What leads nowhere, as most values do: asked first.
@@ -108,18 +107,6 @@ def _is_seen_through(value: Any, package: str) -> bool:
     return hasattr(value, "__dict__") and is_its_own(value, package) and not has_slots
 
 
-@contextlib.contextmanager
-def random_numbers_kept() -> Iterator[None]:
-    """Let what draws random numbers of torch's, Python's or numpy's leave the next ones as they would be."""
-    of_torch, of_python, of_numpy = torch.get_rng_state(), random.getstate(), np.random.get_state()
-    try:
-        yield
-    finally:
-        torch.set_rng_state(of_torch)
-        random.setstate(of_python)
-        np.random.set_state(of_numpy)
-
-
 class Watch:
     """Sees whether a step changes anything besides what it is known to change.
 
@@ -137,11 +124,11 @@ class Watch:
         self._containers = [(c, c.copy()) for c in containers]
         self._count = len(containers) - len(tensors)
         self._tensors = [(t, t.clone()) for t in tensors if id(t) not in ids]
-        self._random = _random_states()
+        self._random = states()
 
     def found(self, optimizer: torch.optim.Optimizer) -> str:
         """Say what a step has changed; "" if nothing."""
-        if self._random != _random_states():
+        if self._random != states():
             return "a step draws random numbers"
         if len(holdings(optimizer)[0]) != self._count:
             return "a step changes what the optimizer holds"
@@ -166,11 +153,6 @@ class Watch:
 
 def _is_alike(value: Any, before: Any) -> bool:
     return value is before or (type(value) is type(before) and type(value) in _ENDS and value == before)
-
-
-def _random_states() -> tuple[Any, ...]:
-    _, keys, *rest = np.random.get_state()
-    return torch.get_rng_state().numpy().tobytes(), random.getstate(), np.asarray(keys).tobytes(), rest
 
 
 class Snapshot:

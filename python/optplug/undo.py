@@ -13,6 +13,7 @@ from torch import Tensor
 from optplug import methods
 from optplug.kinds import values
 from optplug.parameters import Parameters
+from optplug.randomness import Stream
 from optplug.recipe import Recipe
 from optplug.snapshot import Snapshot
 from optplug.torch_private import foreach_copy_, grad_mode
@@ -26,16 +27,19 @@ class Undo:
     Args:
         recipe: the optimizer's.
         parameters: those that it steps.
+        stream: its random numbers.
     """
 
-    def __init__(self, recipe: Recipe, parameters: Parameters) -> None:
-        self._recipe, self._parameters = recipe, parameters
+    def __init__(self, recipe: Recipe, parameters: Parameters, stream: Stream) -> None:
+        self._recipe, self._parameters, self._stream = recipe, parameters, stream
         self._copied: list[Tensor] = []  # what a step may change half way, and
         self._copies: list[Tensor] = []  # what it is put back from
         self._snapshot = Snapshot()
 
     @contextlib.contextmanager
-    def of_others(self, optimizer: torch.optim.Optimizer, has_closure: bool = False) -> Iterator[None]:
+    def of_others(
+        self, optimizer: torch.optim.Optimizer, has_closure: bool = False, is_first: bool = False
+    ) -> Iterator[None]:
         """Lend the parameters to a class outside torch for a step; put all back as it was if that fails.
 
         Of such a class nobody knows what it has changed when it fails.  For torch's own, do nothing.
@@ -47,7 +51,7 @@ class Undo:
         masters = self._parameters.mastered()
         self._snapshot.take(optimizer, [*(p.tensor for p in self._parameters), *values(masters)[0]])
         try:
-            with loans.to(optimizer, has_closure):
+            with loans.to(optimizer, has_closure), self._stream.current(sees_all=is_first):
                 yield
         except BaseException as error:
             self._snapshot.restore()
@@ -57,7 +61,7 @@ class Undo:
     def call(self, optimizer: torch.optim.Optimizer, method: str) -> None:
         """Call a method of a class outside torch, which may change parameters as its steps may."""
         assert self._parameters.loans is not None
-        with self.of_others(optimizer):
+        with self.of_others(optimizer, is_first=True):
             self._parameters.loans.lend()
             getattr(optimizer, method)()
         self._parameters.publish()
@@ -72,7 +76,7 @@ class Undo:
         """Do what `of_others` or `on_error` does for a step with a closure."""
         if self._recipe.is_torchs:
             return self.on_error(optimizer, is_first, True, undoes_itself, build)
-        return self.of_others(optimizer, has_closure=True)
+        return self.of_others(optimizer, True, is_first)
 
     @contextlib.contextmanager
     def on_error(
