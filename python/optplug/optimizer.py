@@ -48,6 +48,7 @@ class HostedOptimizer:
         rounds_sqrt: whether recorded steps take the processor's square root, whose bits may not be torch's.
         master_weights: whether parameters in half precision are stepped in float32: see `kinds.Mastered`.
         seed: what random numbers of a class outside torch begin with: see `randomness`.
+        undo: whether a failed step of such a class is undone.
 
     Raises:
         ValueError: the spec cannot be read, names no optimizer, or PyTorch refuses a hyperparameter.
@@ -62,6 +63,7 @@ class HostedOptimizer:
         rounds_sqrt: bool = False,
         master_weights: bool = False,
         seed: int = 0,
+        undo: bool = True,
     ) -> None:
         try:
             self.recipe = recipe.read(text, third_party)
@@ -86,7 +88,7 @@ class HostedOptimizer:
         self._changes = hyperparameters.Changes(self._trials, self.parameters, self.planner)
         #: The random numbers of a class outside torch.
         self.draws = Stream(self.recipe.class_, seed, self.parameters.gpus)
-        self._undo = Undo(self.recipe, self.parameters, self.draws)
+        self._undo = Undo(self.recipe, self.parameters, self.draws, undo)
         self._resumption = Resumption(self.recipe, self._trials, self.parameters, self.attributes, self.draws)
         self._scale = Scale()
         self._iteration: Iteration | None = None
@@ -180,8 +182,7 @@ class HostedOptimizer:
             if self.recipe.is_torchs:  # without a context, which takes microseconds
                 self._step_again(self.run.built)
             else:
-                with self._undo.of_others(self.run.built):
-                    self._step_again(self.run.built)
+                self._undo.step(self.run.built, self._step_again)
             self.planner.conclude(self.run.built)
         else:
             with self._ready("opt_step") as optimizer, self._undo.of_others(optimizer, is_first=True):

@@ -84,6 +84,8 @@ class OptimizerOptions:
     master_weights: bool = False
     #: What the random numbers of classes outside torch.optim begin with.
     seed: int = 0
+    #: Whether a step of such a class that fails is undone.
+    undo: bool = True
 
     def arguments(self) -> dict[str, Any]:
         """Return those of `HostedOptimizer` that say the same."""

@@ -98,30 +98,42 @@ _DRAWING = re.compile(
 
 def drawn_by(class_: type) -> set[str]:
     """Return the names of the generators that a class may draw from, by its code and by what was seen."""
-    return _seen.setdefault(class_, set(_said_by(class_)))
+    known = _seen.get(class_)
+    return _seen.setdefault(class_, set(_said_by(class_))) if known is None else known
 
 
 @functools.cache
 def _said_by(class_: type) -> frozenset[str]:
-    """Read the code of a class, and of whatever it uses that is not torch's, numpy's or Python's."""
+    """Read the code of a class that its steps may run, and of what that uses, as far as it is somebody's.
+
+    A method is run if code that may be run has its name.
+    """
     found: set[str] = set()
     known: set[int] = set()
+    names = {"step", "train", "eval"}
+    methods: dict[str, list[Any]] = {}  # of the classes that are used, and not run yet
     to_read: list[Any] = [class_]
     while to_read:
         value = to_read.pop()
-        if id(value) in known:
-            continue
-        known.add(id(value))
-        if isinstance(value, staticmethod | classmethod):
-            to_read.append(value.__func__)
-        elif isinstance(value, property):
-            to_read += [value.fget, value.fset]
-        elif isinstance(value, functools.partial):
-            to_read.append(value.func)
-        elif isinstance(value, type) and _is_somebodys(value.__module__):
-            to_read += [member for base in value.__mro__ for member in vars(base).values()]
-        elif isinstance(value, FunctionType) and _is_somebodys(value.__module__):
-            to_read += _read(value, found)
+        if id(value) not in known:
+            known.add(id(value))
+            if isinstance(value, staticmethod | classmethod):
+                to_read.append(value.__func__)
+            elif isinstance(value, property):
+                to_read += [value.fget, value.fset]
+            elif isinstance(value, functools.partial):
+                to_read.append(value.func)
+            elif isinstance(value, type) and _is_somebodys(value.__module__):
+                for base in value.__mro__:
+                    for name, member in vars(base).items():
+                        methods.setdefault(name, []).append(member)
+            elif isinstance(value, FunctionType) and _is_somebodys(value.__module__):
+                used = set(_names(value.__code__))
+                names |= used
+                to_read += _read(value, used, found)
+        if not to_read:
+            run = [name for name in methods if name in names or name.startswith("__")]
+            to_read += [member for name in run for member in methods.pop(name)]
     return frozenset(found)
 
 
@@ -131,9 +143,8 @@ def _is_somebodys(module: str | None) -> bool:
     return package not in ("torch", "numpy", "optplug") and package not in sys.stdlib_module_names - {"test"}
 
 
-def _read(function: FunctionType, found: set[str]) -> Iterator[Any]:
-    """Note what a function's code says of generators, and yield what else it uses."""
-    names = set(_names(function.__code__))
+def _read(function: FunctionType, names: set[str], found: set[str]) -> Iterator[Any]:
+    """Note what a function's code, with these names in it, says of generators; yield what else it uses."""
     for cell in function.__closure__ or ():
         with contextlib.suppress(ValueError):  # it is empty yet
             yield cell.cell_contents
@@ -204,6 +215,11 @@ class Stream:
         self._own: dict[str, Any] = {}  # where its generators are, as far as it has drawn
         self._hosts: dict[str, Any] | None = None  # the same of the host's, while this one has its turn
         self._sees_all = False
+
+    @property
+    def is_drawn_from(self) -> bool:
+        """Whether the class may draw random numbers."""
+        return bool(drawn_by(self._class))
 
     @property
     def sources(self) -> list[str]:
