@@ -373,7 +373,13 @@ int opt_load_memory(int opt, const void *buffer, int64_t size);
  *                                   its code; third_party=['pytorch_optimizer'] allows those packages alone.
  *                                   Before each step of such a class through Python its values, gradients
  *                                   and state are copied, because it may replace them, and so that a failed
- *                                   step changes nothing
+ *                                   step changes nothing; opt_warning names what could not be put back
+ *   undo=False                      leave out the copies of values and state, half of what such steps take
+ *                                   beyond PyTorch's: one that fails then leaves both half changed
+ *   seed=0                          the seed of such a class's random numbers, 0 by default.  Each optimizer
+ *                                   draws from a stream of its own, as after torch.manual_seed(seed), and
+ *                                   random's and numpy's alike; checkpoints include it, and your program's
+ *                                   generators stay as they are
  *   master_weights=True             step a float32 copy of each float16 and bfloat16 parameter: your arrays
  *                                   receive it rounded, and anything else written to them is lost unless
  *                                   they are bound again

@@ -320,6 +320,42 @@ def test_options_and_arrays_may_change_in_between():
     assert twins.is_on_rows()
 
 
+def doubled(function):
+    """Return a function that does what torch's does, with twice the step, direction or loss."""
+
+    def call(*args, **kwargs):
+        if function.__name__ == "_cubic_interpolate":
+            return function(*args, **kwargs) * 0.5
+        if function.__name__ == "_add_grad":
+            return function(args[0], args[1] * 2, *args[2:])
+        if function.__name__ == "step":
+            args[0].param_groups[0]["lr"] *= 0.5
+        return function(*args, **kwargs)
+
+    return call
+
+
+@pytest.mark.parametrize("where", ["the class", "the module", "the step"])
+def test_functions_that_a_host_replaces_are_noticed_after_the_proof(where, monkeypatch):
+    search = where == "the module"
+    twins = Twins("lr=0.01, history_size=5" + ", line_search_fn='strong_wolfe'" * search)
+    for _ in range(4):
+        twins.step()
+    assert twins.is_on_rows()
+    name, owner = {
+        "the class": ("_add_grad", torch.optim.LBFGS),
+        "the module": ("_cubic_interpolate", sys.modules[torch.optim.LBFGS.__module__]),
+        "the step": ("step", torch.optim.LBFGS),
+    }[where]
+    with monkeypatch.context() as patched:
+        patched.setattr(owner, name, doubled(getattr(owner, name)))
+        for _ in range(4):
+            twins.step()
+            assert not twins.is_on_rows()
+    twins.step()
+    assert twins.is_on_rows()
+
+
 # ---- what it says of a step ----
 
 

@@ -244,19 +244,6 @@ def test_a_rate_that_is_a_tensor_stays_one():
         assert same(ours.values, theirs.values), i
 
 
-def test_trials_draw_none_of_the_hosts_random_numbers():
-    torch.manual_seed(3)
-    theirs = Plain("Drawing", momentum=0.8)
-    theirs.fill(0)
-    theirs.opt.step()
-    torch.manual_seed(3)
-    ours = Hosted("Drawing")
-    ours.opt.set(-1, "momentum=0.8")
-    ours.fill(0)
-    ours.opt.step()
-    assert same(ours.values, theirs.values)
-
-
 def test_a_group_may_have_options_that_the_class_has_no_argument_for():
     groups = [{"use_sign": True, "lr": 0.02}, {"use_sign": False, "rank": 3}]
     ours, theirs = Hosted("Choosing", groups=groups), Plain("Choosing", groups=groups)

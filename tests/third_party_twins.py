@@ -1,14 +1,19 @@
-"""A class of `somebodys` over a host's arrays, and the same class in PyTorch alone."""
+"""A class of `somebodys` or `holders` over a host's arrays, and the same class in PyTorch alone."""
 
 from __future__ import annotations
 
 import numpy as np
 import torch
 
+import holders
 import somebodys
 from optplug.ctypes_api import Optimizer
 
 SHAPES = (5, 3), (4,)
+
+
+def module_of(name: str):
+    return holders if hasattr(holders, name) else somebodys
 
 
 def written(arguments: dict[str, object] | None) -> str:
@@ -27,7 +32,7 @@ class Hosted:
         self.order, self.dtype = order, dtype
         self.values = drawn(0, order, dtype)
         self.grads = [np.zeros_like(v) for v in self.values]
-        self.opt = Optimizer(f"somebodys:{name}({written(arguments)})")
+        self.opt = Optimizer(f"{module_of(name).__name__}:{name}({written(arguments)})")
         groups = groups or [{}, group or {}]
         for i, (value, grad) in enumerate(zip(self.values, self.grads, strict=True)):
             if groups[i:] and groups[i]:
@@ -49,7 +54,7 @@ class Plain:
         self.tensors = [torch.nn.Parameter(torch.from_numpy(v)) for v in drawn(0, order, dtype)]
         options = groups or [{}, group or {}]
         given = [{"params": [p], **o} for p, o in zip(self.tensors, options, strict=True)]
-        self.opt = getattr(somebodys, name)(given if group or groups else self.tensors, **arguments)
+        self.opt = getattr(module_of(name), name)(given if group or groups else self.tensors, **arguments)
 
     def fill(self, i: int) -> torch.Tensor:
         for p, new in zip(self.tensors, drawn(10 + i), strict=True):

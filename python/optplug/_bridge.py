@@ -90,11 +90,7 @@ def py_enter_thread():
 def py_create(opt, text):
     optimizers[opt] = HostedOptimizer(
         host.text("spec", text),
-        third_party=_options.third_party,
-        error_if_nonfinite=_options.error_if_nonfinite,
-        makes_plans=_can_plan and _options.plans,
-        rounds_sqrt=_options.sqrt == "processor",
-        master_weights=_options.master_weights,
+        **{**_options.arguments(), "makes_plans": _can_plan and _options.plans},
     )
     log.info(f"opt={opt}: {host.text('spec', text)}")
 

@@ -5,12 +5,17 @@ from __future__ import annotations
 import torch
 
 from optplug.parameters import Group, Parameters
+from optplug.randomness import Stream
 from optplug.recipe import Recipe
 from optplug.trials import nothing_yet
 
 
 def build(
-    recipe: Recipe, parameters: Parameters, groups: list[Group] | None = None, on_copies: bool = False
+    recipe: Recipe,
+    parameters: Parameters,
+    draws: Stream,
+    groups: list[Group] | None = None,
+    on_copies: bool = False,
 ) -> torch.optim.Optimizer:
     """Build the optimizer on the parameters that are there, in their groups or in others."""
     tensors = {p.name: p.copied() if on_copies else p.tensor for p in parameters}
@@ -21,6 +26,8 @@ def build(
     if on_copies:
         return recipe.build(made)
     if parameters.loans:
-        return parameters.loans.build(lambda: recipe.build(made))
+        draws.restart()
+        with draws.current(sees_all=True):
+            return parameters.loans.build(lambda: recipe.build(made))
     chosen = recipe.implementation(parameters.arrays())
     return recipe.build(made, {**recipe.arguments, **chosen})

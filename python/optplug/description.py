@@ -25,6 +25,8 @@ def describe(hosted: HostedOptimizer) -> str:
                 f"parameter {name!r}: group {i}, {p.data.device}, {layout(p.data)}, "
                 f"gradient {layout(p.grad)}{p.note}"
             )
+    if not hosted.recipe.is_torchs and hosted.draws.sources:
+        lines.append(f"random numbers: of {', '.join(hosted.draws.sources)}, seed {hosted.draws.seed}")
     lines += hosted.streams.describe()
     lines += [f"{kind}: {text}" for kind, text in attached(hosted)]
     if hosted.run.stop:

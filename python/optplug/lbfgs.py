@@ -8,6 +8,8 @@ returned, and every bit of parameters and state was the same.
 
 from __future__ import annotations
 
+import functools
+import inspect
 import operator
 import types
 from collections.abc import Callable, Iterable
@@ -37,6 +39,13 @@ _MOST_VALUES = 32768
 #: How many steps are repeated, and of how many values in all.
 _MOST_LOOKS, _MOST_HEARD = 4, 4_000_000
 _LISTS = ("old_dirs", "old_stps", "ro")
+#: What torch's step calls of its optimizer.
+_METHODS = (
+    *("_numel", "_gather_flat_grad", "_add_grad", "_clone_param", "_set_param"),
+    "_directional_evaluate",
+)
+#: Where torch's step finds its line search.
+_GLOBALS = bare_step(torch.optim.LBFGS).__globals__
 #: What parameters and line searches a step has been repeated for in this process.
 _proven: set[object] = set()
 _MOST_PROVEN = 1000
@@ -53,7 +62,7 @@ class Steps:
 
     def are_on_rows(self, optimizer: torch.optim.Optimizer) -> bool:
         """Tell whether the next one is made so, which changes nothing if it fails."""
-        return self._steps is not None and not has_hooks(optimizer)
+        return self._steps is not None and not has_hooks(optimizer) and _is_as_loaded(optimizer)
 
     def forget(self) -> None:
         """Begin anew, since parameters, gradients or the state may be others."""
@@ -63,6 +72,8 @@ class Steps:
         """Make a step, and return its first loss."""
         if self._steps and self.are_on_rows(optimizer):
             return self._steps.step(optimizer, closure)
+        if not _is_as_loaded(optimizer):
+            return torch.optim.LBFGS.step(optimizer, closure)  # type: ignore[arg-type]
         if self._looks == _MOST_LOOKS or not _can(optimizer):
             return optimizer.step(closure)
         if _form(optimizer) in _proven:
@@ -96,6 +107,26 @@ class Steps:
             else:
                 self._looks = _MOST_LOOKS
         return first
+
+
+@functools.lru_cache(8)
+def _bare(step: Any) -> Any:
+    return inspect.unwrap(step)  # which torch wraps itself when an optimizer is built
+
+
+def _functions() -> list[Any]:
+    """Return what a step of LBFGS is made of, as it is now."""
+    full, search = torch.optim.LBFGS, _GLOBALS[LINE_SEARCH]
+    methods = [getattr(full, name) for name in _METHODS]
+    return [*methods, search, search.__globals__[INTERPOLATION], _bare(full.step)]
+
+
+_AS_LOADED = _functions()
+
+
+def _is_as_loaded(optimizer: torch.optim.Optimizer) -> bool:
+    """Tell whether nobody, as a Python host may, has put other functions in the place of torch's."""
+    return _functions() == _AS_LOADED and vars(optimizer).keys().isdisjoint(_METHODS)
 
 
 def _can(optimizer: torch.optim.Optimizer) -> bool:
@@ -395,8 +426,7 @@ def _interpolated(x1: Any, f1: Any, g1: Any, x2: Any, f2: Any, g2: Any, bounds: 
 def _interpolates(kind: Kind) -> bool:
     """Tell whether that has torch's bits, which a step that is repeated may not show: few interpolate."""
     if kind.dtype not in _interpolating:
-        search = bare_step(torch.optim.LBFGS).__globals__[LINE_SEARCH]
-        torchs = search.__globals__[INTERPOLATION]
+        torchs = _GLOBALS[LINE_SEARCH].__globals__[INTERPOLATION]
         generator = torch.Generator().manual_seed(0)
         _interpolating[kind.dtype] = all(
             _interpolates_one(kind, torchs, torch.randn(6, generator=generator).tolist(), case)

@@ -78,13 +78,18 @@ def lean(full: type[torch.optim.Optimizer]) -> type[torch.optim.Optimizer]:
     return type(full.__name__, (full,), members)
 
 
+#: Those that the two functions below stand for; a Python host may have put others there.
+_GATHER, _ADD = torch.optim.LBFGS._gather_flat_grad, torch.optim.LBFGS._add_grad
+
+
 def _gather_flat_grad(self: Any) -> Tensor:
     """Return all gradients in one row: those of one parameter as they lie, since LBFGS only reads them.
 
     They must lie as a row of torch's own would: Intel's scalar product depends on the addresses.
     """
     grads = [p.grad for p in self._params]
-    if any(g is None or g.is_sparse or g.is_complex() or not g.is_contiguous() for g in grads):
+    is_ours = torch.optim.LBFGS._gather_flat_grad is _GATHER
+    if not is_ours or any(g is None or g.is_sparse or g.is_complex() or not g.is_contiguous() for g in grads):
         return torch.optim.LBFGS._gather_flat_grad(self)
     if len(grads) > 1:
         return flatten_dense_tensors(grads)
@@ -93,7 +98,7 @@ def _gather_flat_grad(self: Any) -> Tensor:
 
 def _add_grad(self: Any, step_size: float | Tensor, update: Tensor) -> None:
     """Move all parameters along a direction."""
-    if any(p.is_complex() for p in self._params):
+    if torch.optim.LBFGS._add_grad is not _ADD or any(p.is_complex() for p in self._params):
         torch.optim.LBFGS._add_grad(self, step_size, update)
     elif len(self._params) == 1:
         self._params[0].add_(update.view_as(self._params[0]), alpha=step_size)

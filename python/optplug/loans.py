@@ -9,15 +9,20 @@ of their own in a parameter's place, the host's values are copied into it before
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Iterator
+import operator
+import sys
+from collections.abc import Callable, Iterable, Iterator
 
 import torch
 from torch import Tensor, nn
 
 from optplug.buffers import layout_of
+from optplug.copies import Moves
 from optplug.snapshot import holdings
 from optplug.spec import shown
-from optplug.torch_private import foreach_copy_, grad_mode, is_shared
+from optplug.torch_private import foreach_copy_, grad_mode, is_shared, owners, storage_of, use_count
+
+_grad_of = operator.attrgetter("grad")
 
 
 class Loan:
@@ -40,8 +45,12 @@ class Loan:
 
     def begin(self) -> Tensor | None:
         """Note that the class may change the parameter from now on, and return its gradient."""
-        self._is_lent, self._grad = True, self.tensor.grad
+        self.note(self.tensor.grad)
         return self._grad
+
+    def note(self, grad: Tensor | None) -> None:
+        """Note that the class may change the parameter, and that this is the host's gradient."""
+        self._is_lent, self._grad = True, grad
 
     def lend(self, needs_own: bool) -> tuple[Tensor, Tensor] | None:
         """Let the class find the values as they are now, and a gradient of its own.
@@ -91,6 +100,58 @@ class Loan:
         self.end()
 
 
+class Gradients:
+    """The gradients of all parameters, lent at once where nothing but those is."""
+
+    def __init__(self, loans: Iterable[Loan]) -> None:
+        loans = list(loans)
+        self._tensors, self._data = [loan.tensor for loan in loans], [loan.data for loan in loans]
+        #: The host's.
+        self.hosts = [loan.tensor.grad for loan in loans]
+        pairs = [(loan.tensor, g) for loan in loans if (g := loan.tensor.grad) is not None]
+        pairs = [(p, g) for p, g in pairs if g.layout == torch.strided]
+        self._those = [p for p, _ in pairs]
+        self._memory = [torch.empty_like(g) for _, g in pairs]
+        self._lent = [memory.detach() for memory in self._memory]
+        self._moves = Moves([g for _, g in pairs], self._lent)
+        self._storages = [storage_of(t) for t in self._memory]
+        self._places = [place for _, place in self._storages]
+        self._counts = self._count()
+
+    def _count(self) -> list[list[int]]:
+        """Return how many owners each has."""
+        if use_count is None:
+            return []
+        return [
+            list(map(sys.getrefcount, self._lent)),
+            list(map(use_count, self._lent)),
+            list(map(owners, self._places)),
+        ]
+
+    def are_free(self) -> bool:
+        """Tell whether these can be lent again: what the class has kept stays what it was."""
+        return (
+            use_count is not None
+            and self._count() == self._counts
+            and all(map(Tensor.is_set_to, self._lent, self._memory))
+            and all(map(operator.is_, map(_grad_of, self._tensors), self.hosts))
+        )
+
+    def lend(self) -> None:
+        """Let the class find gradients of its own."""
+        self._moves.make()
+        for p, grad in zip(self._those, self._lent, strict=True):
+            p.grad = grad
+
+    def take_back(self) -> bool:
+        """Let the parameters have the host's gradients; False if they are elsewhere."""
+        if not all(map(Tensor.is_set_to, self._tensors, self._data)):
+            return False
+        for p, grad in zip(self._tensors, self.hosts, strict=True):
+            p.grad = grad
+        return True
+
+
 class Loans:
     """All parameters of an optimizer, lent to its class while that steps."""
 
@@ -98,30 +159,39 @@ class Loans:
         self._all: dict[str, Loan] = {}
         self._optimizer: torch.optim.Optimizer | None = None  # what steps
         self._needs_own = self._are_lent = False
+        self._has_own = False  # whether it steps memory of its own in the place of an array
+        self._owns: dict[str, Tensor | None] = {}  # before the step
+        self._gradients: Gradients | None = None  # all that are lent, where it has none
+        self._is_quick = False  # whether they are lent now
 
     def put(self, name: str, tensor: nn.Parameter) -> None:
         """Take a parameter, or one that has other arrays now."""
         known, loan = self._all.get(name), Loan(name, tensor)
         loan.own = known.own if known else None
         self._all[name] = loan
+        self._gradients = None
 
-    @contextlib.contextmanager
-    def to(self, optimizer: torch.optim.Optimizer, has_closure: bool) -> Iterator[None]:
-        """Let `lend` and `take_back` be about an optimizer's step, and take back what is lent at its end.
+    def begin(self, optimizer: torch.optim.Optimizer, has_closure: bool) -> None:
+        """Let `lend` and `take_back` be about an optimizer's step from now on.
 
         Args:
             has_closure: whether the host is called in the middle of it, when the class may have put a
                 parameter's memory aside, to go back to it.
         """
         self._optimizer, self._needs_own = optimizer, has_closure
-        with self.as_before_on_error():
-            try:
-                if has_closure:
-                    self.lend()
-                yield
-                self.take_back()
-            finally:
-                self._optimizer = None
+        self._owns = {name: loan.own for name, loan in self._all.items()} if self._has_own else {}
+        if has_closure:
+            self.lend()
+
+    def finish(self) -> None:
+        """Take back what is lent, at the end of the step."""
+        self.take_back()
+        self._optimizer = None
+
+    def give_up(self) -> None:
+        """Take away what is lent, and let the class have the memory that it had before a step that fails."""
+        self._optimizer = None
+        self._take_away(self._owns)
 
     def build(self, make: Callable[[], torch.optim.Optimizer]) -> torch.optim.Optimizer:
         """Build an optimizer, which may choose memory of its own for the parameters there and then."""
@@ -141,16 +211,22 @@ class Loans:
         try:
             yield
         except BaseException:
-            for name, loan in self._all.items():
-                loan.take_away()
-                loan.own = owns[name]
+            self._take_away(owns)
             raise
         finally:
             self._are_lent = False
 
+    def _take_away(self, owns: dict[str, Tensor | None]) -> None:
+        self._note_lent()
+        for name, loan in self._all.items():
+            loan.take_away()
+            loan.own = owns.get(name)
+        self._has_own = any(loan.own is not None for loan in self._all.values())
+        self._are_lent = False
+
     def have_own(self) -> bool:
         """Tell whether the class steps memory of its own, in the place of an array."""
-        return any(loan.own is not None for loan in self._all.values())
+        return self._has_own
 
     def settle(self) -> None:
         """Let the host have its arrays where a class has put others in their place in between."""
@@ -158,12 +234,19 @@ class Loans:
             if loan.is_elsewhere:
                 loan.begin()
                 loan.take_back()
+                self._has_own = True
 
     def lend(self) -> None:
         """Let the class find values and gradients as they are now."""
         if self._optimizer is None or self._are_lent:
             return
         self._are_lent = True
+        if not (self._needs_own or self._has_own):
+            if self._gradients is None or not self._gradients.are_free():
+                self._gradients = Gradients(self._all.values())
+            self._gradients.lend()
+            self._is_quick = True
+            return
         with grad_mode(False):
             pairs = [pair for loan in self._all.values() if (pair := loan.lend(self._needs_own))]
             if pairs:
@@ -178,7 +261,18 @@ class Loans:
         if self._optimizer is not None and self._are_lent:
             self._take_back(self._optimizer)
 
+    def _note_lent(self) -> None:
+        """Let each parameter know by itself what it has lent."""
+        if self._is_quick and self._gradients:
+            self._is_quick = False
+            for loan, grad in zip(self._all.values(), self._gradients.hosts, strict=True):
+                loan.note(grad)
+
     def _take_back(self, optimizer: torch.optim.Optimizer) -> None:
+        if self._is_quick and self._gradients and self._gradients.take_back():
+            self._is_quick = self._are_lent = False
+            return
+        self._note_lent()
         moved = []
         for loan in self._all.values():
             if loan.is_elsewhere:
@@ -192,6 +286,7 @@ class Loans:
                 loan.take_back()
             for loan in self._all.values():
                 loan.end()
+        self._has_own = any(loan.own is not None for loan in self._all.values())
         self._are_lent = False
 
     def _separate(self, optimizer: torch.optim.Optimizer, left: list[Tensor]) -> None:
@@ -200,7 +295,7 @@ class Loans:
             return
         arrays = {data.untyped_storage().data_ptr() for data in left}
         parameters = {id(loan.tensor) for loan in self._all.values()}
-        for tensor in holdings(optimizer)[1]:
+        for tensor in holdings(optimizer).tensors:
             if id(tensor) in parameters or tensor.layout != torch.strided:
                 continue
             if tensor.untyped_storage().data_ptr() in arrays:

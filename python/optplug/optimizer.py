@@ -26,6 +26,7 @@ from optplug.options import CheckpointOptions
 from optplug.parameters import Parameters
 from optplug.planning import Planner
 from optplug.plans import Plan, Rate
+from optplug.randomness import Stream
 from optplug.resume import Resumption
 from optplug.run import Run
 from optplug.scaling import Scale, take_away
@@ -48,6 +49,8 @@ class HostedOptimizer:
             they do.
         rounds_sqrt: whether recorded steps take the processor's square root, whose bits may not be torch's.
         master_weights: whether parameters in half precision are stepped in float32: see `kinds.Mastered`.
+        seed: what random numbers of a class outside torch begin with: see `randomness`.
+        undo: whether a failed step of such a class is undone.
 
     Raises:
         ValueError: the spec cannot be read, names no optimizer, or PyTorch refuses a hyperparameter.
@@ -61,6 +64,8 @@ class HostedOptimizer:
         makes_plans: bool | str = False,
         rounds_sqrt: bool = False,
         master_weights: bool = False,
+        seed: int = 0,
+        undo: bool = True,
     ) -> None:
         try:
             self.recipe = recipe.read(text, third_party)
@@ -83,9 +88,11 @@ class HostedOptimizer:
         self.attributes = Attributes()
         self._binder = Binder(self.recipe, self._trials, self.parameters, master_weights, self.planner.forget)
         self._changes = hyperparameters.Changes(self._trials, self.parameters, self.planner)
-        self._undo = Undo(self.recipe, self.parameters)
-        self._resumption = Resumption(self.recipe, self._trials, self.parameters, self.attributes)
-        self._build = functools.partial(building.build, self.recipe, self.parameters)
+        #: The random numbers of a class outside torch.
+        self.draws = Stream(self.recipe.class_, seed, self.parameters.gpus)
+        self._undo = Undo(self.recipe, self.parameters, self.draws, undo)
+        self._resumption = Resumption(self.recipe, self._trials, self.parameters, self.attributes, self.draws)
+        self._build = functools.partial(building.build, self.recipe, self.parameters, self.draws)
         self._scale = Scale()
         self._iteration: Iteration | None = None
 
@@ -179,11 +186,10 @@ class HostedOptimizer:
             if self.recipe.is_torchs:  # without a context, which takes microseconds
                 self._step_again(self.run.built)
             else:
-                with self._undo.of_others(self.run.built):
-                    self._step_again(self.run.built)
+                self._undo.step(self.run.built, self._step_again)
             self.planner.conclude(self.run.built)
         else:
-            with self._ready("opt_step") as optimizer, self._undo.of_others(optimizer):
+            with self._ready("opt_step") as optimizer, self._undo.of_others(optimizer, is_first=True):
                 self._gather()
                 self.planner.check_state(optimizer)
                 if self._scale.apply(optimizer, self.parameters, False):
@@ -259,7 +265,7 @@ class HostedOptimizer:
 
         def evaluate() -> float | Tensor:
             self.parameters.publish()
-            losses.append(closure())
+            losses.append(self.draws.aside(closure))
             self._gather()
             return losses[-1] if self.recipe.is_torchs else self.parameters.as_loss(losses[-1])
 
@@ -419,7 +425,7 @@ class HostedOptimizer:
         """
         self._check_bound("opt_load")
         self._resumption.check_values("opt_load", self.checkpoint)
-        with self.parameters.lent_as_before():
+        with self.parameters.lent_as_before(), self.draws.kept_on_error():
             self.run = self._resumption.load(content, self.run, self.checkpoint, self._build)
         self.planner.forget()
 

@@ -11,6 +11,8 @@ from optplug import spec
 from optplug.log import LEVELS
 from optplug.spec import shown
 
+_MOST_SEED = 2**32 - 1  # numpy's
+
 
 def _read(text: str, names: Iterable[str]) -> dict[str, Any]:
     """Return what a text says of options by these names."""
@@ -80,6 +82,15 @@ class OptimizerOptions:
     plans: bool | str = True
     sqrt: str = "torch"
     master_weights: bool = False
+    #: What the random numbers of classes outside torch.optim begin with.
+    seed: int = 0
+    #: Whether a step of such a class that fails is undone.
+    undo: bool = True
+
+    def arguments(self) -> dict[str, Any]:
+        """Return those of `HostedOptimizer` that say the same."""
+        renamed = {**vars(self), "makes_plans": self.plans, "rounds_sqrt": self.sqrt == "processor"}
+        return {name: value for name, value in renamed.items() if name not in ("plans", "sqrt")}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -120,6 +131,9 @@ def read_init(text: str, before: OptimizerOptions) -> InitOptions:
     for name, value in chosen.items():
         if name == "third_party":
             chosen[name] = _packages(value)
+        elif name == "seed":
+            if type(value) is not int or not 0 <= value <= _MOST_SEED:
+                raise ValueError(f"seed must be a whole number from 0 to 2**32 - 1, got {shown(value)}")
         elif name != "sqrt":
             _check_bool(name, value, *(("stable", "direct") if name == "plans" else ()))
         elif value not in ("torch", "processor"):

@@ -21,7 +21,8 @@ from optplug.arguments import said
 from optplug.buffers import is_dense, name_of
 from optplug.checks import is_number
 from optplug.errors import StateError
-from optplug.snapshot import HOOKS, is_its_own, package_of, random_numbers_kept
+from optplug.randomness import random_numbers_kept
+from optplug.snapshot import HOOKS, is_its_own, package_of
 from optplug.spec import shown
 from optplug.stored import Foreign, Stored
 from optplug.unpickle import STORAGES, is_key

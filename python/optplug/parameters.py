@@ -39,6 +39,7 @@ class Parameters:
         self.groups = [Group()]
         self._all: dict[str, Parameter] = {}
         self._kinds: dict[type[Parameter], list[Parameter]] = {}
+        self._stepped: list[Tensor] = []
 
     def __len__(self) -> int:
         return len(self._all)
@@ -62,6 +63,7 @@ class Parameters:
         self.module.append(parameter.tensor)
         self.groups[-1].names.append(parameter.name)
         self._all[parameter.name] = parameter
+        self._stepped = [p.tensor for p in self]
         self._kinds.setdefault(type(parameter), []).append(parameter)
         if self.loans:
             self.loans.put(parameter.name, parameter.tensor)
@@ -89,6 +91,12 @@ class Parameters:
     def has_sparse(self) -> bool:
         """Tell whether a gradient is sparse, and so a new tensor at each step."""
         return Sparse in self._kinds
+
+    def all_tensors(self) -> list[Tensor]:
+        """Return what is stepped, and the host's arrays where those are others."""
+        masters = self.mastered()
+        stepped = self._stepped
+        return [*stepped, *(p.data for p in masters)] if masters else stepped
 
     def mastered(self) -> list[Mastered]:
         """Return those that have master copies."""

@@ -15,7 +15,7 @@ from optplug.records import Records
 from optplug.run import Run
 from optplug.scaling import Scale
 from optplug.schedule_records import ScheduleRecords
-from optplug.torch_private import has_hooks
+from optplug.torch_private import bare_step, has_hooks
 
 
 class Planner:
@@ -147,7 +147,9 @@ class Planner:
             calls, self._calls = self._calls, []  # torch may leave a list of them changed if it fails
             step_again(calls)
             self._calls = calls
-        elif parameters.has_sparse() or parameters.loans:  # their gradients are new tensors each time
+        elif parameters.loans:
+            bare_step(optimizer)()
+        elif parameters.has_sparse():  # their gradients are new tensors each time
             optimizer.step()
         else:
             self._calls = step_and_record(optimizer)

@@ -20,8 +20,8 @@ from optplug import elementwise, plans, recorder, transfer
 from optplug.buffers import real
 from optplug.number import is_double
 from optplug.plans import Form, Group, Operation, Plan
+from optplug.randomness import random_numbers_kept
 from optplug.recorder import Record, memory_of
-from optplug.snapshot import random_numbers_kept
 from optplug.torch_private import grad_mode
 
 #: How many values throw-away parameters have, some vectors of the processor's and a rest: the one to be read,

@@ -19,9 +19,9 @@ from optplug.errors import StateError
 from optplug.kinds import Sparse
 from optplug.options import CheckpointOptions
 from optplug.parameters import Group, Parameters
+from optplug.randomness import Stream, random_numbers_kept
 from optplug.recipe import Recipe
 from optplug.run import Run
-from optplug.snapshot import random_numbers_kept
 from optplug.spec import shown
 from optplug.state import find, order, put
 from optplug.torch_private import grad_mode, note_step
@@ -36,10 +36,15 @@ class Resumption:
     """What one optimizer saves, and goes on from."""
 
     def __init__(
-        self, recipe: Recipe, trials: Trials, parameters: Parameters, attributes: Attributes
+        self,
+        recipe: Recipe,
+        trials: Trials,
+        parameters: Parameters,
+        attributes: Attributes,
+        stream: Stream,
     ) -> None:
         self._recipe, self._trials, self._parameters = recipe, trials, parameters
-        self._attributes = attributes
+        self._attributes, self._stream = attributes, stream
 
     def check_values(self, what: str, options: CheckpointOptions) -> None:
         """Check that the host's values, if they go into the checkpoint, are there.
@@ -82,6 +87,9 @@ class Resumption:
         content["attributes"] = self._attributes.state_dict()
         if own:
             content["own"] = own
+        numbers = None if self._recipe.is_torchs else self._stream.state_dict()
+        if numbers:
+            content["random"] = numbers
         masters = {p.name: p.tensor.detach() for p in parameters.mastered()}
         if masters:
             content["masters"] = masters
@@ -163,7 +171,8 @@ class Resumption:
         masters = self._read_masters(content.get("masters", {})) if is_ours else {}
         stepped = about is not None and about["stepped"]
         if by_its_own:
-            other = build(groups, on_copies=True)
+            with random_numbers_kept():
+                other = build(groups, on_copies=True)
             own_state.resume(optimizer, other, saved, content.get("own", {}), self._recipe.needs_closure)
             parameters.settle()
         else:
@@ -178,6 +187,8 @@ class Resumption:
         stepped = stepped if is_ours else bool(optimizer.state)
         steps = _steps(about, optimizer)
         words = texts.read(content.get("attributes", {})) if is_ours else None
+        has_numbers = is_ours and by_its_own and "random" in content
+        go_on = self._stream.read(content["random"]) if has_numbers else None
         if stepped:
             note_step(optimizer)
         # Nothing fails from here on.
@@ -187,6 +198,8 @@ class Resumption:
         for p in parameters.mastered() if is_ours else ():
             p.load(masters[p.name])
         parameters.groups = groups
+        if go_on:
+            go_on()
         if words is not None:
             self._attributes.load_state_dict(words)
         return Run(optimizer, schedulers, made_of, average, stepped, steps, expected)

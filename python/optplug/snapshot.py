@@ -1,72 +1,205 @@
-"""All that an optimizer of a class outside torch holds, and putting it back as it was.
+"""All that an optimizer of a class outside torch holds, and whether a step has changed something of it.
 
 Nobody knows what such a class keeps: whatever its attributes lead to, by containers and objects of its own.
 """
 
 from __future__ import annotations
 
-import contextlib
-import operator
+import logging
 import random
-from collections import deque
-from collections.abc import Collection, Iterable, Iterator
+import re
+import threading
+from collections import UserDict, deque
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, field
 from enum import Enum
-from types import FunctionType, ModuleType, NoneType
+from functools import cache, partial
+from pathlib import PurePath
+from types import FunctionType, MemberDescriptorType, MethodType, ModuleType, NoneType, SimpleNamespace
 from typing import Any
+from weakref import WeakKeyDictionary, WeakValueDictionary, ref
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
-from optplug.torch_private import foreach_copy_, grad_mode
+from optplug.randomness import states
 
-# What leads nowhere, as most values do: asked first.
-_ENDS = frozenset({NoneType, bool, int, float, complex, str, bytes, torch.dtype, torch.device, torch.Size})
+#: What leads nowhere, as most values do: asked first.
+ENDS = frozenset({NoneType, bool, int, float, complex, str, bytes, torch.dtype, torch.device, torch.Size})
 # What does not change.
-_CONSTANT = (type, ModuleType, np.generic, Enum, range)
+_CONSTANT = (type, ModuleType, np.generic, Enum, range, frozenset)
+# What has a state that is not among its attributes, and that can be put back.
+_THINGS = (np.ndarray, torch.Generator, np.random.Generator, np.random.RandomState, random.Random)
+# What else leads on by its attributes, whosever it is.
+_LEADING = (
+    *(torch.optim.Optimizer, torch.optim.lr_scheduler.LRScheduler, nn.Module, SimpleNamespace),
+    *(UserDict, WeakKeyDictionary, WeakValueDictionary),
+)
+# What is no state of an optimizer's, though it may change.
+_HARMLESS = (logging.Logger, re.Pattern, ref, PurePath, type(threading.Lock()), type(threading.RLock()))
+# Packages whose objects and functions are no class's own.
+_NOBODYS = frozenset({"torch", "builtins", "abc", "typing", "collections", "object"})
+#: What is in a slot that is empty.
+NOTHING = object()
 #: What torch's own attributes for hooks begin with.
 HOOKS = "_optimizer_"
 
 
-def holdings(optimizer: torch.optim.Optimizer, more: Iterable[Any] = ()) -> tuple[list[Any], list[Tensor]]:
-    """Return the containers and the tensors that an optimizer holds; of a tensor's subclass, those in it.
+@dataclass
+class Holdings:
+    """What an optimizer holds, as far as it may change."""
+
+    #: Dicts, lists, sets and deques, and what stands for attributes that are in none: see `Slots`.
+    containers: list[Any] = field(default_factory=list)
+    tensors: list[Tensor] = field(default_factory=list)
+    #: The attributes of tensors that have none yet.
+    bare: list[dict[str, Any]] = field(default_factory=list)
+    #: Arrays and generators, whose content is not among their attributes.
+    things: list[Any] = field(default_factory=list)
+    #: The types of what nobody can see through, by the names of what holds it.
+    strange: dict[str, type] = field(default_factory=dict)
+
+
+def holdings(optimizer: torch.optim.Optimizer, more: Iterable[Any] = ()) -> Holdings:
+    """Return what an optimizer holds; of a tensor's subclass, the tensors in it.
 
     Args:
-        more: what else to look at.
+        more: what else to look at: parameters, whose gradients are not the optimizer's.
     """
-    package = package_of(optimizer)
-    containers: list[Any] = []
-    tensors: list[Tensor] = []
+    packages = {base.__module__.partition(".")[0] for base in type(optimizer).__mro__} - _NOBODYS
+    result = Holdings()
+    containers, tensors = result.containers, result.tensors
+    more = list(more)
+    parameters = set(map(id, more)) or {id(p) for group in optimizer.param_groups for p in group["params"]}
     seen = set()
     found: list[Any] = [optimizer, *more]
     while found:
         value = found.pop()
         kind = type(value)
-        if kind in _ENDS or id(value) in seen:
+        if kind in ENDS or id(value) in seen:
             continue
         seen.add(id(value))
         inside: Iterable[Any] = ()
-        if kind is Tensor or kind is nn.Parameter:
+        if kind is Tensor or kind is nn.Parameter or (isinstance(value, Tensor) and not _is_wrapper(value)):
             tensors.append(value)
+            attributes = vars(value)
+            if attributes:
+                containers.append(attributes)
+                inside = attributes.values()
+            else:
+                result.bare.append(attributes)
+            if id(value) not in parameters and value.grad is not None:
+                found.append(value.grad)
         elif isinstance(value, dict):
             containers.append(value)
-            inside = value.values()
+            inside = [*value.values(), *(k for k in value if isinstance(k, Tensor))]
+            if hasattr(value, "__dict__"):
+                inside += _attributes(value, containers)
         elif isinstance(value, list | set | deque):
             containers.append(value)
             inside = value
         elif isinstance(value, tuple):
             inside = value
-        elif hasattr(value, "__tensor_flatten__"):
-            containers.append(vars(value))  # where a step may put another tensor
-            inside = [getattr(value, name) for name in value.__tensor_flatten__()[0]]
         elif isinstance(value, Tensor):
-            tensors.append(value)
-        elif hasattr(value, "__dict__") and is_its_own(value, package):
-            attributes = vars(value)
+            containers.append(vars(value))  # where a step may put another tensor
+            inside = [getattr(value, name) for name in value.__tensor_flatten__()[0]]  # type: ignore[attr-defined]
+        elif isinstance(value, _CONSTANT):
+            pass
+        elif isinstance(value, FunctionType):
+            if value.__module__.partition(".")[0] in packages:
+                inside = _of_function(value, containers)
+        elif isinstance(value, MethodType | partial):
+            inside = [value.__self__] if isinstance(value, MethodType) else [value.func, value.args]
+            if isinstance(value, partial):
+                containers.append(value.keywords)
+                inside += value.keywords.values()
+        elif isinstance(value, _THINGS):
+            result.things.append(value)
+            inside = value.flat if isinstance(value, np.ndarray) and value.dtype == object else ()
+        elif isinstance(value, _LEADING) or package_of(value) in packages:
+            inside = _of_object(value, containers)
+        elif not (isinstance(value, _HARMLESS) or callable(value) or kind is object):
+            result.strange[kind.__name__] = kind
+        found += [v for v in inside if type(v) not in ENDS]
+    return result
+
+
+def _is_wrapper(value: Tensor) -> bool:
+    """Tell whether a tensor is nothing but others in it."""
+    return hasattr(value, "__tensor_flatten__")
+
+
+def _attributes(value: Any, containers: list[Any]) -> list[Any]:
+    """Note an object's attributes, and return what they lead to."""
+    attributes = vars(value)
+    containers.append(attributes)
+    return [v for key, v in attributes.items() if not (type(key) is str and key.startswith(HOOKS))]
+
+
+def _of_object(value: Any, containers: list[Any]) -> list[Any]:
+    inside = _attributes(value, containers) if hasattr(value, "__dict__") else []
+    names = _slots_of(type(value))  # type: ignore[arg-type]
+    if names:
+        slots = Slots(value, names)
+        containers.append(slots)
+        inside += slots
+    return inside
+
+
+def _of_function(function: FunctionType, containers: list[Any]) -> list[Any]:
+    inside: list[Any] = list(function.__defaults__ or ())
+    for attributes in (function.__kwdefaults__, vars(function)):
+        if attributes:
             containers.append(attributes)
-            inside = [v for key, v in attributes.items() if not key.startswith(HOOKS)]
-        found += [v for v in inside if type(v) not in _ENDS]
-    return containers, tensors
+            inside += attributes.values()
+    for cell in function.__closure__ or ():
+        slots = Slots(cell, ("cell_contents",))
+        containers.append(slots)
+        inside += slots
+    return inside
+
+
+@cache
+def _slots_of(kind: type) -> tuple[str, ...]:
+    """Return the names of the slots of a class's objects."""
+    return tuple(
+        name
+        for base in kind.__mro__
+        for name, member in vars(base).items()
+        if isinstance(member, MemberDescriptorType) and base.__module__ not in _NOBODYS
+    )
+
+
+class Slots:
+    """Attributes of an object that are in no dict, as a container of as many values."""
+
+    def __init__(self, owner: Any, names: tuple[str, ...]) -> None:
+        self._owner, self._names = owner, names
+
+    def __len__(self) -> int:
+        return len(self._names)
+
+    def __iter__(self) -> Iterator[Any]:
+        return iter([self._get(name) for name in self._names])
+
+    def _get(self, name: str) -> Any:
+        try:
+            return getattr(self._owner, name, NOTHING)
+        except ValueError:  # an empty cell's
+            return NOTHING
+
+    def copy(self) -> list[Any]:
+        """Return the values."""
+        return list(self)
+
+    def put(self, values: Iterable[Any]) -> None:
+        """Put values back that were there."""
+        for name, value in zip(self._names, values, strict=True):
+            if value is not NOTHING:
+                setattr(self._owner, name, value)
+            elif self._get(name) is not NOTHING:
+                delattr(self._owner, name)
 
 
 def is_its_own(value: Any, package: str) -> bool:
@@ -82,7 +215,7 @@ def package_of(value: Any) -> str:
 def opaque(optimizer: torch.optim.Optimizer) -> str:
     """Name the type of something that an optimizer holds and that may change unseen; "" if nothing may."""
     package = package_of(optimizer)
-    for container in holdings(optimizer)[0]:
+    for container in holdings(optimizer).containers:
         found = list(container.values()) if isinstance(container, dict) else list(container)
         if container is vars(optimizer):  # but for the step, which torch's schedulers replace
             found = [v for k, v in container.items() if k != "step" and not k.startswith(HOOKS)]
@@ -98,7 +231,7 @@ def opaque(optimizer: torch.optim.Optimizer) -> str:
 def _is_seen_through(value: Any, package: str) -> bool:
     """Tell whether `Watch` sees if a value changes, or it never does."""
     kind = type(value)
-    if kind in _ENDS or isinstance(value, (Tensor, *_CONSTANT)):
+    if kind in ENDS or isinstance(value, (Tensor, *_CONSTANT)):
         return True
     if isinstance(value, FunctionType):
         return not (value.__closure__ or value.__defaults__ or value.__kwdefaults__ or vars(value))
@@ -106,18 +239,6 @@ def _is_seen_through(value: Any, package: str) -> bool:
         return not getattr(value, "__dict__", None)
     has_slots = any(vars(each).get("__slots__") for each in kind.__mro__)
     return hasattr(value, "__dict__") and is_its_own(value, package) and not has_slots
-
-
-@contextlib.contextmanager
-def random_numbers_kept() -> Iterator[None]:
-    """Let what draws random numbers of torch's, Python's or numpy's leave the next ones as they would be."""
-    of_torch, of_python, of_numpy = torch.get_rng_state(), random.getstate(), np.random.get_state()
-    try:
-        yield
-    finally:
-        torch.set_rng_state(of_torch)
-        random.setstate(of_python)
-        np.random.set_state(of_numpy)
 
 
 class Watch:
@@ -132,18 +253,17 @@ class Watch:
         self, optimizer: torch.optim.Optimizer, known: Iterable[Tensor], changing: set[tuple[int, str]]
     ) -> None:
         ids, self._changing = {id(t) for t in known}, changing
-        containers, tensors = holdings(optimizer)
-        containers += [vars(t) for t in tensors]
-        self._containers = [(c, c.copy()) for c in containers]
-        self._count = len(containers) - len(tensors)
-        self._tensors = [(t, t.clone()) for t in tensors if id(t) not in ids]
-        self._random = _random_states()
+        held = holdings(optimizer)
+        self._count = len(held.containers)
+        self._containers = [(c, c.copy()) for c in (*held.containers, *held.bare)]
+        self._tensors = [(t, t.clone()) for t in held.tensors if id(t) not in ids]
+        self._random = states()
 
     def found(self, optimizer: torch.optim.Optimizer) -> str:
         """Say what a step has changed; "" if nothing."""
-        if self._random != _random_states():
+        if self._random != states():
             return "a step draws random numbers"
-        if len(holdings(optimizer)[0]) != self._count:
+        if len(holdings(optimizer).containers) != self._count:
             return "a step changes what the optimizer holds"
         for container, before in self._containers:
             if not self._is_as_before(container, before):
@@ -165,98 +285,4 @@ class Watch:
 
 
 def _is_alike(value: Any, before: Any) -> bool:
-    return value is before or (type(value) is type(before) and type(value) in _ENDS and value == before)
-
-
-def _random_states() -> tuple[Any, ...]:
-    _, keys, *rest = np.random.get_state()
-    return torch.get_rng_state().numpy().tobytes(), random.getstate(), np.asarray(keys).tobytes(), rest
-
-
-class Snapshot:
-    """What an optimizer and its parameters were, in memory that is used again for the next one.
-
-    Most steps leave all as it is but for numbers, in arrays and in Python: then it is known where to look.
-    """
-
-    def __init__(self) -> None:
-        self._optimizer: torch.optim.Optimizer | None = None
-        self._given: list[Tensor] = []
-        self._containers: list[tuple[Any, Any]] = []
-        self._tensors: list[Tensor] = []
-        self._memory: list[Tensor] = []  # where the tensors were, and
-        self._copies: list[Tensor] = []  # what was in it
-        self._others: list[tuple[Tensor, Tensor]] = []  # the same of sparse ones
-
-    def take(self, optimizer: torch.optim.Optimizer, tensors: Iterable[Tensor]) -> None:
-        """Note all that an optimizer holds, and these tensors."""
-        given = list(tensors)
-        if self._optimizer is optimizer and self._looks_the_same(given):
-            with grad_mode(False):
-                foreach_copy_(self._copies, self._memory)
-            return
-        self._optimizer, self._given = optimizer, given
-        containers, found = holdings(optimizer, given)
-        self._containers = [(c, c.copy()) for c in containers]
-        strided = [t for t in found if t.layout == torch.strided]
-        with grad_mode(False):
-            self._others = [(t, t.clone()) for t in found if t.layout != torch.strided]
-            if not self._knows(strided):
-                self._tensors, self._copies = [], []  # their memory may be needed for the new ones
-                strided = [t for t in strided if 0 not in t.stride() or t.numel() <= 1]
-                self._memory = [t.detach() for t in strided]
-                self._copies = [t.clone() for t in strided]
-                self._tensors = strided
-            elif strided:
-                foreach_copy_(self._copies, self._memory)
-
-    def _looks_the_same(self, given: list[Tensor]) -> bool:
-        """Tell whether only numbers are others than in the snapshot before, and note those of Python's."""
-        if self._others or not self._copies or not _are(given, self._given):
-            return False
-        if not all(map(Tensor.is_set_to, self._tensors, self._memory)):
-            return False
-        fresh = []
-        for container, before in self._containers:
-            now = container.copy()
-            if not _holds_the_same(now, before):
-                return False
-            fresh.append((container, now))
-        self._containers = fresh
-        return True
-
-    def _knows(self, tensors: list[Tensor]) -> bool:
-        """Tell whether these are the tensors of the snapshot before, in the same memory."""
-        return _are(tensors, self._tensors) and all(map(Tensor.is_set_to, tensors, self._memory))
-
-    def restore(self) -> None:
-        """Put everything back."""
-        for container, content in self._containers:
-            container.clear()
-            (container.extend if isinstance(container, list | deque) else container.update)(content)
-        with grad_mode(False):
-            for tensor, memory, values in zip(self._tensors, self._memory, self._copies, strict=True):
-                if not tensor.is_set_to(memory):
-                    tensor.data = memory
-                memory.copy_(values)
-            for tensor, values in self._others:
-                tensor.copy_(values)
-
-
-def _are(values: Collection[Any], others: Collection[Any]) -> bool:
-    return len(values) == len(others) and all(map(operator.is_, values, others))
-
-
-def _holds_the_same(now: Any, before: Any) -> bool:
-    """Tell whether two containers hold the same but for what leads nowhere."""
-    if isinstance(now, dict):
-        if now.keys() != before.keys():
-            return False
-        pairs = zip(now.values(), map(before.__getitem__, now), strict=True)
-    elif isinstance(now, set):
-        return _are(now, before)
-    elif len(now) != len(before):
-        return False
-    else:
-        pairs = zip(now, before, strict=True)
-    return all(a is b or (type(a) in _ENDS and type(b) in _ENDS) for a, b in pairs)
+    return value is before or (type(value) is type(before) and type(value) in ENDS and value == before)

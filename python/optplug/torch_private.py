@@ -7,7 +7,8 @@ a public way that is slower, that is taken instead.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
+from types import CodeType
 from typing import Any
 
 import torch
@@ -67,6 +68,23 @@ def has_hooks(instance: torch.optim.Optimizer) -> bool:
     )
 
 
+_HOOKED = {c for c in torch.optim.Optimizer.profile_hook_step.__code__.co_consts if isinstance(c, CodeType)}
+
+
+def bare_step(instance: torch.optim.Optimizer) -> Callable[..., Any]:
+    """Return an optimizer's step as its class has it, without what torch puts around it for hooks.
+
+    That is a record for profilers, which takes longer than some steps; hooks that are there are called.
+    """
+    around, step = vars(instance).get("step"), type(instance).step
+    is_plain = getattr(step, "__code__", None) in _HOOKED and not has_hooks(instance)
+    if not is_plain or not (around is None or is_wrapped_by_scheduler(around)):
+        return instance.step
+    if around is not None:
+        note_step(instance)
+    return step.__wrapped__.__get__(instance)  # type: ignore[attr-defined]
+
+
 def note_step(instance: torch.optim.Optimizer) -> None:
     """Let a scheduler that is attached from now on believe that a step was made, or it warns of one."""
     instance._opt_called = True  # type: ignore[attr-defined]
@@ -96,6 +114,20 @@ def module_of(parameters: Iterable[tuple[str, nn.Parameter]]) -> nn.Module:
 def nnz(tensor: Tensor) -> int:
     """Return how many rows a sparse tensor has, without a check that they come once."""
     return tensor._nnz()
+
+
+#: Tells how many owners a tensor has, besides those in Python; None before torch 2.12 or so.
+use_count: Callable[[Tensor], int] | None = getattr(Tensor, "_use_count", None)
+
+
+def storage_of(tensor: Tensor) -> tuple[Any, int]:
+    """Return a tensor's memory, and its address for `owners`."""
+    storage = tensor.untyped_storage()
+    return storage, storage._cdata
+
+
+#: Tells how many tensors, and objects of Python's, have a memory.
+owners = torch._C._storage_Use_Count
 
 
 def is_shared(tensor: Tensor) -> bool:

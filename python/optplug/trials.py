@@ -21,9 +21,9 @@ from optplug import spec
 from optplug.arguments import blame, check_kinds, is_count, said
 from optplug.devices import CPU
 from optplug.kinds import Grad, SparseGrad, layout
+from optplug.randomness import random_numbers_kept
 from optplug.ranges import Range, Ranges
 from optplug.recipe import IMPLEMENTATIONS, Recipe, argument, fuses_rightly
-from optplug.snapshot import random_numbers_kept
 from optplug.spec import SpecError, shown
 from optplug.state import expected
 
@@ -144,7 +144,8 @@ class Trials:
                     self._end_waiting(defaults, options)
             except Exception:
                 # On the parameter itself PyTorch may say more; where nothing is wrong that may take long.
-                recipe.build([{"params": [(name, nn.Parameter(data))], **options}])
+                with random_numbers_kept():
+                    recipe.build([{"params": [(name, nn.Parameter(data))], **options}])
                 raise
         except Exception as error:
             empty = "" if data.numel() else ", which is empty"
@@ -268,7 +269,8 @@ class Trials:
         judged = {name: value for name, value in options.items() if name not in extra}
         arguments = self._recipe.changed({**others, **judged})
         extras = {name: value for name, value in {**in_force, **options}.items() if name in extra}
-        self._recipe.build([{"params": nothing_yet(), **extras}], arguments)
+        with random_numbers_kept() if not self._recipe.is_torchs else contextlib.nullcontext():
+            self._recipe.build([{"params": nothing_yet(), **extras}], arguments)
 
     def _check_beside(
         self, in_force: dict[str, Any], kinds: Kinds, is_safe: bool, options: dict[str, Any]

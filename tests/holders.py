@@ -1,0 +1,233 @@
+"""Optimizers outside torch.optim that draw random numbers, and that keep what is no tensor in a dict."""
+
+from __future__ import annotations
+
+import itertools
+import random
+from collections import OrderedDict
+from functools import partial
+
+import numpy as np
+import torch
+
+from somebodys import Somebodys
+
+
+class Noisy(Somebodys):
+    """Adds noise of torch's at each step, begins with some, and fails at a gradient that is none."""
+
+    def __init__(self, params, lr=0.1):
+        super().__init__(params, lr)
+        self.first = torch.rand(1)
+
+    def direction(self, p, group):
+        noise = torch.randn_like(p)
+        if p.grad.isnan().any():
+            raise RuntimeError("a gradient is none")
+        return super().direction(p, group) + noise * self.first * 0.01
+
+
+class Rolling(Somebodys):
+    """Draws from Python's generator, and from numpy's, through a function of its module."""
+
+    def direction(self, p, group):
+        return super().direction(p, group) * rolled()
+
+
+def rolled() -> float:
+    return random.random() + float(np.random.normal()) + random.gauss(0, 1)  # noqa: S311
+
+
+class Unsaid(Somebodys):
+    """Draws by a name that its code does not have."""
+
+    def direction(self, p, group):
+        draw = getattr(torch, "_".join(("ran", "like")).replace("_", "dn_"))
+        return super().direction(p, group) + draw(p) * 0.01
+
+
+class Tossing(Somebodys):
+    """Draws on either side of its closure."""
+
+    @torch.no_grad()
+    def step(self, closure):
+        first = torch.rand(())
+        loss = closure()
+        for p, group in self.all():
+            p.sub_(self.direction(p, group) * (first + torch.rand(())))
+        return loss
+
+
+class Slotted:
+    """Counts in slots, of which one is empty at first."""
+
+    __slots__ = ("count", "last")
+
+    def __init__(self):
+        self.count = 0
+
+    def next(self) -> float:
+        self.count += 1
+        self.last = self.count if self.count < 3 else getattr(self, "last", 0) * 2
+        return float(self.count + self.last)
+
+
+def counter():
+    """Return a function that counts its calls in a variable of its own."""
+    count = 0
+
+    def call() -> float:
+        nonlocal count
+        count += 1
+        return float(count)
+
+    return call
+
+
+class Holding(Somebodys):
+    """Changes one thing at each step, and goes by it; fails at a gradient that is none after that."""
+
+    def __init__(self, params, lr=0.1):
+        super().__init__(params, lr)
+        self.thing = self.made()
+
+    def made(self):
+        return None
+
+    def changed(self, p) -> float:
+        raise NotImplementedError
+
+    def direction(self, p, group):
+        factor = self.changed(p)
+        if p.grad.isnan().any():
+            raise RuntimeError("a gradient is none")
+        return super().direction(p, group) * (1 + factor % 7)
+
+
+class HoldsArray(Holding):
+    def made(self):
+        return np.zeros(3)
+
+    def changed(self, _):
+        self.thing += [1, 2, 3]
+        return float(self.thing.sum())
+
+
+class HoldsGenerator(Holding):
+    def made(self):
+        return {"dice": [torch.Generator().manual_seed(3)]}
+
+    def changed(self, _):
+        return float(torch.rand((), generator=self.thing["dice"][0]))
+
+
+class HoldsNumpysGenerator(Holding):
+    def made(self):
+        return np.random.default_rng(3), np.random.RandomState(3), random.Random(3)  # noqa: S311
+
+    def changed(self, _):
+        return sum(float(dice.random()) for dice in self.thing)
+
+
+class HoldsSlots(Holding):
+    def made(self):
+        return Slotted()
+
+    def changed(self, _):
+        return self.thing.next()
+
+
+class HoldsCell(Holding):
+    def made(self):
+        return counter()
+
+    def changed(self, _):
+        return self.thing()
+
+
+class HoldsPartial(Holding):
+    def made(self):
+        return partial(self.count, by=[1.0])
+
+    def count(self, by):
+        by.append(by[-1] + 1)
+        return by[-1]
+
+    def changed(self, _):
+        return self.thing()
+
+
+class HoldsAttribute(Holding):
+    """Sets an attribute on each parameter, and one on its state."""
+
+    def changed(self, p):
+        p.count = getattr(p, "count", 0) + 1
+        before = self.state[p].setdefault("sum", torch.zeros(()))
+        before.seen = [*getattr(before, "seen", []), p.count]
+        return float(p.count + len(before.seen))
+
+
+class HoldsGrad(Holding):
+    """Has gradients in tensors of its own."""
+
+    def made(self):
+        return torch.nn.Parameter(torch.zeros(2))
+
+    def changed(self, _):
+        if self.thing.grad is None:
+            self.thing.grad = torch.ones(2)
+        elif float(self.thing.grad[0]) > 3:
+            self.thing.grad = self.thing.grad * 0.5
+        self.thing.grad.add_(1)
+        return float(self.thing.grad.sum())
+
+
+class HoldsOrder(Holding):
+    def made(self):
+        return OrderedDict(a=1.0, b=2.0, c=3.0)
+
+    def changed(self, _):
+        key = next(iter(self.thing))
+        self.thing.move_to_end(key)
+        return self.thing[key]
+
+
+class HoldsModule(Holding):
+    def made(self):
+        return torch.nn.BatchNorm1d(1)
+
+    def changed(self, _):
+        self.thing.num_batches_tracked += 1
+        return float(self.thing.num_batches_tracked)
+
+
+class HoldsForm(Holding):
+    """Lets a tensor be another view of its memory."""
+
+    def made(self):
+        return torch.arange(4.0).reshape(2, 2)
+
+    def changed(self, _):
+        self.thing.data = self.thing.data.t()
+        return float(self.thing.reshape(-1)[1])
+
+
+class HoldsRepeated(Holding):
+    """Has a tensor whose values are one."""
+
+    def made(self):
+        return torch.zeros(1).expand(3)
+
+    def changed(self, _):
+        self.thing[:1].add_(1)
+        return float(self.thing.sum())
+
+
+class HoldsIterator(Holding):
+    """Has what nobody can put back."""
+
+    def made(self):
+        return itertools.count()
+
+    def changed(self, _):
+        return float(next(self.thing))
