@@ -126,10 +126,15 @@ class Watch:
     Args:
         known: tensors that it may change.
         changing: what it may change in dictionaries: their ids, and the keys.
+        may_draw: whether it may draw random numbers.
     """
 
     def __init__(
-        self, optimizer: torch.optim.Optimizer, known: Iterable[Tensor], changing: set[tuple[int, str]]
+        self,
+        optimizer: torch.optim.Optimizer,
+        known: Iterable[Tensor],
+        changing: Collection[tuple[int, str]] = (),
+        may_draw: bool = False,
     ) -> None:
         ids, self._changing = {id(t) for t in known}, changing
         containers, tensors = holdings(optimizer)
@@ -137,11 +142,11 @@ class Watch:
         self._containers = [(c, c.copy()) for c in containers]
         self._count = len(containers) - len(tensors)
         self._tensors = [(t, t.clone()) for t in tensors if id(t) not in ids]
-        self._random = _random_states()
+        self._random = None if may_draw else _random_states()  # which imports numpy's
 
     def found(self, optimizer: torch.optim.Optimizer) -> str:
         """Say what a step has changed; "" if nothing."""
-        if self._random != _random_states():
+        if self._random is not None and self._random != _random_states():
             return "a step draws random numbers"
         if len(holdings(optimizer)[0]) != self._count:
             return "a step changes what the optimizer holds"

@@ -1,6 +1,6 @@
 """Every private name of PyTorch's that optplug uses, once: where it was seen, and what stands in without it.
 
-Seen in torch 2.11 to 2.14.  A name that is gone is an AttributeError at the import of this file, which is to
+Seen in torch 2.11 to 2.15.  A name that is gone is an AttributeError at the import of this file, which is to
 say of optplug, and so an error of the first call rather than a wrong number in a later one; where there is
 a public way that is slower, that is taken instead.
 """
@@ -11,7 +11,7 @@ from collections.abc import Iterable, Sequence
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor, _compile, nn
 from torch.optim import optimizer as _optimizer
 from torch.utils import _python_dispatch
 
@@ -55,6 +55,11 @@ pop_dispatch_mode = _python_dispatch._pop_mode
 push_dispatch_mode = _python_dispatch._push_mode
 
 # ---- optimizers ----
+
+#: What torch puts around steps, and around other methods, for profilers and torch.compile.
+profile_hook_step = _optimizer.Optimizer.profile_hook_step
+use_grad_for_differentiable = _optimizer._use_grad_for_differentiable
+disable_dynamo = _compile._disable_dynamo
 
 
 def has_hooks(instance: torch.optim.Optimizer) -> bool:
