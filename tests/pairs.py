@@ -11,6 +11,7 @@ import torch
 from torch.optim import lr_scheduler
 
 from optplug import ctypes_api
+from planned_twins import FUSED_SGD_DTYPES
 from words import INSIDES
 
 lib = ctypes_api.load()
@@ -218,8 +219,7 @@ class Pair:
         arguments = eval(f"dict{self.text[len(self.name) :]}", {})  # noqa: S307 - this file's own text
         chosen = {"fused", "foreach", "capturable", "differentiable"} & arguments.keys()
         fits = self.layout in SAFE_FOR_FUSED and not self.dtype.startswith("complex")
-        # torch 2.13's fused SGD leaves numbers in half precision as they are, 16 by 16.
-        fits &= not (self.name == "SGD" and self.dtype in ("float16", "bfloat16"))
+        fits &= self.name != "SGD" or self.dtype in FUSED_SGD_DTYPES
         if self.name in FUSED and fits and not chosen:
             arguments["fused"] = True
         self.parameters = [torch.nn.Parameter(b.tensor) for b, _ in self.theirs]

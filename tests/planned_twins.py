@@ -36,6 +36,17 @@ OPTIMIZERS = [
 FUSED_DTYPES = ["float16", "bfloat16", "float32", "float64"]
 
 
+def fused_sgd_steps(dtype: str) -> bool:
+    """By hand: torch 2.13's fused SGD leaves 96 of these 100 as they are in half precision."""
+    p = torch.nn.Parameter(torch.ones(100, dtype=getattr(torch, dtype)))
+    p.grad = torch.ones_like(p)
+    torch.optim.SGD([p], lr=0.5, fused=True).step()
+    return bool((p == 0.5).all())
+
+
+FUSED_SGD_DTYPES = [dtype for dtype in FUSED_DTYPES if fused_sgd_steps(dtype)]
+
+
 class Twins:
     """One optimizer by optplug and one by torch, over parameters of these dtypes and sizes, in groups."""
 

@@ -60,6 +60,7 @@ def way(hosted: HostedOptimizer) -> str:
     reasons = {
         "plans=False": not hosted.planner.makes_plans,
         "hooks of PyTorch's watch them": has_hooks(optimizer),
+        hosted.planner.proofs.reason: bool(hosted.planner.proofs.reason),
         f"they cannot be recorded: {hosted.planner.records.reason}": bool(hosted.planner.records.reason),
     }
     return ", ".join([f"{path}, by Python", *(f"since {why}" for why, holds in reasons.items() if holds)])

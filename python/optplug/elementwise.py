@@ -148,7 +148,7 @@ def _is_torchs(operation: Operation, number: int, dtype: torch.dtype, lay: _Lay 
 
 def is_same(a: Tensor, b: Tensor) -> bool:
     """Tell whether two arrays have the same bits, but for the bits of what is no number."""
-    bits = torch.int32 if a.dtype == torch.float32 else torch.int64
+    bits = {2: torch.int16, 4: torch.int32, 8: torch.int64}[a.dtype.itemsize]
     different = a.view(bits) != b.view(bits)
     return not bool((different & ~(a.isnan() & b.isnan())).any())
 

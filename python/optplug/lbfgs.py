@@ -46,6 +46,7 @@ _METHODS = (
 )
 #: Where torch's step finds its line search.
 _GLOBALS = bare_step(torch.optim.LBFGS).__globals__
+_NUMBERS, _NO_OPTIONS = (int, float), ("params", "param_names")
 #: What parameters and line searches a step has been repeated for in this process.
 _proven: set[object] = set()
 _MOST_PROVEN = 1000
@@ -58,11 +59,17 @@ class Steps:
 
     def __init__(self) -> None:
         self._steps: _Rows | None = None
+        self._switches: object = None  # those of its proof
         self._looks = 0
 
     def are_on_rows(self, optimizer: torch.optim.Optimizer) -> bool:
         """Tell whether the next one is made so, which changes nothing if it fails."""
-        return self._steps is not None and not has_hooks(optimizer) and _is_as_loaded(optimizer)
+        return (
+            self._steps is not None
+            and self._switches == _switches(optimizer)
+            and not has_hooks(optimizer)
+            and _is_as_loaded(optimizer)
+        )
 
     def forget(self) -> None:
         """Begin anew, since parameters, gradients or the state may be others."""
@@ -77,7 +84,7 @@ class Steps:
         if self._looks == _MOST_LOOKS or not _can(optimizer):
             return optimizer.step(closure)
         if _form(optimizer) in _proven:
-            self._steps = _Rows(_parts(optimizer)[0])
+            self._steps, self._switches = _Rows(_parts(optimizer)[0]), _switches(optimizer)
             return self._steps.step(optimizer, closure)
         self._looks += 1
         return self._look(optimizer, closure)
@@ -151,8 +158,18 @@ def _can(optimizer: torch.optim.Optimizer) -> bool:
 def _form(optimizer: torch.optim.Optimizer) -> object:
     """Return what steps must have in common if the proof of one is to be that of the other."""
     parameters, _ = _parts(optimizer)
-    search = optimizer.param_groups[0]["line_search_fn"]
-    return (search, *((p.dtype, p.shape, p.stride()) for p in parameters))
+    return (_switches(optimizer), *((p.dtype, p.shape, p.stride()) for p in parameters))
+
+
+def _switches(optimizer: torch.optim.Optimizer) -> object:
+    """Return the options that are no numbers, such as line_search_fn, and the names of the others."""
+    return tuple(
+        [
+            (k, None if type(v) in _NUMBERS else v)
+            for k, v in optimizer.param_groups[0].items()
+            if k not in _NO_OPTIONS
+        ]
+    )
 
 
 def _parts(optimizer: torch.optim.Optimizer) -> tuple[list[Tensor], State]:
@@ -385,13 +402,15 @@ class _Nothing:
 
 def _with(function: Any, **others: Any) -> Any:
     """Return a function of torch's that finds other things by these names."""
-    return types.FunctionType(
+    made = types.FunctionType(
         function.__code__,
         {**function.__globals__, **others},
         function.__name__,
         function.__defaults__,
         function.__closure__,
     )
+    made.__kwdefaults__ = function.__kwdefaults__
+    return made
 
 
 def _step_with(multiplied: Callable[[Row, Any], Row]) -> Callable[[Any, Closure], float]:

@@ -6,29 +6,35 @@ into the environment, and 15 to 30 microseconds a step.  What computes is torch'
 
 from __future__ import annotations
 
+import contextlib
 import functools
-import inspect
 import threading
 import types
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from optplug.known import is_known
 from optplug.torch_private import (
+    disable_dynamo,
     flatten_dense_tensors,
     foreach_add_,
     grad_mode,
     has_hooks,
+    is_wrapped_by_scheduler,
+    note_step,
+    profile_hook_step,
     unflatten_dense_tensors,
+    use_grad_for_differentiable,
 )
 
 #: What a step comes down to: calls of torch's function for it ("adam"), one for each group.
 Calls = list[tuple[Callable[..., None], tuple[Any, ...], dict[str, Any]]]
 
 _ALIGNMENT = 64  # bytes, of torch's memory
-_here = threading.local()  # .calls: those of this thread's step, so far
+_here = threading.local()  # .noted: what this thread's step has called so far
 
 
 class _EnableGrad(grad_mode):
@@ -47,18 +53,82 @@ class _EnableGrad(grad_mode):
         return call
 
 
-#: What steps find by the name of torch.
-_torch = types.SimpleNamespace(**{**vars(torch), "enable_grad": _EnableGrad})
+class _Torch:
+    """What steps find by the name of torch."""
+
+    enable_grad = _EnableGrad
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(torch, name)
+
+
+_torch = _Torch()
+
+
+def _nothing() -> None:
+    """Stand for a function that torch puts something around."""
+
+
+# The code of what torch puts around functions, which is the same around all.
+_AROUND_STEPS = {
+    around(_nothing).__code__
+    for around in (profile_hook_step, use_grad_for_differentiable)
+    if is_known(around)
+}
+_HOOKED = {profile_hook_step(_nothing).__code__} & _AROUND_STEPS
+_AROUND_METHODS = {disable_dynamo(_nothing).__code__} if is_known(disable_dynamo) else set()
+_IN_CONTEXT = torch.no_grad()(_nothing).__code__
+
+
+def _is_around(step: Any) -> bool:
+    """Tell whether a function puts around a step what `lean` leaves out: hooks, or a mode of autograd's."""
+    code = getattr(step, "__code__", None)
+    if code is not _IN_CONTEXT:
+        return code in _AROUND_STEPS
+    cells = dict(zip(code.co_freevars, step.__closure__, strict=True))
+    context = (
+        getattr(cells["ctx_factory"].cell_contents, "__self__", None) if "ctx_factory" in cells else None
+    )
+    return type(context) is torch.no_grad
 
 
 def bare_step(full: type[torch.optim.Optimizer]) -> Any:
-    """Return a class's step without whatever is around it."""
-    return inspect.unwrap(full.step)
+    """Return a class's step without what is known to be around it."""
+    step: Any = full.step
+    while _is_around(step) or _is_lean(step):
+        step = step.__wrapped__
+    return step
+
+
+def unhooked_step(instance: torch.optim.Optimizer) -> Callable[..., Any]:
+    """Return an optimizer's step as its class has it, without what torch puts around it for hooks.
+
+    That is a record for profilers, which takes longer than some steps; hooks that are there are called.
+    """
+    around, step = vars(instance).get("step"), type(instance).step
+    is_plain = getattr(step, "__code__", None) in _HOOKED and not has_hooks(instance)
+    if not is_plain or not (around is None or is_wrapped_by_scheduler(around)):
+        return instance.step
+    if around is not None:
+        note_step(instance)
+    return step.__wrapped__.__get__(instance)  # type: ignore[attr-defined]
+
+
+def _is_lean(step: Any) -> bool:
+    """Tell whether a function is one of `lean`; those around it have its attributes too."""
+    return getattr(step, "lean", None) is step
+
+
+def _bare_method(method: Any) -> Any:
+    return method.__wrapped__ if getattr(method, "__code__", None) in _AROUND_METHODS else method
 
 
 @functools.cache
 def lean(full: type[torch.optim.Optimizer]) -> type[torch.optim.Optimizer]:
-    """Return a class of torch's with the same name, arguments, state and numbers, and less around it."""
+    """Return a class of torch's with the same name, arguments, state and numbers, and less around it.
+
+    Torch's own functions are left out or replaced only where they are known: see `known`.
+    """
     bare = _recording(bare_step(full), {base.__name__.lower() for base in full.__mro__})
 
     @functools.wraps(bare)
@@ -69,12 +139,15 @@ def lean(full: type[torch.optim.Optimizer]) -> type[torch.optim.Optimizer]:
         with grad_mode(self.defaults.get("differentiable", False)):
             return bare(self, closure)
 
+    vars(step)["lean"] = step
     vars(step)["hooked"] = True  # or the constructor wraps it
     members = {"step": step, "__module__": full.__module__, "__doc__": full.__doc__}
     for name in ("add_param_group", "state_dict"):  # torch._dynamo again
-        members[name] = inspect.unwrap(getattr(full, name))
+        members[name] = _bare_method(getattr(full, name))
     if full is torch.optim.LBFGS:
-        members |= {"_gather_flat_grad": _gather_flat_grad, "_add_grad": _add_grad}
+        members |= {
+            f.__name__: f for f in (_gather_flat_grad, _add_grad) if is_known(getattr(full, f.__name__, None))
+        }
     return type(full.__name__, (full,), members)
 
 
@@ -112,37 +185,56 @@ def _recording(step: Callable[..., Any], names: set[str]) -> Callable[..., Any]:
 
     def noting(function: Callable[..., None]) -> Callable[..., None]:
         def call(*args: Any, **kwargs: Any) -> None:
-            function(*args, **kwargs)
-            if hasattr(_here, "calls"):
-                _here.calls.append((function, args, kwargs))
+            noted = vars(_here).get("noted")
+            if noted is None:
+                function(*args, **kwargs)
+                return
+            with noted.inside():
+                function(*args, **kwargs)
+            noted.calls.append((function, args, kwargs))
 
         return call
 
+    if hasattr(step, "__wrapped__"):  # by something that is not known
+        return step
     found: dict[str, Any] = {name: noting(step.__globals__[name]) for name in names & step.__globals__.keys()}
     if step.__globals__.get("torch") is torch:
         found["torch"] = _torch
     copy = types.FunctionType(
         step.__code__, {**step.__globals__, **found}, step.__name__, step.__defaults__, step.__closure__
     )
+    copy.__kwdefaults__ = step.__kwdefaults__
     return functools.update_wrapper(copy, step)
 
 
-def step_and_record(instance: torch.optim.Optimizer) -> Calls:
-    """Make a step, and return what it came down to, as far as that is known; else nothing.
+class Noted:
+    """What a step calls of torch's functions for it."""
 
-    To `step_again` with that looks nothing up a second time: neither parameters nor gradients, state or
-    hyperparameters, only the values of tensors.
-    """
-    _here.calls = []
-    try:
-        instance.step()
-        return _here.calls if not instance.defaults.get("differentiable") else []
-    finally:
-        del _here.calls
+    def __init__(self) -> None:
+        self.calls: Calls = []
+        #: Whether it is in one of them now.
+        self.is_inside = False
+
+    @contextlib.contextmanager
+    def inside(self) -> Iterator[None]:
+        """Let what is computed be part of a call."""
+        self.is_inside = True
+        try:
+            yield
+        finally:
+            self.is_inside = False
+
+    def step(self, instance: torch.optim.Optimizer) -> None:
+        """Make a step, and note what it comes down to, as far as that is known."""
+        _here.noted = self
+        try:
+            instance.step()
+        finally:
+            del _here.noted
 
 
 def step_again(calls: Calls) -> None:
-    """Make the step that has been recorded."""
+    """Make the step that has been noted."""
     with grad_mode(False):
         for function, args, kwargs in calls:
             function(*args, **kwargs)

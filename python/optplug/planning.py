@@ -8,14 +8,15 @@ from typing import Any
 import torch
 
 from optplug import followers, lbfgs, plans
-from optplug.lean import Calls, step_again, step_and_record
+from optplug.lean import unhooked_step
 from optplug.parameters import Parameters
+from optplug.proof import Proofs
 from optplug.recipe import Recipe
 from optplug.records import Records
+from optplug.replay import Replay
 from optplug.run import Run
 from optplug.scaling import Scale
 from optplug.schedule_records import ScheduleRecords
-from optplug.torch_private import bare_step, has_hooks
 
 
 class Planner:
@@ -37,31 +38,35 @@ class Planner:
         self.clips = False
         #: The next step without Python, where it can be made so.
         self.plan: plans.Plan | None = None
+        #: Whether those are what torch has an operator for.
+        self.proofs = Proofs()
         #: What its steps come down to, where torch has no operator for them.
         self.records = Records(rounds_sqrt, recipe.is_torchs)
         #: The same of its schedulers.
         self.schedule_records = ScheduleRecords()
         #: The same of LBFGS, whose steps call the host.
         self.lbfgs = lbfgs.Steps()
-        self._calls: Calls = []  # what the last step came down to, if the next one is to be like it
+        self._replay = Replay()
         self._is_looked_at = False  # whether a record is to be compared with the step that is made
         self._is_checked = False  # whether the state is known to fit
 
     @property
     def has_recorded(self) -> bool:
         """Whether the next step is to be like the last one."""
-        return bool(self._calls)
+        return self._replay.has_noted
 
     def forget(self) -> None:
         """Let the next step look at everything anew."""
-        self.plan, self._calls, self._is_checked = None, [], False
+        self.plan, self._is_checked = None, False
+        self._replay.forget()
         self.records.forget()
         self.schedule_records.forget()
         self.lbfgs.forget()
 
     def pause(self) -> None:
         """Let the next step come to Python, which may refuse it."""
-        self.plan, self._calls = None, []
+        self.plan = None
+        self._replay.forget()
 
     def clip(self, parameters: Parameters) -> None:
         """State how gradients are clipped, too, from now on."""
@@ -96,7 +101,7 @@ class Planner:
 
     def refresh(self) -> None:
         """Let the next step look at the hyperparameters anew."""
-        self._calls = []
+        self._replay.forget()
         if self.plan and not (self.records.give() and self.plan.refresh()):
             self.plan = None
 
@@ -143,16 +148,12 @@ class Planner:
         )
 
     def _step(self, optimizer: torch.optim.Optimizer, parameters: Parameters) -> None:
-        if self._calls and not has_hooks(optimizer):
-            calls, self._calls = self._calls, []  # torch may leave a list of them changed if it fails
-            step_again(calls)
-            self._calls = calls
-        elif parameters.loans:
-            bare_step(optimizer)()
+        if parameters.loans:
+            unhooked_step(optimizer)()
         elif parameters.has_sparse():  # their gradients are new tensors each time
             optimizer.step()
         else:
-            self._calls = step_and_record(optimizer)
+            self._replay.step(optimizer)
 
     def state(self, run: Run, parameters: Parameters, scale: Scale) -> None:
         """State the next step as a plan, after one by Python, where there is none yet."""
@@ -163,12 +164,14 @@ class Planner:
         if self.plan is None:
             self.plan = self._state(run, run.built, parameters, scale)
             if self.plan:
-                self._calls = []  # the state may lie elsewhere now
+                self._replay.forget()  # the state may lie elsewhere now
 
     def _state(
         self, run: Run, optimizer: torch.optim.Optimizer, parameters: Parameters, scale: Scale
     ) -> plans.Plan | None:
         operations = plans.make(optimizer, scale.numbers(), self._error_if_nonfinite)
+        if operations is not None and not self.proofs.hold(optimizer, operations, scale):
+            return None
         if operations is None and not scale:
             operations = self.records.operations(optimizer)
         if not operations:

@@ -66,6 +66,11 @@ SCALARS: dict[str, Callable[[Group], float]] = {
 }
 
 _IN_TUPLES = {"beta1": "betas[0]", "beta2": "betas[1]"}
+# What groups have besides an operator's scalars: torch's implementations, what is looked at when the state is
+# made, and what schedulers note.  With any other key a step may be another than the operator.
+_BESIDES = {"params", "param_names", "betas", "fused", "foreach", "capturable", "differentiable"}
+_BESIDES |= {"decoupled_weight_decay", "initial_accumulator_value", "initial_lr", "swa_lr"}
+_BESIDES |= {"max_lr", "min_lr", "max_momentum", "base_momentum"}
 
 
 @dataclass(frozen=True)
@@ -221,12 +226,18 @@ class Plan:
         return found
 
     def _current_shape(self) -> list[object]:
-        """Return what a plan has fixed: of an operator's hyperparameters only some."""
-        few = ("decoupled_weight_decay", *SWITCHES)
-        return [
-            fixed(o.group) if o.records else [bool(o.group.get(name)) for name in few]
-            for o in self.operations
-        ]
+        """Return what a plan has fixed."""
+        return [fixed(o.group) if o.records else switches(o.group) for o in self.operations]
+
+
+def switches(group: Group) -> list[tuple[str, object]]:
+    """Return what an operator has fixed: hyperparameters that are no numbers, and whether some are 0."""
+
+    def kind(key: str, value: object) -> object:
+        is_number = all(type(v) in (int, float) for v in (value if type(value) is tuple else (value,)))
+        return (key in SWITCHES and bool(value)) if is_number else value
+
+    return [(key, kind(key, value)) for key, value in group.items() if key not in ("params", "param_names")]
 
 
 def fixed(group: Group) -> list[tuple[str, object]]:
@@ -281,6 +292,8 @@ def make(
                 return None
             operator = _operator(optimizer, group)
             form = form_of(operator)
+            if not _is_understood(optimizer, group, form):
+                return None
             alike: dict[tuple[torch.device, torch.dtype, bool], list[Tensor]] = {}
             for p in group["params"]:
                 small = not p.is_cuda and p.numel() < WORTH_THREADS
@@ -297,6 +310,14 @@ def make(
         return operations
     except (AttributeError, KeyError, OverflowError, TypeError, ValueError):
         return None  # a state that is still to be made, or a torch that is not known here
+
+
+def _is_understood(optimizer: torch.optim.Optimizer, group: Group, form: Form) -> bool:
+    """Tell whether a group and its state have nothing that the operator does not take."""
+    known = {STATE[name] for name in form.lists if name in STATE}
+    return group.keys() <= _BESIDES.union(form.doubles, form.bools) and all(
+        value is None or name in known for p in group["params"] for name, value in optimizer.state[p].items()
+    )
 
 
 def _gather_counts(parameters: list[Tensor], optimizer: torch.optim.Optimizer) -> Tensor:

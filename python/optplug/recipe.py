@@ -5,7 +5,6 @@ from __future__ import annotations
 import copy
 import dataclasses
 import functools
-import inspect
 from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
@@ -18,19 +17,21 @@ from optplug.arguments import check_kinds
 from optplug.buffers import is_dense, same_order
 from optplug.errors import warn
 from optplug.kinds import Grad
-from optplug.lean import lean
+from optplug.lean import bare_step, lean
 from optplug.outside import Allowed
 from optplug.spec import Call, Name, SpecError, shown
 from optplug.torch_private import grad_mode
 
 #: Torch's implementations of a step: no hyperparameters, but in the groups beside them.
 IMPLEMENTATIONS = ("fused", "foreach", "capturable", "differentiable")
-# Where torch's foreach implementation gives the very bits of its loop over parameters, which is its default
-# on the CPU, in float32 and float64; and for how many parameters, of how many values, it is faster.
-_FOREACH_IS_EQUAL = {
+# Where torch's foreach implementation may give the very bits of its loop over parameters, which is its
+# default on the CPU, in float32 and float64; and for how many parameters, of how many values, it is faster.
+_FOREACH_MAY_BE_EQUAL = {
     lean(getattr(torch.optim, name))
     for name in ("Adadelta", "Adagrad", "Adam", "AdamW", "Adamax", "RMSprop", "Rprop", "SGD")
 }
+_equal: dict[object, bool] = {}
+_MOST_EQUAL = 100
 _WORTH_FOREACH, _MOST_FOR_FOREACH = 8, 10_000
 _DTYPES = {name: value for name, value in vars(torch).items() if isinstance(value, torch.dtype)}
 
@@ -228,7 +229,7 @@ class Recipe:
         arrays = list(arrays)
         if self.may_fuse and all(self.can_fuse(data, grad) for data, grad in arrays):
             return {"fused": True}
-        if self.class_ not in _FOREACH_IS_EQUAL or self.chosen():
+        if self.class_ not in _FOREACH_MAY_BE_EQUAL or self.chosen():
             return {}
         if any(data.is_cuda for data, _ in arrays):  # where foreach is torch's own default
             return {}
@@ -237,7 +238,9 @@ class Recipe:
         equal = all(
             data.dtype in (torch.float32, torch.float64) and isinstance(grad, Tensor) for data, grad in arrays
         )
-        return {"foreach": True} if small and equal else {}
+        if not (small and equal):
+            return {}
+        return {"foreach": True} if _foreach_is_equal(self.class_, self.arguments) else {}
 
 
 @functools.cache
@@ -253,16 +256,57 @@ def fuses_rightly(class_: type[torch.optim.Optimizer], dtype: torch.dtype, devic
         parameter.grad = torch.ones_like(parameter)
         optimizer = class_([parameter], lr=0.5, fused=fused)  # type: ignore[call-arg]
         with grad_mode(False):
-            inspect.unwrap(class_.step)(optimizer)  # without hooks, which are for the host's steps
+            bare_step(class_)(optimizer)  # without hooks, which are for the host's steps
         return parameter.detach()
 
-    if device == "cpu":
-        return torch.allclose(step(False), step(True), rtol=0.05)
     try:
-        step(True)
-    except RuntimeError:
+        made = step(True)
+    except Exception:  # this torch has none
         return False
+    return device != "cpu" or torch.allclose(step(False), made, rtol=0.05)
+
+
+def _foreach_is_equal(class_: type[torch.optim.Optimizer], arguments: dict[str, Any]) -> bool:
+    """Tell, by trying, whether torch's foreach implementation gives the bits of its loop."""
+    key = class_, repr(arguments)
+    if key not in _equal:
+        if len(_equal) == _MOST_EQUAL:
+            _equal.clear()
+        known = {name: p.default for name, p in spec.signature_of(class_).parameters.items()}  # type: ignore[arg-type]
+        more: dict[str, Any] = {
+            name: True for name, value in known.items() if value is False and name not in IMPLEMENTATIONS
+        }
+        more |= {name: value for name, value in (("momentum", 0.9), ("weight_decay", 0.1)) if name in known}
+        _equal[key] = _is_same(class_, arguments) and _is_same(class_, more | arguments)
+    return _equal[key]
+
+
+def _is_same(class_: type[torch.optim.Optimizer], arguments: dict[str, Any]) -> bool:
+    for dtype in (torch.float32, torch.float64):
+        try:
+            results = [
+                _stepped(class_, {**arguments, "foreach": foreach}, dtype) for foreach in (False, True)
+            ]
+        except ValueError:  # these do not go together
+            continue
+        if not all(map(torch.equal, *results)):
+            return False
     return True
+
+
+def _stepped(
+    class_: type[torch.optim.Optimizer], arguments: dict[str, Any], dtype: torch.dtype
+) -> list[Tensor]:
+    """Return the same parameters after some steps."""
+    generator = torch.Generator().manual_seed(0)
+    parameters = [nn.Parameter(torch.randn(n, generator=generator, dtype=dtype)) for n in (1, 37, 1031)]
+    optimizer = class_(parameters, **arguments)
+    for _ in range(3):
+        for p in parameters:
+            p.grad = torch.randn(p.shape, generator=generator, dtype=dtype)
+        with grad_mode(False):
+            bare_step(class_)(optimizer)
+    return [p.detach() for p in parameters]
 
 
 def read(text: str, third_party: Allowed) -> Recipe:

@@ -7,7 +7,6 @@ record: see `Recording.reason`.
 
 from __future__ import annotations
 
-import inspect
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -19,6 +18,7 @@ from torch.overrides import TorchFunctionMode
 from optplug import elementwise
 from optplug._optplug import lib
 from optplug.buffers import real
+from optplug.lean import bare_step
 from optplug.number import Computation, Number, Scalar, is_number, plain, understood
 from optplug.readings import HARMLESS, READ
 from optplug.torch_private import grad_mode
@@ -252,8 +252,8 @@ def _packed(instructions: list[Instruction], lists: int) -> tuple[list[Instructi
 
 
 def plain_step(optimizer: torch.optim.Optimizer) -> None:
-    """Make a step as the class has it, with nothing around it."""
-    inspect.unwrap(type(optimizer).step)(optimizer)
+    """Make a step as the class has it, without what is known to be around it."""
+    bare_step(type(optimizer))(optimizer)
 
 
 def run(

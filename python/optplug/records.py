@@ -90,7 +90,7 @@ class Records:
             self._give_up(
                 str(error) if isinstance(error, NotRecordedError) else f"{type(error).__name__}: {error}"
             )
-        return self._begins_to_watch(optimizer) or bool(self._new)
+        return self._begins_to_watch(optimizer)
 
     def watch(self, optimizer: torch.optim.Optimizer) -> bool:
         """Look only at what else a step by Python changes; True if `finish` is to be called after it."""
@@ -98,12 +98,14 @@ class Records:
         return self._begins_to_watch(optimizer)
 
     def _begins_to_watch(self, optimizer: torch.optim.Optimizer) -> bool:
-        """Watch a step of a class that may change by what others go, which records do not see."""
+        """Watch a step that may change by what others go, which records do not see: of torch's the proofs."""
         self._watch = None
-        if self._is_torchs or not (self._new or any(kind.records for kind in self._kinds.values())):
+        has_some = not self._is_torchs and any(kind.records for kind in self._kinds.values())
+        if not (self._new or has_some):
             return False
         try:
-            self._watch = Watch(optimizer, self._own(optimizer), self._changing(optimizer))
+            known, changing = self._own(optimizer), self._changing(optimizer)
+            self._watch = Watch(optimizer, known, changing, may_draw=self._is_torchs)
         except Exception as error:
             self._end(f"{type(error).__name__}: {error}")
         return True

@@ -256,6 +256,6 @@ class Case:
         return elementwise.scattered(rows) if how else rows
 
     def _attributes(self) -> dict[str, Any]:
-        """Return the optimizer's attributes: of a class outside torch, copies, which a step may change."""
-        found = {k: v for k, v in vars(self.optimizer).items() if k not in ("param_groups", "state", "step")}
-        return found if self.is_torchs else copy.deepcopy(found)
+        """Return copies of the optimizer's attributes, which a step may change."""
+        left_out = ("param_groups", "state", "step")
+        return copy.deepcopy({k: v for k, v in vars(self.optimizer).items() if k not in left_out})

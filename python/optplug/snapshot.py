@@ -10,7 +10,7 @@ import random
 import re
 import threading
 from collections import UserDict, deque
-from collections.abc import Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator
 from dataclasses import dataclass, field
 from enum import Enum
 from functools import cache, partial
@@ -24,6 +24,7 @@ import torch
 from torch import Tensor, nn
 
 from optplug.randomness import states
+from optplug.torch_private import is_wrapped_by_scheduler, note_step
 
 #: What leads nowhere, as most values do: asked first.
 ENDS = frozenset({NoneType, bool, int, float, complex, str, bytes, torch.dtype, torch.device, torch.Size})
@@ -247,21 +248,28 @@ class Watch:
     Args:
         known: tensors that it may change.
         changing: what it may change in dictionaries: their ids, and the keys.
+        may_draw: whether it may draw random numbers.
     """
 
     def __init__(
-        self, optimizer: torch.optim.Optimizer, known: Iterable[Tensor], changing: set[tuple[int, str]]
+        self,
+        optimizer: torch.optim.Optimizer,
+        known: Iterable[Tensor],
+        changing: Collection[tuple[int, str]] = (),
+        may_draw: bool = False,
     ) -> None:
         ids, self._changing = {id(t) for t in known}, changing
+        if is_wrapped_by_scheduler(vars(optimizer).get("step")):
+            note_step(optimizer)  # which the scheduler would do, and no step of the class's
         held = holdings(optimizer)
         self._count = len(held.containers)
         self._containers = [(c, c.copy()) for c in (*held.containers, *held.bare)]
         self._tensors = [(t, t.clone()) for t in held.tensors if id(t) not in ids]
-        self._random = states()
+        self._random = None if may_draw else states()  # which imports numpy's
 
     def found(self, optimizer: torch.optim.Optimizer) -> str:
         """Say what a step has changed; "" if nothing."""
-        if self._random != states():
+        if self._random is not None and self._random != states():
             return "a step draws random numbers"
         if len(holdings(optimizer).containers) != self._count:
             return "a step changes what the optimizer holds"

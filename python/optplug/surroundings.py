@@ -8,6 +8,8 @@ import os
 import pathlib
 import sys
 
+#: The newest torch that optplug's tests have run with: see docs/versions.md.
+NEWEST = "2.15"
 _START, _EACH_THREAD = 192 << 20, 48 << 20  # bytes beside torch's libraries; seen: 152 and 40 MiB
 
 
@@ -52,6 +54,23 @@ def load_torch(alone: bool = False) -> None:
         )
     if alone:
         torch.set_num_threads(1)
+
+
+def misfit(error: BaseException) -> BaseException:
+    """Return what to say where optplug's own import fails, as with a torch that lacks what it had."""
+    import torch
+
+    cause = error
+    while cause.__cause__:
+        cause = cause.__cause__
+    if isinstance(error, OSError | MemoryError | KeyboardInterrupt | SystemExit) or (
+        isinstance(error, ImportError) and not (error.name or "").startswith("torch")
+    ):
+        return error
+    return ImportError(
+        f"{type(cause).__name__}: {cause}: torch {torch.__version__} is not as optplug knows it, which is up "
+        f"to {NEWEST}: install a newer optplug, or run {_python()} -m pip install 'torch=={NEWEST}.*'"
+    )
 
 
 def _python() -> str:

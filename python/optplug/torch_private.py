@@ -1,6 +1,6 @@
 """Every private name of PyTorch's that optplug uses, once: where it was seen, and what stands in without it.
 
-Seen in torch 2.11 to 2.14.  A name that is gone is an AttributeError at the import of this file, which is to
+Seen in torch 2.11 to 2.15.  A name that is gone is an AttributeError at the import of this file, which is to
 say of optplug, and so an error of the first call rather than a wrong number in a later one; where there is
 a public way that is slower, that is taken instead.
 """
@@ -8,11 +8,10 @@ a public way that is slower, that is taken instead.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
-from types import CodeType
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor, _compile, nn
 from torch.optim import optimizer as _optimizer
 from torch.utils import _python_dispatch
 
@@ -57,6 +56,11 @@ push_dispatch_mode = _python_dispatch._push_mode
 
 # ---- optimizers ----
 
+#: What torch puts around steps, and around other methods, for profilers and torch.compile.
+profile_hook_step = _optimizer.Optimizer.profile_hook_step
+use_grad_for_differentiable = _optimizer._use_grad_for_differentiable
+disable_dynamo = _compile._disable_dynamo
+
 
 def has_hooks(instance: torch.optim.Optimizer) -> bool:
     """Tell whether somebody, as a Python host may, wants to be called at the optimizer's steps."""
@@ -66,23 +70,6 @@ def has_hooks(instance: torch.optim.Optimizer) -> bool:
         or getattr(instance, "_optimizer_step_pre_hooks", None)  # which a class that is none of torch's lacks
         or getattr(instance, "_optimizer_step_post_hooks", None)
     )
-
-
-_HOOKED = {c for c in torch.optim.Optimizer.profile_hook_step.__code__.co_consts if isinstance(c, CodeType)}
-
-
-def bare_step(instance: torch.optim.Optimizer) -> Callable[..., Any]:
-    """Return an optimizer's step as its class has it, without what torch puts around it for hooks.
-
-    That is a record for profilers, which takes longer than some steps; hooks that are there are called.
-    """
-    around, step = vars(instance).get("step"), type(instance).step
-    is_plain = getattr(step, "__code__", None) in _HOOKED and not has_hooks(instance)
-    if not is_plain or not (around is None or is_wrapped_by_scheduler(around)):
-        return instance.step
-    if around is not None:
-        note_step(instance)
-    return step.__wrapped__.__get__(instance)  # type: ignore[attr-defined]
 
 
 def note_step(instance: torch.optim.Optimizer) -> None:

@@ -386,7 +386,7 @@ class Trials:
         if like is None and arguments.get("capturable") and torch.cuda.is_available():
             arguments = {**arguments, "capturable": False}  # on the CPU, where this trial is
         if recipe.may_fuse and not sparse and (like is None or like.is_floating_point()):
-            fused = like is None or device == CPU or fuses_rightly(recipe.class_, like.dtype, device.type)  # type: ignore[arg-type]
+            fused = fuses_rightly(recipe.class_, torch.float32 if like is None else like.dtype, device.type)  # type: ignore[arg-type]
             arguments = {"fused": fused, **arguments}
         if shape is None:
             shape = [
