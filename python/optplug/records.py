@@ -29,7 +29,7 @@ _MOST_RECORDS, _MOST_LOOKS = 6, 8
 _PROOFS = 3
 #: For how many steps a host that always binds other arrays is left alone at the most.
 _MOST_PATIENCE = 64
-#: What is proven of an array: all of it, or so many values at both ends and in the middle.
+#: What is proven of an array: all of it, or so many values at both ends of the first and last thread's share.
 _BLOCK = 4096
 
 
@@ -235,7 +235,7 @@ class Records:
             replace(
                 record,
                 instructions=tuple(
-                    replace(one, elementwise=lib.ELEMENTWISE_SQRT)
+                    replace(one, elementwise=lib.ELEMENTWISE_SQRT, end=lib.ELEMENTWISE_SQRT)
                     if one.elementwise == lib.ELEMENTWISE_SQRT_MKL
                     else one
                     for one in record.instructions
@@ -310,7 +310,7 @@ class Records:
                 if not self._is_torchs and key not in ("params", "param_names") and not _fits(value):
                     raise NotRecordedError(f"its option {key} is {type(value).__name__}")
             for p in group["params"]:
-                if real(p).dtype not in elementwise.DTYPES or p.device.type != "cpu":
+                if real(p).dtype not in elementwise.RECORDED or p.device.type != "cpu":
                     raise NotRecordedError(f"a parameter is {p.dtype} on {p.device}")
                 grad = p.grad
                 if grad is None or grad.layout != torch.strided:
@@ -369,11 +369,20 @@ def _copy(lists: list[list[Tensor]]) -> list[list[Tensor]]:
     """Copy what a step is proven on: each block as a parameter of its own, with its own values beside it."""
     copies: list[list[Tensor]] = [[] for _ in lists]
     for row in zip(*lists, strict=True):
-        n = row[0].numel()
-        starts = [0, n // 2, n - _BLOCK] if n > 3 * _BLOCK else [0]
-        for start in starts:
-            length = _BLOCK if len(starts) > 1 else n
+        for begin, end in _parts(row[0].numel()):
             for copy, t in zip(copies, row, strict=True):
-                part = flat(t, row[0])[start : start + length] if t.dim() else t.detach()
+                part = flat(t, row[0])[begin:end] if t.dim() else t.detach()
                 copy.append(part.clone())
     return copies
+
+
+def _parts(n: int) -> list[tuple[int, int]]:
+    """Return parts of n values to prove a step on: each begins whole vectors into one thread's share."""
+    if n <= 4 * _BLOCK:
+        return [(0, n)]
+    parts = set[tuple[int, int]]()
+    shares = elementwise.shares(n)
+    for begin, end in (shares[0], shares[-1]):
+        last = begin + max(0, (end - begin - _BLOCK) // _BLOCK * _BLOCK)
+        parts |= {(begin, begin + min(_BLOCK, (end - begin) // _BLOCK * _BLOCK)), (last, end)}
+    return sorted((begin, end) for begin, end in parts if begin < end)

@@ -26,7 +26,7 @@ from optplug.torch_private import grad_mode
 
 #: How many values throw-away parameters have, some vectors of the processor's and a rest: the one to be read,
 #: and the one that shows rare roundings, which the host's few values may not.
-_FEW, _MANY = 37, 4099
+_FEW, _MANY = 37, 4095
 #: What the process has rehearsed, by what it was made of, and how much of it is kept.
 _known: dict[object, Rehearsal] = {}
 _MOST_KNOWN = 256
