@@ -305,22 +305,6 @@ def test_a_beta_of_zero_gives_zeros_the_signs_that_torch_gives_them(text, dtype)
     twins.end()
 
 
-@pytest.mark.parametrize("text", ["Adafactor()", "Rprop()", "RMSprop()"])
-def test_parameters_without_a_dimension_step_as_ever(text):
-    opt = lib.opt_create(text.encode())
-    w, dw = torch.ones(()), torch.ones(())
-    pointers = [None, w.data_ptr(), None, dw.data_ptr(), None]
-    assert lib.opt_bind_nd(opt, b"w", b"float32", b"cpu", 0, *pointers) == 0, lib.opt_error()
-    p = nn.Parameter(torch.ones(()))
-    p.grad = torch.ones(())
-    reference = getattr(torch.optim, text.partition("(")[0])([p])
-    for _ in range(4):
-        assert lib.opt_step(opt) == 0
-        reference.step()
-        assert torch.equal(w, p)
-    assert lib.opt_free(opt) == 0
-
-
 @pytest.mark.parametrize("text", ["NAdam(lr=0.1, foreach=True)", "RAdam(weight_decay=0.1, foreach=True)"])
 @pytest.mark.parametrize("n", [2, 5])
 def test_another_implementation_with_other_roundings_is_not_taken_for_the_loop(text, n):

@@ -209,11 +209,15 @@ class Records:
                 seen = set[tuple[float, ...]]()
                 for p in parameters:
                     items = {k: v for k, v in optimizer.state[p].items() if is_item(v) or is_double(v)}
+                    has_none = p.dim() == 0
+                    if has_none:
+                        for name in Case(True, optimizer, group, dtype, lie, {}).arrays():
+                            items.pop(name, None)
                     values = tuple(float(v) for v in items.values())
                     if values in seen or len(seen) > _MOST_RECORDS:
                         continue
                     seen.add(values)
-                    made = Case(self._is_torchs, optimizer, group, dtype, lie, items).rehearse()
+                    made = Case(self._is_torchs, optimizer, group, dtype, lie, items, has_none).rehearse()
                     # By the numbers of the lists those before it go.
                     if kind.like is None or made.lists != kind.like.lists:
                         if self._unproven(kind):
@@ -317,7 +321,7 @@ class Records:
                     raise NotRecordedError("a gradient is sparse")
                 if not self._is_torchs and vars(p):
                     raise NotRecordedError("a parameter has attributes")
-                if p.dim() == 0:
+                if p.dim() == 0 and not self._is_torchs:
                     raise NotRecordedError("a parameter has no dimension")
                 if any(t.shape != p.shape or t.dtype != p.dtype for t in _arrays(optimizer, p).values()):
                     raise NotRecordedError("an array is not like its parameter")
