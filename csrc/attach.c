@@ -37,9 +37,13 @@ static int64_t take_steps(int opt)
 
 static int run_plan(const optplug_plan *stated)
 {
+    int threads =
+        openmp_threads(); /* as the step has them that this goes before: its last bits may go by it */
     struct plan *plan = plan_new(stated, stated->stable, 0);
     int done = plan && plan_run(plan) == 1;
     plan_free(plan);
+    if (threads > 0)
+        openmp_use_threads(threads);
     return done;
 }
 

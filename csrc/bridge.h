@@ -25,9 +25,21 @@ typedef struct optplug_tensor {
     const int64_t *sizes, *strides;
 } optplug_tensor;
 
+/* How a number is written: in so many bytes, less than 0 where another format has as many. */
+typedef enum {
+    FORMAT_FLOAT16 = 2,
+    FORMAT_FLOAT32 = 4,
+    FORMAT_FLOAT64 = 8,
+    FORMAT_BFLOAT16 = -2,
+    FORMAT_INT64 = -8
+} optplug_format;
+
+/* How many values make it worth to work in several threads: as torch has it, at::internal::GRAIN_SIZE. */
+enum { WORTH_THREADS = 32768 };
+
 /* What is done to each value of an array: `to` becomes what stands here, where v and u are scalars in the
  * array's dtype.  Several are one operation of torch's, with another rounding each: which of them is torch's
- * is tried out. */
+ * is tried out.  What is done to float16 and bfloat16 is done in float32, and rounded. */
 typedef enum {
     ELEMENTWISE_COPY,              /* a */
     ELEMENTWISE_NEGATE,            /* -a */
@@ -43,6 +55,8 @@ typedef enum {
     ELEMENTWISE_DIV_SCALAR_BY_MUL, /* a * (1 / v) */
     ELEMENTWISE_ADD,               /* a + v * b */
     ELEMENTWISE_ADD_FMA,           /* the same, rounded once */
+    ELEMENTWISE_ADD_FLOAT16,       /* the same, the product rounded to float16, ... */
+    ELEMENTWISE_ADD_BFLOAT16,      /* ... to bfloat16: none in float64 */
     ELEMENTWISE_MUL,               /* a * b */
     ELEMENTWISE_DIV,               /* a / b */
     ELEMENTWISE_ADDCMUL,           /* a + (v * b) * c */
@@ -54,15 +68,25 @@ typedef enum {
     ELEMENTWISE_ADDCDIV_RIGHT_FMA, /* the same, the sum rounded once */
     ELEMENTWISE_LERP,              /* a + v * (b - a), or from b where |v| is 0.5 or more */
     ELEMENTWISE_LERP_FMA,          /* the same, the sum rounded once */
+    ELEMENTWISE_LERP_BACK,         /* the same, from b as b - (b - a) * (1 - v), ... */
+    ELEMENTWISE_LERP_BACK_FMA,     /* ... rounded once */
     ELEMENTWISE_MAXIMUM,           /* the larger of a and b; nan where one is */
     ELEMENTWISE_MINIMUM,           /* the smaller */
-    ELEMENTWISE_CLAMP,             /* a, at least v and at most u */
-    ELEMENTWISE_CLAMP_MIN,         /* a, at least v */
-    ELEMENTWISE_CLAMP_MAX,         /* a, at most v */
-    ELEMENTWISE_GREATER,           /* 1 where a > v, else 0 */
-    ELEMENTWISE_LESS,              /* 1 where a < v, else 0 */
-    ELEMENTWISE_EQUAL,             /* 1 where a == v, else 0 */
-    ELEMENTWISE_FILL_WHERE,        /* v where b is not 0, else a */
+    ELEMENTWISE_MAXIMUM_FIRST,     /* the same; of two zeros a, and not b */
+    ELEMENTWISE_MINIMUM_FIRST,
+    ELEMENTWISE_CLAMP,          /* a, at least v and at most u */
+    ELEMENTWISE_CLAMP_MIN,      /* a, at least v */
+    ELEMENTWISE_CLAMP_MAX,      /* a, at most v */
+    ELEMENTWISE_GREATER,        /* 1 where a > v, else 0 */
+    ELEMENTWISE_LESS,           /* 1 where a < v, else 0 */
+    ELEMENTWISE_EQUAL,          /* 1 where a == v, else 0 */
+    ELEMENTWISE_FILL_WHERE,     /* v where b is not 0, else a */
+    ELEMENTWISE_WIDEN_FLOAT16,  /* float16 as float32: these are none in float64 */
+    ELEMENTWISE_NARROW_FLOAT16, /* float32 rounded to float16 */
+    ELEMENTWISE_ROUND_FLOAT16,  /* float32 rounded to what float16 has */
+    ELEMENTWISE_WIDEN_BFLOAT16, /* the same of bfloat16 */
+    ELEMENTWISE_NARROW_BFLOAT16,
+    ELEMENTWISE_ROUND_BFLOAT16,
     ELEMENTWISE_COUNT
 } optplug_elementwise;
 
@@ -70,7 +94,7 @@ typedef enum {
 typedef enum {
     SCALAR_CONSTANT, /* `constant` */
     SCALAR_OPTION,   /* the operator's double number a */
-    SCALAR_ITEM,     /* the one value of the tensor in list a, of float32, float64 or int64 */
+    SCALAR_ITEM,     /* the one value of the tensor in list a */
     SCALAR_ADD,
     SCALAR_SUBTRACT,
     SCALAR_MULTIPLY,
@@ -84,8 +108,8 @@ typedef enum {
     SCALAR_LESS, /* 1 or 0 */
     SCALAR_LESS_OR_EQUAL,
     SCALAR_EQUAL,
-    SCALAR_ROUND,      /* to float32 or float64, of b bytes */
-    SCALAR_ELEMENTWISE /* what `elementwise` does to tensors of one value, of b bytes, that hold the scalars
+    SCALAR_ROUND,      /* to the format b */
+    SCALAR_ELEMENTWISE /* what `elementwise` does to tensors of one value, of the format b, that hold the scalars
                         * operands[0] to [2], with operands[3] and [4] as v and u */
 } optplug_scalar_kind;
 
@@ -97,8 +121,9 @@ typedef struct optplug_scalar {
 
 /* What is done to arrays: those of the lists by their numbers, and temporary ones after them. */
 typedef struct optplug_instruction {
-    int elementwise, to, a, b, c; /* -1: none */
-    int v, u;                     /* scalars; -1: none */
+    int elementwise, end; /* for whole vectors, and for the values after those: see `optplug_record` */
+    int to, a, b, c;      /* -1: none */
+    int v, u;             /* scalars; -1: none */
 } optplug_instruction;
 
 /* What a step of an optimizer comes down to, for one parameter: arithmetic on scalars, with which branches were
@@ -109,6 +134,8 @@ typedef struct optplug_record {
     const int *guards; /* pairs: a scalar, and 1 or 0: whether it was other than 0 */
     const int *stores; /* pairs: a list, whose tensors of one value become the scalar */
     const optplug_instruction *instructions;
+    int lanes; /* how many values torch's loops take at once: each thread's share ends with those that are fewer;
+                * 0: both are alike */
 } optplug_record;
 
 /* One operator of torch's, for a step without Python: of lists of tensors, doubles, bools, and tensors by
@@ -260,9 +287,8 @@ typedef struct optplug_host {
     /* Find torch's C functions in its library, and those for GPUs in another one; 0 where there are no plans.
      */
     int (*open_torch)(const char *library, const char *gpu_library);
-    /* Do an operation to n values in float32 (4 bytes) or float64 (8), as records do it; 0 if this machine has
-     * none such.  Make the step of a plan once; 0 if that fails. */
-    int (*elementwise)(int operation, int bytes, int64_t n, void *to, const void *a, const void *b,
+    /* Do an operation to n values of a format, as records do it; 0 if this machine has none such.  Make the step of a plan once; 0 if that fails. */
+    int (*elementwise)(int operation, int format, int64_t n, void *to, const void *a, const void *b,
                        const void *c, double v, double u);
     int (*run_plan)(const optplug_plan *stated);
     /* Return the scalar product of two rows as torch's library computes it, nan where it has none; the largest

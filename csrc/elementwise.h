@@ -12,11 +12,23 @@ typedef void (*elementwise)(int64_t n, void *to, const void *a, const void *b, c
  * NULL if there is none. */
 elementwise elementwise_find(int operation, int bytes);
 
+/* Return in how many bytes values of a format are worked with: half precision is float32 meanwhile. */
+static inline int worked_in(int format) { return format == FORMAT_FLOAT64 ? 8 : 4; }
+
+/* How values in half precision become float32, and float32 them; and how it is rounded to what they can be. */
+struct half {
+    elementwise widen, narrow, round;
+};
+struct half half_find(int format);
+
+/* Round a number to a format. */
+double elementwise_round(double value, int format);
+
 /* Tell whether torch takes a scalar for values of 4 or 8 bytes: it raises an error where that would overflow. */
 int elementwise_takes(double scalar, int bytes);
 
 /* Do one: `optplug_host`'s. */
-int elementwise_run(int operation, int bytes, int64_t n, void *to, const void *a, const void *b,
+int elementwise_run(int operation, int format, int64_t n, void *to, const void *a, const void *b,
                     const void *c, double v, double u);
 
 #endif

@@ -18,6 +18,16 @@
     FUNCTION(NAME, float, f32, EXPRESSION32)                                                                 \
     FUNCTION(NAME, double, f64, EXPRESSION64)
 
+#define CONVERSION(NAME, TO, FROM, EXPRESSION)                                                               \
+    FEATURES static void JOIN(SET, NAME, f32)(int64_t n, void *to_, const void *a_, const void *b_,          \
+                                              const void *c_, double v_, double u_)                          \
+    {                                                                                                        \
+        TO *to = to_;                                                                                        \
+        const FROM *a = a_;                                                                                  \
+        (void)b_, (void)c_, (void)v_, (void)u_;                                                              \
+        EACH_ALONE for (int64_t i = 0; i < n; i++) to[i] = EXPRESSION;                                       \
+    }
+
 #define SAME(NAME, EXPRESSION) BOTH(NAME, (EXPRESSION), (EXPRESSION))
 
 SAME(COPY, a[i])
@@ -33,6 +43,8 @@ SAME(DIV_SCALAR, a[i] / v)
 SAME(DIV_SCALAR_BY_MUL, a[i] * (1 / v))
 SAME(ADD, a[i] + v * b[i])
 BOTH(ADD_FMA, fmaf(v, b[i], a[i]), fma(v, b[i], a[i]))
+FUNCTION(ADD_FLOAT16, float, f32, a[i] + round_float16(v * b[i]))
+FUNCTION(ADD_BFLOAT16, float, f32, a[i] + round_bfloat16(v * b[i]))
 SAME(MUL, a[i] * b[i])
 SAME(DIV, a[i] / b[i])
 SAME(ADDCMUL, a[i] + (v * b[i]) * c[i])
@@ -45,8 +57,13 @@ BOTH(ADDCDIV_RIGHT_FMA, fmaf(v, b[i] / c[i], a[i]), fma(v, b[i] / c[i], a[i]))
 SAME(LERP, (v < 0 ? -v : v) < (float)0.5 ? a[i] + v * (b[i] - a[i]) : b[i] + (v - 1) * (b[i] - a[i]))
 BOTH(LERP_FMA, fabsf(v) < 0.5F ? fmaf(v, b[i] - a[i], a[i]) : fmaf(v - 1, b[i] - a[i], b[i]),
      fabs(v) < 0.5 ? fma(v, b[i] - a[i], a[i]) : fma(v - 1, b[i] - a[i], b[i]))
+SAME(LERP_BACK, (v < 0 ? -v : v) < (float)0.5 ? a[i] + v * (b[i] - a[i]) : b[i] - (b[i] - a[i]) * (1 - v))
+BOTH(LERP_BACK_FMA, fabsf(v) < 0.5F ? fmaf(v, b[i] - a[i], a[i]) : fmaf(-(b[i] - a[i]), 1 - v, b[i]),
+     fabs(v) < 0.5 ? fma(v, b[i] - a[i], a[i]) : fma(-(b[i] - a[i]), 1 - v, b[i]))
 SAME(MAXIMUM, a[i] != a[i] || a[i] > b[i] ? a[i] : b[i])
 SAME(MINIMUM, a[i] != a[i] || a[i] < b[i] ? a[i] : b[i])
+SAME(MAXIMUM_FIRST, a[i] != a[i] || a[i] >= b[i] ? a[i] : b[i])
+SAME(MINIMUM_FIRST, a[i] != a[i] || a[i] <= b[i] ? a[i] : b[i])
 SAME(CLAMP, a[i]<v ? (v > u ? u : v) : a[i]> u ? u : a[i])
 SAME(CLAMP_MIN, a[i] < v ? v : a[i])
 SAME(CLAMP_MAX, a[i] > v ? v : a[i])
@@ -54,19 +71,32 @@ SAME(GREATER, a[i] > v)
 SAME(LESS, a[i] < v)
 SAME(EQUAL, a[i] == v)
 SAME(FILL_WHERE, b[i] != 0 ? v : a[i])
+CONVERSION(WIDEN_FLOAT16, float, uint16_t, widen_float16(a[i]))
+CONVERSION(NARROW_FLOAT16, uint16_t, float, narrow_float16(a[i]))
+CONVERSION(ROUND_FLOAT16, float, float, round_float16(a[i]))
+CONVERSION(WIDEN_BFLOAT16, float, uint16_t, widen_bfloat16(a[i]))
+CONVERSION(NARROW_BFLOAT16, uint16_t, float, narrow_bfloat16(a[i]))
+CONVERSION(ROUND_BFLOAT16, float, float, round_bfloat16(a[i]))
 
+#define ENTRY32(NAME) [ELEMENTWISE_##NAME] = {JOIN(SET, NAME, f32), NULL},
 #define ENTRY(NAME) [ELEMENTWISE_##NAME] = {JOIN(SET, NAME, f32), JOIN(SET, NAME, f64)},
 static const elementwise TABLE(SET)[ELEMENTWISE_COUNT][2] = {
     ENTRY(COPY) ENTRY(NEGATE) ENTRY(ABS) ENTRY(SIGN) ENTRY(SQUARE) ENTRY(SQRT) ENTRY(RECIPROCAL)
         ENTRY(ADD_SCALAR) ENTRY(MUL_SCALAR) ENTRY(DIV_SCALAR) ENTRY(DIV_SCALAR_BY_MUL) ENTRY(ADD)
-            ENTRY(ADD_FMA) ENTRY(MUL) ENTRY(DIV) ENTRY(ADDCMUL) ENTRY(ADDCMUL_FMA) ENTRY(ADDCMUL_RIGHT)
-                ENTRY(ADDCMUL_RIGHT_FMA) ENTRY(ADDCDIV) ENTRY(ADDCDIV_RIGHT) ENTRY(ADDCDIV_RIGHT_FMA)
-                    ENTRY(LERP) ENTRY(LERP_FMA) ENTRY(MAXIMUM) ENTRY(MINIMUM) ENTRY(CLAMP) ENTRY(CLAMP_MIN)
-                        ENTRY(CLAMP_MAX) ENTRY(GREATER) ENTRY(LESS) ENTRY(EQUAL) ENTRY(FILL_WHERE)};
+            ENTRY(ADD_FMA) ENTRY32(ADD_FLOAT16) ENTRY32(ADD_BFLOAT16) ENTRY(MUL) ENTRY(DIV) ENTRY(ADDCMUL)
+                ENTRY(ADDCMUL_FMA) ENTRY(ADDCMUL_RIGHT) ENTRY(ADDCMUL_RIGHT_FMA) ENTRY(ADDCDIV)
+                    ENTRY(ADDCDIV_RIGHT) ENTRY(ADDCDIV_RIGHT_FMA) ENTRY(LERP) ENTRY(LERP_FMA) ENTRY(LERP_BACK)
+                        ENTRY(LERP_BACK_FMA) ENTRY(MAXIMUM) ENTRY(MINIMUM) ENTRY(MAXIMUM_FIRST)
+                            ENTRY(MINIMUM_FIRST) ENTRY(CLAMP) ENTRY(CLAMP_MIN) ENTRY(CLAMP_MAX) ENTRY(GREATER)
+                                ENTRY(LESS) ENTRY(EQUAL) ENTRY(FILL_WHERE) ENTRY32(WIDEN_FLOAT16)
+                                    ENTRY32(NARROW_FLOAT16) ENTRY32(ROUND_FLOAT16) ENTRY32(WIDEN_BFLOAT16)
+                                        ENTRY32(NARROW_BFLOAT16) ENTRY32(ROUND_BFLOAT16)};
 
 #undef FUNCTION
+#undef CONVERSION
 #undef BOTH
 #undef SAME
 #undef ENTRY
+#undef ENTRY32
 #undef SET
 #undef FEATURES

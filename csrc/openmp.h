@@ -21,9 +21,6 @@ int openmp_in_parallel(void);
  * one alone where there is no team. */
 void openmp_run(void (*function)(void *data, int thread, int threads), void *data);
 
-/* How many values make that worth it. */
-enum { WORTH_THREADS = 32768 };
-
 /* Let OpenMP start in this thread, before anything else lets it, without moving the thread to other
  * processors: where OMP_PROC_BIND, OMP_PLACES or the like is set, a thread's first region would. */
 void openmp_meet_thread(void);

@@ -15,8 +15,9 @@ enum { BLOCK = 2048, MAX_BLOCKS = 16 };
 enum { WORTH_A_CALL = 64 };
 
 struct instruction {
-    elementwise run;
+    elementwise runs[2]; /* for whole vectors, and at the end of a thread's share */
     int to, a, b, c, v, u;
+    int rounds; /* whether, in half precision, values are read again that are not rounded by themselves */
 };
 
 struct record {
@@ -24,14 +25,18 @@ struct record {
     int store_count, instruction_count;
     int *stores;
     struct instruction *instructions;
-    int *is_written; /* which lists it changes */
+    int *is_used, *is_written; /* which lists it reads or changes, and changes */
+    int64_t lanes;             /* of the vectors; 1: an array's end is like the rest */
 };
 
 struct records {
     int count, most_scalars;
     struct record *each;
     struct lists lists;
-    int *is_item; /* which lists hold one value, and are read as scalars */
+    int size;         /* of a value of an array */
+    int is_half;      /* whether those are in half precision, ... */
+    struct half half; /* ... and what that is in float32 */
+    int *is_item;     /* which lists hold one value, and are read as scalars */
     struct gapped gapped;
     int *chosen;           /* which record each parameter runs, ... */
     const double **values; /* ... with which scalars: those of the parameter before, if they are the same */
@@ -52,7 +57,7 @@ int records_all(const struct records *records, int list,
                 int (*holds)(const void *values, int64_t n, const void *context), const void *context)
 {
     _Alignas(64) char block[BLOCK];
-    const int size = records->lists.bytes[list];
+    const int size = records->size;
     for (int p = 0; p < records->lists.length; p++) {
         const optplug_tensor *t = tensor(records, list, p);
         const struct strided *gaps = gapped_find(&records->gapped, list, p);
@@ -70,6 +75,23 @@ int records_all(const struct records *records, int list,
 
 /* ---- making them ---- */
 
+/* Return how a dtype's values are written; 0 if records have no such. */
+static int format_of(const char *dtype)
+{
+    static const struct {
+        const char *dtype;
+        optplug_format format;
+    } known[] = {{"float16", FORMAT_FLOAT16},
+                 {"bfloat16", FORMAT_BFLOAT16},
+                 {"float32", FORMAT_FLOAT32},
+                 {"float64", FORMAT_FLOAT64},
+                 {"int64", FORMAT_INT64}};
+    for (size_t i = 0; i < sizeof known / sizeof *known; i++)
+        if (strcmp(dtype, known[i].dtype) == 0)
+            return known[i].format;
+    return 0;
+}
+
 static void *copy(const void *from, int count, size_t size)
 {
     void *to = malloc((size_t)count * size + 1);
@@ -78,15 +100,40 @@ static void *copy(const void *from, int count, size_t size)
     return to;
 }
 
-static int make_record(struct records *records, struct record *record, const optplug_record *given, int bytes)
+/* Tell whether an operation's results need no rounding where its operands are rounded. */
+static int is_exact(int operation)
 {
+    return operation == ELEMENTWISE_COPY || operation == ELEMENTWISE_NEGATE || operation == ELEMENTWISE_ABS ||
+           operation == ELEMENTWISE_MAXIMUM || operation == ELEMENTWISE_MINIMUM;
+}
+
+/* Tell whether a later instruction reads what this one makes. */
+static int is_read_later(const optplug_record *record, int i)
+{
+    const int to = record->instructions[i].to;
+    for (int k = i + 1; k < record->instruction_count; k++) {
+        const optplug_instruction *later = &record->instructions[k];
+        if (later->a == to || later->b == to || later->c == to)
+            return 1;
+        if (later->to == to)
+            return 0;
+    }
+    return 0;
+}
+
+static int make_record(struct records *records, struct record *record, const optplug_record *given)
+{
+    const int bytes = worked_in(records->lists.formats[0]);
+    const int blocks = records->is_half ? records->lists.count : records->gapped.count;
     record->store_count = given->store_count;
     record->instruction_count = given->instruction_count;
     record->stores = copy(given->stores, 2 * given->store_count, sizeof *given->stores);
     record->instructions = calloc((size_t)given->instruction_count + 1, sizeof *record->instructions);
+    record->is_used = calloc((size_t)records->lists.count, sizeof *record->is_used);
     record->is_written = calloc((size_t)records->lists.count, sizeof *record->is_written);
+    record->lanes = given->lanes > 0 ? given->lanes : 1;
     if (!scalars_make(&record->scalars, given) || !record->stores || !record->instructions ||
-        !record->is_written || given->temporary_count + records->gapped.count > MAX_BLOCKS)
+        !record->is_used || !record->is_written || given->temporary_count + blocks > MAX_BLOCKS)
         return 0;
     for (int i = 0; i < given->scalar_count; i++)
         if (given->scalars[i].kind == SCALAR_ITEM)
@@ -94,15 +141,21 @@ static int make_record(struct records *records, struct record *record, const opt
     for (int i = 0; i < given->instruction_count; i++) {
         const optplug_instruction *from = &given->instructions[i];
         struct instruction *to = &record->instructions[i];
-        *to = (struct instruction){elementwise_find(from->elementwise, bytes),
-                                   from->to,
-                                   from->a,
-                                   from->b,
-                                   from->c,
-                                   from->v,
-                                   from->u};
-        if (!to->run)
+        *to = (struct instruction){
+            .runs = {elementwise_find(from->elementwise, bytes), elementwise_find(from->end, bytes)},
+            .to = from->to,
+            .a = from->a,
+            .b = from->b,
+            .c = from->c,
+            .v = from->v,
+            .u = from->u,
+            .rounds = is_read_later(given, i) && !is_exact(from->elementwise)};
+        if (!to->runs[0] || !to->runs[1])
             return 0;
+        const int numbers[] = {to->a, to->b, to->c, to->to};
+        for (int k = 0; k < 4; k++)
+            if (numbers[k] >= 0 && numbers[k] < records->lists.count)
+                record->is_used[numbers[k]] = 1;
         if (to->to < records->lists.count)
             record->is_written[to->to] = 1;
     }
@@ -119,25 +172,27 @@ struct records *records_make(const optplug_operator *given)
     size_t length = (size_t)records->lists.length + 1;
     records->lists.tensors =
         copy(given->tensors, given->lists * records->lists.length, sizeof *given->tensors);
-    records->lists.bytes = calloc((size_t)given->lists, sizeof *records->lists.bytes);
+    records->lists.formats = calloc((size_t)given->lists, sizeof *records->lists.formats);
     records->is_item = calloc((size_t)given->lists, sizeof *records->is_item);
     records->each = calloc((size_t)given->record_count, sizeof *records->each);
     records->chosen = calloc(length, sizeof *records->chosen);
     records->values = calloc(length, sizeof *records->values);
-    if (!records->lists.tensors || !records->lists.bytes || !records->is_item || !records->each ||
+    if (!records->lists.tensors || !records->lists.formats || !records->is_item || !records->each ||
         !records->chosen || !records->values || !gapped_make(&records->gapped, given)) {
         records_free(records);
         return NULL;
     }
-    for (int i = 0; i < given->lists; i++) {
-        const char *dtype = tensor(records, i, 0)->dtype;
-        records->lists.bytes[i] = strcmp(dtype, "float64") == 0 ? 8
-                                  : strcmp(dtype, "int64") == 0 ? IS_INTEGER
-                                                                : 4;
-    }
+    for (int i = 0; i < given->lists; i++)
+        if (!(records->lists.formats[i] = format_of(tensor(records, i, 0)->dtype))) {
+            records_free(records);
+            return NULL;
+        }
+    records->size = abs(records->lists.formats[0]);
+    records->is_half = records->size == 2;
+    records->half = half_find(records->lists.formats[0]);
     for (int i = 0; i < given->record_count; i++) {
         records->count++;
-        if (!make_record(records, &records->each[i], &given->records[i], records->lists.bytes[0])) {
+        if (!make_record(records, &records->each[i], &given->records[i])) {
             records_free(records);
             return NULL;
         }
@@ -161,11 +216,12 @@ void records_free(struct records *records)
         scalars_free(&record->scalars);
         free(record->stores);
         free(record->instructions);
+        free(record->is_used);
         free(record->is_written);
     }
     free(records->each);
     free(records->lists.tensors);
-    free(records->lists.bytes);
+    free(records->lists.formats);
     free(records->is_item);
     gapped_free(&records->gapped);
     free(records->chosen);
@@ -180,7 +236,7 @@ void records_free(struct records *records)
 static int evaluate(const struct records *records, const struct record *record, int parameter,
                     const double *options, double *values)
 {
-    const int bytes = records->lists.bytes[0];
+    const int bytes = worked_in(records->lists.formats[0]);
     if (!scalars_evaluate(&record->scalars, &records->lists, parameter, options, values))
         return 0;
     for (int i = 0; i < record->instruction_count; i++) {
@@ -198,7 +254,7 @@ static int is_as_before(const struct records *records, int parameter)
     for (int i = 0; parameter > 0 && i < records->lists.count; i++)
         if (records->is_item[i] &&
             memcmp(tensor(records, i, parameter)->data, tensor(records, i, parameter - 1)->data,
-                   (size_t)abs(records->lists.bytes[i])) != 0)
+                   (size_t)abs(records->lists.formats[i])) != 0)
             return 0;
     return parameter > 0;
 }
@@ -239,7 +295,7 @@ static int64_t find_gapped(const struct job *job, int64_t first, int64_t n, char
                            char **found, int *is_copied)
 {
     const struct gapped *gapped = &job->records->gapped;
-    const int size = job->records->lists.bytes[0];
+    const int size = job->records->size;
     int64_t together = n;
     for (int k = 0; k < gapped->count; k++) {
         const optplug_tensor *t = tensor(job->records, gapped->lists[k], job->parameter);
@@ -271,18 +327,27 @@ static void put_back(const struct job *job, int64_t first, int64_t n, char (*blo
         int list = gapped->lists[k];
         const struct strided *gaps = gapped_find(gapped, list, job->parameter);
         if (gaps && job->record->is_written[list])
-            strided_write(gaps, tensor(job->records, list, job->parameter)->data,
-                          job->records->lists.bytes[0], first, n, blocks[k]);
+            strided_write(gaps, tensor(job->records, list, job->parameter)->data, job->records->size, first,
+                          n, blocks[k]);
     }
 }
 
+/* Make an instruction's operation on n values, by its number in `runs`. */
+static void run_one(const struct job *job, const struct instruction *instruction, int which, int64_t n,
+                    char *const *arrays)
+{
+    instruction->runs[which](n, arrays[0], arrays[1], arrays[2], arrays[3],
+                             instruction->v < 0 ? 0 : job->values[instruction->v],
+                             instruction->u < 0 ? 0 : job->values[instruction->u]);
+}
+
 /* Run a record over a part of a parameter's arrays. */
-static void run_part(const struct job *job, int64_t begin, int64_t end)
+static void run_part(const struct job *job, int64_t begin, int64_t end, int which)
 {
     const struct record *record = job->record;
     const struct records *records = job->records;
-    const int size = records->lists.bytes[0], lists = records->lists.count, gapped = records->gapped.count;
-    const int64_t block = BLOCK / size;
+    const int lists = records->lists.count, gapped = records->gapped.count;
+    const int64_t block = BLOCK / records->size;
     _Alignas(64) char blocks[MAX_BLOCKS][BLOCK]; /* of arrays with gaps, and temporary ones */
     char *found[MAX_BLOCKS];
     int is_copied = 0;
@@ -295,27 +360,82 @@ static void run_part(const struct job *job, int64_t begin, int64_t end)
             const int numbers[] = {instruction->to, instruction->a, instruction->b, instruction->c};
             char *arrays[4];
             for (int j = 0; j < 4; j++)
-                arrays[j] = numbers[j] < 0        ? NULL
-                            : numbers[j] >= lists ? blocks[gapped + numbers[j] - lists]
-                            : records->gapped.places[numbers[j]] >= 0
-                                ? found[records->gapped.places[numbers[j]]]
-                                : (char *)tensor(records, numbers[j], job->parameter)->data + i * size;
-            instruction->run(n, arrays[0], arrays[1], arrays[2], arrays[3],
-                             instruction->v < 0 ? 0 : job->values[instruction->v],
-                             instruction->u < 0 ? 0 : job->values[instruction->u]);
+                arrays[j] =
+                    numbers[j] < 0        ? NULL
+                    : numbers[j] >= lists ? blocks[gapped + numbers[j] - lists]
+                    : records->gapped.places[numbers[j]] >= 0
+                        ? found[records->gapped.places[numbers[j]]]
+                        : (char *)tensor(records, numbers[j], job->parameter)->data + i * records->size;
+            run_one(job, instruction, which, n, arrays);
         }
         if (is_copied)
             put_back(job, i, n, blocks);
     }
 }
 
+/* Copy a block of a list's values to float32, or back. */
+static void convert(const struct job *job, int list, int64_t first, int64_t n, void *block, int back)
+{
+    const struct half *half = &job->records->half;
+    const struct strided *gaps = gapped_find(&job->records->gapped, list, job->parameter);
+    void *data = tensor(job->records, list, job->parameter)->data;
+    uint16_t together[BLOCK / sizeof(float)], *values = gaps ? together : (uint16_t *)data + first;
+    if (gaps && !back)
+        strided_read(gaps, data, 2, first, n, together);
+    if (back)
+        half->narrow(n, values, block, NULL, NULL, 0, 0);
+    else
+        half->widen(n, block, values, NULL, NULL, 0, 0);
+    if (gaps && back)
+        strided_write(gaps, data, 2, first, n, together);
+}
+
+/* The same in half precision: each block is float32 while a record is run over it, rounded by each operation. */
+static void run_half_part(const struct job *job, int64_t begin, int64_t end, int which)
+{
+    const struct record *record = job->record;
+    const int lists = job->records->lists.count;
+    const int64_t block = BLOCK / sizeof(float);
+    _Alignas(64) char blocks[MAX_BLOCKS][BLOCK];
+    for (int64_t n, i = begin; i < end; i += n) {
+        n = end - i < block ? end - i : block;
+        for (int list = 0; list < lists; list++)
+            if (record->is_used[list])
+                convert(job, list, i, n, blocks[list], 0);
+        for (int k = 0; k < record->instruction_count; k++) {
+            const struct instruction *instruction = &record->instructions[k];
+            const int numbers[] = {instruction->to, instruction->a, instruction->b, instruction->c};
+            char *arrays[4];
+            for (int j = 0; j < 4; j++)
+                arrays[j] = numbers[j] < 0 ? NULL : blocks[numbers[j]];
+            run_one(job, instruction, which, n, arrays);
+            if (instruction->rounds)
+                job->records->half.round(n, arrays[0], arrays[0], NULL, NULL, 0, 0);
+        }
+        for (int list = 0; list < lists; list++)
+            if (record->is_written[list])
+                convert(job, list, i, n, blocks[list], 1);
+    }
+}
+
+/* Run a record over a thread's share of a parameter's arrays. */
+static void run_range(const struct job *job, int64_t begin, int64_t end)
+{
+    const int64_t rest = begin + (end - begin) / job->record->lanes * job->record->lanes;
+    void (*run)(const struct job *, int64_t, int64_t, int) = job->records->is_half ? run_half_part : run_part;
+    run(job, begin, rest, 0);
+    run(job, rest, end, 1);
+}
+
+/* Torch shares an array like this, by which its last bits may go: see at::parallel_for and TensorIterator. */
 static void run_share(void *data, int thread, int threads)
 {
     const struct job *job = data;
-    const int64_t blocks = (job->n * job->records->lists.bytes[0] + BLOCK - 1) / BLOCK;
-    const int64_t block = BLOCK / job->records->lists.bytes[0];
-    int64_t begin = blocks * thread / threads * block, end = blocks * (thread + 1) / threads * block;
-    run_part(job, begin, end < job->n ? end : job->n);
+    const int64_t most = (job->n + WORTH_THREADS - 1) / WORTH_THREADS,
+                  count = threads < most ? threads : most;
+    const int64_t share = (job->n + count - 1) / count, begin = share * thread;
+    if (begin < job->n)
+        run_range(job, begin, begin + share < job->n ? begin + share : job->n);
 }
 
 void records_run(const struct records *records)
@@ -326,16 +446,9 @@ void records_run(const struct records *records)
         if (job.n >= WORTH_THREADS)
             openmp_run(run_share, &job);
         else
-            run_part(&job, 0, job.n);
-        for (int i = 0; i < record->store_count; i++) {
-            int list = record->stores[2 * i];
-            double value = records->values[p][record->stores[2 * i + 1]];
-            if (records->lists.bytes[list] == IS_INTEGER)
-                *(int64_t *)tensor(records, list, p)->data = (int64_t)value;
-            else if (records->lists.bytes[list] == 8)
-                *(double *)tensor(records, list, p)->data = value;
-            else
-                *(float *)tensor(records, list, p)->data = (float)value;
-        }
+            run_range(&job, 0, job.n);
+        for (int i = 0; i < record->store_count; i++)
+            scalars_store(&records->lists, record->stores[2 * i], p,
+                          records->values[p][record->stores[2 * i + 1]]);
     }
 }

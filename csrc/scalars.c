@@ -4,6 +4,8 @@
 #include <stdlib.h>
 #include <string.h>
 
+#include "half.h"
+
 int scalars_make(struct scalars *scalars, const optplug_record *given)
 {
     const size_t count = (size_t)given->scalar_count, guard_count = 2 * (size_t)given->guard_count;
@@ -19,7 +21,7 @@ int scalars_make(struct scalars *scalars, const optplug_record *given)
         scalars->each[i] = *scalar;
         if (scalar->kind != SCALAR_ELEMENTWISE)
             continue;
-        scalars->operations[i] = elementwise_find(scalar->elementwise, scalar->b);
+        scalars->operations[i] = elementwise_find(scalar->elementwise, worked_in(scalar->b));
         if (!scalars->operations[i])
             return 0;
     }
@@ -38,9 +40,41 @@ void scalars_free(struct scalars *scalars)
 static double item(const struct lists *lists, int list, int index)
 {
     const void *data = lists_tensor(lists, list, index)->data;
-    if (lists->bytes[list] == IS_INTEGER)
+    switch ((optplug_format)lists->formats[list]) {
+    case FORMAT_INT64:
         return (double)*(const int64_t *)data;
-    return lists->bytes[list] == 8 ? *(const double *)data : *(const float *)data;
+    case FORMAT_FLOAT64:
+        return *(const double *)data;
+    case FORMAT_FLOAT32:
+        return *(const float *)data;
+    case FORMAT_FLOAT16:
+        return widen_float16(*(const uint16_t *)data);
+    case FORMAT_BFLOAT16:
+        return widen_bfloat16(*(const uint16_t *)data);
+    }
+    return 0;
+}
+
+void scalars_store(const struct lists *lists, int list, int index, double value)
+{
+    void *data = lists_tensor(lists, list, index)->data;
+    switch ((optplug_format)lists->formats[list]) {
+    case FORMAT_INT64:
+        *(int64_t *)data = (int64_t)value;
+        break;
+    case FORMAT_FLOAT64:
+        *(double *)data = value;
+        break;
+    case FORMAT_FLOAT32:
+        *(float *)data = (float)value;
+        break;
+    case FORMAT_FLOAT16:
+        *(uint16_t *)data = narrow_float16((float)value);
+        break;
+    case FORMAT_BFLOAT16:
+        *(uint16_t *)data = narrow_bfloat16((float)value);
+        break;
+    }
 }
 
 /* One value as a tensor of a dtype has it. */
@@ -115,9 +149,10 @@ static double compute(const struct scalars *scalars, int i, const struct lists *
     case SCALAR_EQUAL:
         return a == b;
     case SCALAR_ROUND:
-        return scalar->b == 8 ? a : (float)a;
+        return elementwise_round(a, scalar->b);
     case SCALAR_ELEMENTWISE:
-        return apply(scalars->operations[i], scalar->b, scalar, values);
+        return elementwise_round(apply(scalars->operations[i], worked_in(scalar->b), scalar, values),
+                                 scalar->b);
     }
     return 0;
 }
@@ -128,7 +163,8 @@ static int all_fit(const struct scalars *scalars, const double *values)
     for (int i = 0; i < scalars->count; i++) {
         const optplug_scalar *scalar = &scalars->each[i];
         for (int k = 3; scalar->kind == SCALAR_ELEMENTWISE && k < 5; k++)
-            if (scalar->operands[k] >= 0 && !elementwise_takes(values[scalar->operands[k]], scalar->b))
+            if (scalar->operands[k] >= 0 &&
+                !elementwise_takes(values[scalar->operands[k]], worked_in(scalar->b)))
                 return 0;
     }
     return 1;

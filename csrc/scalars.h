@@ -10,10 +10,8 @@
 struct lists {
     int count, length; /* of lists, and of tensors in each */
     optplug_tensor *tensors;
-    int *bytes; /* of a value in each list; of one of int64 IS_INTEGER */
+    int *formats;
 };
-
-enum { IS_INTEGER = -8 };
 
 static inline optplug_tensor *lists_tensor(const struct lists *lists, int list, int i)
 {
@@ -36,5 +34,8 @@ void scalars_free(struct scalars *scalars);
  * is not what it was, or Python might raise an error. */
 int scalars_evaluate(const struct scalars *scalars, const struct lists *lists, int index,
                      const double *options, double *values);
+
+/* Let the tensor of one value in a list become a scalar. */
+void scalars_store(const struct lists *lists, int list, int index, double value);
 
 #endif

@@ -68,6 +68,7 @@ const struct strided *gapped_find(const struct gapped *gapped, int list, int ten
                 together[i] = apart[i * stride];                                                             \
     }
 
+COPY_RUN(copy_run16, uint16_t)
 COPY_RUN(copy_run32, uint32_t)
 COPY_RUN(copy_run64, uint64_t)
 
@@ -102,8 +103,10 @@ static void copy(const struct strided *strided, char *data, int size, int64_t fi
             run = n;
         if (size == 8)
             copy_run64((uint64_t *)data + at, strided->strides[0], (uint64_t *)together, run, back);
-        else
+        else if (size == 4)
             copy_run32((uint32_t *)data + at, strided->strides[0], (uint32_t *)together, run, back);
+        else
+            copy_run16((uint16_t *)data + at, strided->strides[0], (uint16_t *)together, run, back);
         together += run * size;
         n -= run;
         index[0] += run;

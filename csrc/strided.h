@@ -30,7 +30,7 @@ const struct strided *gapped_find(const struct gapped *gapped, int list, int ten
  * many lie together from there on, at the most n. */
 int64_t strided_place(const struct strided *strided, int64_t first, int64_t *run);
 
-/* Copy n values of `size` bytes, 4 or 8, from the one at `first` on. */
+/* Copy n values of `size` bytes, 2, 4 or 8, from the one at `first` on. */
 void strided_read(const struct strided *strided, const void *data, int size, int64_t first, int64_t n,
                   void *to);
 void strided_write(const struct strided *strided, void *data, int size, int64_t first, int64_t n,

@@ -138,6 +138,18 @@ def test_complex_numbers_have_records(text, layout, dtype):
     twins.end()
 
 
+@pytest.mark.parametrize("dtype", elementwise.RECORDED)
+@pytest.mark.parametrize("text", OPTIMIZERS)
+def test_parameters_without_a_dimension_have_records(text, dtype):
+    if text.startswith(("Adagrad", "Adam(", "AdamW", "SGD")):
+        text = text.replace(")", ", fused=False)")
+    twins = Strided(text, [(), (), (3,)], (row_major, row_major), dtype)
+    for _ in range(12):
+        twins.step()
+    assert twins.is_planned(), twins.planner().records.reason
+    twins.end()
+
+
 @pytest.mark.parametrize("text", ["AveragedModel()", "AveragedModel(multi_avg_fn=get_ema_multi_avg_fn(0.9))"])
 @pytest.mark.parametrize("layout", LAYOUTS)
 def test_averages_of_arrays_with_gaps_have_records(text, layout):

@@ -8,7 +8,7 @@ record: see `Recording.reason`.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -32,6 +32,7 @@ class Instruction:
     """What is done to arrays: see ``optplug_instruction``."""
 
     elementwise: int
+    end: int
     to: int
     a: int = -1
     b: int = -1
@@ -49,6 +50,7 @@ class Record:
     stores: tuple[tuple[int, int], ...]
     instructions: tuple[Instruction, ...]
     temporaries: int
+    lanes: int = 0
 
 
 @dataclass(eq=False)
@@ -81,10 +83,10 @@ class Recording(TorchFunctionMode, Computation):
         for i, t in enumerate(self.lists):
             if t.dim() == 0:
                 self._items[id(t)] = self._first[i] = self.add(Scalar(lib.SCALAR_ITEM, i))
-        self._temporaries = 0
+        self._temporaries = self._lanes = 0
         if any(real(t).dtype != first.dtype for t in arrays.values()):
             self.refuse("a state of another dtype")
-        if any(real(t).dtype not in (*elementwise.DTYPES, torch.int64) for t in self.lists):
+        if any(real(t).dtype not in (*elementwise.RECORDED, torch.int64) for t in self.lists):
             self.refuse("a state of another dtype")
         if any(t.dim() and i not in arrays for i, t in enumerate(self.lists)):
             self.refuse("a state of another shape")
@@ -112,7 +114,7 @@ class Recording(TorchFunctionMode, Computation):
     def _note(self, name: str, result: Any, *args: Any, **kwargs: Any) -> None:
         if name in ("as_tensor", "tensor", "scalar_tensor"):
             (number,) = args
-            if not is_number(number) or result.dtype not in elementwise.DTYPES:
+            if not is_number(number) or result.dtype not in elementwise.RECORDED:
                 raise TypeError(result.dtype)
             self._items[id(result)] = self._rounded(self.index(number), result.dtype)
             return
@@ -155,11 +157,20 @@ class Recording(TorchFunctionMode, Computation):
                 known[id(result)] = known[id(original)]
 
     def _rounded(self, index: int, dtype: torch.dtype) -> int:
-        return self.add(Scalar(lib.SCALAR_ROUND, index, dtype.itemsize))
+        return self.add(Scalar(lib.SCALAR_ROUND, index, elementwise.format_of(dtype)))
 
     def _as_scalar(self, item: Tensor, dtype: torch.dtype) -> int:
         index = self._items[id(item)]
-        return index if item.dtype in elementwise.DTYPES else self._rounded(index, dtype)
+        return index if item.dtype in elementwise.RECORDED else self._rounded(index, dtype)
+
+    def _as_half(self, index: int, number: Any, dtype: torch.dtype) -> int:
+        """Round a scalar to half precision, which torch does where it is in its range."""
+        if not elementwise.in_range(float(plain(number)), dtype):
+            raise ValueError(f"a scalar is {plain(number)}")
+        largest = torch.finfo(dtype).max
+        self.expect(lib.SCALAR_LESS_OR_EQUAL, index, self.index(largest), True)
+        self.expect(lib.SCALAR_LESS_OR_EQUAL, self.index(-largest), index, True)
+        return self._rounded(index, dtype)
 
     def _apply(self, kind: str, to: Tensor, arrays: list[Tensor], numbers: list[Any]) -> None:
         """Note an operation of C's."""
@@ -175,16 +186,25 @@ class Recording(TorchFunctionMode, Computation):
         chosen = elementwise.choose(kind, dtype, self._has_gaps)
         if chosen is None:
             raise TypeError("no operation here has torch's bits")
-        scalars = [self._as_scalar(n, dtype) if isinstance(n, Tensor) else self.index(n) for n in numbers]
-        if (never := elementwise.OPERATIONS[kind].never) is not None:
-            if float(torch.tensor(float(plain(numbers[0])), dtype=dtype)) == never:
-                raise ValueError(f"with {never:g} the sign of a zero depends on its place")
-            self.expect(lib.SCALAR_EQUAL, self._rounded(scalars[0], dtype), self.index(never), False)
+        end = elementwise.at_end(kind, dtype, self._has_gaps)
+        assert end is not None
+        operation, computed = elementwise.OPERATIONS[kind], elementwise.computed_in(dtype)
+        scalars = [self._as_scalar(n, computed) if isinstance(n, Tensor) else self.index(n) for n in numbers]
+        if operation.never is not None and end == chosen:
+            if elementwise.rounded(float(plain(numbers[0])), computed) == operation.never:
+                raise ValueError(f"with {operation.never:g} the sign of a zero depends on its place")
+            never = self.index(operation.never)
+            self.expect(lib.SCALAR_EQUAL, self._rounded(scalars[0], computed), never, False)
+        if operation.rounds and dtype in elementwise.HALVES:
+            scalars = [self._as_half(i, n, dtype) for i, n in zip(scalars, numbers, strict=True)]
         v, u = (*scalars, -1, -1)[:2]
         if id(arrays[0]) in self._items:
             a, b, c = (*(self._items[id(t)] for t in arrays), -1, -1)[:3]
             how = Scalar(
-                lib.SCALAR_ELEMENTWISE, b=dtype.itemsize, elementwise=chosen, operands=(a, b, c, v, u)
+                lib.SCALAR_ELEMENTWISE,
+                b=elementwise.format_of(dtype),
+                elementwise=end,
+                operands=(a, b, c, v, u),
             )
             self._items[id(to)] = self.add(how)
             return
@@ -198,7 +218,12 @@ class Recording(TorchFunctionMode, Computation):
                 raise TypeError(f"shape {tuple(to.shape)}")
             self._arrays[id(to)] = len(self.lists) + self._temporaries
             self._temporaries += 1
-        self._instructions.append(Instruction(chosen, self._arrays[id(to)], a, b, c, v, u))
+        if end != chosen:
+            lanes = elementwise.lanes(kind, dtype)
+            if self._lanes not in (0, lanes):
+                raise ValueError("torch's vectors are of different lengths")
+            self._lanes = lanes
+        self._instructions.append(Instruction(chosen, end, self._arrays[id(to)], a, b, c, v, u))
 
     def item(self, index: int, value: float) -> Number:
         """Return the number that stands for the value of a list."""
@@ -225,7 +250,12 @@ class Recording(TorchFunctionMode, Computation):
         ]
         instructions, temporaries = _packed(self._instructions, len(self.lists))
         return Record(
-            tuple(self.scalars), tuple(self.guards.items()), tuple(stores), tuple(instructions), temporaries
+            tuple(self.scalars),
+            tuple(self.guards.items()),
+            tuple(stores),
+            tuple(instructions),
+            temporaries,
+            self._lanes,
         )
 
 
@@ -247,7 +277,7 @@ def _packed(instructions: list[Instruction], lists: int) -> tuple[list[Instructi
             if not free:
                 free, count = [lists + count], count + 1
             places[one.to] = free.pop()
-        packed.append(Instruction(one.elementwise, place(one.to), a, b, c, one.v, one.u))
+        packed.append(replace(one, to=place(one.to), a=a, b=b, c=c))
     return packed, count
 
 

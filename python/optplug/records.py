@@ -29,7 +29,7 @@ _MOST_RECORDS, _MOST_LOOKS = 6, 8
 _PROOFS = 3
 #: For how many steps a host that always binds other arrays is left alone at the most.
 _MOST_PATIENCE = 64
-#: What is proven of an array: all of it, or so many values at both ends and in the middle.
+#: What is proven of an array: all of it, or so many values at both ends of the first and last thread's share.
 _BLOCK = 4096
 
 
@@ -211,11 +211,15 @@ class Records:
                 seen = set[tuple[float, ...]]()
                 for p in parameters:
                     items = {k: v for k, v in optimizer.state[p].items() if is_item(v) or is_double(v)}
+                    has_none = p.dim() == 0
+                    if has_none:
+                        for name in Case(True, optimizer, group, dtype, lie, {}).arrays():
+                            items.pop(name, None)
                     values = tuple(float(v) for v in items.values())
                     if values in seen or len(seen) > _MOST_RECORDS:
                         continue
                     seen.add(values)
-                    made = Case(self._is_torchs, optimizer, group, dtype, lie, items).rehearse()
+                    made = Case(self._is_torchs, optimizer, group, dtype, lie, items, has_none).rehearse()
                     # By the numbers of the lists those before it go.
                     if kind.like is None or made.lists != kind.like.lists:
                         if self._unproven(kind):
@@ -237,7 +241,7 @@ class Records:
             replace(
                 record,
                 instructions=tuple(
-                    replace(one, elementwise=lib.ELEMENTWISE_SQRT)
+                    replace(one, elementwise=lib.ELEMENTWISE_SQRT, end=lib.ELEMENTWISE_SQRT)
                     if one.elementwise == lib.ELEMENTWISE_SQRT_MKL
                     else one
                     for one in record.instructions
@@ -312,14 +316,14 @@ class Records:
                 if not self._is_torchs and key not in ("params", "param_names") and not _fits(value):
                     raise NotRecordedError(f"its option {key} is {type(value).__name__}")
             for p in group["params"]:
-                if real(p).dtype not in elementwise.DTYPES or p.device.type != "cpu":
+                if real(p).dtype not in elementwise.RECORDED or p.device.type != "cpu":
                     raise NotRecordedError(f"a parameter is {p.dtype} on {p.device}")
                 grad = p.grad
                 if grad is None or grad.layout != torch.strided:
                     raise NotRecordedError("a gradient is sparse")
                 if not self._is_torchs and vars(p):
                     raise NotRecordedError("a parameter has attributes")
-                if p.dim() == 0:
+                if p.dim() == 0 and not self._is_torchs:
                     raise NotRecordedError("a parameter has no dimension")
                 if any(t.shape != p.shape or t.dtype != p.dtype for t in _arrays(optimizer, p).values()):
                     raise NotRecordedError("an array is not like its parameter")
@@ -371,11 +375,20 @@ def _copy(lists: list[list[Tensor]]) -> list[list[Tensor]]:
     """Copy what a step is proven on: each block as a parameter of its own, with its own values beside it."""
     copies: list[list[Tensor]] = [[] for _ in lists]
     for row in zip(*lists, strict=True):
-        n = row[0].numel()
-        starts = [0, n // 2, n - _BLOCK] if n > 3 * _BLOCK else [0]
-        for start in starts:
-            length = _BLOCK if len(starts) > 1 else n
+        for begin, end in _parts(row[0].numel()):
             for copy, t in zip(copies, row, strict=True):
-                part = flat(t, row[0])[start : start + length] if t.dim() else t.detach()
+                part = flat(t, row[0])[begin:end] if t.dim() else t.detach()
                 copy.append(part.clone())
     return copies
+
+
+def _parts(n: int) -> list[tuple[int, int]]:
+    """Return parts of n values to prove a step on: each begins whole vectors into one thread's share."""
+    if n <= 4 * _BLOCK:
+        return [(0, n)]
+    parts = set[tuple[int, int]]()
+    shares = elementwise.shares(n)
+    for begin, end in (shares[0], shares[-1]):
+        last = begin + max(0, (end - begin - _BLOCK) // _BLOCK * _BLOCK)
+        parts |= {(begin, begin + min(_BLOCK, (end - begin) // _BLOCK * _BLOCK)), (last, end)}
+    return sorted((begin, end) for begin, end in parts if begin < end)

@@ -26,11 +26,14 @@ from optplug.torch_private import grad_mode
 
 #: How many values throw-away parameters have, some vectors of the processor's and a rest: the one to be read,
 #: and the one that shows rare roundings, which the host's few values may not.
-_FEW, _MANY = 37, 4099
+_FEW, _MANY = 37, 4095
 #: What the process has rehearsed, by what it was made of, and how much of it is kept.
 _known: dict[object, Rehearsal] = {}
 _MOST_KNOWN = 256
 OTHER_BITS = "its record gave other bits than the step"
+
+#: How many throw-away parameters without a dimension prove a step of one.
+_SCALARS = 32
 
 #: Of a class outside torch, whose steps may go by shapes: how many values a parameter may have, since one of
 #: its shape is recorded, and how many throw-away parameters prove it at the most.
@@ -107,6 +110,14 @@ class Case:
     dtype: torch.dtype
     layout: Layout
     items: dict[str, Any]
+    #: Whether the parameter has no dimension; its step is recorded on a vector all the same.
+    has_no_dimension: bool = False
+
+    def arrays(self) -> set[str]:
+        """Return what in the state of a parameter is as many values as the parameter."""
+        optimizer, names = self._stand_in(self.group, (_FEW,))
+        ((_, state),) = optimizer.state.items()
+        return {name for name in names if not is_item(state[name])}
 
     def rehearse(self) -> Rehearsal:
         """Return what its step comes down to, which is the same for all optimizers that have the same here.
@@ -126,6 +137,7 @@ class Case:
                 (
                     self.dtype,
                     self.layout,
+                    self.has_no_dimension,
                     options,
                     plans.scalars(Form((), doubles=options), self.group),
                     plans.fixed(self.group),
@@ -157,7 +169,7 @@ class Case:
         return made
 
     def _record(self, group: Group, places: tuple[Place, ...]) -> tuple[recorder.Recording, tuple[str, ...]]:
-        optimizer, names = self._stand_in(group, _FEW)
+        optimizer, names = self._stand_in(group, self._shape(_FEW))
         lists = self._lists(optimizer, names, ())
         containers = [
             (place.container(optimizer, optimizer.param_groups[0], lists[0]), place.key) for place in places
@@ -167,10 +179,12 @@ class Case:
     def _prove(self, made: Rehearsal) -> None:
         size = _MANY if self.is_torchs else math.prod(dict(self.layout)["self"][0])
         for seed in range(1, 1 + min(-(-_MANY // size), _MOST_PARAMETERS)):
-            self._prove_once(made, seed)
+            self._prove_once(made, self._shape(_MANY), seed)
+        for seed in range(_SCALARS if self.has_no_dimension else 0):
+            self._prove_once(made, (), seed)
 
-    def _prove_once(self, made: Rehearsal, seed: int) -> None:
-        own, names = self._stand_in(self.group, _MANY, seed)
+    def _prove_once(self, made: Rehearsal, shape: tuple[int, ...], seed: int) -> None:
+        own, names = self._stand_in(self.group, shape, seed)
         copies = [[real(t).clone()] for t in self._lists(own, names, made.places)]
         numbers = plans.scalars(made.form, self.group)
         step = Operation("step", made.form, self.group, copies, numbers, True, records=[made.record])
@@ -194,13 +208,15 @@ class Case:
         numbers = [place.container(optimizer, group, p)[place.key] for place in places]
         return [p, grad, *(state[name] for name in names), *map(memory_of, numbers)]
 
-    def _stand_in(self, group: Group, n: int, seed: int = 0) -> tuple[torch.optim.Optimizer, tuple[str, ...]]:
-        """Make an optimizer like this one, of one parameter, and name the tensors of its state.
+    def _shape(self, n: int) -> tuple[int, ...]:
+        """Return the shape of a throw-away parameter: n values, of a class outside torch the host's."""
+        return (n,) if self.is_torchs else dict(self.layout)["self"][0]
 
-        The parameter has n values; of a class outside torch the shape of the host's.
-        """
+    def _stand_in(
+        self, group: Group, shape: tuple[int, ...], seed: int = 0
+    ) -> tuple[torch.optim.Optimizer, tuple[str, ...]]:
+        """Make an optimizer like this one, of one parameter, and name the tensors of its state."""
         generator = torch.Generator().manual_seed(seed)
-        shape = (n,) if self.is_torchs else dict(self.layout)["self"][0]
 
         def draw(name: str) -> Tensor:
             dtype = torch.complex128 if self.dtype.is_complex else torch.float64

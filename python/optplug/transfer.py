@@ -153,7 +153,7 @@ def _record(record: Record, alive: list[Any]) -> dict[str, Any]:
         "stores": ffi.new("int[]", [n for store in record.stores for n in store]),
         "instructions": ffi.new(
             "optplug_instruction[]",
-            [(i.elementwise, i.to, i.a, i.b, i.c, i.v, i.u) for i in record.instructions],
+            [(i.elementwise, i.end, i.to, i.a, i.b, i.c, i.v, i.u) for i in record.instructions],
         ),
     }
     alive.append(fields)
@@ -163,6 +163,7 @@ def _record(record: Record, alive: list[Any]) -> dict[str, Any]:
         "store_count": len(record.stores),
         "instruction_count": len(record.instructions),
         "temporary_count": record.temporaries,
+        "lanes": record.lanes,
     }
 
 
