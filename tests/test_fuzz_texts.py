@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import sys
 
 import hypothesis
 import numpy as np
@@ -40,7 +41,41 @@ nested = st.builds(
     st.integers(1, 800),
     st.integers(0, 60),
 )
-texts = st.one_of(st.text(), calls(), arguments, hyperparameters, nested)
+#: Names where values are, with modules and without, in pieces.
+pieces = st.lists(
+    st.sampled_from(
+        [
+            *(
+                "torch",
+                "float32",
+                "SGD",
+                "optim",
+                "wrappers",
+                "Slow",
+                "os",
+                "system",
+                "__class__",
+                "x",
+                "params",
+            ),
+            *(":", ".", "(", ")", "[", "]", "{", "}", ",", "=", "'", '"', "\n", "\\", "#", "@", " ", "1"),
+            *(
+                "lambda ",
+                "f'",
+                "\x0c",
+                "\r",
+                "\u2028",
+                "optimizer=",
+                "SGD(lr=0.1)",
+                "wrappers:Slow(",
+                "torch.float32",
+            ),
+        ]
+    ),
+    max_size=16,
+).map("".join)
+names = st.builds(str.format, st.sampled_from(["wrappers:Slow({})", "Adam({})", "lr={}", "{}"]), pieces)
+texts = st.one_of(st.text(), calls(), arguments, hyperparameters, nested, names)
 
 
 @pytest.fixture(scope="module", params=["Adam()", "SGD(lr=0.1, momentum=0.9)", "Rprop()"])
@@ -62,6 +97,20 @@ def test_any_text_makes_an_optimizer_or_an_error(text):
         assert not INSIDES.search(lib.opt_error().decode()), lib.opt_error()
     listed = call(lib.opt_list, text)
     assert listed is None or listed.decode() == "" or listed.endswith(b"\n")
+
+
+@examples(150)
+@hypothesis.given(names)
+def test_any_names_import_nothing_but_what_is_allowed(text):
+    assert lib.opt_init(b"third_party=['wrappers']") == 0
+    known = {name.partition(".")[0] for name in sys.modules}
+    opt = call(lib.opt_create, text.encode())
+    assert lib.opt_init(b"third_party=False") == 0
+    assert {name.partition(".")[0] for name in sys.modules} - known <= {"wrappers"}
+    if opt > 0:
+        assert call(lib.opt_free, opt) == 0
+    else:
+        assert not INSIDES.search(lib.opt_error().decode()), lib.opt_error()
 
 
 @pytest.mark.parametrize("name", ["group", "set", "schedule", "average", "get"])

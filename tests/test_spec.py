@@ -13,7 +13,7 @@ from collections import Counter
 import pytest
 
 from optplug import spec
-from optplug.spec import Call, SpecError
+from optplug.spec import Call, Name, SpecError
 
 
 def test_a_call_comes_with_its_arguments():
@@ -47,6 +47,31 @@ def test_modules_of_torch_and_what_a_caller_supplies_may_stand_before():
     assert spec.parse("lr_scheduler.StepLR(3)").module == "torch.optim.lr_scheduler"
     assert spec.parse("A(optimizer=self.optimizer)").kwargs == {"optimizer": spec.Supplied("self.optimizer")}
     assert spec.parse("A(x=true, y=[False, FALSE])").kwargs == {"x": True, "y": [False, False]}
+
+
+def test_names_of_classes_and_dtypes_are_values_and_no_others():
+    text = "p.q:A(SGD, b=c.d:B, e=[f:C(g=H)], i=torch.bfloat16)"
+    found = spec.parse(text)
+    assert found.args == (Name("SGD"),)
+    assert found.kwargs == {
+        "b": Name("B", "c.d"),
+        "e": [Call("C", (), {"g": Name("H")}, "f")],
+        "i": Name("bfloat16", "torch"),
+    }
+    assert repr(found) == text
+    assert spec.parse("A(x=optim.SGD)") == spec.parse("A(x=torch.optim.SGD)")
+    for refused in ("sgd", "x.SGD", "torch.float32.x", "a:b.C", "a:B:C", "torch", "a:B()()", "a.b:C[0]"):
+        with pytest.raises(SpecError):
+            spec.parse(f"A(x={refused})")
+
+
+def test_colons_elsewhere_are_what_they_are_in_python():
+    assert spec.parse('A(x="""it\'s (a:b)""", y=p\n : L, z={\'a\':1, 2 : q:M})') == Call(
+        "A", (), {"x": "it's (a:b)", "y": Name("L", "p"), "z": {"a": 1, 2: Name("M", "q")}}
+    )
+    for text in ("A(x=lambda y: z)", "A(x=a[b:c])", "A(x={a:b})", "A(p:L=1)", "A(x=(y:=p:L))", "A(x:int=3)"):
+        with pytest.raises(SpecError):
+            spec.parse(text)
 
 
 def test_a_call_is_shown_as_it_is_written():
@@ -205,6 +230,16 @@ CODE = [
     "await x",
     "@x",
     "get_ema_multi_avg_fn.__globals__",
+    "torch.float32",
+    "torch.float32.__class__",
+    "torch.load",
+    "SGD",
+    "os:system",
+    "[os:system]",
+    "x=os:system",
+    "x=os:system('false')",
+    "{1: builtins:exec('1')}",
+    "os:path:system",
 ]
 
 

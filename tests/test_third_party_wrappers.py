@@ -49,6 +49,9 @@ CASES = {
     "wrappers:Slow(wrappers:Slow(SGD(lr=0.05, momentum=0.9)), k=3)": lambda ps: wrappers.Slow(
         wrappers.Slow(sgd(ps)), k=3
     ),
+    "wrappers:Slow(wrappers:Typed(kind=torch.bfloat16))": lambda ps: wrappers.Slow(
+        wrappers.Typed(ps, kind=torch.bfloat16)
+    ),
     "wrappers:Beside(SGD(lr=0.05, momentum=0.9))": lambda ps: wrappers.Beside(sgd(ps)),
     "wrappers:Beside(wrappers:Typed(), weight=0.25)": lambda ps: wrappers.Beside(wrappers.Typed(ps), 0.25),
     "wrappers:Modelled(lr=0.2)": lambda ps: wrappers.Modelled(module(ps), lr=0.2),

@@ -111,10 +111,11 @@ class Changes:
         )
 
     def _change(self, run: Run, group: int, judged: Callable[[Options, Group], Options]) -> None:
-        groups = [(g.options, g) for g in self._parameters.groups]
-        if run.built:
-            groups = [(g, Group(g, self._parameters.names_of(g))) for g in run.built.param_groups]
-        chosen = select(groups, group)
+        groups = self._parameters.groups
+        in_force = run.built.param_groups if run.built else [g.options for g in groups]
+        if len(in_force) != len(groups):  # a class outside torch has its own
+            groups = [Group(options, self._parameters.names_of(options)) for options in in_force]
+        chosen = select(list(zip(in_force, groups, strict=True)), group)
         changes = [(options, judged(options, members)) for options, members in chosen]
         for options, change in changes:
             put(options, change)

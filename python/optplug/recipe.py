@@ -175,6 +175,8 @@ class Recipe:
             made = self._called(groups, unnamed[0]["params"] if is_list else unnamed, arguments)
         except Exception:
             made = self._called(groups, unnamed, arguments)
+        if not hasattr(made, "param_groups"):
+            raise SpecError(f"{self.name} has no param_groups, by which its parameters are known")
         names = {id(p): name for group in groups for name, p in group["params"]}
         for group in made.param_groups if self.names_groups else ():
             group["param_names"] = [names.get(id(p), "") for p in group["params"]]

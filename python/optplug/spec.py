@@ -288,7 +288,8 @@ def _expression(text: str) -> ast.expr:
 def _without_colons(text: str) -> str:
     """Return a text in which each module and class, ``module:Class``, are one name to Python's parser."""
     starts = [0, *itertools.accumulate(map(len, io.StringIO(text, newline="")))]
-    found = list(tokenize.generate_tokens(io.StringIO(text, newline="").readline))
+    tokens = tokenize.generate_tokens(io.StringIO(text, newline="").readline)
+    found = [token for token in tokens if token.type != tokenize.NL]
     parts, done = [], 0
     for before, colon, after in zip(found, found[1:], found[2:], strict=False):
         if colon.string == ":" and before.type == after.type == tokenize.NAME:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import ast
 import doctest
+import importlib
 import inspect
 import re
 from collections.abc import Collection, Iterator
@@ -44,12 +45,15 @@ def _of_package(package: str) -> list[str]:
     """Return the names of a package's optimizers, as specs have them."""
     if not all(map(str.isidentifier, package.split("."))):
         spec.check_name(package, KINDS, "list")
+    try:
+        importlib.import_module(package)
+    except Exception as error:
+        raise ValueError(f"{package} cannot be imported: {str(error) or type(error).__name__}") from error
     _allow(package)
-    found = [name for name in _sorted("optimizers") if ":" in name]
+    found = outside.classes_in(package)
     if not found:
-        reason = ctypes_api.warning().partition("third_party: ")[2] or f"{package} has no optimizers"
-        raise ValueError(reason.strip())
-    return found
+        raise ValueError(f"{package} has no optimizers")
+    return sorted((f"{package}:{name}" for name in found), key=str.lower)
 
 
 def _allow(module: str) -> None:
@@ -79,8 +83,8 @@ def describe(name: str) -> dict[str, Any]:
 
 def _describe_other(name: str) -> dict[str, Any]:
     """Return what there is to know about a class outside torch, with its module before its name."""
-    _allow(name.partition(":")[0])
     class_ = recipe.find_class(name, True)
+    _allow(name.partition(":")[0].strip())
     facts = {"name": name} | _optimizer(name)
     facts["needs"] = "; ".join(_needs(class_, facts["calls"]))
     facts["example"] = _example_of(name, class_)
