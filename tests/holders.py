@@ -231,3 +231,124 @@ class HoldsIterator(Holding):
 
     def changed(self, _):
         return float(next(self.thing))
+
+
+class Starting(Somebodys):
+    """Writes the parameters when it is built, and sets an attribute on each."""
+
+    def __init__(self, params, lr=0.1):
+        super().__init__(params, lr)
+        with torch.no_grad():
+            for p, _ in self.all():
+                assert not hasattr(p, "begun")
+                p.begun = True
+                p.mul_(0.5)
+
+
+class Rowed(Somebodys):
+    """Lays its momenta into one row, which it steps as a whole."""
+
+    def __init__(self, params, lr=0.1):
+        super().__init__(params, lr)
+        self.row = torch.zeros(sum(p.numel() for p, _ in self.all()))
+
+    def step(self, closure=None):
+        start = 0
+        for p, _ in self.all():
+            if "before" not in self.state[p]:
+                self.state[p]["before"] = self.row[start : start + p.numel()].view(p.shape)
+            start += p.numel()
+        self.row.mul_(0.5)
+        return super().step(closure)
+
+    def direction(self, p, group):
+        return self.state[p]["before"].add_(p.grad) * group["lr"]
+
+
+class RowedInside(Rowed):
+    """The same, with the row in its state, too."""
+
+    def step(self, closure=None):
+        self.state[self.all()[0][0]]["row"] = self.row
+        super().step(closure)
+
+
+class Losing(RowedInside):
+    """Loads its state into new memory."""
+
+    def load_state_dict(self, state):
+        super().load_state_dict(state)
+        for those in self.state.values():
+            those["before"] = those["before"].clone()
+
+
+class Learned(Somebodys):
+    """Has parameters of its own in its state, and goes by their gradients."""
+
+    def direction(self, p, group):
+        state = self.state[p]
+        if not state:
+            state["scale"] = torch.nn.Parameter(torch.ones(2))
+            state["plain"] = torch.ones((), requires_grad=True)
+        with torch.enable_grad():
+            loss = (state["scale"] * state["plain"]).square().sum()
+            first, second = torch.autograd.grad(loss, [state["scale"], state["plain"]])
+        assert type(state["scale"]) is torch.nn.Parameter
+        state["scale"].sub_(first * 0.1), state["plain"].sub_(second * 0.01)
+        return p.grad * group["lr"] * state["scale"].sum() * state["plain"]
+
+
+class Graphing(Somebodys):
+    """Keeps a tensor with what it was computed from."""
+
+    def direction(self, p, group):
+        with torch.enable_grad():
+            self.state[p]["last"] = torch.ones((), requires_grad=True) * 2
+        return super().direction(p, group)
+
+
+class Ordering(Somebodys):
+    """Goes round in a dict whose order it changes."""
+
+    def direction(self, p, group):
+        state = self.state[p]
+        if not state:
+            state["order"] = OrderedDict(a=1.0, b=2.0, c=3.0)
+        state["order"].move_to_end(next(iter(state["order"])))
+        return p.grad * group["lr"] * next(iter(state["order"].values()))
+
+
+class Dundering(Somebodys):
+    """Has an attribute with a name like Python's own."""
+
+    def direction(self, p, group):
+        self.__count__ = getattr(self, "__count__", 0) + 1
+        return super().direction(p, group) / self.__count__
+
+
+class Marking(Somebodys):
+    """Keeps its momenta on the parameters, and one more thing."""
+
+    mark = 0.0
+
+    def direction(self, p, group):
+        p.momentum = getattr(p, "momentum", 0) * group["momentum"] + p.grad
+        p.seen = [*getattr(p, "seen", []), 1.0]
+        return p.momentum * group["lr"] / len(p.seen)
+
+
+class MarkingObjects(Marking):
+    """Keeps an object there."""
+
+    def direction(self, p, group):
+        p.thing = Slotted()
+        return super().direction(p, group)
+
+
+class MarkingState(Somebodys):
+    """Sets an attribute on a tensor of its state."""
+
+    def direction(self, p, group):
+        direction = super().direction(p, group)
+        self.state[p]["before"].mark = 7
+        return direction

@@ -11,7 +11,7 @@ import torch
 
 from optplug import _bridge, checkpoint, ctypes_api
 from optplug.ctypes_library import Error
-from third_party_twins import Hosted, Plain, same
+from third_party_twins import Hosted, Plain, drawn, same
 
 lib = ctypes_api.load()
 LAST, SAVED = 8, 3  # steps, and those before the save
@@ -235,3 +235,41 @@ def test_saves_and_loads_draw_no_random_numbers():
     assert (np.random.get_state()[1] == states[1]).all()
     run(ours, SAVED, LAST), run(later, SAVED, LAST)
     assert same(ours.values, later.values)
+
+
+def test_a_constructor_that_writes_parameters_does_so_once():
+    """At the first step, call or schedule: no question, save or load changes the arrays."""
+    ours, theirs = Hosted("Starting"), Plain("Starting")
+    before = drawn(0)
+    ours.opt.get(0, "lr")
+    content = ours.opt.save_memory()
+    ours.opt.describe()
+    assert same(ours.values, before)
+    ours.opt.load_memory(content)
+    assert same(ours.values, before)
+    ours, theirs = Hosted("Starting"), Plain("Starting")
+    ours.opt.get(0, "lr")
+    ours.opt.schedule("ConstantLR(factor=1.0)")  # which is when it is built
+    assert same(ours.values, theirs.values)
+    run(ours, 0, SAVED)
+    later = resumed(ours, "Starting")
+    assert same(later.values, ours.values)
+    run(theirs, 0, LAST)
+    for host in (ours, later):
+        run(host, SAVED, LAST)
+        assert same(host.values, theirs.values)
+
+
+def test_a_first_step_that_fails_undoes_what_the_constructor_has_written():
+    ours, theirs = Hosted("Starting"), Plain("Starting")
+    with pytest.raises(ValueError, match="a host's reason"):
+        ours.opt.step_closure(failing)
+    assert same(ours.values, drawn(0))
+    ours.opt.schedule("ConstantLR(factor=1.0)")
+    assert same(ours.values, theirs.values)
+    run(ours, 0, LAST), run(theirs, 0, LAST)
+    assert same(ours.values, theirs.values)
+
+
+def failing() -> float:
+    raise ValueError("a host's reason")

@@ -194,7 +194,6 @@ class Plain:
     def step(self, i: int) -> None:
         self.fill(i)
         torch.nn.utils.clip_grad_norm_(self.parameters, 1.0)
-        seed(i)
         self.opt.step(*[lambda: self.fill(i + 1000)] * self.case.has_closure)
         if self.case.has_schedule:
             self.schedule.step()
@@ -210,7 +209,6 @@ class Hosted:
         self.case = case
         self.values = values or [np.array(v, order=order) for v in drawn(0)]
         self.grads = [np.zeros_like(v) for v in self.values]
-        seed(0)
         self.opt = Optimizer(case.spec)
         for i, (value, grad) in enumerate(zip(self.values, self.grads, strict=True)):
             if case.groups[i]:
@@ -227,7 +225,6 @@ class Hosted:
     def step(self, i: int) -> None:
         self.fill(i)
         self.opt.clip_grad_norm(1.0)
-        seed(i)
         if self.case.has_closure:
             self.opt.step_closure(lambda: self.fill(i + 1000))
         else:

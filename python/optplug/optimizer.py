@@ -49,8 +49,7 @@ class HostedOptimizer:
             they do.
         rounds_sqrt: whether recorded steps take the processor's square root, whose bits may not be torch's.
         master_weights: whether parameters in half precision are stepped in float32: see `kinds.Mastered`.
-        seed: what random numbers of a class outside torch begin with: see `randomness`.
-        undo: whether a failed step of such a class is undone.
+        seed, undo: those of classes outside torch: see `options.OptimizerOptions`.
 
     Raises:
         ValueError: the spec cannot be read, names no optimizer, or PyTorch refuses a hyperparameter.
@@ -425,7 +424,7 @@ class HostedOptimizer:
         """
         self._check_bound("opt_load")
         self._resumption.check_values("opt_load", self.checkpoint)
-        with self.parameters.lent_as_before(), self.draws.kept_on_error():
+        with self.parameters.as_before(), self.draws.kept_on_error():
             self.run = self._resumption.load(content, self.run, self.checkpoint, self._build)
         self.planner.forget()
 
@@ -433,15 +432,17 @@ class HostedOptimizer:
 
     def built(self) -> torch.optim.Optimizer:
         """Return the optimizer proper, or, before that, one like it on the parameters that are there."""
-        return self.run.built or self._build()
+        with contextlib.nullcontext() if self.run.built else self.parameters.as_before(on_success=True):
+            return self.run.built or self._build()
 
     @contextlib.contextmanager
     def _ready(self, what: str) -> Iterator[torch.optim.Optimizer]:
         """Give the optimizer proper to a block; build it first, for good only if the block succeeds."""
         self._check_bound(what)
-        optimizer = self.built()
-        yield optimizer
-        self.run.built = optimizer
+        with contextlib.nullcontext() if self.run.built else self.parameters.as_before():
+            optimizer = self.run.built or self._build()
+            yield optimizer
+            self.run.built = optimizer
 
     # ---- around a step ----
 

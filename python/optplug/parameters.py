@@ -162,24 +162,49 @@ class Parameters:
             self.loans.settle()
 
     @contextlib.contextmanager
-    def lent_as_before(self) -> Iterator[None]:
-        """Let what fails leave the class outside torch, if it is one, with the memory that it has.
+    def as_before(self, on_success: bool = False) -> Iterator[None]:
+        """Let a block that fails leave a class outside torch, if it is one, with the memory that it has.
 
-        Its values are left as they were, too, which its constructor and ``load_state_dict`` may change.
+        Values and the parameters' attributes are left as they were, too, which its constructor and its
+        ``load_state_dict`` may change.
+
+        Args:
+            on_success: whether to leave those of a block that does not fail as well.
         """
         if self.loans is None:
             yield
             return
-        memory = [p.data.detach() for p in self if not p.is_staged]
-        memory += [p.tensor.detach() for p in self.mastered()]
-        before = [t.clone() for t in memory]
-        with self.loans.as_before_on_error():
+        attributes = [dict(vars(p)) for p in self._stepped]
+        is_made = False
+        with self.loans.as_before_on_error(), self.values_as_before(on_success):
             try:
                 yield
-            except BaseException:
+                is_made = True
+            finally:
+                if not is_made or on_success:
+                    self.forget_attributes()
+                    for p, known in zip(self._stepped, attributes, strict=True):
+                        vars(p).update(known)
+
+    @contextlib.contextmanager
+    def values_as_before(self, on_success: bool = True) -> Iterator[None]:
+        """Leave all values as they were after a block that fails, or after any."""
+        memory = [p.data.detach() for p in self if self.loans and not p.is_staged]
+        memory += [p.tensor.detach() for p in self.mastered() if self.loans]
+        before = [t.clone() for t in memory]
+        is_made = False
+        try:
+            yield
+            is_made = True
+        finally:
+            if not is_made or on_success:
                 for t, values in zip(memory, before, strict=True):
                     t.copy_(values)
-                raise
+
+    def forget_attributes(self) -> None:
+        """Take away the attributes that a class outside torch has set."""
+        for p in self._stepped:
+            vars(p).clear()
 
     # ---- what they are ----
 

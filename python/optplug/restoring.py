@@ -94,7 +94,7 @@ class Snapshot:
                 self._memory = [t.detach() for t in strided]
                 self._copies = Copies(strided)
         known = set(map(id, self._parameters))
-        self._own = [t for t in held.tensors if id(t) not in known]
+        self._own = [t for t in held.tensors if id(t) not in known and t.is_leaf]
         self._grads, self._forms = list(map(_grad_of, self._own)), _forms(self._own)
         self._things, self._strange = held.things, list(held.strange)
 

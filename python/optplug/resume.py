@@ -99,7 +99,10 @@ class Resumption:
 
     def _states(self, run: Run, build: Build) -> tuple[dict[str, Any], dict[str, Any]]:
         """Return the optimizer's state, and what a class outside torch has beside it."""
-        optimizer = run.built or build(self._parameters.groups)
+        optimizer = run.built
+        if optimizer is None:
+            with self._parameters.as_before(on_success=True):
+                optimizer = build(self._parameters.groups)
         if self._recipe.is_torchs:
             return optimizer.state_dict(), {}
         with random_numbers_kept():
@@ -157,7 +160,10 @@ class Resumption:
         else:
             names = self._ordered(names, saved, about, run.built or build(parameters.groups))
         groups = [Group(g.options, n) for g, n in zip(parameters.groups, names, strict=True)]
-        optimizer = build(groups)
+        if by_its_own:
+            parameters.forget_attributes()
+        with parameters.values_as_before():  # which are the host's or the file's, whatever it begins with
+            optimizer = build(groups)
         before = [dict(group) for group in (run.built or optimizer).param_groups]
         made_of = run.schedules
         states = [s.state_dict() for s in run.schedulers]

@@ -30,8 +30,8 @@ from optplug.torch_private import is_wrapped_by_scheduler, note_step
 ENDS = frozenset({NoneType, bool, int, float, complex, str, bytes, torch.dtype, torch.device, torch.Size})
 # What does not change.
 _CONSTANT = (type, ModuleType, np.generic, Enum, range, frozenset)
-# What has a state that is not among its attributes, and that can be put back.
-_THINGS = (np.ndarray, torch.Generator, np.random.Generator, np.random.RandomState, random.Random)
+#: What has a state that is not among its attributes, and that can be put back.
+THINGS = (np.ndarray, torch.Generator, np.random.Generator, np.random.RandomState, random.Random)
 # What else leads on by its attributes, whosever it is.
 _LEADING = (
     *(torch.optim.Optimizer, torch.optim.lr_scheduler.LRScheduler, nn.Module, SimpleNamespace),
@@ -90,7 +90,7 @@ def holdings(optimizer: torch.optim.Optimizer, more: Iterable[Any] = ()) -> Hold
                 inside = attributes.values()
             else:
                 result.bare.append(attributes)
-            if id(value) not in parameters and value.grad is not None:
+            if id(value) not in parameters and value.is_leaf and value.grad is not None:
                 found.append(value.grad)
         elif isinstance(value, dict):
             containers.append(value)
@@ -115,7 +115,7 @@ def holdings(optimizer: torch.optim.Optimizer, more: Iterable[Any] = ()) -> Hold
             if isinstance(value, partial):
                 containers.append(value.keywords)
                 inside += value.keywords.values()
-        elif isinstance(value, _THINGS):
+        elif isinstance(value, THINGS):
             result.things.append(value)
             inside = value.flat if isinstance(value, np.ndarray) and value.dtype == object else ()
         elif isinstance(value, _LEADING) or package_of(value) in packages:
@@ -140,7 +140,7 @@ def _attributes(value: Any, containers: list[Any]) -> list[Any]:
 
 def _of_object(value: Any, containers: list[Any]) -> list[Any]:
     inside = _attributes(value, containers) if hasattr(value, "__dict__") else []
-    names = _slots_of(type(value))  # type: ignore[arg-type]
+    names = slots_of(type(value))  # type: ignore[arg-type]
     if names:
         slots = Slots(value, names)
         containers.append(slots)
@@ -162,7 +162,7 @@ def _of_function(function: FunctionType, containers: list[Any]) -> list[Any]:
 
 
 @cache
-def _slots_of(kind: type) -> tuple[str, ...]:
+def slots_of(kind: type) -> tuple[str, ...]:
     """Return the names of the slots of a class's objects."""
     return tuple(
         name

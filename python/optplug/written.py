@@ -1,0 +1,256 @@
+"""Values of a class outside torch as a file can have them, and back.
+
+A file has plain values, dicts, lists, tuples and tensors.  What it has no notion of stands in it as a dict
+with a key of ours.
+"""
+
+from __future__ import annotations
+
+from collections import OrderedDict, deque
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from optplug.alike import MISSING, is_the_same
+from optplug.buffers import is_dense, name_of
+from optplug.spec import shown
+from optplug.stored import DamagedError, Foreign, Stored
+from optplug.unpickle import STORAGES, is_key
+
+#: Not bytes: a class's load_state_dict may unpickle them, and so run what a forged file says.
+PLAIN = (type(None), bool, int, float, str)
+_KIND = "optplug kind"
+_DTYPES = {name_of(dtype): dtype for dtype in STORAGES}
+
+
+class NoPlaceError(Exception):
+    """A value that no file can give back: its place, and itself."""
+
+    def __init__(self, place: str, value: object) -> None:
+        super().__init__(place, value)
+        self.place, self.value = place, value
+
+
+# ---- from a file ----
+
+
+class Known:
+    """The tensors of a file that are read: those that share memory there share it again.
+
+    Args:
+        saved: all that the file has of an optimizer.
+    """
+
+    def __init__(self, *saved: Any) -> None:
+        self._tensors: dict[tuple[Any, ...], Tensor] = {}
+        self._memory: dict[int, Tensor] = {}
+        forms: dict[int, set[tuple[Any, ...]]] = {}
+        found = list(saved)
+        while found:
+            value = found.pop()
+            if isinstance(value, Stored):
+                forms.setdefault(value.storage.start, set()).add(_form(value))
+            elif type(value) in (list, tuple):
+                found += value
+            elif type(value) is dict:
+                found += value.values()
+        self._shared = {start for start, those in forms.items() if len(those) > 1}
+
+    def tensor(self, stored: Stored, place: str) -> Tensor:
+        """Read one that is not read yet."""
+        if stored.nbytes > stored.storage.size:
+            raise ValueError(f"{called(place)} is {stored}, which is larger than its memory")
+        start, key = stored.storage.start, (stored.storage.start, *_form(stored))
+        if key not in self._tensors:
+            is_part = start in self._shared and 0 not in stored.shape
+            self._tensors[key] = self._part(stored) if is_part else stored.tensor()
+        return self._tensors[key]
+
+    def _part(self, stored: Stored) -> Tensor:
+        storage, size = stored.storage, stored.dtype.itemsize
+        if storage.start not in self._memory:
+            self._memory[storage.start] = Stored(torch.uint8, (storage.size,), (1,), 0, storage).tensor()
+        last = stored.offset + sum((n - 1) * s for n, s in zip(stored.shape, stored.strides, strict=True))
+        if (last + 1) * size > storage.size:
+            raise DamagedError("damaged: a tensor is not within its memory")
+        whole = self._memory[storage.start][: storage.size // size * size].view(stored.dtype)
+        return whole.as_strided(stored.shape, stored.strides, stored.offset)
+
+
+def _form(stored: Stored) -> tuple[Any, ...]:
+    return stored.offset, stored.dtype, stored.shape, stored.strides
+
+
+def read(saved: Any, there: Any, known: Known, place: str = "") -> Any:
+    """Return what a file has of a state, its tensors read; what no file can have is taken from here.
+
+    Args:
+        saved: as the file has it.
+        there: the same of an optimizer as it is built.
+        known: the tensors that are read already: one that stands in two places is one again.
+
+    Raises:
+        ValueError: there is something in it that is no value.
+    """
+    if isinstance(saved, Tensor):
+        return saved
+    if isinstance(saved, Stored):
+        return known.tensor(saved, place)
+    if type(saved) is dict and _KIND in saved:
+        return _made(saved, known, place)
+    if type(saved) is dict:
+        like = there if isinstance(there, dict) else {}
+        those = {k: v for k, v in saved.items() if not (k in like and _stays(v, like[k]))}
+        found = {k: read(v, like.get(k), known, f"{place}[{shown(k)}]") for k, v in those.items()}
+        return {**{k: v for k, v in like.items() if k not in found and not _can_write(v)}, **found}
+    if type(saved) in (list, tuple):
+        likes = there if isinstance(there, list | tuple) and len(there) == len(saved) else [None] * len(saved)
+        items = enumerate(zip(saved, likes, strict=True))
+        return type(saved)(read(v, like, known, f"{place}[{i}]") for i, (v, like) in items)
+    if isinstance(saved, Foreign) or type(saved) not in PLAIN:
+        raise ValueError(f"{called(place)} is {shown(saved)}")
+    return saved
+
+
+def _stays(saved: Any, here: Any) -> bool:
+    """Tell whether what is here stands for what a file of PyTorch's has, which is not read."""
+    return isinstance(saved, Foreign) or (type(saved) is bytes and saved == here)
+
+
+def _made(saved: dict[str, Any], known: Known, place: str) -> Any:
+    """Return what is written as a dict with a kind."""
+    kind, content = saved[_KIND], saved.get("of")
+    if kind == "dtype" and type(content) is str and content in _DTYPES:
+        return _DTYPES[content]
+    if kind == "set" and type(content) is list and all(map(is_key, content)):
+        return set(content)
+    longest = saved.get("maxlen")
+    if kind == "deque" and type(content) is list and (longest is None or type(longest) is int):
+        return deque(read(content, None, known, place), longest)
+    if kind == "ordered" and type(content) is list and all(map(_is_pair, content)):
+        return OrderedDict((k, read(v, None, known, f"{place}[{shown(k)}]")) for k, v in content)
+    values = read(content, None, known, place) if isinstance(content, Stored | Tensor) else None
+    if isinstance(values, Tensor):
+        is_number = values.dtype.is_floating_point or values.is_complex()
+        requires_grad = saved.get("requires_grad")
+        if kind in _KINDS and type(requires_grad) is bool and (is_number or not requires_grad):
+            return _KINDS[kind](values.detach(), requires_grad)
+        if kind == "array" and values.dtype != torch.bfloat16:
+            return values.numpy()
+        if kind == "generator" and values.dtype == torch.uint8 and values.dim() == 1:
+            try:
+                generator = torch.Generator()
+                generator.set_state(values)
+            except RuntimeError as error:
+                raise ValueError(f"{called(place)} is no generator's state: {error}") from error
+            return generator
+    raise ValueError(f"{called(place)} is of no known kind: {shown(saved)}")
+
+
+def _is_pair(value: Any) -> bool:
+    return type(value) in (list, tuple) and len(value) == 2 and is_key(value[0])
+
+
+_KINDS: dict[object, Callable[[Tensor, bool], Tensor]] = {
+    "parameter": nn.Parameter,
+    "tensor": Tensor.requires_grad_,
+}
+
+
+# ---- into a file ----
+
+
+def _can_write(value: Any) -> bool:
+    try:
+        write("", value, None, set())
+    except NoPlaceError:
+        return False
+    return True
+
+
+def write(place: str, value: Any, there: Any, shared: set[int]) -> Any:
+    """Return a value as a file can have it, without what no file can have but what is here, too.
+
+    Args:
+        shared: the addresses of memory that several tensors have, which is to be theirs again.
+
+    Raises:
+        NoPlaceError: something is no such value.
+    """
+    kind = type(value)
+    if kind in PLAIN:
+        return value
+    if kind is np.float64:
+        return float(value)
+    if kind in (Tensor, nn.Parameter) and value.layout == torch.strided and value.dtype in STORAGES:
+        return _write_tensor(place, value, shared)
+    if kind.__name__ == "OrderedDict" and place:
+        items = list(value.items())
+        bad = next((k for k, _ in items if not is_key(k)), None)
+        if bad is not None:
+            raise NoPlaceError(f"{place}[{shown(bad)}]", bad)
+        return {
+            _KIND: "ordered",
+            "of": [[k, write(f"{place}[{shown(k)}]", v, None, shared)] for k, v in items],
+        }
+    if isinstance(value, dict) and kind.__name__ in ("dict", "OrderedDict"):
+        like = there if isinstance(there, dict) else {}
+        result = {}
+        for key, item in value.items():
+            if not is_key(key):
+                raise NoPlaceError(f"{place}[{shown(key)}]", key)
+            try:
+                result[key] = write(f"{place}[{shown(key)}]", item, like.get(key), shared)
+            except NoPlaceError:
+                if not is_the_same(item, like.get(key, MISSING)):
+                    raise
+        return result
+    if kind in (list, tuple, torch.Size):
+        likes = there if kind is list and isinstance(there, list) and len(there) == len(value) else None
+        pairs = enumerate(zip(value, likes or [None] * len(value), strict=True))
+        items = [write(f"{place}[{i}]", v, e, shared) for i, (v, e) in pairs]
+        return items if kind is list else tuple(items)
+    if kind is torch.dtype and value in STORAGES:
+        return {_KIND: "dtype", "of": name_of(value)}
+    if kind is set and all(map(is_key, value)):
+        return {_KIND: "set", "of": list(value)}
+    if kind is deque:
+        return {_KIND: "deque", "of": write(place, list(value), None, shared), "maxlen": value.maxlen}
+    if kind is np.ndarray and value.dtype.name in _DTYPES and value.dtype.isnative:
+        return {_KIND: "array", "of": torch.from_numpy(np.ascontiguousarray(value).copy())}
+    if kind is torch.Generator and value.device.type == "cpu":
+        return {_KIND: "generator", "of": value.get_state()}
+    raise NoPlaceError(place, value)
+
+
+def _write_tensor(place: str, value: Tensor, shared: set[int]) -> Any:
+    for name, attribute in vars(value).items():
+        raise NoPlaceError(f"{place}.{name}", attribute)
+    if value.grad_fn is not None:
+        raise NoPlaceError(f"{place}.grad_fn", value.grad_fn)
+    if value.grad is not None:
+        raise NoPlaceError(f"{place}.grad", value.grad)
+    content = value.detach()
+    if content.untyped_storage().data_ptr() not in shared:
+        content = _compact(content)
+    if type(value) is nn.Parameter or value.requires_grad:
+        kind = "parameter" if type(value) is nn.Parameter else "tensor"
+        return {_KIND: kind, "of": content, "requires_grad": value.requires_grad}
+    return content
+
+
+def _compact(tensor: Tensor) -> Tensor:
+    """Return a tensor that takes no more memory in a file than it has values."""
+    tensor = tensor.resolve_conj().resolve_neg()
+    if not is_dense(tensor.shape, tensor.stride()):
+        return tensor.contiguous()
+    size = tensor.numel() * tensor.itemsize
+    return tensor if tensor.untyped_storage().nbytes() == size else tensor.clone()
+
+
+def called(place: str) -> str:
+    """Return a place in a state as people read it: "state[0]['exp_avg']"."""
+    return place.replace("['", "", 1).replace("']", "", 1) if place.startswith("['") else place.lstrip(".")
