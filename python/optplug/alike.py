@@ -148,9 +148,7 @@ def _attributes_of(value: Any) -> dict[str, Any]:
     found = {n: getattr(value, n) for n in slots_of(type(value)) if hasattr(value, n)}  # type: ignore[arg-type]
     kept = {k: v for k, v in getattr(value, "__dict__", {}).items() if not k.startswith(HOOKS)}
     found |= {k: v for k, v in kept.items() if k not in ("_opt_called", "step")}
-    if (
-        isinstance(value, torch.optim.Optimizer) and "defaults" in found
-    ):  # torch puts that there when it loads
+    if isinstance(value, torch.optim.Optimizer) and "defaults" in found:  # torch sets one at loads
         found["defaults"] = {"differentiable": False, **value.defaults}
     return found
 

@@ -157,12 +157,13 @@ class Resumption:
         names = [group.names for group in parameters.groups]
         if not by_its_own:
             names = order(saved, names)
-        else:
-            names = self._ordered(names, saved, about, run.built or build(parameters.groups))
-        groups = [Group(g.options, n) for g, n in zip(parameters.groups, names, strict=True)]
-        if by_its_own:
-            parameters.forget_attributes()
-        with parameters.values_as_before():  # which are the host's or the file's, whatever it begins with
+        with (
+            parameters.values_as_before()
+        ):  # the host's or the file's, not the class's
+            if by_its_own:
+                names = self._ordered(names, saved, about, run.built or build(parameters.groups))
+                parameters.forget_attributes()
+            groups = [Group(g.options, n) for g, n in zip(parameters.groups, names, strict=True)]
             optimizer = build(groups)
         before = [dict(group) for group in (run.built or optimizer).param_groups]
         made_of = run.schedules
