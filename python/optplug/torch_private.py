@@ -63,8 +63,8 @@ def has_hooks(instance: torch.optim.Optimizer) -> bool:
     return bool(
         _optimizer._global_optimizer_pre_hooks
         or _optimizer._global_optimizer_post_hooks
-        or instance._optimizer_step_pre_hooks
-        or instance._optimizer_step_post_hooks
+        or getattr(instance, "_optimizer_step_pre_hooks", None)  # a class may do without the constructor
+        or getattr(instance, "_optimizer_step_post_hooks", None)
     )
 
 
