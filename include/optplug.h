@@ -68,7 +68,11 @@ enum {
  * parameters or with a placeholder for them: "SGD(lr=0.1, momentum=0.9)", "optim.SGD(params, lr=0.1)".
  *
  * Supports every class of torch.optim; LBFGS needs opt_step_closure or opt_iterate, SparseAdam needs
- * opt_bind_sparse.  Returns a positive handle.  PyTorch checks the hyperparameters here.  Unless the spec
+ * opt_bind_sparse.  Other classes are written with their module, if third_party allows that (see opt_init):
+ * "pytorch_optimizer:Lion(lr=1e-4)".  Their arguments may be dtypes, classes and optimizers, too:
+ * "pytorch_optimizer:SAM(base_optimizer=SGD, lr=0.1)", "pytorch_optimizer:Lookahead(SGD(lr=0.1), k=5)".
+ *
+ * Returns a positive handle.  PyTorch checks the hyperparameters here.  Unless the spec
  * sets fused, foreach, capturable or differentiable, optplug uses PyTorch's fused kernels where the class
  * and the arrays allow it, and foreach from eight parameters on where that gives the same bits. */
 int opt_create(const char *spec);
@@ -418,6 +422,9 @@ const char *opt_describe(int opt);
 
 /* List what is available, one per line: "optimizers", "schedulers", "dtypes", "devices"; or, for the name
  * of an optimizer or scheduler, its arguments with their defaults.
+ *
+ * The optimizers of packages that third_party names follow PyTorch's, each with its module,
+ * "pytorch_optimizer:Lion", by which its arguments are asked for; the packages are imported for that.
  *
  * Starts Python if necessary.  NULL on failure.  Valid as long as opt_describe's text. */
 const char *opt_list(const char *kind);

@@ -143,6 +143,12 @@ def test_the_closure_in_python_runs():
     assert hosts.run(sys.executable, "-c", programs("first-steps/python.md", "python")[0]).stdout == CLOSURE
 
 
+def test_the_second_order_program_prints_what_the_page_says():
+    page = (DOCS / "modern.md").read_text()
+    printed = hosts.run(sys.executable, "-c", programs("modern.md", "python")[0]).stdout
+    assert printed == re.search(r"```text\n(.*?)```", page, re.S)[1]
+
+
 @hosts.needs_mpi
 def test_the_program_under_mpi_runs(tmp_path):
     build(programs("clusters.md", "c")[0], tmp_path, "main.c", ("mpicc", "-std=c99"))

@@ -293,6 +293,29 @@ def test_a_checkpoint_goes_by_names_where_the_class_goes_by_order():
     assert ours.opt.save_memory()
 
 
+def test_a_checkpoint_without_a_parameter_is_refused():
+    first, later = (Optimizer("wrappers:Slow(SGD(lr=0.05))") for _ in range(2))
+    for opt, names in ((first, "ab"), (later, "ac")):
+        for name in names:
+            opt.bind(name, np.ones(2, "f4"), np.ones(2, "f4"))
+        opt.step()
+    with pytest.raises(Error, match="it has no parameter 'c': there are 'a', 'b'"):
+        later.load_memory(first.save_memory())
+
+
+@pytest.mark.parametrize("spec", [s for s in CASES if ":Slow(" in s])
+def test_what_plain_pytorch_has_saved_is_gone_on_from(spec, tmp_path):
+    ours, theirs = Hosted(spec), Plain(EVERY[spec])
+    for i in range(SAVED):
+        step(ours, spec, i), step(theirs, spec, i)
+    torch.save({"optimizer": theirs.opt.state_dict()}, tmp_path / "plain.pt")
+    later = Hosted(spec, values=ours.values)
+    later.opt.load(tmp_path / "plain.pt")
+    for i in range(SAVED, LAST):
+        step(later, spec, i), step(theirs, spec, i)
+        assert same(later.values, theirs.values), i
+
+
 @pytest.mark.parametrize(
     ("spec", "words"),
     [

@@ -148,7 +148,9 @@ class Resumption:
     ) -> Run:
         parameters, is_ours = self._parameters, about is not None
         by_its_own = not self._recipe.is_torchs
-        saved = content["optimizer"] if by_its_own and is_ours else find(content)
+        # Those that wrap another one may save whatever they like, and nothing that torch's own classes have.
+        is_free = self._recipe.wraps and type(content.get("optimizer")) is dict
+        saved = content["optimizer"] if by_its_own and (is_ours or is_free) else find(content)
         names = [group.names for group in parameters.groups]
         if not by_its_own:
             names = order(saved, names)
@@ -219,7 +221,13 @@ class Resumption:
             there = list(about["parameters"])
         else:
             return names
-        return [sorted(group, key=there.index) for group in names]
+        places = {name: i for i, name in enumerate(there)}
+        for name in (name for group in names for name in group):
+            if name not in places:
+                raise ValueError(
+                    f"it has no parameter {shown(name)}: there are {', '.join(map(shown, there))}"
+                )
+        return [sorted(group, key=places.__getitem__) for group in names]
 
     def _average_like(self, state: dict[str, Any] | None, run: Run) -> Average | None:
         here = run.average.text if run.average else None
