@@ -52,6 +52,8 @@ CASES = {
     "wrappers:Slow(wrappers:Typed(kind=torch.bfloat16))": lambda ps: wrappers.Slow(
         wrappers.Typed(ps, kind=torch.bfloat16)
     ),
+    "wrappers:Either(SGD(lr=0.05, momentum=0.9))": lambda ps: wrappers.Either(sgd(ps)),
+    "wrappers:Either(k=3, lr=0.05)": lambda ps: wrappers.Either(ps, k=3, lr=0.05),
     "wrappers:Beside(SGD(lr=0.05, momentum=0.9))": lambda ps: wrappers.Beside(sgd(ps)),
     "wrappers:Beside(wrappers:Typed(), weight=0.25)": lambda ps: wrappers.Beside(wrappers.Typed(ps), 0.25),
     "wrappers:Modelled(lr=0.2)": lambda ps: wrappers.Modelled(module(ps), lr=0.2),

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
 import torch
 
 from somebodys import Somebodys
@@ -46,6 +48,15 @@ class Slow(torch.optim.Optimizer):
     def load_state_dict(self, state):
         self.optimizer.load_state_dict(state["inner"])
         self.slow, self.count = [t.clone() for t in state["slow"]], state["count"]
+
+
+class Either(Slow):
+    """Takes parameters as well, as Magma does."""
+
+    def __init__(self, optimizer: torch.optim.Optimizer | Iterable[torch.Tensor], k=2, lr=0.1):
+        if not isinstance(optimizer, torch.optim.Optimizer):
+            optimizer = torch.optim.SGD(optimizer, lr=lr)
+        super().__init__(optimizer, k)
 
 
 class Sharp(Somebodys):

@@ -11,6 +11,7 @@ import inspect
 import pathlib
 import re
 import sys
+from collections.abc import Iterable
 from inspect import Parameter
 from typing import Any
 
@@ -146,10 +147,13 @@ def _parameters(class_: type) -> list[Parameter]:
     return list(signature_of(class_).parameters.values())
 
 
-def supplied(class_: type) -> list[str]:
+def supplied(class_: type, has_optimizer: bool = True) -> list[str]:
     """Return the arguments of a constructor that we have: parameters, as such, with names, or in a model.
 
     They come first, but for a model, which may come later.  A class that wraps an optimizer may have none.
+
+    Args:
+        has_optimizer: whether a spec has one; some classes take parameters in its place.
     """
     found = [
         p.name
@@ -157,9 +161,10 @@ def supplied(class_: type) -> list[str]:
         if p.name in ("params", *_MODELS, *_NAMED) and p.default is p.empty and p.kind is not p.VAR_KEYWORD
     ]
     first = next(iter(_parameters(class_)), None)
-    if first is None or first.name in found or takes_optimizer(class_, first.name):
+    if first is None or first.name in found:
         return found
-    return [first.name, *found]
+    needs_optimizer = has_optimizer or "Iterable" not in str(first.annotation)
+    return found if needs_optimizer and takes_optimizer(class_, first.name) else [first.name, *found]
 
 
 def options(class_: type) -> set[str]:
@@ -175,9 +180,9 @@ def takes_optimizer(class_: type, name: str) -> bool:
     return ("optim" in name.lower() or "Optimizer" in annotation) and not is_value
 
 
-def takes_groups(class_: type) -> bool:
-    """Tell whether a constructor gets the parameters so that they may be in groups."""
-    return any(name not in _MODELS | _NAMED for name in supplied(class_))
+def are_in_groups(names: Iterable[str]) -> bool:
+    """Tell whether a constructor that gets these from us gets parameters that may be in groups."""
+    return any(name not in _MODELS | _NAMED for name in names)
 
 
 def of_parameters(name: str, groups: list[dict[str, Any]], params: Any) -> Any:

@@ -62,6 +62,8 @@ class Recipe:
     #: Whether the spec says fused=True; whether fused kernels may be chosen, since it says nothing.
     must_fuse: bool
     may_fuse: bool
+    #: The constructor's arguments that we have: see `outside.supplied`.
+    supplied: tuple[str, ...] = ("params",)
     #: Whether its groups may have the parameters' names in them; some classes take that for an option.
     names_groups: bool = True
     #: Which classes outside torch its groups may name as well.
@@ -162,12 +164,10 @@ class Recipe:
         """
         unnamed = [{**group, "params": [p for _, p in group["params"]]} for group in groups]
         is_list = len(unnamed) == 1 and len(unnamed[0]) == 1
-        if not outside.takes_groups(self.class_) and not any(
-            isinstance(v, Recipe) for v in arguments.values()
-        ):
+        if not self.wrapped() and not outside.are_in_groups(self.supplied):
             options = {name: value for name, value in groups[0].items() if name != "params"}
             if len(groups) > 1 or options.keys() - self.options():
-                what = outside.supplied(self.class_)[0]
+                what = self.supplied[0]
                 raise SpecError(
                     f"{self.name} takes its parameters as {what}, without groups: leave out opt_group"
                 )
@@ -190,7 +190,7 @@ class Recipe:
         """Call a constructor, with an optimizer for each that it wraps, or with what makes one."""
         plain = {k: copy.deepcopy(v) for k, v in arguments.items() if not isinstance(v, Recipe)}
         inner = {k: v for k, v in arguments.items() if isinstance(v, Recipe)}
-        first, *others = outside.supplied(self.class_) or [""]
+        first, *others = self.supplied or [""]
         given = [outside.of_parameters(first, groups, params)] if first else []
         plain |= {name: outside.of_parameters(name, groups, params) for name in others}
         made: Any = self.class_
@@ -327,7 +327,9 @@ def _read(text: str, third_party: Allowed) -> Recipe:
 def _recipe_of(call: Call, third_party: Allowed) -> Recipe:
     class_ = _find_class(call, third_party)
     is_torchs = class_ in classes().values()
-    given = spec.check_arguments(class_, call, ["params"] if is_torchs else outside.supplied(class_))
+    has_optimizer = any(isinstance(v, Call | Name) for v in (*call.args[:1], *call.kwargs.values()))
+    supplied = ["params"] if is_torchs else outside.supplied(class_, has_optimizer)
+    given = spec.check_arguments(class_, call, supplied)
     check_kinds(class_, given)
     arguments = {name: argument(class_, name, value, third_party) for name, value in given.items()}
     for key, inner in arguments.items():
@@ -346,6 +348,7 @@ def _recipe_of(call: Call, third_party: Allowed) -> Recipe:
         may_fuse=is_torchs
         and "fused" in spec.signature_of(class_).parameters  # type: ignore[arg-type]
         and not any(name in arguments for name in IMPLEMENTATIONS),
+        supplied=tuple(supplied),
         third_party=third_party,
         module="" if is_torchs else call.module,
     )

@@ -95,7 +95,7 @@ def _describe_other(name: str) -> dict[str, Any]:
 def _needs(class_: type, calls: str) -> Iterator[str]:
     """Yield what a program has to know of a class outside torch, beside its arguments."""
     supplied = outside.supplied(class_)
-    if not outside.takes_groups(class_):
+    if not outside.are_in_groups(supplied):
         yield (
             f"{' and '.join(supplied)}, from optplug; no groups" if supplied else "an optimizer, in the spec"
         )
