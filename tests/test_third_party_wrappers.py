@@ -59,6 +59,7 @@ CASES = {
     "wrappers:Modelled(lr=0.2)": lambda ps: wrappers.Modelled(module(ps), lr=0.2),
     "wrappers:Named(lr=0.02)": lambda ps: wrappers.Named(module(ps).named_parameters(), lr=0.02),
     "wrappers:Both(SGD(lr=0.05, momentum=0.9))": lambda ps: wrappers.Both(ps, sgd(ps), module(ps)),
+    "wrappers:Late()": wrappers.Late,
     "wrappers:Typed(kind=torch.bfloat16)": lambda ps: wrappers.Typed(ps, kind=torch.bfloat16),
     "wrappers:Typed(other_kind=torch.float64)": lambda ps: wrappers.Typed(ps, kind=torch.float64),
 }

@@ -182,6 +182,18 @@ class Typed(Somebodys):
         return state["before"].to(p.dtype) * group["lr"]
 
 
+class Late(Somebodys):
+    """Has no rate before its first step."""
+
+    def __init__(self, params, lr=None, momentum=0.9):
+        super().__init__(params, lr, momentum)
+
+    def move(self, p, group):
+        if group["lr"] is None:
+            group["lr"] = 0.1
+        super().move(p, group)
+
+
 class Unlike(Somebodys):
     """Takes all options of its groups for arguments, and goes back from the loss, as torchmin does."""
 

@@ -162,7 +162,10 @@ class _Builder:
         """Make a scheduler of an optimizer of no importance, and step it, to hear what PyTorch says."""
         optimizer = _stand_in(self._optimizer)
         constant = {name: _constant(function) for name, function in functions.items()}
+        has_rates = all(isinstance(g.get("lr"), int | float | Tensor) for g in optimizer.param_groups)
         scheduler = class_(*[optimizer] * implied, **arguments, **constant)
+        if not has_rates:  # until a step of a class outside torch, as Adafactor of timm
+            return
         scheduler.step(*[0.0] * isinstance(scheduler, ReduceLROnPlateau))
         for group in optimizer.param_groups:
             if not 0 <= group["lr"] < math.inf:
