@@ -58,6 +58,9 @@ FORWARD(int, opt_group, (int opt, const char *options), (opt, options))
 FORWARD(int, opt_step_closure, (int opt, opt_callback closure, void *user, double *loss),
         (opt, closure, user, loss))
 FORWARD(int, opt_iterate, (int opt, double loss), (opt, loss))
+FORWARD(int, opt_distribute,
+        (int opt, const char *placement, opt_collective collective, void *user, int rank, int size),
+        (opt, placement, collective, user, rank, size))
 FORWARD(int, opt_schedule_callback, (int opt, const char *spec, opt_callback function, void *user),
         (opt, spec, function, user))
 FORWARD(int, opt_stream, (int opt, void *stream), (opt, stream))

@@ -26,6 +26,7 @@ def describe(hosted: HostedOptimizer) -> str:
                 f"gradient {layout(p.grad)}{p.note}"
             )
     lines += hosted.streams.describe()
+    lines += hosted.ranks.describe() if hosted.ranks else []
     lines += [f"{kind}: {text}" for kind, text in attached(hosted)]
     lines += [
         f"steps: {hosted.run.steps}",
@@ -54,7 +55,8 @@ def way(hosted: HostedOptimizer) -> str:
     if hosted.planner.lbfgs.are_on_rows(optimizer):
         return f"{path}, by Python on rows of numbers by C"
     reasons = {
-        "plans=False": not hosted.planner.makes_plans,
+        hosted.ranks.reason if hosted.ranks else "": bool(hosted.ranks and hosted.ranks.reason),
+        "plans=False": not (hosted.planner.makes_plans or (hosted.ranks and hosted.ranks.reason)),
         "hooks of PyTorch's watch them": has_hooks(optimizer),
         f"they cannot be recorded: {hosted.planner.records.reason}": bool(hosted.planner.records.reason),
     }

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 import torch
+from torch import Tensor
 from torch.optim.lr_scheduler import LRScheduler
 
 from optplug import schedules
@@ -26,3 +27,8 @@ class Run:
     steps: int = 0
     #: Checksums of the values that the next step should find.
     expected: dict[str, int] = field(default_factory=dict)
+
+    def state_memory(self) -> list[Tensor]:
+        """Return the tensors of the optimizer's state."""
+        states = self.built.state.values() if self.built else ()
+        return [t for s in states if isinstance(s, dict) for t in s.values() if isinstance(t, Tensor)]
