@@ -301,6 +301,24 @@ int opt_group(int opt, const char *options)
     return status < 0 ? status : call_end(&call, runtime.python->group(opt, options));
 }
 
+/* ---- many ranks ---- */
+
+API(distribute)
+int opt_distribute(int opt, const char *placement, opt_collective collective, void *user, int rank, int size)
+{
+    if (!placement)
+        return fail(OPT_EINVAL, "placement must not be NULL");
+    if (size < 0 || (collective && size == 0))
+        return fail(OPT_EINVAL, "size must be positive, got %d", size);
+    if (rank < 0 || (size ? rank >= size : rank > 0))
+        return fail(OPT_EINVAL, "rank must be 0 to %d, got %d", size ? size - 1 : 0, rank);
+    struct call call;
+    int status = call_begin(&call, opt, CALL_DISTRIBUTE);
+    if (status < 0)
+        return status;
+    return call_end(&call, runtime.python->distribute(opt, placement, collective, user, rank, size));
+}
+
 /* ---- functions of the host's ---- */
 
 API(step_closure)

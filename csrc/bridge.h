@@ -13,6 +13,8 @@
 
 /* A function of the host's, as in optplug.h. */
 typedef int (*optplug_callback)(void *user, double *value);
+typedef int (*optplug_collective)(void *user, const char *what, const char *dtype, const void *send,
+                                  void *receive, int64_t count);
 
 /* Values of one dtype.  They lie one after the other; but in a record's list there may be gaps, or another order
  * than in its first list: the sizes and strides of their dimensions are then given, the innermost first. */
@@ -233,6 +235,8 @@ typedef struct optplug_python {
                        void *data, int64_t capacity, const int64_t *count, const int64_t *indices,
                        void *grad_rows);
     int (*group)(int opt, const char *options);
+    int (*distribute)(int opt, const char *placement, optplug_collective collective, void *user, int rank,
+                      int size);
     int (*step)(int opt);
     int (*plan)(int opt, int64_t serial, optplug_plan *stated);
     int (*plan_refused)(int opt, int has_failed);
@@ -278,6 +282,8 @@ typedef struct optplug_host {
     void (*text)(const char *text);
     /* Call a function of the host's as if Python were not there. */
     int (*call)(optplug_callback function, void *user, double *value);
+    int (*collective)(optplug_collective function, void *user, const char *what, const char *dtype,
+                      const void *send, void *receive, int64_t count);
     /* Set the number of torch's threads, for all; set it for this thread if positive, and return it. */
     void (*threads)(int count);
     int (*thread_count)(int count);

@@ -214,6 +214,41 @@ int opt_bind_sparse(int opt, const char *name, const char *dtype, int64_t rows, 
  * class's module mentions. */
 int opt_group(int opt, const char *options);
 
+/* ---- many ranks ---- */
+
+/* A collective of your ranks: do what on count values of dtype, and return 0, or a negative number to fail.
+ *
+ * "all_gather": receive gets the count values in send of every rank, by rank; dtype is "uint8".
+ * "reduce_scatter": send has count values for each rank, by rank; receive gets the sums of those for this rank
+ * over all ranks; dtype is "float32" or "float64".  The two arrays do not overlap.
+ *
+ * All ranks call it in the same order, each on the thread that called optplug, with your floating-point
+ * environment.  It must return, and must not call optplug.  optplug_mpi.h has one for MPI. */
+typedef int (*opt_collective)(void *user, const char *what, const char *dtype, const void *send,
+                              void *receive, int64_t count);
+
+/* Let size ranks of a parallel program step this optimizer together, of which this is number rank.
+ *
+ * Call it before opt_bind.  Parameters bound from now on lie as placement says, in the words of
+ * torch.distributed.tensor; call it again, with another placement, for parameters of both kinds.
+ * "Replicate()": every rank has all of it, and a gradient of its own data; gradients and losses are averaged.
+ * "Replicate(), Partial('sum')": the same, but they are added up.  "Replicate(), Replicate()": the same, and you
+ * have reduced them already.  "Shard(0)": every rank has a part of it, along dimension 0 in the order of ranks,
+ * of any size, even 0; norms are those of the whole, and losses and metrics are added up.
+ *
+ * If it is replicated, each rank steps a slice and keeps the state of that only; all ranks then get the same
+ * values.  Gradients are reduced once, by the first clip or step; changes until the step or opt_zero_grad are
+ * not seen.  Your gradient arrays keep this rank's own.
+ *
+ * All ranks then call opt_step, opt_step_closure, opt_clip_grad_norm, opt_clip_grad_value, opt_average_get,
+ * opt_average_swap and opt_schedule_step_metric in the same order.  At the first of these
+ * they compare spec, groups, schedulers, PyTorch's version, and parameters by name: what differs is an error on
+ * all, and so is what fails on one rank, wherever ranks communicate.  Element-wise steps in "Shard(0)" do not.
+ *
+ * NULL for collective: the ranks are torch.distributed's, over gloo, as torchrun starts them; pass 0 for rank
+ * and size.  A world of 1 communicates nothing.  Supports the element-wise classes of torch.optim, and LBFGS. */
+int opt_distribute(int opt, const char *placement, opt_collective collective, void *user, int rank, int size);
+
 /* ---- functions of yours that a step or a schedule calls ---- */
 
 /* A callback: set *value, and return 0, or a negative number to fail; a positive one fails too.
@@ -484,6 +519,10 @@ int optplug_bind_sparse(int opt, const char *name, const char *dtype, int64_t ro
                         void *data, int64_t capacity, const int64_t *count, const int64_t *indices,
                         void *grad_rows);
 int optplug_group(int opt, const char *options);
+typedef int (*optplug_collective)(void *user, const char *what, const char *dtype, const void *send,
+                                  void *receive, int64_t count);
+int optplug_distribute(int opt, const char *placement, optplug_collective collective, void *user, int rank,
+                       int size);
 int optplug_step_closure(int opt, optplug_callback closure, void *user, double *loss);
 int optplug_iterate(int opt, double loss);
 int optplug_check_gradient(int opt, optplug_callback closure, void *user, double *error);

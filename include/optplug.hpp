@@ -243,6 +243,13 @@ class Optimizer
     }
     void group(const std::string &options) { check(optplug_group(handle_, options.c_str())); }
 
+    /* Ranks step it together: with a collective of yours, or of optplug_mpi.h; else torch.distributed's. */
+    void distribute(const std::string &placement, optplug_collective collective = nullptr,
+                    void *user = nullptr, int rank = 0, int size = 0)
+    {
+        check(optplug_distribute(handle_, placement.c_str(), collective, user, rank, size));
+    }
+
     void step() { check(optplug_step(handle_)); }
     void step(double *data, const double *grad) { check(optplug_step_f64(handle_, data, grad)); }
     void step(float *data, const float *grad) { check(optplug_step_f32(handle_, data, grad)); }

@@ -61,6 +61,9 @@ FORWARD(int, opt_iterate, (int opt, double loss), (opt, loss))
 FORWARD(int, opt_check_gradient, (int opt, opt_callback closure, void *user, double *error),
         (opt, closure, user, error))
 FORWARD(int, opt_check_gradient_iterate, (int opt, double loss, double *error), (opt, loss, error))
+FORWARD(int, opt_distribute,
+        (int opt, const char *placement, opt_collective collective, void *user, int rank, int size),
+        (opt, placement, collective, user, rank, size))
 FORWARD(int, opt_schedule_callback, (int opt, const char *spec, opt_callback function, void *user),
         (opt, spec, function, user))
 FORWARD(int, opt_stream, (int opt, void *stream), (opt, stream))

@@ -23,7 +23,7 @@ PACKAGE = hosts.PROJECT / "bindings" / "matlab" / "+optplug"
 WITH_CALLBACK = {
     f"{prefix}_{name}"
     for prefix in ("opt", "optplug")
-    for name in ("step_closure", "check_gradient", "schedule_callback", "log")
+    for name in ("distribute", "step_closure", "check_gradient", "schedule_callback", "log")
 }
 
 #: C's types by MATLAB's names, as loadlibrary's documentation has them.
@@ -63,7 +63,7 @@ def broken_rules(header: str) -> list[str]:
         "known types": all(
             re.sub(r"^const (.*?) ?\*", r"\1 *", f"const {kind} {star}".strip()).removeprefix("const ")
             in TYPES
-            or re.fullmatch("opt(plug)?_(callback|log_function)", kind)
+            or re.fullmatch("opt(plug)?_(callback|collective|log_function)", kind)
             for arguments in re.findall(r"\bopt(?:plug)?_\w+\(([^()]*)\)", c)
             for kind, star in re.findall(r"(?:const )?(\w+) (\*?)\w+(?:,|$)", arguments)
         ),

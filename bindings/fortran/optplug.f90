@@ -129,6 +129,7 @@ module optplug
     procedure, private :: bind_sparse_real32, bind_sparse_real64
     generic :: bind_sparse => bind_sparse_real32, bind_sparse_real64
     procedure :: group
+    procedure :: distribute
     procedure :: step_closure
     procedure :: iterate
     procedure :: check_gradient, check_gradient_iterate
@@ -317,6 +318,15 @@ module optplug
       import :: c_double, c_int
       integer(c_int), value :: opt
       real(c_double), value :: loss
+    end function
+
+    integer(c_int) function c_distribute(opt, placement, collective, user, rank, size) bind(c, name="optplug_distribute")
+      import :: c_char, c_funptr, c_int, c_ptr
+      integer(c_int), value :: opt
+      character(kind=c_char), intent(in) :: placement(*)
+      type(c_funptr), value :: collective
+      type(c_ptr), value :: user
+      integer(c_int), value :: rank, size
     end function
 
     integer(c_int) function c_schedule_callback(opt, spec, function, user) bind(c, name="optplug_schedule_callback")
@@ -1011,6 +1021,35 @@ contains
     character(*), intent(inout), optional :: errmsg
 
     call settle(c_group(self%handle, trim(options) // c_null_char), stat, errmsg)
+  end subroutine
+
+  !> Let ranks of a parallel program step this optimizer together; parameters bound from now on lie as placement
+  !> says: "Replicate()", "Replicate(), Partial('sum')", "Replicate(), Replicate()" or "Shard(0)".
+  !>
+  !> Over MPI, call distribute of the module optplug_mpi instead.  This takes a collective in C, as optplug.h
+  !> describes it; without one the ranks are those of torch.distributed.
+  subroutine distribute(self, placement, collective, user, rank, size, stat, errmsg)
+    class(optimizer), intent(inout) :: self
+    character(*), intent(in) :: placement
+    type(c_funptr), intent(in), optional :: collective
+    type(c_ptr), intent(in), optional :: user
+    integer, intent(in), optional :: rank, size
+    integer, intent(out), optional :: stat
+    character(*), intent(inout), optional :: errmsg
+    type(c_funptr) :: function
+    type(c_ptr) :: context
+    integer(c_int) :: its_rank, its_size
+
+    function = c_null_funptr
+    context = c_null_ptr
+    its_rank = 0
+    its_size = 0
+    if (present(collective)) function = collective
+    if (present(user)) context = user
+    if (present(rank)) its_rank = int(rank, c_int)
+    if (present(size)) its_size = int(size, c_int)
+    call settle(c_distribute(self%handle, trim(placement) // c_null_char, function, context, its_rank, its_size), &
+      stat, errmsg)
   end subroutine
 
   ! ---- functions of yours that a step calls ----

@@ -20,7 +20,18 @@ surroundings.load_torch()
 
 import torch
 
-from optplug import buffers, caught, checkpoint, description, devices, host, inventory, modes, spec, transfer
+from optplug import (
+    buffers,
+    caught,
+    checkpoint,
+    description,
+    devices,
+    host,
+    inventory,
+    modes,
+    spec,
+    transfer,
+)
 from optplug._optplug import ffi
 from optplug.calls import callback, changes_plan, on_streams, optimizers, tells
 from optplug.errors import warn
@@ -132,6 +143,13 @@ def py_bind_sparse(opt, name, dtype, rows, columns, data, capacity, count, indic
 def py_group(opt, options):
     optimizers[opt].group(host.text("options", options))
     log.debug(f"opt={opt}: group {host.text('options', options)}")
+
+
+@callback
+def py_distribute(opt, placement, collective, user, rank, size):
+    run = None if collective == ffi.NULL else host.collective_of(collective, user)
+    optimizers[opt].distribute(host.text("placement", placement), run, rank, size)
+    log.info(f"opt={opt}: {host.text('placement', placement)}, rank {rank} of {size}")
 
 
 @callback

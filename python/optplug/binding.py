@@ -12,6 +12,7 @@ from optplug.kinds import HALF, Grad, Mastered, Parameter, SparseGrad, layout
 from optplug.parameters import Group, Parameters, again, make
 from optplug.recipe import Recipe
 from optplug.run import Run
+from optplug.sliced import Sliced
 from optplug.spec import shown
 from optplug.state import lie_as
 from optplug.trials import Trials
@@ -37,6 +38,8 @@ class Binder:
         self._master_weights, self._forget = master_weights, forget
         self._claims = Claims()
         self._first_group_is_given = False
+        #: Makes a parameter of arrays: another function where they lie on ranks.
+        self.make = make
 
     def bind(self, name: str, data: Tensor, grad: Grad, is_staged: bool, run: Run) -> None:
         """Take arrays as a parameter's: see `HostedOptimizer.bind`."""
@@ -95,7 +98,7 @@ class Binder:
         self._claims.check_moved()
 
     def _add(self, name: str, data: Tensor, grad: Grad, has_master: bool) -> None:
-        parameter = make(name, data, grad, has_master)
+        parameter = self.make(name, data, grad, has_master)
         self._trials.check_flat(name, grad if isinstance(grad, SparseGrad) else parameter.stepped_memory())
         options = self._parameters.groups[-1].options
         self._trials.check_parameter(name, parameter.tensor.detach(), grad, options)
@@ -117,7 +120,7 @@ class Binder:
                     f"name {shown(name)} is bound with a {kinds[0]} gradient, got a {kinds[1]} one"
                 )
             self._trials.check_parameter(name, data, grad, self._parameters.options_of(name))
-        if isinstance(known, Mastered):
+        if isinstance(known, Mastered | Sliced):
             known.move(data, grad)
             self._forget()
             return

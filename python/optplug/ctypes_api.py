@@ -28,7 +28,17 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from optplug.ctypes_library import CALLBACK, LOG_FUNCTION, Error, encoded, load, memory_of, statuses
+from optplug.ctypes_library import (
+    CALLBACK,
+    LOG_FUNCTION,
+    NO_COLLECTIVE,
+    Error,
+    collective_over,
+    encoded,
+    load,
+    memory_of,
+    statuses,
+)
 
 __all__ = ["CALLBACK", "LOG_FUNCTION", "Error", "Optimizer", "load", "statuses"]
 
@@ -97,6 +107,7 @@ class Optimizer:
     def __init__(self, spec: str) -> None:
         self._handle = 0
         self._arrays: dict[str, tuple[Any, ...]] = {}
+        self._collectives: list[Any] = []
         self._forms: dict[str, tuple[tuple[int, ...], np.dtype[Any]]] = {}  # that averages have
         self._scale: tuple[Any, Any] = (None, None)
         self._functions: list[Any] = []
@@ -260,6 +271,25 @@ class Optimizer:
     def group(self, options: str) -> None:
         """Let the parameters bound from now on be a group with options of its own."""
         self._call("optplug_group", encoded("options", options))
+
+    def distribute(self, placement: str, comm: Any = None) -> None:
+        """Let ranks step this optimizer together; parameters bound from now on lie as ``placement`` says.
+
+        Args:
+            placement: "Replicate()", "Replicate(), Partial('sum')", "Replicate(), Replicate()", "Shard(0)".
+            comm: a communicator of mpi4py's; torch.distributed's ranks if None.
+        """
+        if comm is None:
+            self._call("optplug_distribute", encoded("placement", placement), NO_COLLECTIVE, None, 0, 0)
+            return
+
+        def failed(error: BaseException) -> None:
+            self._thrown = error
+
+        collective = collective_over(comm, failed)
+        rank, size = comm.Get_rank(), comm.Get_size()
+        self._call("optplug_distribute", encoded("placement", placement), collective, None, rank, size)
+        self._collectives.append(collective)
 
     def step(self) -> None:
         """Make one step: update every bound array from its gradient."""

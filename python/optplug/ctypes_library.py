@@ -6,6 +6,7 @@ import ctypes
 import functools
 import os
 import pathlib
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,6 +17,17 @@ from optplug import header
 
 #: A function of the host's: ``int (void *user, double *value)``.
 CALLBACK = ctypes.CFUNCTYPE(ctypes.c_int, ctypes.c_void_p, ctypes.POINTER(ctypes.c_double))
+
+#: A collective of the host's: ``int (void *user, const char *what, const char *dtype, ..., int64_t count)``.
+COLLECTIVE = ctypes.CFUNCTYPE(
+    ctypes.c_int,
+    ctypes.c_void_p,
+    ctypes.c_char_p,
+    ctypes.c_char_p,
+    ctypes.c_void_p,
+    ctypes.c_void_p,
+    ctypes.c_int64,
+)
 
 #: What is told of what the library does: ``void (*)(void *user, int level, const char *line)``.
 LOG_FUNCTION = ctypes.CFUNCTYPE(None, ctypes.c_void_p, ctypes.c_int, ctypes.c_char_p)
@@ -105,6 +117,8 @@ _TYPES = {
     "opt_log_function": LOG_FUNCTION,
     "optplug_log_function": LOG_FUNCTION,
     "optplug_callback": CALLBACK,
+    "opt_collective": COLLECTIVE,
+    "optplug_collective": COLLECTIVE,
 }
 _RESULTS = {"int": ctypes.c_int, "int64_t": ctypes.c_int64, "const char *": ctypes.c_char_p}
 
@@ -141,3 +155,31 @@ class Error(RuntimeError):
         super().__init__(message)
         self.status = status
         self.traceback = traceback
+
+
+#: Where torch.distributed has the ranks.
+NO_COLLECTIVE = COLLECTIVE()
+
+
+def collective_over(comm: Any, failed: Callable[[BaseException], None]) -> Any:
+    """Return the collective that a communicator of mpi4py's makes, and keep it: the optimizer calls it.
+
+    An exception may not pass through C, and goes to ``failed``.
+    """
+
+    def run(_: Any, what: bytes, dtype: bytes, send: int, receive: int, count: int) -> int:
+        is_gather, size = what == b"all_gather", comm.Get_size()
+        lengths = (count, count * size) if is_gather else (count * size, count)
+        type_ = np.dtype(dtype.decode())
+        arrays = [
+            np.frombuffer((ctypes.c_char * (n * type_.itemsize)).from_address(address), type_)
+            for n, address in zip(lengths, (send, receive), strict=True)
+        ]
+        try:
+            (comm.Allgather if is_gather else comm.Reduce_scatter_block)(*arrays)
+        except BaseException as error:
+            failed(error)
+            return -1
+        return 0
+
+    return COLLECTIVE(run)

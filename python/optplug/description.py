@@ -38,6 +38,7 @@ def describe(hosted: HostedOptimizer, plan: str) -> str:
     if not hosted.recipe.is_torchs and hosted.draws.sources:
         lines.append(f"random numbers: of {', '.join(hosted.draws.sources)}, seed {hosted.draws.seed}")
     lines += hosted.streams.describe()
+    lines += hosted.ranks.describe() if hosted.ranks else []
     lines += [f"{kind}: {text}" for kind, text in attached(hosted)]
     if hosted.run.stop:
         lines.append(f"last step: {hosted.run.stop.describe(optimizer)}")
@@ -68,7 +69,12 @@ def way(hosted: HostedOptimizer) -> str:
     if hosted.planner.lbfgs.are_on_rows(optimizer):
         return f"{path}, by Python on rows of numbers by C"
     reasons = {
-        "plans=False": not hosted.planner.makes_plans and not hosted.planner.proofs.reason,
+        hosted.ranks.reason if hosted.ranks else "": bool(hosted.ranks and hosted.ranks.reason),
+        "plans=False": not (
+            hosted.planner.makes_plans
+            or hosted.planner.proofs.reason
+            or (hosted.ranks and hosted.ranks.reason)
+        ),
         "hooks of PyTorch's watch them": has_hooks(optimizer),
         hosted.planner.proofs.reason: bool(hosted.planner.proofs.reason),
         f"they cannot be recorded: {hosted.planner.records.reason}": bool(hosted.planner.records.reason)

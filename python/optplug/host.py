@@ -12,8 +12,11 @@ import traceback
 from collections.abc import Callable
 from typing import Any
 
+from torch import Tensor
+
 from optplug import modes, schedules
 from optplug._optplug import ffi, lib
+from optplug.buffers import name_of
 from optplug.errors import FileError, HostError, NonFiniteError, StateError, warn
 from optplug.log import Log
 from optplug.spec import shown
@@ -131,6 +134,23 @@ def closure_of(function: Any, user: Any) -> Callable[[], float]:
         return place[0]
 
     return evaluate
+
+
+def collective_of(function: Any, user: Any) -> Callable[[str, Tensor, Tensor], None]:
+    """Return a collective of the host's as Python calls it, of one contiguous tensor into another."""
+    run = table.collective
+
+    def collective(what: str, send: Tensor, receive: Tensor) -> None:
+        addresses = [ffi.cast("void *", t.data_ptr()) for t in (send, receive)]
+        count, dtype = min(send.numel(), receive.numel()), name_of(send.dtype)
+        status = run(function, user, what.encode(), dtype.encode(), *addresses, count)
+        if status != 0:
+            raise HostError(
+                f"the host's collective {what!r} failed with status {status}",
+                status if status < 0 else lib.OPT_EINVAL,
+            )
+
+    return collective
 
 
 def factor_of(function: Any, user: Any) -> schedules.Function:

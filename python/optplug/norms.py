@@ -28,10 +28,7 @@ def clip_grad_norm_(
         NonFiniteError: the norm is not finite, and that is to be told.
         ValueError: max_norm is negative, or one of the numbers is none.
     """
-    if not max_norm >= 0:
-        raise ValueError(f"max_norm must not be negative, got {max_norm}")
-    if norm_type != norm_type:
-        raise ValueError(f"norm_type must be a number, got {norm_type}")
+    check(max_norm, norm_type)
     try:
         return _clip(parameters, max_norm, norm_type, error_if_nonfinite)
     except RuntimeError as error:
@@ -40,11 +37,33 @@ def clip_grad_norm_(
         raise NonFiniteError(str(error)) from error
 
 
+def check(max_norm: float, norm_type: float) -> None:
+    """Check what clipping is asked for."""
+    if not max_norm >= 0:
+        raise ValueError(f"max_norm must not be negative, got {max_norm}")
+    if norm_type != norm_type:
+        raise ValueError(f"norm_type must be a number, got {norm_type}")
+
+
+def clip_grad_value_(parameters: list[Tensor], clip_value: float) -> None:
+    """Do what ``torch.nn.utils.clip_grad_value_`` does."""
+    if not clip_value >= 0:
+        raise ValueError(f"clip_value must not be negative, got {clip_value}")
+    nn.utils.clip_grad_value_(parameters, clip_value)
+
+
+def total_norm(parameters: list[Tensor], norm_type: float, error_if_nonfinite: bool = False) -> Tensor:
+    """Return the norm of all gradients together."""
+    grads = [p.grad for p in parameters if p.grad is not None]
+    if 0 < norm_type < math.inf and any(map(_is_long, grads)):
+        grads = [piece for grad in grads for piece in _pieces(grad)]
+    return nn.utils.get_total_norm(grads, norm_type, error_if_nonfinite)
+
+
 def _clip(parameters: list[Tensor], max_norm: float, norm_type: float, error_if_nonfinite: bool) -> Tensor:
     if not (0 < norm_type < math.inf and any(_is_long(p.grad) for p in parameters)):
         return nn.utils.clip_grad_norm_(parameters, max_norm, norm_type, error_if_nonfinite)
-    pieces = [piece for p in parameters if p.grad is not None for piece in _pieces(p.grad)]
-    total = nn.utils.get_total_norm(pieces, norm_type, error_if_nonfinite)
+    total = total_norm(parameters, norm_type, error_if_nonfinite)
     nn.utils.clip_grads_with_norm_(parameters, max_norm, total)
     return total
 

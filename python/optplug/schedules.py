@@ -236,6 +236,11 @@ def step(optimizer: torch.optim.Optimizer, schedulers: Iterable[LRScheduler], va
                 raise ValueError(f"{what}: {said(error)}") from error
 
 
+def takes_metric(schedulers: Iterable[LRScheduler]) -> bool:
+    """Tell whether the value of `step` is a metric rather than an epoch."""
+    return any(isinstance(s, ReduceLROnPlateau) for s in schedulers)
+
+
 def restore(scheduler: LRScheduler, what: str, state: Any) -> None:
     """Put a saved state into a scheduler, which ``what`` names for errors.
 

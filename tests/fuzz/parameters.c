@@ -234,6 +234,29 @@ int try_group(struct frame *c)
     return opt_group(c->handle, text);
 }
 
+static int copies(void *user, const char *what, const char *dtype, const void *send, void *receive,
+                  int64_t count)
+{
+    (void)user, (void)what;
+    memcpy(receive, send,
+           (size_t)count * (strcmp(dtype, "uint8") == 0     ? 1
+                            : strcmp(dtype, "float32") == 0 ? 4
+                                                            : 8));
+    return 0;
+}
+
+int try_distribute(struct frame *c)
+{
+    static const char *const placements[] = {"Replicate()", "Replicate(), Partial('sum')", "Shard(0)",
+                                             "Shard(1)", ""};
+    const char *placement = placements[below(c->fuzzer, 5)];
+    int rank = (int)below(c->fuzzer, 3) - 1, size = (int)below(c->fuzzer, 3) - 1;
+    opt_collective collective = below(c->fuzzer, 2) ? copies : NULL;
+    note(c, "opt_distribute(%d, %s, %s, NULL, %d, %d)", c->handle, quoted(placement),
+         collective ? "copies" : "NULL", rank, size);
+    return opt_distribute(c->handle, placement, collective, NULL, rank, size);
+}
+
 int try_set(struct frame *c)
 {
     int group = a_group(c);

@@ -1,0 +1,244 @@
+"""The ranks of a parallel program, and what is sent between them: two collectives, and all else by those."""
+
+from __future__ import annotations
+
+import datetime
+import hashlib
+import json
+import os
+import struct
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, NoReturn
+
+import torch
+from torch import Tensor
+
+from optplug.errors import FileError, HostError, NonFiniteError, StateError
+
+#: Makes a collective, "all_gather" or "reduce_scatter" (which adds up), of one tensor into another.
+Collective = Callable[[str, Tensor, Tensor], None]
+
+_KINDS = (ValueError, StateError, NonFiniteError, FileError, MemoryError)
+_TIMEOUT = datetime.timedelta(minutes=5)
+#: How launchers tell a process its rank and the number of ranks.
+_LAUNCHERS = (
+    ("RANK", "WORLD_SIZE"),
+    ("OMPI_COMM_WORLD_RANK", "OMPI_COMM_WORLD_SIZE"),
+    ("PMI_RANK", "PMI_SIZE"),
+    ("SLURM_PROCID", "SLURM_NTASKS"),
+)
+
+
+class World:
+    """The ranks that step one optimizer together.
+
+    Args:
+        collective: is called by all ranks in the same order.
+        rank: this process's, from 0.
+        size: how many there are.
+    """
+
+    def __init__(self, collective: Collective, rank: int, size: int) -> None:
+        self.rank, self.size = rank, size
+        #: How many collectives were made, and how many bytes a rank has sent to each other in them.
+        self.calls, self.bytes = 0, 0
+        self._collective, self._process = collective, os.getpid()
+
+    def _run(self, what: str, send: Tensor, receive: Tensor) -> None:
+        if os.getpid() != self._process:
+            raise StateError("the ranks are those of the parent process: step this optimizer there")
+        self.calls += 1
+        self.bytes += min(send.numel(), receive.numel()) * send.itemsize
+        self._collective(what, send, receive)
+
+    def all_gather(self, part: Tensor) -> Tensor:
+        """Return the parts of all ranks, of one size, a row each.
+
+        Only copies are made, and so all ranks get the same bits.
+        """
+        part = part.contiguous()
+        got = torch.empty(self.size, *part.shape, dtype=part.dtype)
+        self._run("all_gather", part.view(-1).view(torch.uint8), got.view(-1).view(torch.uint8))
+        return got
+
+    def reduce_scatter(self, rows: Tensor, into: Tensor) -> None:
+        """Let rank i have the sum over all ranks of row i."""
+        self._run("reduce_scatter", rows.view(-1), into)
+
+    def numbers(self, *values: float) -> list[tuple[float, ...]]:
+        """Return some numbers of each rank, by rank."""
+        count = len(values)
+        send = torch.frombuffer(bytearray(struct.pack(f"{count}d", *values)), dtype=torch.uint8)
+        receive = bytearray(8 * count * self.size)
+        self._run("all_gather", send, torch.frombuffer(receive, dtype=torch.uint8))
+        return list(struct.iter_unpack(f"{count}d", receive))
+
+    def texts(self, text: str) -> list[str]:
+        """Return a text of each rank, by rank."""
+        mine = text.encode(errors="replace")
+        lengths = [int(n) for (n,) in self.numbers(len(mine))]
+        padded = bytearray(mine.ljust(max(*lengths, 1)))
+        rows = self.all_gather(torch.frombuffer(padded, dtype=torch.uint8))
+        return [bytes(row[:n].tolist()).decode() for row, n in zip(rows, lengths, strict=True)]
+
+    def agree(self, statement: Mapping[str, Any]) -> None:
+        """Check that all ranks state the same; one collective of 32 bytes if they do.
+
+        Raises:
+            ValueError: they do not, or a statement has an "error".  All ranks say the same.
+        """
+        text = json.dumps(statement, sort_keys=True)
+        digest = bytearray(hashlib.sha256(text.encode()).digest())
+        digests = self.all_gather(torch.frombuffer(digest, dtype=torch.uint8))
+        if not (digests == digests[0]).all():
+            compare([json.loads(t) for t in self.texts(text)])
+        elif "error" in statement:
+            compare([dict(statement)] * self.size)
+
+    def exchange(self, error: Exception | None) -> None:
+        """Fail on all ranks if one has an error; one collective of a number if none has."""
+        if any(failed for (failed,) in self.numbers(error is not None)):
+            self.fail(error)
+
+    def fail(self, error: Exception | None) -> NoReturn:
+        """Raise the error of the lowest rank that has one, on all ranks, which all call this."""
+        text = "" if error is None else f"{_kind(error)}\n{error or type(error).__name__}"
+        texts = self.texts(text)
+        rank = next(i for i, t in enumerate(texts) if t)
+        kind, _, message = texts[rank].partition("\n")
+        raised = _made(kind, f"rank {rank}: {message}")
+        vars(raised)["is_of_all"] = True
+        raise raised from error
+
+    def all_or_none(self, work: Callable[[Callable[[], None]], None]) -> None:
+        """Do some work, which calls a function before it changes anything.
+
+        That function fails if the work of any rank has failed.
+        """
+        is_told = False
+
+        def confirm() -> None:
+            nonlocal is_told
+            is_told = True
+            self.exchange(None)
+
+        try:
+            work(confirm)
+        except Exception as error:
+            if is_told:
+                raise
+            self.exchange(error)
+
+
+def is_of_all(error: BaseException) -> bool:
+    """Tell whether all ranks have raised an error together."""
+    return "is_of_all" in vars(error)
+
+
+def compare(statements: Sequence[dict[str, Any]]) -> None:
+    """Say in which statement the first difference is.
+
+    Raises:
+        ValueError: there is one, or an error is stated.
+    """
+    for rank, statement in enumerate(statements):
+        if "error" in statement:
+            raise _made(statement["kind"], f"rank {rank}: {statement['error']}")
+    first = statements[0]
+    for rank, statement in enumerate(statements):
+        for key in first:
+            if key != "parameters" and statement[key] != first[key]:
+                raise ValueError(
+                    f"ranks differ: {key} is {statement[key]!r} on rank {rank}, {first[key]!r} on rank 0"
+                )
+        theirs, ours = statement["parameters"], first["parameters"]
+        for name in sorted(ours.keys() | theirs.keys()):
+            if (name in ours) != (name in theirs):
+                there, lacks = (0, rank) if name in ours else (rank, 0)
+                raise ValueError(
+                    f"ranks differ: parameter {name!r} is bound on rank {there}, and not on rank {lacks}"
+                )
+            if theirs[name] != ours[name]:
+                raise ValueError(
+                    f"ranks differ: parameter {name!r} is {theirs[name]} on rank {rank}, "
+                    f"{ours[name]} on rank 0"
+                )
+
+
+def statement_of(error: Exception) -> dict[str, str]:
+    """Return what a rank states that has an error instead."""
+    return {"error": str(error), "kind": _kind(error)}
+
+
+def _kind(error: Exception) -> str:
+    if isinstance(error, HostError):
+        return f"HostError {error.status}"
+    return next((kind.__name__ for kind in _KINDS if isinstance(error, kind)), "RuntimeError")
+
+
+def _made(kind: str, message: str) -> Exception:
+    name, _, status = kind.partition(" ")
+    if status:
+        return HostError(message, int(status))
+    return {k.__name__: k for k in _KINDS}.get(name, RuntimeError)(message)
+
+
+# ---- torch.distributed's ranks ----
+
+
+def torchs(rank: int, size: int) -> World:
+    """Return the ranks of torch.distributed, which is started if it has not been.
+
+    Args:
+        rank: this process's as the host knows it, ...
+        size: ... with the number of ranks; 0 for what the launcher says.
+    """
+    if not torch.distributed.is_available():
+        raise StateError("this PyTorch is built without torch.distributed: pass a collective of your own")
+    if not torch.distributed.is_initialized():
+        _start()
+    found = torch.distributed.get_rank(), torch.distributed.get_world_size()
+    if size and found != (rank, size):
+        raise ValueError(
+            f"rank {rank} of size {size}: torch.distributed has rank {found[0]} of {found[1]}: pass 0 and 0"
+        )
+    return World(_by_torch, *found)
+
+
+def _start() -> None:
+    environment = os.environ
+    found = next(((r, s) for r, s in _LAUNCHERS if r in environment and s in environment), None)
+    if found is None:
+        raise StateError(
+            "collective is NULL, and no launcher says which rank this is (RANK and WORLD_SIZE are not set): "
+            "start the program by torchrun --no-python, or pass a collective, as optplug_mpi.h does"
+        )
+    rank, size = (int(environment[name]) for name in found)
+    missing = [name for name in ("MASTER_ADDR", "MASTER_PORT") if name not in environment]
+    if size > 1 and missing:
+        raise StateError(
+            f"collective is NULL, and {missing[0]} is not set: torch.distributed's ranks meet at "
+            "MASTER_ADDR:MASTER_PORT, which torchrun sets; or use optplug_mpi.h"
+        )
+    if size == 1:
+        store: Any = torch.distributed.HashStore()  # type: ignore[attr-defined]
+    else:
+        has_agent = environment.get("TORCHELASTIC_USE_AGENT_STORE") == "True"
+        store = torch.distributed.TCPStore(  # type: ignore[attr-defined]
+            environment["MASTER_ADDR"],
+            int(environment["MASTER_PORT"]),
+            size,
+            is_master=rank == 0 and not has_agent,
+            timeout=_TIMEOUT,
+        )
+    # Torchrun's store outlives a restart, and the addresses of before in it would mislead the next attempt.
+    attempt = environment.get("TORCHELASTIC_RESTART_COUNT", "0")
+    store = torch.distributed.PrefixStore(f"optplug/{attempt}", store)  # type: ignore[attr-defined]
+    torch.distributed.init_process_group("gloo", store=store, rank=rank, world_size=size, timeout=_TIMEOUT)
+
+
+def _by_torch(what: str, send: Tensor, receive: Tensor) -> None:
+    if what == "all_gather":
+        torch.distributed.all_gather_into_tensor(receive, send)
+    else:
+        torch.distributed.reduce_scatter_tensor(receive, send)

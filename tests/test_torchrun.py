@@ -1,0 +1,106 @@
+"""Ranks of torch.distributed: C programs that torchrun starts."""
+
+from __future__ import annotations
+
+import pathlib
+import subprocess
+import sys
+
+import pytest
+import torch
+
+import hosts
+import optplug
+
+pytestmark = pytest.mark.skipif(
+    not torch.distributed.is_available() or not torch.distributed.is_gloo_available(),
+    reason="this PyTorch has no torch.distributed with gloo",
+)
+
+PROGRAM = r"""
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <signal.h>
+#include <unistd.h>
+#include <optplug.h>
+
+static double w[100], dw[100];
+static int n = 100;
+
+static int closure(void *user, double *loss)
+{
+    *loss = 0;
+    for (int i = 0; i < n; i++) {
+        double d = w[i] - *(int *)user - 0.01 * i;
+        dw[i] = 2 * d;
+        *loss += d * d;
+    }
+    return 0;
+}
+
+int main(int argc, char **argv)
+{
+    int rank = atoi(getenv("RANK")), restarts = atoi(getenv("TORCHELASTIC_RESTART_COUNT"));
+    int opt = opt_create(argv[1]);
+    double loss = 0;
+    int failed = opt < 0 || opt_distribute(opt, argv[2], NULL, NULL, 0, 0) < 0 ||
+                 opt_bind(opt, "w", "float64", n, w, dw) < 0;
+    for (int i = 0; i < 5 && !failed; i++) {
+        if (argc > 3 && rank == 1 && i == 3 && restarts == 0)
+            raise(SIGKILL);
+        failed = opt_step_closure(opt, closure, &rank, &loss) < 0;
+    }
+    if (failed)
+        printf("rank %d: %s\n", rank, opt_error());
+    else
+        printf("rank %d: %.15g %.15g %.15g, restarts %d\n", rank, loss, w[0], w[99], restarts);
+    fflush(stdout);
+    return opt_free(opt) < 0;
+}
+"""
+
+
+@pytest.fixture(scope="module")
+def program(tmp_path_factory) -> pathlib.Path:
+    folder = tmp_path_factory.mktemp("torchrun")
+    (folder / "main.c").write_text(PROGRAM)
+    library = pathlib.Path(optplug.library()).parent
+    command = [hosts.CC, "main.c", "-o", "main", f"-I{optplug.includedir()}", f"-L{library}", "-loptplug"]
+    subprocess.run([*command, f"-Wl,-rpath,{library}"], cwd=folder, check=True)
+    return folder / "main"
+
+
+def torchrun(program: pathlib.Path, ranks: int, *arguments: str, restarts: int = 0) -> list[str]:
+    """Run the program on so many ranks, and return what they have printed, in order."""
+    tool = pathlib.Path(sys.executable).parent / "torchrun"
+    options = ["--no-python", "--standalone", "--nproc-per-node", str(ranks), "--max-restarts", str(restarts)]
+    done = subprocess.run(
+        [tool, *options, program, *arguments],
+        capture_output=True,
+        text=True,
+        timeout=hosts.PATIENCE,
+        check=False,
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    return sorted(line for line in done.stdout.splitlines() if line.startswith("rank "))
+
+
+def test_replicated_parameters_are_alike_on_all_ranks(program):
+    lines = torchrun(program, 2, "Adam(lr=0.1)", "Replicate()")
+    assert len(lines) == 2
+    assert len({line.partition(":")[2] for line in lines}) == 1
+
+
+def test_lbfgs_finds_the_minimum_of_all_parts(program):
+    lines = torchrun(program, 2, "LBFGS(line_search_fn='strong_wolfe')", "Shard(0)")
+    for rank, line in enumerate(lines):
+        loss, first, last = map(float, line.partition(": ")[2].partition(",")[0].split())
+        assert loss < 1e-20
+        assert first == pytest.approx(rank)
+        assert last == pytest.approx(rank + 0.99)
+
+
+def test_a_killed_rank_is_restarted_with_all(program):
+    lines = torchrun(program, 2, "Adam(lr=0.1)", "Replicate()", "dies", restarts=1)
+    assert [line.rpartition(", ")[2] for line in lines if "restarts" in line][-2:] == ["restarts 1"] * 2
