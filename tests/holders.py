@@ -282,6 +282,25 @@ class Losing(RowedInside):
             those["before"] = those["before"].clone()
 
 
+class Tying(Somebodys):
+    """Has its group's count in each state, too, and loads it into new memory; each step ties them again."""
+
+    def step(self, closure=None):
+        for group in self.param_groups:
+            group["count"] = group.get("count", torch.zeros(())).add_(1)
+            for p in group["params"]:
+                self.state[p]["count"] = group["count"]
+        return super().step(closure)
+
+    def direction(self, p, group):
+        return super().direction(p, group) / self.state[p]["count"]
+
+    def load_state_dict(self, state):
+        super().load_state_dict(state)
+        for those in self.state.values():
+            those["count"] = those["count"].clone()
+
+
 class Learned(Somebodys):
     """Has parameters of its own in its state, and goes by their gradients."""
 

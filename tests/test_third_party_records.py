@@ -171,6 +171,7 @@ def test_a_schedule_is_saved_and_goes_on(name):
             twins.opt = twins.bound()
             twins.opt.schedule("ExponentialLR(0.9)")
             twins.opt.load_memory(content)
+    assert twins.is_recorded() == (name in RECORDED), twins.described()
 
 
 def test_options_are_told_from_those_with_names_like_theirs():

@@ -25,7 +25,7 @@ def _allowed():
 @pytest.mark.parametrize(
     "name",
     [
-        *("Rowed", "RowedInside", "Learned", "Ordering", "Dundering", "Marking"),
+        *("Rowed", "RowedInside", "Tying", "Learned", "Ordering", "Dundering", "Marking"),
         *("HoldsArray", "HoldsGenerator", "HoldsOrder"),
     ],
 )

@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from optplug.snapshot import HOOKS, THINGS, Slots, is_its_own, slots_of
+from optplug.snapshot import HOOKS, THINGS, Slots, has_graph, is_its_own, is_leaf, slots_of, wants_gradient
 from optplug.spec import shown
 from optplug.unpickle import is_key
 
@@ -82,7 +82,7 @@ def _are_same_things(value: Any, other: Any) -> bool:
 def _are_equal(a: Tensor, b: Tensor) -> bool:
     if _form(a) != _form(b) or not is_equal(vars(a), vars(b), set(), set()):
         return False
-    if a.is_leaf and not (a.grad is b.grad is None or is_the_same(a.grad, b.grad)):
+    if is_leaf(a) and not (a.grad is b.grad is None or is_the_same(a.grad, b.grad)):
         return False
     a, b = a.detach(), b.detach()
     try:
@@ -92,7 +92,7 @@ def _are_equal(a: Tensor, b: Tensor) -> bool:
 
 
 def _form(t: Tensor) -> tuple[Any, ...]:
-    return isinstance(t, nn.Parameter), t.requires_grad, t.is_leaf, t.dtype, t.shape, t.layout, t.device
+    return isinstance(t, nn.Parameter), wants_gradient(t), has_graph(t), t.dtype, t.shape, t.layout, t.device
 
 
 def is_of_its_kind(value: Tensor, other: Tensor) -> bool:

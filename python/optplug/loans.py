@@ -112,7 +112,7 @@ class Gradients:
         pairs = [(p, g) for p, g in pairs if g.layout == torch.strided]
         self._those = [p for p, _ in pairs]
         self._memory = [torch.empty_like(g) for _, g in pairs]
-        self._lent = [memory.detach() for memory in self._memory]
+        self._lent = [memory.data for memory in self._memory]  # which are no views
         self._moves = Moves([g for _, g in pairs], self._lent)
         self._storages = [storage_of(t) for t in self._memory]
         self._places = [place for _, place in self._storages]

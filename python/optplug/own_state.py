@@ -9,10 +9,12 @@ from __future__ import annotations
 import copy
 import functools
 import math
+import random
 from collections import OrderedDict, deque
-from collections.abc import Collection, Iterator
+from collections.abc import Iterator, Set
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -32,11 +34,13 @@ from optplug.arguments import said
 from optplug.checks import is_number
 from optplug.errors import StateError
 from optplug.randomness import random_numbers_kept
+from optplug.snapshot import holdings, is_leaf, opaque
 from optplug.spec import shown
 from optplug.written import PLAIN, Known, NoPlaceError, called, read, write
 
 # Where the attributes of parameters stand among those of an optimizer: no name.
 _OF_PARAMETERS = "of parameters"
+_STEPS = 3  # that show whether a copy goes on alike
 
 
 @functools.cache
@@ -72,7 +76,12 @@ def save(
         extra = _attributes(optimizer, other, shared, needs_closure)
         if extra:
             load(other, read(content, there, known), _check_attributes(other, extra, known))
-        _check_overlaps(overlaps, overlapping(_tensors_of(other))[0], dict(_tensors_of(other)).keys())
+        reason = _apart(overlaps, overlapping(_tensors_of(other))[0], dict(_tensors_of(other)).keys())
+        if reason and not _goes_on_alike(optimizer, other, needs_closure):
+            load(other, read(content, there, known), _check_attributes(other, extra, known))
+            _step(other, needs_closure)  # after which they may share it again
+            if _apart(overlaps, overlapping(_tensors_of(other))[0], overlaps.keys()):
+                raise StateError(reason)
         return content, extra
     except NoPlaceError as error:
         reason = f"{called(error.place)} is a {type(error.value).__name__}, which no file can give back"
@@ -106,16 +115,50 @@ def _tensors_of(optimizer: torch.optim.Optimizer) -> Iterator[tuple[str, Tensor]
         yield from ((where, t) for where, t in found if id(t) not in parameters)
 
 
-def _check_overlaps(before: Overlaps, after: Overlaps, places: Collection[str]) -> None:
-    """Raise StateError where tensors share memory that would not share it after a load, or the reverse."""
+def _apart(before: Overlaps, after: Overlaps, places: Set[str]) -> str:
+    """Say what shares memory and would not after a load, or the reverse; "" if nothing."""
     for place in before.keys() | after.keys():
-        if before.get(place) != after.get(place) and place in places:
-            other = (before.get(place) or after[place])[0]
-            partner = other if other != place else "another tensor"
-            if other == place or other in places:
-                raise StateError(
-                    f"{called(place)} shares memory with {called(partner)}, before a load or after it alone"
-                )
+        first = (before.get(place) or after[place])[0]
+        if place != first and before.get(place) != after.get(place) and {place, first} <= places:
+            when = "would not after a load" if place in before else "would only after a load"
+            return f"{called(place)} shares memory with {called(first)}, and {when}"
+    return ""
+
+
+def _goes_on_alike(
+    optimizer: torch.optim.Optimizer, other: torch.optim.Optimizer, needs_closure: bool
+) -> bool:
+    """Tell whether a copy of an optimizer goes on as one that has loaded its state, in a few steps."""
+    if opaque(optimizer, but_methods=True):  # what a copy would share
+        return False
+    try:
+        twin = _twin(optimizer)
+        pair = _parameters(twin), _parameters(other)
+        for ours, theirs in zip(*pair, strict=True):
+            theirs.data.copy_(ours)
+        for i in range(_STEPS):
+            for one, parameters in zip((twin, other), pair, strict=True):
+                for p in parameters:
+                    p.grad = torch.full_like(p, 1 / (1 + i))
+                torch.manual_seed(i), random.seed(i), np.random.seed(i)
+                _step(one, needs_closure)
+            if difference([p.data for p in pair[0]], [p.data for p in pair[1]], "") is not None:
+                return False
+    except Exception:  # of a class that cannot be copied so
+        return False
+    return True
+
+
+def _twin(optimizer: torch.optim.Optimizer) -> torch.optim.Optimizer:
+    """Return a copy of an optimizer, in which tensors share memory as in it."""
+    twin = object.__new__(type(optimizer))
+    held = {k: v for k, v in vars(optimizer).items() if k != "step"}
+    copied: dict[int, Any] = {id(optimizer): twin}
+    for t in holdings(optimizer).tensors:
+        if not is_leaf(t):  # which torch would not copy
+            copied[id(t)] = copy.deepcopy(t.detach(), copied)
+    vars(twin).update(copy.deepcopy(held, copied))
+    return twin
 
 
 def _attributes(

@@ -19,7 +19,7 @@ from torch import Tensor
 
 from optplug.copies import Copies
 from optplug.errors import warn
-from optplug.snapshot import ENDS, Slots, holdings
+from optplug.snapshot import ENDS, Slots, holdings, is_leaf
 from optplug.torch_private import grad_mode
 
 _is, _place = operator.is_, Tensor.data_ptr
@@ -94,7 +94,7 @@ class Snapshot:
                 self._memory = [t.detach() for t in strided]
                 self._copies = Copies(strided)
         known = set(map(id, self._parameters))
-        self._own = [t for t in held.tensors if id(t) not in known and t.is_leaf]
+        self._own = [t for t in held.tensors if id(t) not in known and is_leaf(t)]
         self._grads, self._forms = list(map(_grad_of, self._own)), _forms(self._own)
         self._things, self._strange = held.things, list(held.strange)
 

@@ -15,7 +15,15 @@ from dataclasses import dataclass, field
 from enum import Enum
 from functools import cache, partial
 from pathlib import PurePath
-from types import FunctionType, MemberDescriptorType, MethodType, ModuleType, NoneType, SimpleNamespace
+from types import (
+    BuiltinFunctionType,
+    FunctionType,
+    MemberDescriptorType,
+    MethodType,
+    ModuleType,
+    NoneType,
+    SimpleNamespace,
+)
 from typing import Any
 from weakref import WeakKeyDictionary, WeakValueDictionary, ref
 
@@ -43,6 +51,7 @@ _HARMLESS = (logging.Logger, re.Pattern, ref, PurePath, type(threading.Lock()), 
 _NOBODYS = frozenset({"torch", "builtins", "abc", "typing", "collections", "object"})
 #: What is in a slot that is empty.
 NOTHING = object()
+_DEPTH = 10  # of functions that wrap others
 #: What torch's own attributes for hooks begin with.
 HOOKS = "_optimizer_"
 
@@ -90,7 +99,7 @@ def holdings(optimizer: torch.optim.Optimizer, more: Iterable[Any] = ()) -> Hold
                 inside = attributes.values()
             else:
                 result.bare.append(attributes)
-            if id(value) not in parameters and value.is_leaf and value.grad is not None:
+            if id(value) not in parameters and is_leaf(value) and value.grad is not None:
                 found.append(value.grad)
         elif isinstance(value, dict):
             containers.append(value)
@@ -126,6 +135,30 @@ def holdings(optimizer: torch.optim.Optimizer, more: Iterable[Any] = ()) -> Hold
     return result
 
 
+def is_leaf(tensor: Tensor) -> bool:
+    """Tell whether a tensor was computed from none that requires gradients, and so may have one itself."""
+    try:
+        return tensor.is_leaf
+    except RuntimeError:  # of a view that autograd gives up
+        return False
+
+
+def has_graph(tensor: Tensor) -> bool:
+    """Tell whether autograd knows what a tensor was computed from."""
+    try:
+        return not tensor.is_leaf
+    except RuntimeError:
+        return False
+
+
+def wants_gradient(tensor: Tensor) -> bool:
+    """Tell whether a tensor requires gradients."""
+    try:
+        return tensor.requires_grad
+    except RuntimeError:
+        return False
+
+
 def _is_wrapper(value: Tensor) -> bool:
     """Tell whether a tensor is nothing but others in it."""
     return hasattr(value, "__tensor_flatten__")
@@ -135,7 +168,10 @@ def _attributes(value: Any, containers: list[Any]) -> list[Any]:
     """Note an object's attributes, and return what they lead to."""
     attributes = vars(value)
     containers.append(attributes)
-    return [v for key, v in attributes.items() if not (type(key) is str and key.startswith(HOOKS))]
+    found = [v for key, v in attributes.items() if not (type(key) is str and key.startswith(HOOKS))]
+    if isinstance(value, torch.optim.Optimizer) and "step" in attributes:  # a scheduler's, around the class's
+        found = [v for v in found if v is not attributes["step"]]
+    return found
 
 
 def _of_object(value: Any, containers: list[Any]) -> list[Any]:
@@ -213,8 +249,12 @@ def package_of(value: Any) -> str:
     return type(value).__module__.partition(".")[0]
 
 
-def opaque(optimizer: torch.optim.Optimizer) -> str:
-    """Name the type of something that an optimizer holds and that may change unseen; "" if nothing may."""
+def opaque(optimizer: torch.optim.Optimizer, but_methods: bool = False) -> str:
+    """Name the type of something that an optimizer holds and that may change unseen; "" if nothing may.
+
+    Args:
+        but_methods: whether methods of its own are none such.
+    """
     package = package_of(optimizer)
     for container in holdings(optimizer).containers:
         found = list(container.values()) if isinstance(container, dict) else list(container)
@@ -224,6 +264,8 @@ def opaque(optimizer: torch.optim.Optimizer) -> str:
             value = found.pop()
             if isinstance(value, tuple):
                 found += value
+            elif but_methods and isinstance(value, MethodType) and value.__self__ is optimizer:
+                continue
             elif not _is_seen_through(value, package):
                 return type(value).__name__
     return ""
@@ -235,11 +277,28 @@ def _is_seen_through(value: Any, package: str) -> bool:
     if kind in ENDS or isinstance(value, (Tensor, *_CONSTANT)):
         return True
     if isinstance(value, FunctionType):
-        return not (value.__closure__ or value.__defaults__ or value.__kwdefaults__ or vars(value))
+        return _is_constant(value, 0)
     if isinstance(value, dict | list | set | deque):
         return not getattr(value, "__dict__", None)
     has_slots = any(vars(each).get("__slots__") for each in kind.__mro__)
     return hasattr(value, "__dict__") and is_its_own(value, package) and not has_slots
+
+
+def _is_constant(function: FunctionType, depth: int) -> bool:
+    """Tell whether a function has no variables of its own but functions that have none, and types."""
+    given = [*(function.__defaults__ or ()), *(function.__kwdefaults__ or {}).values()]
+    variables = [v for cell in function.__closure__ or () for v in Slots(cell, ("cell_contents",))]
+    variables += vars(function).values()
+    return (
+        all(type(v) in ENDS for v in given)
+        and depth < _DEPTH
+        and all(
+            _is_constant(v, depth + 1)
+            if isinstance(v, FunctionType)
+            else isinstance(v, type | ModuleType | BuiltinFunctionType)
+            for v in variables
+        )
+    )
 
 
 class Watch:

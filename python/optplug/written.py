@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from optplug.alike import MISSING, is_the_same
 from optplug.buffers import is_dense, name_of
+from optplug.snapshot import has_graph, is_leaf, wants_gradient
 from optplug.spec import shown
 from optplug.stored import DamagedError, Foreign, Stored
 from optplug.unpickle import STORAGES, is_key
@@ -229,16 +230,16 @@ def write(place: str, value: Any, there: Any, shared: set[int]) -> Any:
 def _write_tensor(place: str, value: Tensor, shared: set[int]) -> Any:
     for name, attribute in vars(value).items():
         raise NoPlaceError(f"{place}.{name}", attribute)
-    if value.grad_fn is not None:
+    if has_graph(value):
         raise NoPlaceError(f"{place}.grad_fn", value.grad_fn)
-    if value.grad is not None:
+    if is_leaf(value) and value.grad is not None:
         raise NoPlaceError(f"{place}.grad", value.grad)
     content = value.detach()
     if content.untyped_storage().data_ptr() not in shared:
         content = _compact(content)
-    if type(value) is nn.Parameter or value.requires_grad:
+    if type(value) is nn.Parameter or wants_gradient(value):
         kind = "parameter" if type(value) is nn.Parameter else "tensor"
-        return {_KIND: kind, "of": content, "requires_grad": value.requires_grad}
+        return {_KIND: kind, "of": content, "requires_grad": wants_gradient(value)}
     return content
 
 
