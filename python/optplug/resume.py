@@ -157,9 +157,7 @@ class Resumption:
         names = [group.names for group in parameters.groups]
         if not by_its_own:
             names = order(saved, names)
-        with (
-            parameters.values_as_before()
-        ):  # the host's or the file's, not the class's
+        with parameters.values_as_before():  # the host's or the file's, not the class's
             if by_its_own:
                 names = self._ordered(names, saved, about, run.built or build(parameters.groups))
                 parameters.forget_attributes()
