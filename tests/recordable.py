@@ -159,3 +159,51 @@ class Tensors(Each):
 
     def move(self, p, grad, _, group):
         p.sub_(grad * group["lr"])
+
+
+class ByPlace(Counting):
+    """Goes by a parameter's place in the group from its twentieth step on."""
+
+    @torch.no_grad()
+    def step(self, closure=None):
+        assert closure is None
+        for group in self.param_groups:
+            group["step"] = group.get("step", 0) + 1
+            for i, p in enumerate(group["params"]):
+                if p.grad is not None:
+                    state = self.state[p]
+                    if not state:
+                        state["average"] = torch.zeros_like(p)
+                    late = self.is_other(i, group["params"]) and group["step"] > 20
+                    state["average"].mul_(group["beta"]).add_(p.grad)
+                    p.sub_(state["average"], alpha=group["lr"] * (2 if late else 1))
+
+    def is_other(self, i, _):
+        return i > 0
+
+
+class ByLength(ByPlace):
+    """Goes by how many parameters there are."""
+
+    def is_other(self, _, params):
+        return len(params) > 1
+
+
+class ByGradients(ByPlace):
+    """Goes by how many have gradients."""
+
+    def is_other(self, _, params):
+        return sum(p.grad is not None for p in params) > 1
+
+
+class Asking(Each):
+    """Takes each parameter to have a gradient."""
+
+    @torch.no_grad()
+    def step(self, closure=None):
+        assert closure is None
+        for group in self.param_groups:
+            grads = [p.grad * 2 for p in group["params"]]
+            for p, grad in zip(group["params"], grads, strict=True):
+                p.sub_(grad, alpha=group["lr"])
+                self.state[p]

@@ -7,7 +7,7 @@ record: see `Recording.reason`.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -53,6 +53,31 @@ class Record:
     lanes: int = 0
 
 
+def is_same_step(record: Record, other: Record) -> bool:
+    """Tell whether two records do the same, in whatever order their scalars are computed."""
+    known: dict[tuple[Any, ...], int] = {}  # the number of each expression
+    return _meaning(record, known) == _meaning(other, known)
+
+
+def _meaning(record: Record, known: dict[tuple[Any, ...], int]) -> tuple[Any, ...]:
+    numbers = {-1: -1}
+    for i, s in enumerate(record.scalars):
+        if s.kind in (lib.SCALAR_CONSTANT, lib.SCALAR_OPTION, lib.SCALAR_ITEM):
+            key: tuple[Any, ...] = (s.kind, s.a, repr(s.constant))
+        elif s.kind == lib.SCALAR_ELEMENTWISE:
+            key = (s.kind, s.b, s.elementwise, *(numbers[o] for o in s.operands))
+        else:
+            key = (s.kind, numbers[s.a], s.b if s.kind == lib.SCALAR_ROUND else numbers[s.b])
+        numbers[i] = known.setdefault(key, len(known))
+    return (
+        {(numbers[i], expected) for i, expected in record.guards},
+        [(i, numbers[s]) for i, s in record.stores],
+        [replace(one, v=numbers[one.v], u=numbers[one.u]) for one in record.instructions],
+        record.temporaries,
+        record.lanes,
+    )
+
+
 @dataclass(eq=False)
 class Recording(TorchFunctionMode, Computation):
     """One run of a step, for one parameter.
@@ -60,10 +85,12 @@ class Recording(TorchFunctionMode, Computation):
     Args:
         lists: its tensors, list by list: the parameter, its gradient, its state.
         gradient: which of them is a gradient, of which a step is to change a copy only; -1 if none is.
+        others: tensors of parameters that are stepped beside it, of which nothing is noted.
     """
 
     lists: list[Tensor]
     gradient: int = -1
+    others: list[Tensor] = field(default_factory=list)
     #: Hyperparameters that the step has changed.
     moved: list[str] = field(default_factory=list)
     _instructions: list[Instruction] = field(default_factory=list)
@@ -71,7 +98,8 @@ class Recording(TorchFunctionMode, Computation):
     def __post_init__(self) -> None:
         TorchFunctionMode.__init__(self)
         Computation.__init__(self)
-        self._alive: list[Any] = list(self.lists)  # or a tensor's id would come again
+        self._alive: list[Any] = [*self.lists, *self.others]  # or a tensor's id would come again
+        self._others = set(map(id, self.others))  # and of what was computed from them
         first = real(self.lists[0])
         self._shape = first.shape
         arrays = {i: t for i, t in enumerate(self.lists) if real(t).shape == self._shape}
@@ -98,6 +126,19 @@ class Recording(TorchFunctionMode, Computation):
         result = function(*plain(args), **plain(kwargs))
         self._alive.append((args, kwargs, result))
         name = getattr(function, "__name__", "")
+        if self._others and (those := self._others.intersection(map(id, _tensors_in((args, kwargs))))):
+            found = [t for t in _tensors_in((args, kwargs)) if id(t) not in those]
+            if name.startswith("_foreach_") and any(id(t) in self._arrays for t in found):
+                alone = [i for i, t in enumerate(args[0]) if id(t) not in self._others]
+                args = tuple([a[i] for i in alone] if isinstance(a, list | tuple) else a for a in args)
+                self._others |= {id(t) for i, t in enumerate(result or ()) if i not in alone}
+                result = [result[i] for i in alone] if result else result
+            else:
+                is_changed = name.endswith("_") and args and id(args[0]) in self._items
+                if is_changed or any(id(t) in self._arrays for t in found):
+                    self.refuse(f"torch.{name} brings parameters together")
+                self._others |= set(map(id, _tensors_in(result)))
+                return result
         if name in HARMLESS:
             if isinstance(result, Tensor) and args and result is not args[0] and result.is_set_to(args[0]):
                 self._alias(result, args[0])  # p.data
@@ -281,6 +322,17 @@ def _packed(instructions: list[Instruction], lists: int) -> tuple[list[Instructi
     return packed, count
 
 
+def _tensors_in(value: Any) -> Iterator[Tensor]:
+    """Yield the tensors in what a function of torch's takes or returns."""
+    if isinstance(value, Tensor):
+        yield value
+    elif isinstance(value, list | tuple):
+        for item in value:
+            yield from _tensors_in(item)
+    elif isinstance(value, dict):
+        yield from _tensors_in(list(value.values()))
+
+
 def plain_step(optimizer: torch.optim.Optimizer) -> None:
     """Make a step as the class has it, without what is known to be around it."""
     bare_step(type(optimizer))(optimizer)
@@ -291,6 +343,7 @@ def run(
     lists: list[Tensor],
     names: list[str],
     numbers: Sequence[tuple[dict[str, Any], str]] = (),
+    others: Sequence[Tensor] = (),
 ) -> Recording:
     """Step an optimizer of one parameter once, and return what was seen.
 
@@ -300,9 +353,10 @@ def run(
         names: its hyperparameters that are numbers; "betas[0]" of a tuple.
         numbers: those of Python's that steps change: the dictionary that has one, and the key.  Of each there
             is a list, after the others.
+        others: tensors of further parameters in its group: see `Recording`.
     """
     values = [container[key] for container, key in numbers]
-    recording = Recording([*lists, *map(memory_of, values)], 1)
+    recording = Recording([*lists, *map(memory_of, values)], 1, list(others))
     (group,) = optimizer.param_groups
     before = dict(group)
     for i, (container, key) in enumerate(numbers):

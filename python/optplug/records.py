@@ -219,7 +219,8 @@ class Records:
                     if values in seen or len(seen) > _MOST_RECORDS:
                         continue
                     seen.add(values)
-                    made = Case(self._is_torchs, optimizer, group, dtype, lie, items, has_none).rehearse()
+                    case = Case(self._is_torchs, optimizer, group, dtype, lie, items, has_none)
+                    made = case.rehearse()
                     # By the numbers of the lists those before it go.
                     if kind.like is None or made.lists != kind.like.lists:
                         if self._unproven(kind):
@@ -231,6 +232,10 @@ class Records:
                     if made.record not in known:
                         if len(known) == _MOST_RECORDS:
                             raise NotRecordedError("its steps take too many branches")
+                        if not (self._is_torchs or made.record in kind.proofs):
+                            alike_ids = set(map(id, parameters))
+                            at = [k for k, p in enumerate(group["params"]) if id(p) in alike_ids]
+                            case.check_places(made, group["params"], at)
                         self._new.append((kind, made.record))
 
     def _used(self, kind: _Kind) -> list[Record]:

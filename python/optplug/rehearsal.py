@@ -10,7 +10,7 @@ import copy
 import math
 from collections import defaultdict
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
 import torch
@@ -38,6 +38,8 @@ _SCALARS = 32
 #: Of a class outside torch, whose steps may go by shapes: how many values a parameter may have, since one of
 #: its shape is recorded, and how many throw-away parameters prove it at the most.
 _MOST_VALUES, _MOST_PARAMETERS = 2**20, 20
+#: At how many places of a group a parameter's step is compared.
+_MOST_PLACES = 64
 #: Of arrays by their names: of a class of torch's, if any has gaps, whether there are gaps within its rows;
 #: of another class, its shape and strides.
 Layout = tuple[tuple[str, Any], ...]
@@ -102,6 +104,8 @@ class Case:
 
     Args:
         items: what a parameter has in its state that is one value: tensors, and numbers of Python's.
+        place: where it is among the parameters of the group.
+        others: these parameters, or what stands for them.
     """
 
     is_torchs: bool
@@ -112,6 +116,8 @@ class Case:
     items: dict[str, Any]
     #: Whether the parameter has no dimension; its step is recorded on a vector all the same.
     has_no_dimension: bool = False
+    place: int = 0
+    others: tuple[nn.Parameter, ...] = ()
 
     def arrays(self) -> set[str]:
         """Return what in the state of a parameter is as many values as the parameter."""
@@ -152,6 +158,43 @@ class Case:
             _known[key] = made
         return _known[key]
 
+    def check_places(self, made: Rehearsal, members: list[Tensor], places: list[int]) -> None:
+        """Check that a step is the same for parameters at other places of their group, beside others.
+
+        At the first two places and the last one the others have gradients, too.
+
+        Args:
+            members: the parameters of the group.
+            places: where those are that are alike.
+
+        Raises:
+            NotRecordedError: it is another one.
+        """
+        if len(members) == 1:
+            return
+        chosen = places if len(places) <= _MOST_PLACES else places[:: -(-len(places) // _MOST_PLACES)]
+        whole = {places[0], places[min(1, len(places) - 1)], places[-1]}
+        stand_ins = [_small(p) for p in members]
+        with random_numbers_kept():
+            for place in dict.fromkeys([*whole, *chosen]):
+                case = replace(self, place=place, others=(*stand_ins[:place], *stand_ins[place + 1 :]))
+                try:
+                    case._check_place(made, place in whole)
+                except NotRecordedError:
+                    if place in whole:
+                        raise
+                    case._check_place(made, True)  # a class may want gradients of all
+
+    def _check_place(self, made: Rehearsal, have_grads: bool) -> None:
+        for p in self.others:
+            p.grad = torch.ones_like(p) if have_grads else None
+        group = {**self.group, "foreach": False} if "foreach" in self.group else self.group
+        recording, names = self._record(group, made.places)
+        record = recording.record()
+        if record is None or names != made.state or not recorder.is_same_step(record, made.record):
+            reason = f" ({recording.reason})" if recording.reason else ""
+            raise NotRecordedError(f"its steps go by a parameter's place in its group{reason}")
+
     def _make(self) -> Rehearsal:
         """Record a step of a throw-away parameter, and prove it by another."""
         # The loop over parameters can be read; the group's own implementation then has to give its bits.
@@ -174,7 +217,9 @@ class Case:
         containers = [
             (place.container(optimizer, optimizer.param_groups[0], lists[0]), place.key) for place in places
         ]
-        return recorder.run(optimizer, lists, list(_options(group, places)), containers), names
+        others = [t for p in self.others for t in (p, p.grad, *optimizer.state.get(p, {}).values())]
+        tensors = [t for t in others if isinstance(t, Tensor)]
+        return recorder.run(optimizer, lists, list(_options(group, places)), containers, tensors), names
 
     def _prove(self, made: Rehearsal) -> None:
         size = _MANY if self.is_torchs else math.prod(dict(self.layout)["self"][0])
@@ -202,7 +247,7 @@ class Case:
         self, optimizer: torch.optim.Optimizer, names: tuple[str, ...], places: tuple[Place, ...]
     ) -> list[Tensor]:
         (group,) = optimizer.param_groups
-        (p,) = group["params"]
+        p = group["params"][self.place]
         state = optimizer.state[p]
         grad = torch.zeros_like(p) if p.grad is None else p.grad
         numbers = [place.container(optimizer, group, p)[place.key] for place in places]
@@ -223,11 +268,13 @@ class Case:
             return self._lay(name, torch.randn(shape, generator=generator, dtype=dtype).to(self.dtype))
 
         parameter = nn.Parameter(draw("self"))
+        members = [*self.others[: self.place], parameter, *self.others[self.place :]]
+        grads = [p.grad for p in self.others]
         other = object.__new__(type(self.optimizer))
         try:
             vars(other).update(
                 self._attributes(),
-                param_groups=[{**group, "params": [parameter]}],
+                param_groups=[{**group, "params": list(members)}],
                 state=defaultdict(dict),
             )
             if (
@@ -237,15 +284,19 @@ class Case:
                 raise NotRecordedError("another optimizer has its parameters")
             for _ in range(2):
                 parameter.grad = draw("grads")
+                for p, grad in zip(self.others, grads, strict=True):
+                    p.grad = None if grad is None else grad.clone()
                 with grad_mode(False):
                     recorder.plain_step(other)
             parameter.grad = draw("grads")
+            for p, grad in zip(self.others, grads, strict=True):
+                p.grad = None if grad is None else grad.clone()
         except NotRecordedError:
             raise
         except Exception as error:
             raise NotRecordedError(f"{type(error).__name__}: {error}") from error
         (made,) = other.param_groups
-        made.update({**group, "params": [parameter]})  # whose numbers steps may have changed
+        made.update({**group, "params": members})  # whose numbers steps may have changed
         state = other.state[parameter]
         for name, value in self.items.items():
             if not is_item(value):
@@ -254,6 +305,10 @@ class Case:
             if not is_item(state.get(name)) or state[name].dtype != value.dtype:
                 raise NotRecordedError(f"its state {name} is not understood")
             state[name].copy_(value)
+        for p in self.others:
+            for name, value in self.items.items():
+                if name in other.state.get(p, {}):
+                    other.state[p][name] = value.clone() if is_item(value) else value
         for name in dict(self.layout).keys() & state.keys():
             state[name] = self._lay(name, state[name].flatten() if self.is_torchs else state[name])
         names = tuple(name for name, value in state.items() if isinstance(value, Tensor))
@@ -275,3 +330,8 @@ class Case:
         """Return copies of the optimizer's attributes, which a step may change."""
         left_out = ("param_groups", "state", "step")
         return copy.deepcopy({k: v for k, v in vars(self.optimizer).items() if k not in left_out})
+
+
+def _small(p: Tensor) -> nn.Parameter:
+    """Return what stands for a parameter beside the one that is recorded: of as many dimensions."""
+    return nn.Parameter(torch.ones([min(n, 4) for n in p.shape], dtype=p.dtype))
