@@ -235,7 +235,7 @@ typedef struct optplug_python {
     int (*group)(int opt, const char *options);
     int (*step)(int opt);
     int (*plan)(int opt, int64_t serial, optplug_plan *stated);
-    int (*plan_refused)(int opt);
+    int (*plan_refused)(int opt, int has_failed);
     int (*step_closure)(int opt, optplug_callback closure, void *user, double *loss);
     int (*iterate)(int opt, double loss, int *wanted);
     int (*check_gradient)(int opt, optplug_callback closure, void *user, double *error);
@@ -265,7 +265,7 @@ typedef struct optplug_python {
     int (*load)(int opt, const char *path);
     int (*load_memory)(int opt, const void *buffer, int64_t size);
     int (*free)(int opt);
-    int (*describe)(int opt);
+    int (*describe)(int opt, const char *way);
     int (*describe_library)(const char *lines);
     int (*list)(const char *kind);
 } optplug_python;

@@ -129,7 +129,7 @@ static void update_plan(struct call *call, int result)
         int stable = stated.stable < 0 ? borrowed : stated.stable;
         handle_set_plan(call->slot, plan_new(&stated, stable, borrowed));
         if (!handle_plan(call->slot))
-            runtime.python->plan_refused(call->opt);
+            runtime.python->plan_refused(call->opt, 0);
     }
 }
 
@@ -143,6 +143,8 @@ int call_step(struct call *call)
 {
     struct plan *plan = handle_plan(call->slot);
     int result = plan ? plan_run(plan) : 0;
+    if (plan_has_failed(plan))
+        runtime.python->plan_refused(call->opt, 1);
     if (result == 0) {
         result = call_tell_python(call);
         return result > 0 ? runtime.python->step(call->opt) : result;

@@ -131,6 +131,13 @@ static int find_base(struct environment *found, const char *source)
         log_line(LOG_INFO, "Python: '%.500s' (%s)", found->python, source);
         return OPT_OK;
     }
+    const char *name = strrchr(file, '/');
+    if (name && strcmp(name, "/python" PYTHON_VERSION "t") == 0)
+        return fail(
+            OPT_ESTART,
+            "%s: '%.400s' is a free-threaded Python, on which optplug has never run: use one with the "
+            "global interpreter lock",
+            source, found->python);
     return fail(
         OPT_ESTART,
         "%s: '%.300s' is no Python " PYTHON_VERSION ", for which this liboptplug was built (looked for "

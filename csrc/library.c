@@ -10,7 +10,9 @@
 #include "call.h"
 #include "callback.h"
 #include "error.h"
+#include "handle.h"
 #include "log.h"
+#include "plan.h"
 #include "start.h"
 
 /* Find `python='path'` among "name=value, name=value": copy the path, and blank the item out of the
@@ -97,7 +99,9 @@ const char *opt_describe(int opt)
         return describe_library();
     struct call call;
     int status = call_begin(&call, opt, CALL_DESCRIBE);
-    return call_text(status < 0 ? status : call_end(&call, runtime.python->describe(opt)));
+    return call_text(status < 0
+                         ? status
+                         : call_end(&call, runtime.python->describe(opt, plan_way(handle_plan(call.slot)))));
 }
 
 API(list)

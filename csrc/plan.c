@@ -1,6 +1,7 @@
 #include "plan.h"
 
 #include <stdlib.h>
+#include <string.h>
 #include <unistd.h>
 
 #include "error.h"
@@ -21,6 +22,7 @@ struct plan {
     int moves;  /* whether steps move numbers that Python keeps, ... */
     int moved;  /* ... and have since it has taken them */
     int proven; /* has run boxed, which turns torch's exceptions into errors */
+    int failed; /* torch has failed in it: Python makes the steps from now on */
     struct gradients *gradients;
     struct rates rates;
     struct schedule *schedule;
@@ -140,6 +142,17 @@ void plan_is_taken(struct plan *plan)
     schedule_is_known(plan->schedule);
 }
 
+int plan_has_failed(const struct plan *plan) { return plan && plan->failed; }
+
+const char *plan_way(const struct plan *plan)
+{
+    const char *way = plan ? "recorded" : "Python";
+    for (int i = 0; plan && i < plan->count; i++)
+        if (!plan->operations[i].records)
+            way = !plan->operations[i].entry || strcmp(way, "stable") == 0 ? "stable" : "direct";
+    return way;
+}
+
 int plan_is_ahead(const struct plan *plan)
 {
     return plan && (rates_unknown(&plan->rates) || plan_has_moved(plan));
@@ -162,7 +175,12 @@ int plan_run(struct plan *plan)
         if (operation_run(operation, plan->proven))
             continue;
         pyapi_clear_exception();
-        return fail(OPT_ERUNTIME, "torch did not run %s, though it did the step before", operation->name);
+        plan->failed = 1;
+        if (i == 0)
+            return 0; /* nothing has changed yet */
+        return fail(OPT_ERUNTIME,
+                    "torch did not run %s, and what comes before it in a step is made: load a checkpoint",
+                    operation->name);
     }
     plan->proven = 1;
     plan->moved = plan->moves;

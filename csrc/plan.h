@@ -43,7 +43,13 @@ void plan_is_taken(struct plan *plan);
 int plan_is_ahead(const struct plan *plan);
 
 /* Make the step: 1 for success, or a status; 0 if Python is to make it, or to say why that does not go: a
- * gradient is not finite, a forked process has no GPU. */
+ * gradient is not finite, a forked process has no GPU, torch fails. */
 int plan_run(struct plan *plan);
+
+/* Tell whether torch has failed in it. */
+int plan_has_failed(const struct plan *plan);
+
+/* Return how steps are made: "direct", "stable" or "recorded", "Python" for NULL. */
+const char *plan_way(const struct plan *plan);
 
 #endif

@@ -70,12 +70,31 @@ static int time_steps(void)
     return opt;
 }
 
+/* Make steps whose result is known by hand, 0.1 - 3 * 0.1, and say how. */
+static int make_steps(void)
+{
+    float *arrays = NULL;
+    int opt = set_up("SGD(lr=1)", 2, &arrays);
+    if (opt < 0)
+        return opt;
+    const char *text = opt_describe(opt);
+    const char *way = text ? strstr(text, "\nway: ") : NULL;
+    if (way)
+        printf("optplug: %s\nsteps are made: %.*s\n", opt_version(), (int)strcspn(way + 6, "\n"), way + 6);
+    int status = arrays[0] < -0.199999f && arrays[0] > -0.200001f ? 0 : -1;
+    if (status < 0)
+        printf("error: three steps of SGD gave %g for -0.2\n", (double)arrays[0]);
+    opt_free(opt);
+    free(arrays);
+    return status;
+}
+
 int main(int argc, char **argv)
 {
     int status = opt_init(argc > 1 ? argv[1] : NULL);
-    if (status >= 0 && argc > 1)
-        status = time_steps();
-    if (status < 0)
+    if (status >= 0)
+        status = argc > 1 ? time_steps() : make_steps();
+    if (status < 0 && *opt_error())
         printf("error: %s\n", opt_error());
     const char *text = opt_describe(0);
     printf("%s", text ? text : "");

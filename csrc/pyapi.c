@@ -18,6 +18,11 @@ static int check_version(void *library, const char *liboptplug)
 {
     const char *(*get_version)(void) = (const char *(*)(void))dlsym(library, "Py_GetVersion");
     const char *version = get_version ? get_version() : "of unknown version";
+    if (strstr(version, "free-threading"))
+        return fail(OPT_ESTART,
+                    "this process runs a free-threaded Python %.*s, on which optplug has never run: use one "
+                    "with the global interpreter lock",
+                    (int)strcspn(version, " "), version);
     if (strncmp(version, PYTHON_VERSION ".", strlen(PYTHON_VERSION) + 1) == 0)
         return OPT_OK;
     return fail(

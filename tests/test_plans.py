@@ -13,7 +13,7 @@ import torch
 
 from optplug import ctypes_api, plans
 from optplug.lean import lean
-from planned_twins import FUSED_DTYPES, FUSED_SGD_DTYPES, OPTIMIZERS, ROUTES, Twins, lib
+from planned_twins import FUSED_DTYPES, FUSED_SGD_DTYPES, OPTIMIZERS, ROUTES, Twins, UnfusedTwins, lib
 
 
 @pytest.fixture(params=ROUTES)
@@ -270,6 +270,34 @@ assert calls == ["pre"] * 3, calls
 assert list(w) == [-1.5, -3, -6]
 """
 
+FAILING = """
+import torch, traceback
+from optplug import ctypes_api
+lib = ctypes_api.load()
+assert lib.opt_init(b"plans='stable'") == 0
+w, g = torch.zeros(5), torch.ones(5)
+opt = lib.opt_create(b"Adam(lr=0.5)")
+assert lib.opt_bind(opt, b"w", b"float32", 5, w.data_ptr(), g.data_ptr()) == 0
+for _ in range(3):
+    assert lib.opt_step(opt) == 0
+assert b"\\nway: stable\\n" in lib.opt_describe(opt)
+
+def fails_outside_of_torchs_step(params, *_, **__):
+    if not any(frame.name == "_fused_adam" for frame in traceback.extract_stack()):
+        raise ValueError
+    params[0].fill_(7)
+
+library = torch.library.Library("aten", "IMPL")
+library.impl("_fused_adam_", fails_outside_of_torchs_step, "CPU")
+for warning in (b"PyTorch has failed in aten::_fused_adam_, which it ran before", b""):
+    w.zero_()
+    assert lib.opt_step(opt) == 0, lib.opt_error()
+    assert w.tolist() == [7] * 5
+    said = lib.opt_warning()
+    assert (warning in said) if warning else (said == b""), said
+assert b"since PyTorch has failed in aten::_fused_adam_\\nway: Python\\n" in lib.opt_describe(opt)
+"""
+
 AT_EXIT = """
 import ctypes, optplug, threading, time, torch
 lib = ctypes.CDLL(optplug.library())
@@ -292,6 +320,34 @@ time.sleep(0.3)
 def test_a_python_host_may_have_modes_hooks_and_an_end_of_its_own(program):
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=False)
     assert (done.returncode, done.stderr) == (0, "")
+
+
+def test_a_plan_that_torch_fails_in_is_left_for_good_and_says_so_once():
+    done = subprocess.run([sys.executable, "-c", FAILING], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+
+
+@pytest.mark.parametrize(
+    ("text", "options", "way"),
+    [
+        ("Adam(lr=0.1)", "plans='direct'", "direct"),
+        ("Adam(lr=0.1)", "plans='stable'", "stable"),
+        ("Adam(lr=0.1)", "plans=False", "Python"),
+        ("RMSprop(lr=0.1)", "plans=True", "recorded"),
+        ("Adafactor(lr=0.1)", "plans=True", "Python"),
+    ],
+)
+def test_describe_says_which_way_steps_go(text, options, way):
+    assert lib.opt_init(options.encode()) == 0
+    try:
+        twins = UnfusedTwins(text, [("float32", 5)])
+        for _ in range(3):
+            twins.draw()
+            assert lib.opt_step(twins.opt) == 0
+        assert f"\nway: {way}\n" in twins.described()
+        assert lib.opt_free(twins.opt) == 0
+    finally:
+        assert lib.opt_init(b"plans=True") == 0
 
 
 def test_a_number_too_large_for_a_double_is_refused_and_changes_nothing():

@@ -23,6 +23,7 @@ import torch
 from optplug import buffers, caught, checkpoint, description, devices, host, inventory, modes, spec, transfer
 from optplug._optplug import ffi
 from optplug.calls import callback, changes_plan, on_streams, optimizers, tells
+from optplug.errors import warn
 from optplug.host import log
 from optplug.kinds import SparseGrad
 from optplug.optimizer import HostedOptimizer
@@ -171,8 +172,12 @@ def py_plan(opt, serial, stated):
 
 
 @callback
-def py_plan_refused(opt):
-    optimizers[opt].planner.refuse()
+def py_plan_refused(opt, has_failed):
+    planner, reason = optimizers[opt].planner, "C cannot take them"
+    if has_failed and planner.plan:
+        reason = f"PyTorch has failed in {', '.join(planner.plan.names())}"
+        warn(f"opt={opt}: steps run through Python from now on, since {reason}, which it ran before")
+    planner.refuse(reason)
     log.steps(opt, lambda: description.way(optimizers[opt]))
 
 
@@ -419,8 +424,8 @@ def py_free(opt):
 
 
 @callback
-def py_describe(opt):
-    host.table.text(description.describe(_counted(opt)).encode())
+def py_describe(opt, way):
+    host.table.text(description.describe(_counted(opt), ffi.string(way).decode()).encode())
 
 
 @callback

@@ -9,11 +9,21 @@ from optplug.optimizer import HostedOptimizer
 from optplug.torch_private import has_hooks
 
 
-def describe(hosted: HostedOptimizer) -> str:
-    """Return what an optimizer is and what it works on, a ``name: value`` a line."""
+def describe(hosted: HostedOptimizer, plan: str) -> str:
+    """Return what an optimizer is and what it works on, a ``name: value`` a line.
+
+    Args:
+        hosted: the optimizer.
+        plan: how C makes its steps.
+    """
     optimizer, parameters = hosted.built(), hosted.parameters
     step = way(hosted) if hosted.run.stepped else _path(hosted, optimizer)
-    lines = [f"optimizer: {hosted.recipe.called}", f"step: {step}", f"gradients: {_gradients(hosted)}"]
+    lines = [
+        f"optimizer: {hosted.recipe.called}",
+        f"step: {step}",
+        f"way: {plan}",
+        f"gradients: {_gradients(hosted)}",
+    ]
     if hosted.run.schedulers:
         lines.append(f"schedulers: stepped {_schedulers(hosted)}")
     for i, group in enumerate(optimizer.param_groups):
@@ -58,10 +68,11 @@ def way(hosted: HostedOptimizer) -> str:
     if hosted.planner.lbfgs.are_on_rows(optimizer):
         return f"{path}, by Python on rows of numbers by C"
     reasons = {
-        "plans=False": not hosted.planner.makes_plans,
+        "plans=False": not hosted.planner.makes_plans and not hosted.planner.proofs.reason,
         "hooks of PyTorch's watch them": has_hooks(optimizer),
         hosted.planner.proofs.reason: bool(hosted.planner.proofs.reason),
-        f"they cannot be recorded: {hosted.planner.records.reason}": bool(hosted.planner.records.reason),
+        f"they cannot be recorded: {hosted.planner.records.reason}": bool(hosted.planner.records.reason)
+        and not hosted.planner.proofs.reason,
     }
     return ", ".join([f"{path}, by Python", *(f"since {why}" for why, holds in reasons.items() if holds)])
 

@@ -185,6 +185,6 @@ class Planner:
         plan = plans.stated(operations, parameters.mastered(), averaging, gradients)
         return self._whole(plan) if plan else None
 
-    def refuse(self) -> None:
-        """Step without plans from now on, since C cannot take the one there is."""
-        self.plan, self.makes_plans = None, False
+    def refuse(self, reason: str) -> None:
+        """Step without plans from now on."""
+        self.plan, self.makes_plans, self.proofs.reason = None, False, reason

@@ -6,6 +6,7 @@ import importlib.util
 import mmap
 import os
 import pathlib
+import re
 import sys
 
 #: The newest torch that optplug's tests have run with: see docs/versions.md.
@@ -35,7 +36,8 @@ def check(threads: int, wanted: int) -> None:
             f"this process can make {threads} threads more, and numpy's BLAS would make {wanted}: "
             "raise the limit (ulimit -u, ulimit -v, or the container's), or set OMP_NUM_THREADS=1"
         )
-    _check_memory(wanted)
+    for size, access in zip(memory(wanted), (0, mmap.PROT_READ | mmap.PROT_WRITE), strict=True):
+        _check_memory(size, access)
 
 
 def load_torch(alone: bool = False) -> None:
@@ -79,17 +81,27 @@ def _python() -> str:
     return shlex.quote(sys.executable or "python3")
 
 
-def _check_memory(threads: int) -> None:
+def memory(threads: int) -> tuple[int, int]:
+    """Return how many bytes of address space, and of data, the import of torch takes with so many threads."""
     spec = importlib.util.find_spec("torch")
-    places = spec.submodule_search_locations if spec else None
-    folders = [pathlib.Path(place) / "lib" for place in places or ()]
-    libraries = sum(file.stat().st_size for folder in folders for file in folder.glob("*.so*"))
+    places = [pathlib.Path(place) for place in spec.submodule_search_locations or ()] if spec else []
+    files = [file for place in places for file in place.glob("lib/*.so*")]
+    # Those of a torch for CUDA, but for what is loaded when it is used.
+    files += [
+        file
+        for place in places
+        for file in place.parent.glob("nvidia/*/lib/*.so*")
+        if not re.search(r"cudnn|cusolverMg|nvperf|\.alt\.", file.name)
+    ]
     data = _START + threads * _EACH_THREAD
-    for size, access in ((libraries + data, 0), (data, mmap.PROT_READ | mmap.PROT_WRITE)):
-        try:
-            mmap.mmap(-1, size, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS, prot=access).close()
-        except OSError as error:
-            raise ImportError(
-                f"PyTorch needs {size >> 20} MiB of memory to start, and this process cannot have them: "
-                "raise the limit (ulimit -v, ulimit -d), or set OMP_NUM_THREADS=1, which needs less"
-            ) from error
+    return sum(file.stat().st_size for file in files) + data, data
+
+
+def _check_memory(size: int, access: int) -> None:
+    try:
+        mmap.mmap(-1, size, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS, prot=access).close()
+    except OSError as error:
+        raise ImportError(
+            f"PyTorch needs {size >> 20} MiB of memory to start, and this process cannot have them: "
+            "raise the limit (ulimit -v, ulimit -d), or set OMP_NUM_THREADS=1, which needs less"
+        ) from error

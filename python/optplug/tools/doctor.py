@@ -23,6 +23,7 @@ from itertools import chain
 from typing import Any
 
 import optplug
+from optplug import surroundings
 from optplug.tools.report import progress
 
 _PROBE = pathlib.Path(optplug.__file__).with_name("bin") / "optplug-probe"
@@ -285,7 +286,7 @@ def _ranks(host: _Host) -> Iterator[tuple[str, str]]:
 def _limits() -> Iterator[tuple[str, str]]:
     for what, limit, least, option in (
         ("the stack", resource.RLIMIT_STACK, _LEAST_STACK, "-s"),
-        ("memory", resource.RLIMIT_AS, _LEAST_SPACE, "-v"),
+        ("memory", resource.RLIMIT_AS, max(_LEAST_SPACE, surroundings.memory(os.cpu_count() or 1)[0]), "-v"),
     ):
         soft, _ = resource.getrlimit(limit)
         if soft != resource.RLIM_INFINITY and soft < least:
