@@ -74,11 +74,12 @@ def write(rows: list[str]) -> None:
     """Replace the rows of the same pairs in the page, and keep the others."""
     text = PAGE.read_text()
     before, _, rest = text.partition(HEAD)
-    old, _, after = rest.partition("\n\n")
-    kept = {tuple(line.split(" | ")[:2]): line for line in [*old.splitlines(), *rows]}
+    old = [line for line in rest.splitlines() if re.match(r"\| \d+\.\d+\.\d+ \|", line)]
+    after = rest[rest.index("\n## ") :]
+    kept = {tuple(line.split(" | ")[:2]): line for line in [*old, *rows]}
     order = [f"| {torch}" for torch, _ in PAIRS]
     lines = sorted(kept.values(), key=lambda line: order.index(line.split(" | ")[0]))
-    PAGE.write_text(f"{before}{HEAD}" + "\n".join(lines) + f"\n\n{after}")
+    PAGE.write_text(f"{before}{HEAD}" + "\n".join(lines) + f"\n{after}")
 
 
 def main() -> int:
