@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import pathlib
 import re
 import shutil
@@ -14,12 +15,14 @@ import pytest
 import hosts
 import optplug
 from command_line import SITE, command
+from optplug import surroundings
 from optplug.tools import doctor
 
 
 def test_doctor_reports_what_a_host_gets():
     done = command("doctor")
     assert done.returncode == 0, done.stdout
+    assert re.search(r"steps are made: +(direct|stable|recorded|Python)\n", done.stdout)
     for name in ("library:", "python:", "libpython:", "torch:", "devices:", "All is well."):
         assert name in done.stdout
 
@@ -73,7 +76,8 @@ def test_doctor_notes_what_may_become_wrong(tmp_path):
 
 @pytest.mark.skipif(sys.platform == "darwin", reason="limits of Linux")
 def test_doctor_notes_narrow_limits():
-    script = f"ulimit -s 128; ulimit -v 2000000; exec {sys.executable} -m optplug doctor"
+    limit = max(2_000_000, int(1.1 * surroundings.memory(os.cpu_count() or 1)[0]) >> 10)
+    script = f"ulimit -s 128; ulimit -v {limit}; exec {sys.executable} -m optplug doctor"
     done = subprocess.run(
         ["sh", "-c", script],  # noqa: S607
         capture_output=True,
@@ -83,8 +87,17 @@ def test_doctor_notes_narrow_limits():
     assert (
         "NOTE: the stack is limited to 128 KB, and torch may need 256 KB\n   DO: ulimit -s 256" in done.stdout
     )
-    assert "NOTE: memory is limited to 2000000 KB" in done.stdout
+    assert f"NOTE: memory is limited to {limit} KB" in done.stdout
     assert "All is well." in done.stdout
+
+
+@pytest.mark.skipif(sys.platform == "darwin", reason="limits of Linux")
+def test_doctor_says_what_memory_torch_needs_where_its_import_would_end_the_process():
+    limit = (surroundings.memory(0)[0] >> 10) - 100_000
+    script = f"ulimit -v {limit}; OMP_NUM_THREADS=1 exec {sys.executable} -m optplug doctor"
+    done = subprocess.run(["sh", "-c", script], capture_output=True, text=True, check=False)  # noqa: S607
+    assert done.returncode == 1
+    assert re.search(r"WRONG: .*: PyTorch needs \d+ MiB of memory to start", done.stdout), done.stdout
 
 
 def test_doctor_sees_a_library_that_comes_before(tmp_path):

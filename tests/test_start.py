@@ -112,6 +112,15 @@ def test_a_copy_of_the_library_outside_of_any_environment_asks_for_one(tmp_path)
     assert say(host, OPTPLUG_TEST_LIBRARY=str(copy), OPTPLUG_PYTHON=sys.executable).startswith(STEPPED)
 
 
+def test_a_free_threaded_python_is_refused_by_name(tmp_path):
+    folder = tmp_path / "bin"
+    folder.mkdir()
+    shutil.copy(sys.executable, folder / f"python{VERSION}t")
+    (folder / "python3").symlink_to(f"python{VERSION}t")
+    said = say(hosts.PROGRAMS / "host", OPTPLUG_PYTHON=str(folder / "python3"))
+    assert said.startswith(f"-4 OPTPLUG_PYTHON: '{folder}/python3' is a free-threaded Python, on which")
+
+
 def test_a_missing_torch_is_an_error_that_says_what_to_install(bare):
     said = say(hosts.PROGRAMS / "host_dlopened", OPTPLUG_TEST_LIBRARY=library_in(bare))
     assert said.startswith("-4 Python '")

@@ -286,7 +286,12 @@ def _ranks(host: _Host) -> Iterator[tuple[str, str]]:
 def _limits() -> Iterator[tuple[str, str]]:
     for what, limit, least, option in (
         ("the stack", resource.RLIMIT_STACK, _LEAST_STACK, "-s"),
-        ("memory", resource.RLIMIT_AS, max(_LEAST_SPACE, surroundings.memory(os.cpu_count() or 1)[0]), "-v"),
+        (
+            "memory",
+            resource.RLIMIT_AS,
+            max(_LEAST_SPACE, surroundings.memory(os.cpu_count() or 1)[0] * 5 // 4),
+            "-v",
+        ),
     ):
         soft, _ = resource.getrlimit(limit)
         if soft != resource.RLIM_INFINITY and soft < least:
