@@ -68,13 +68,10 @@ def way(hosted: HostedOptimizer) -> str:
         return path
     if hosted.planner.lbfgs.are_on_rows(optimizer):
         return f"{path}, by Python on rows of numbers by C"
+    of_ranks = hosted.ranks.reason if hosted.ranks else ""
     reasons = {
-        hosted.ranks.reason if hosted.ranks else "": bool(hosted.ranks and hosted.ranks.reason),
-        "plans=False": not (
-            hosted.planner.makes_plans
-            or hosted.planner.proofs.reason
-            or (hosted.ranks and hosted.ranks.reason)
-        ),
+        of_ranks: bool(of_ranks),
+        "plans=False": not (hosted.planner.makes_plans or hosted.planner.proofs.reason or of_ranks),
         "hooks of PyTorch's watch them": has_hooks(optimizer),
         hosted.planner.proofs.reason: bool(hosted.planner.proofs.reason),
         f"they cannot be recorded: {hosted.planner.records.reason}": bool(hosted.planner.records.reason)
