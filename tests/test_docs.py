@@ -13,6 +13,7 @@ import sys
 import pytest
 
 import hosts
+from optplug import ctypes_api
 from test_readme import build, config
 
 DOCS = hosts.PROJECT / "docs"
@@ -69,6 +70,49 @@ def test_every_word_of_the_header_is_in_the_reference(site):
     assert words[0] - words[1] == set()
 
 
+def of_cxx() -> set[str]:
+    return set(re.findall(r"\bopt\.(\w+)\(", (hosts.PROJECT / "tests/test_cxx.cpp").read_text()))
+
+
+def of_fortran() -> set[str]:
+    files = (hosts.PROJECT / "tests").glob("test_fortran*.f90")
+    return {name for file in files for name in re.findall(r"\bopt%(\w+)\(", file.read_text())}
+
+
+def of_matlab() -> set[str]:
+    text = (hosts.PROJECT / "bindings/matlab/+optplug/Optimizer.m").read_text()
+    return set(re.findall(r"^ *% {7}(\w+) +- ", text, re.M))
+
+
+def of_python() -> set[str]:
+    return {name for name in dir(ctypes_api.Optimizer) if not name.startswith("_")}
+
+
+@pytest.mark.parametrize(
+    ("page", "names"),
+    [("cxx", of_cxx), ("fortran", of_fortran), ("matlab", of_matlab), ("python", of_python)],
+)
+def test_every_function_of_a_language_is_in_its_reference(site, page, names):
+    text = (site / f"reference-{page}.html").read_text()
+    assert len(names()) > 20
+    assert names() <= set(re.findall(r'<h3 id="\w+">(\w+)', text))
+
+
+def test_every_option_of_the_command_line_is_in_its_reference(site):
+    command = [sys.executable, "-m", "optplug"]
+    said = subprocess.run([*command, "--help"], capture_output=True, text=True, check=True).stdout
+    commands = re.findall(r"^ {4}(\w+)", said.partition("commands:")[2], re.M)
+    text = (site / "reference-cli.html").read_text()
+    assert len(commands) > 7
+    for name in commands:
+        said = subprocess.run([*command, name, "--help"], capture_output=True, text=True, check=True).stdout
+        section = text.partition(f'<h2 id="{name}">')[2].partition("<h2")[0]
+        for option in set(re.findall(r"--\w+", said.partition("options:")[2].partition("Example")[0])) - {
+            "--help"
+        }:
+            assert option in section, (name, option)
+
+
 @pytest.mark.parametrize(
     ("page", "line", "complaint"),
     [
@@ -78,6 +122,11 @@ def test_every_word_of_the_header_is_in_the_reference(site):
         ("docs/gpu.md", "[here](../include/optplug.h#opt_nothing)", "#opt_nothing"),
         ("docs/gpu.md", '[here](../README.md#nothing "included")', "there is no section #nothing"),
         ("docs/gpu.md", "![here](nothing.png)", "nothing.png"),
+        (
+            "docs/gpu.md",
+            '[here](../examples/nothing.c "program")',
+            "there is no file '../examples/nothing.c'",
+        ),
         ("docs/new.md", "# A page that nobody finds", "new.md"),
         ("bindings/matlab/README.md", "[here](nothing.m)", "there is no file 'nothing.m'"),
     ],
@@ -101,6 +150,24 @@ def test_links_to_the_source_are_the_repositorys_if_it_has_an_address(source, tm
     assert done.returncode == 0, done.stderr
     page = (tmp_path / "index.html").read_text()
     assert 'href="https://example.org/optplug/blob/HEAD/examples/heat_inverse.f90"' in page
+
+
+def test_the_version_is_the_headers(site):
+    version = re.search(r'OPTPLUG_VERSION "(.*)"', (hosts.PROJECT / "include/optplug.h").read_text())[1]
+    assert f"\nversion: {version}\n" in (hosts.PROJECT / "CITATION.cff").read_text()
+    assert (site / "index.html").read_text().count(f"ersion {version}") == 2
+
+
+def test_the_finished_pages_need_neither_hooks_nor_theme(tmp_path):
+    """Another program can make the site: here it is mkdocs as it comes."""
+    write = [sys.executable, DOCS / "hooks.py", tmp_path / "docs"]
+    subprocess.run(write, check=True, capture_output=True)
+    pages = {path.relative_to(tmp_path / "docs") for path in (tmp_path / "docs").rglob("*.md")}
+    assert {path.relative_to(DOCS) for path in DOCS.rglob("*.md")} < pages
+    assert '"included"' not in (tmp_path / "docs/index.md").read_text()
+    (tmp_path / "mkdocs.yml").write_text("site_name: optplug\nuse_directory_urls: false\n")
+    done = mkdocs(tmp_path, tmp_path / "site")
+    assert done.returncode == 0, done.stderr
 
 
 def test_nothing_is_loaded_from_elsewhere(site):

@@ -1,0 +1,128 @@
+"""The worked examples build, find what they are to find, and are drawn, by the command that docs/ names."""
+
+from __future__ import annotations
+
+import csv
+import os
+import pathlib
+import re
+import subprocess
+import sys
+
+import pytest
+
+import hosts
+from optplug.ctypes_api import listing
+
+EXAMPLES = hosts.PROJECT / "examples"
+PAGES = sorted((hosts.PROJECT / "docs/examples").glob("*.md"))
+OCTAVE = os.environ.get("OPTPLUG_TEST_OCTAVE")
+needs_eigen = hosts.needs(
+    "C++ compiler, or no Eigen",
+    "g++ libeigen3-dev",
+    hosts.CXX and pathlib.Path("/usr/include/eigen3").exists(),
+)
+needs_octave = hosts.needs("Octave, or no mkoctfile", "octave octave-dev", OCTAVE)
+
+
+def draw(name: str, folder: pathlib.Path) -> str:
+    """Run an example as a reader does, and return what it prints."""
+    compilers = {"CC": hosts.CC, "CXX": hosts.CXX or "", "FC": hosts.FC or ""}
+    command = [sys.executable, EXAMPLES / "pictures.py", "--only", name, "--folder", folder]
+    done = subprocess.run(
+        command,
+        env={**os.environ, **compilers},
+        capture_output=True,
+        text=True,
+        timeout=hosts.PATIENCE,
+        check=False,
+    )
+    assert (done.returncode, done.stderr) == (0, ""), done.stdout
+    assert (folder / f"{name}.png").read_bytes().startswith(b"\x89PNG")
+    return done.stdout
+
+
+def numbers(pattern: str, text: str) -> list[float]:
+    return [float(x) for x in re.search(pattern, text).groups()]
+
+
+def test_digits_are_read(tmp_path):
+    assert numbers(r": ([\d.]+) % of", draw("digits", tmp_path))[0] > 95
+
+
+@hosts.needs_fortran
+def test_the_conductivity_is_found(tmp_path):
+    misfit, error = numbers(r"misfit +([\d.]+), relative error +([\d.]+)", draw("heat_inverse", tmp_path))
+    assert misfit < 1.1
+    assert error < 0.35
+
+
+@needs_eigen
+def test_the_pendulum_is_upright_and_lbfgs_at_the_minimum(tmp_path):
+    printed = draw("control", tmp_path)
+    adam, lbfgs, gradient = numbers(r"(?s)loss ([\d.]+)\n.*loss ([\d.]+), largest gradient (\S+)\n", printed)
+    assert lbfgs < adam / 2
+    assert gradient < 1e-4
+    off, torque = numbers(r"ends (\S+) from upright, with a torque of at most (\S+)", printed)
+    assert abs(off) < 0.02
+    assert torque < 1  # what would hold it at the side
+
+
+def test_the_map_is_the_true_one(tmp_path):
+    assert numbers(r"wrong by ([\d.]+)\n/", draw("map", tmp_path))[0] < 0.2
+
+
+def test_float32_copies_are_what_bfloat16_lacks(tmp_path):
+    with_, without = numbers(r"(?s)True: loss ([\d.]+).*False: loss ([\d.]+)", draw("recurrent", tmp_path))
+    assert with_ < 0.1
+    assert without > 5 * with_
+
+
+@needs_octave
+def test_the_peaks_are_found(tmp_path):
+    printed = draw("spectrum", tmp_path)
+    misfit, noise = numbers(r"LBFGS: misfit ([\d.]+), of which the noise is ([\d.]+)", printed)
+    assert misfit < noise
+    peaks = re.findall(r"peak at ([\d.]+) \(([\d.]+)\)", printed)
+    assert [float(found) for found, _ in peaks] == pytest.approx([float(true) for _, true in peaks], abs=0.05)
+
+
+def test_the_ensemble_disagrees_where_nothing_was_measured(tmp_path):
+    measured, gap = numbers(
+        r"by ([\d.]+) where there are measurements, and by ([\d.]+)", draw("ensemble", tmp_path)
+    )
+    assert gap > 2 * measured
+
+
+def test_what_the_guide_says_of_optimizers_is_what_they_do(tmp_path):
+    command = [sys.executable, EXAMPLES / "choose.py", "--folder", tmp_path, "--evaluations", "150"]
+    quiet = {**os.environ, "OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"}
+    subprocess.run(command, env=quiet, check=True, capture_output=True, timeout=hosts.PATIENCE)
+    rows = list(csv.reader((tmp_path / "which.csv").read_text().splitlines()))[1:]
+    assert {row[0] for row in rows} == set(listing("optimizers")) - {"Muon", "SparseAdam"}
+    equation, batches, network = (
+        sorted((row[0] for row in rows), key=lambda name: float(dict(column)[name].split()[0]))
+        for column in ([(row[0], row[k]) for row in rows] for k in (1, 2, 3))
+    )
+    assert equation[0] == "LBFGS"
+    assert {"LBFGS", "Rprop"} & set(batches[-4:])
+    assert {"LBFGS", "Rprop"} & set(network[:3])
+
+
+def test_the_guides_table_is_the_one_that_was_run():
+    rows = list(csv.reader((hosts.PROJECT / "docs/which.csv").read_text().splitlines()))
+    page = (hosts.PROJECT / "docs/which.md").read_text()
+    for name, *cells in rows[1:]:
+        assert f"| `{name}` | {' | '.join(cells)} |" in page
+
+
+@pytest.mark.parametrize("page", [page for page in PAGES if page.stem != "index"], ids=lambda page: page.stem)
+def test_a_page_has_a_picture_and_a_program_that_is_read_in_ten_minutes(page):
+    text = page.read_text()
+    assert f"]({page.stem}.png)" in text
+    assert page.with_suffix(".png").stat().st_size > 10_000
+    programs = re.findall(r'\((\S+) "program"\)', text)
+    assert programs
+    for program in programs:
+        assert len((page.parent / program).read_text().splitlines()) <= 200
+    assert f"({page.name})" in (page.parent / "index.md").read_text()
