@@ -153,6 +153,14 @@ class Recording(TorchFunctionMode, Computation):
         return result
 
     def _note(self, name: str, result: Any, *args: Any, **kwargs: Any) -> None:
+        if name.startswith("_foreach_"):  # of one parameter
+            if real(self.lists[0]).dtype in elementwise.HALVES:
+                raise ValueError("lists in half precision are rounded otherwise")
+            name = name.removeprefix("_foreach_")
+            args, kwargs = _alone(args), {key: _alone(value) for key, value in kwargs.items()}
+            if name.strip("_") in ("addcdiv", "addcmul") and len(args) == 4:
+                args, kwargs = args[:3], {"value": args[-1]}
+            result = args[0] if name.endswith("_") else _alone((result,))[0]
         if name in ("as_tensor", "tensor", "scalar_tensor"):
             (number,) = args
             if not is_number(number) or result.dtype not in elementwise.RECORDED:
@@ -175,10 +183,6 @@ class Recording(TorchFunctionMode, Computation):
             self._alive += [array, inverse]
             self._apply("reciprocal", inverse, [array], [])
             self._apply("mul scalar", result, [inverse], [number])
-            return
-        if name == "_foreach_lerp_":
-            (to,), (other,), weight = args
-            self._apply("lerp", to, [to, other], [weight])
             return
         if name in ("add", "__add__") and args[0].dtype == torch.int64:
             self._items[id(result)] = self.add(
@@ -298,6 +302,15 @@ class Recording(TorchFunctionMode, Computation):
             temporaries,
             self._lanes,
         )
+
+
+def _alone(arguments: Any) -> Any:
+    """Return arguments with what is alone in a list in the list's place."""
+    if type(arguments) is not tuple:
+        return _alone((arguments,))[0]
+    if any(type(a) in (list, tuple) and len(a) != 1 for a in arguments):
+        raise ValueError("lists of one tensor are understood only")
+    return tuple(a[0] if type(a) in (list, tuple) else a for a in arguments)
 
 
 def _packed(instructions: list[Instruction], lists: int) -> tuple[list[Instruction], int]:
