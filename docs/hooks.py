@@ -112,11 +112,29 @@ def include(text: str, page: str, repository: str) -> str:
     return re.sub(r'^\[.*\]\((?P<path>[^#]+)#(?P<anchor>\S+) "included"\)$', read, text, flags=re.M)
 
 
+def link_functions(text: str, page: str) -> str:
+    """Let each function of C's that a text names lead to the reference."""
+    reference = os.path.relpath("docs/reference.md", os.path.dirname(page))  # noqa: PTH120
+
+    def link(match: re.Match[str]) -> str:
+        is_known = match["name"] in references.c_functions()
+        return f"[{match[0]}]({reference}#{match['name']})" if is_known else match[0]
+
+    lines = [
+        line
+        if is_code or line.startswith("#")
+        else re.sub(r"(?<!\[)`(?P<name>opt_\w+)[^`]*`(?!\])", link, line)
+        for is_code, piece in outside_code(text)
+        for line in ([piece] if is_code else piece.splitlines(keepends=True))
+    ]
+    return "".join(lines)
+
+
 def finish(markdown: str, page: str, repository: str = "") -> str:
     """Read what a page includes, mend its links, and write the version where it stands as {version}."""
     source = f"docs/{page}"
     markdown = markdown.replace("{version}", optplug.__version__)
-    return include(relink(markdown, source, source, repository), source, repository)
+    return link_functions(include(relink(markdown, source, source, repository), source, repository), source)
 
 
 # ---- what mkdocs calls ----

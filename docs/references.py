@@ -233,8 +233,9 @@ def fortran() -> str:
     for line in kind.splitlines():
         if found := re.match(r" *generic :: (\w+) => (.*)", line):
             names[found[1]] = found[2].split(", ")
-        elif (found := re.match(r" *procedure :: (\w+)(?: => (\w+))?$", line)) and found:
-            names[found[1]] = [found[2] or found[1]]
+        elif found := re.match(r" *procedure :: (.*)", line):
+            for name, _, own in (word.partition(" => ") for word in found[1].split(", ")):
+                names[name] = [own or name]
     parts = [fortran_words(intro), "## type(optimizer)"]
     for name, specifics in names.items():
         parts.append(fortran_entry(name, specifics, procedures))

@@ -98,6 +98,13 @@ def test_every_function_of_a_language_is_in_its_reference(site, page, names):
     assert names() <= set(re.findall(r'<h3 id="\w+">(\w+)', text))
 
 
+def test_a_function_that_a_page_names_leads_to_the_reference(site):
+    for page, up in (("recipes", ""), ("examples/map", "../")):
+        text = (site / f"{page}.html").read_text()
+        assert len(re.findall(rf'<a href="{up}reference.html#opt_\w+"><code>', text)) > 0
+    assert "<a" not in re.search(r"<h2[^>]*>(.*?)<a class=", (site / "reference.html").read_text(), re.S)[1]
+
+
 def test_every_option_of_the_command_line_is_in_its_reference(site):
     command = [sys.executable, "-m", "optplug"]
     said = subprocess.run([*command, "--help"], capture_output=True, text=True, check=True).stdout
