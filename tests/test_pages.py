@@ -6,6 +6,7 @@ import re
 import sys
 
 import pytest
+import torch
 
 import hosts
 from test_readme import build
@@ -71,3 +72,24 @@ def test_moments_from_a_file_of_ones_own_go_on(tmp_path, monkeypatch):
         assert opt.get(0, "step") == 1001
     # By hand: the moments are 0.1 and 0.001, and no correction is left but that of v.
     assert w == pytest.approx(-1e-3 * 0.1 / np.sqrt(0.001 / (1 - 0.999**1001)), rel=1e-6)
+
+
+def test_the_guides_table_of_memory_is_what_torch_allocates():
+    """Count the values of the state after two steps on a matrix, in whole copies of it."""
+    table = (DOCS / "which.md").read_text().partition("## Memory")[2]
+    rows = re.findall(r"^\| (\d+) \| (.*) \|$", table, re.M)
+    said = {spec: int(copies) for copies, specs in rows for spec in re.findall(r"`(\w+[^`]*)`", specs)}
+    assert len(said) > 14
+    for spec, copies in said.items():
+        w = torch.nn.Parameter(torch.ones(64, 32))
+        name, _, arguments = spec.rstrip(")").partition("(")
+        given = {
+            key: float(value) if value != "True" else True
+            for key, value in re.findall(r"(\w+)=(\w[\w.]*)", arguments)
+        }
+        optimizer = getattr(torch.optim, name)([w], lr=0.1, **given)
+        for _ in range(2):
+            w.grad = torch.ones(64, 32).to_sparse(1) if name == "SparseAdam" else torch.ones(64, 32)
+            optimizer.step()
+        values = sum(x.numel() for x in optimizer.state[w].values() if torch.is_tensor(x))
+        assert values // w.numel() == copies, spec
