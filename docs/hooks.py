@@ -24,6 +24,11 @@ ROOT = pathlib.Path(__file__).resolve().parent.parent
 SHOWN = {
     "README.md": "docs/index.md",
     "include/optplug.h": "docs/reference.md",
+    "include/optplug.hpp": "docs/reference-cxx.md",
+    "bindings/fortran/optplug.f90": "docs/reference-fortran.md",
+    "bindings/matlab/+optplug/Optimizer.m": "docs/reference-matlab.md",
+    "python/optplug/ctypes_api.py": "docs/reference-python.md",
+    "python/optplug/tools/cli.py": "docs/reference-cli.md",
     "bindings/matlab/README.md": "docs/first-steps/matlab-octave.md",
     "bindings/octave/README.md": "docs/first-steps/matlab-octave.md",
 }
