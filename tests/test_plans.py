@@ -341,7 +341,7 @@ def test_describe_says_which_way_steps_go(text, options, way):
     assert lib.opt_init(options.encode()) == 0
     try:
         twins = UnfusedTwins(text, [("float32", 5)])
-        for _ in range(3):
+        for _ in range(6):
             twins.draw()
             assert lib.opt_step(twins.opt) == 0
         assert f"\nway: {way}\n" in twins.described()

@@ -22,27 +22,32 @@ from optplug.torch_private import grad_mode
 BLOCK = 4096
 
 
+#: What has been proven in this process: of a class, the kinds of operators that are its steps.
+_proven: set[object] = set()
+_MOST_PROVEN = 1000
+
+
 class Proofs:
-    """What has been proven for one optimizer, and what has failed to be."""
+    """Whether operators may stand for the steps of one optimizer."""
 
     def __init__(self) -> None:
         #: Why its operators are not used; "" if nothing is against them.
         self.reason = ""
-        self._proven: set[object] = set()
 
     def hold(self, optimizer: torch.optim.Optimizer, operations: list[Operation], scale: Scale) -> bool:
-        """Tell whether the next step is these operators: once for steps of a kind, by both on copies."""
+        """Tell whether the next step is these operators: the first of a kind is made by both on copies."""
         if self.reason:
             return False
-        kind = tuple([_kind(operation) for operation in operations])
-        if kind not in self._proven:
+        kind = (type(optimizer), *[_kind(operation) for operation in operations])
+        if kind not in _proven:
             try:
                 self.reason = _difference(optimizer, scale)
             except Exception as error:
                 self.reason = f"{type(error).__name__}: {error}"
             if self.reason:
                 return False
-            self._proven.add(kind)
+            if len(_proven) < _MOST_PROVEN:
+                _proven.add(kind)
         return True
 
 

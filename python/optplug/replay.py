@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
+from optplug import plans
 from optplug.lean import Calls, Noted, step_again
 from optplug.readings import HARMLESS
 from optplug.snapshot import Watch
@@ -21,6 +22,9 @@ from optplug.torch_private import has_hooks
 
 #: How many steps are watched at the most.
 _MOST_LOOKS = 8
+#: Of which kinds steps have been proven to be their calls in this process.
+_proven: set[object] = set()
+_MOST_PROVEN = 1000
 
 
 class _Beside(TorchFunctionMode):
@@ -65,6 +69,8 @@ class Replay:
             self._calls = self._note(optimizer, before)
 
     def _note(self, optimizer: torch.optim.Optimizer, before: Calls) -> Calls:
+        kind = None if self._is_proven else _kind(optimizer)
+        self._is_proven = self._is_proven or kind in _proven
         noted, looks = Noted(), not self._is_proven and self._looks < _MOST_LOOKS
         beside = _Beside(noted)
         watch = Watch(optimizer, _tensors(optimizer), may_draw=True) if looks else None
@@ -76,7 +82,18 @@ class Replay:
                 self._looks = _MOST_LOOKS
             else:
                 self._is_proven = bool(before) and _are_same(noted.calls, before)
+            if self._is_proven and len(_proven) < _MOST_PROVEN:
+                _proven.add(kind)
         return noted.calls if not optimizer.defaults.get("differentiable") else []
+
+
+def _kind(optimizer: torch.optim.Optimizer) -> object:
+    """Return what optimizers must have in common if the proof of one is to be that of the other."""
+    groups = [
+        (repr(plans.switches(group)), frozenset([(p.dtype, p.device) for p in group["params"]]))
+        for group in optimizer.param_groups
+    ]
+    return type(optimizer), tuple(groups)
 
 
 def _tensors(optimizer: torch.optim.Optimizer) -> list[Tensor]:
