@@ -379,6 +379,14 @@ def test_options_of_groups_are_values_dtypes_or_optimizers_and_nothing_else():
         ours.group("state_type=torch.float64")
 
 
+def test_a_wrapper_that_hides_the_weights_to_evaluate_is_warned_of():
+    words = r"Slow has no train\(\) and eval\(\), which the ScheduleFree in it has: its weights to evaluate"
+    with pytest.warns(UserWarning, match=words):
+        ours = Optimizer("wrappers:Slow(somebodys:ScheduleFree())")
+    ours.bind("w", np.ones(2, "f4"), np.ones(2, "f4"))
+    ours.step()  # it is in training mode
+
+
 def test_a_description_names_the_class_with_its_module_and_what_it_wraps():
     for spec, called in {
         "wrappers:Slow(SGD(lr=0.1))": "wrappers:Slow(SGD)",

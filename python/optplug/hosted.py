@@ -70,6 +70,7 @@ class Hosted:
         except Exception as error:
             raise SpecError(f"spec {shown(text)}: {error}") from error
         self.recipe.warn_of_unknown(self.recipe.arguments)
+        self.recipe.warn_of_modes()
         self.parameters = Parameters(None if self.recipe.is_torchs else Loans())
         self.run = Run()
         #: How the next step is made.

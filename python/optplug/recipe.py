@@ -139,6 +139,16 @@ class Recipe:
             if name not in known and not outside.mentions(self.class_, name):
                 warn(f"option {shown(name)}: nothing in {self.class_.__module__} mentions it")
 
+    def warn_of_modes(self) -> None:
+        """Warn where what it wraps has weights to evaluate that nobody can ask for."""
+        for inner in self.wrapped().values():
+            if methods.has(inner.class_) and not methods.has(self.class_):
+                warn(
+                    f"{self.name} has no train() and eval(), which the {inner.name} in it has: "
+                    "its weights to evaluate cannot be reached"
+                )
+            inner.warn_of_modes()
+
     def chosen(self) -> list[str]:
         """Return what the spec says of torch's implementations."""
         return [f"{name}={self.arguments[name]}" for name in IMPLEMENTATIONS if name in self.arguments]
