@@ -207,6 +207,35 @@ def test_no_step_that_is_wrapped_runs_as_a_record_of_what_it_is_not(spec):
     assert _bridge.optimizer_of(ours.opt._handle).plan is None
 
 
+@pytest.mark.parametrize("spec", ["wrappers:Slow(wrappers:Seldom())", "wrappers:Sharp(wrappers:Seldom)"])
+def test_what_is_wrapped_draws_from_the_optimizers_own_stream(spec):
+    torch.manual_seed(0)
+    made = {
+        "Slow": lambda ps: wrappers.Slow(wrappers.Seldom(ps)),
+        "Sharp": lambda ps: wrappers.Sharp(ps, wrappers.Seldom),
+    }[spec.partition(":")[2].partition("(")[0]]
+    theirs, expected = Plain(made), []
+    has_closure = "Sharp" in spec
+
+    def go(twin, i):
+        twin.fill(i)
+        call = getattr(twin.opt, "step_closure", twin.opt.step) if has_closure else twin.opt.step
+        call(*[lambda: twin.fill(i + 100)] * has_closure)
+
+    for i in range(LAST):
+        go(theirs, i)
+        expected.append([v.copy() for v in theirs.values])
+    torch.manual_seed(99)
+    assert lib.opt_init(b"seed=0") == 0
+    ours = Hosted(spec)
+    for i in range(LAST):
+        before = torch.get_rng_state()
+        go(ours, i)
+        assert torch.equal(torch.get_rng_state(), before)
+        assert same(ours.values, expected[i]), i
+        torch.rand(())
+
+
 def test_groups_are_the_wrapped_optimizers():
     ours = Optimizer("wrappers:Slow(SGD(lr=0.05, momentum=0.9))")
     values, grads = drawn(0), [np.ones_like(v) for v in drawn(0)]

@@ -194,6 +194,21 @@ class Late(Somebodys):
         super().move(p, group)
 
 
+class Seldom(Somebodys):
+    """Draws random numbers in some steps, and none in the first two."""
+
+    def __init__(self, params, lr=0.1):
+        super().__init__(params, lr)
+        self.count = 0
+
+    def step(self, closure=None):
+        self.count += 1
+        return super().step(closure)
+
+    def direction(self, p, group):
+        return super().direction(p, group) * (torch.rand_like(p) if self.count % 3 == 0 else 1)
+
+
 class Unlike(Somebodys):
     """Takes all options of its groups for arguments, and goes back from the loss, as torchmin does."""
 

@@ -203,13 +203,13 @@ class Stream:
     """The random numbers of one optimizer of a class outside torch.
 
     Args:
-        class_: the optimizer's.
+        classes: the optimizer's, and those of the ones that it wraps.
         seed: what torch's, Python's and numpy's generators begin with.
         gpus: returns those that its parameters are on.
     """
 
-    def __init__(self, class_: type, seed: int, gpus: Callable[[], Iterable[int]]) -> None:
-        self._class, self._gpus = class_, gpus
+    def __init__(self, classes: list[type], seed: int, gpus: Callable[[], Iterable[int]]) -> None:
+        self._classes, self._gpus = classes, gpus
         #: What it began with.
         self.seed = seed
         self._own: dict[str, Any] = {}  # where its generators are, as far as it has drawn
@@ -219,12 +219,12 @@ class Stream:
     @property
     def is_drawn_from(self) -> bool:
         """Whether the class may draw random numbers."""
-        return bool(drawn_by(self._class))
+        return any(map(drawn_by, self._classes))
 
     @property
     def sources(self) -> list[str]:
         """The generators that it draws from."""
-        return self._names(drawn_by(self._class))
+        return self._names(set().union(*map(drawn_by, self._classes)))
 
     def _names(self, shared: Iterable[str]) -> list[str]:
         names = [name for name in _SHARED if name in shared]
@@ -241,7 +241,7 @@ class Stream:
         Args:
             sees_all: whether to see what the block draws from, which its code may not say.
         """
-        if self._hosts is not None or not (sees_all or drawn_by(self._class)):
+        if self._hosts is not None or not (sees_all or self.is_drawn_from):
             yield
             return
         before = dict(self._own)
@@ -284,7 +284,7 @@ class Stream:
             generator = _generator(name)
             now = generator.get()
             if self._sees_all and name in _SHARED and _plain(now) != _plain(self._own[name]):
-                drawn_by(self._class).add(name)
+                drawn_by(self._classes[0]).add(name)
             self._own[name] = now
             generator.put(state)
         _turns.give()
@@ -328,7 +328,7 @@ class Stream:
         }  # of another GPU: left out
 
         def go_on() -> None:
-            drawn_by(self._class).update(names)
+            drawn_by(self._classes[0]).update(names)
             self.seed, self._own = seed, found
 
         return go_on

@@ -97,6 +97,11 @@ class Recipe:
         """Return the optimizers that it wraps, by the arguments that they are."""
         return {name: v for name, v in self.arguments.items() if isinstance(v, Recipe | type)}
 
+    def all_classes(self) -> list[type]:
+        """Return its class, and those of all that it wraps."""
+        inner = (v.all_classes() if isinstance(v, Recipe) else [v] for v in self._inner().values())
+        return [self.class_, *(class_ for more in inner for class_ in more)]
+
     def wrapped(self) -> dict[str, Recipe]:
         """Return the optimizers that it gets ready made, by the arguments that they are."""
         return {name: v for name, v in self.arguments.items() if isinstance(v, Recipe)}
