@@ -24,7 +24,7 @@ function(add_optplug_library name)
     C_STANDARD 11
     C_VISIBILITY_PRESET hidden
     INTERPROCEDURAL_OPTIMIZATION ${links_across_files}
-    PUBLIC_HEADER "${PROJECT_SOURCE_DIR}/include/optplug.h;${PROJECT_SOURCE_DIR}/include/optplug.hpp;${PROJECT_SOURCE_DIR}/include/optplug_mpi.h")
+    PUBLIC_HEADER "${PROJECT_SOURCE_DIR}/include/optplug.h;${PROJECT_SOURCE_DIR}/include/optplug.hpp;${PROJECT_SOURCE_DIR}/include/optplug_mpi.h;${PROJECT_SOURCE_DIR}/include/optplug_mpi.f90")
   target_compile_options(${name} PRIVATE -Wall -Wextra)
   target_compile_definitions(${name} PRIVATE
     PYTHON_VERSION="${Python_VERSION_MAJOR}.${Python_VERSION_MINOR}")

@@ -43,6 +43,7 @@ def test_a_wheel_holds_everything_and_no_path_of_the_build(wheel):
         "optplug/fortran/optplug.f90",
         "optplug/include/optplug.h",
         "optplug/include/optplug.hpp",
+        "optplug/include/optplug_mpi.f90",
         "optplug/include/optplug_mpi.h",
         "optplug/lib/cmake/optplug/optplug-config.cmake",
         f"optplug/lib/liboptplug.{suffix}",

@@ -142,3 +142,4 @@ contains
     if (count <= huge(failed)) call MPI_Reduce_scatter_block(send, receive, int(count), type, MPI_SUM, comm, failed)
     status = merge(0, -1, failed == MPI_SUCCESS)
   end function
+end module

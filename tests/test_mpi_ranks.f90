@@ -1,0 +1,33 @@
+!> Ranks by the module optplug_mpi: each kind of communicator, and LBFGS on parts.
+program test_mpi_ranks
+  use, intrinsic :: iso_fortran_env, only: real64
+  use mpi_f08, only: MPI_Comm_rank, MPI_COMM_WORLD, MPI_Finalize, MPI_Init
+  use optplug, only: optimizer
+  use optplug_mpi, only: distribute
+  implicit none
+  type(optimizer) :: opt, other, refused
+  real(real64), target :: w(10) = 5, dw(10), v(200) = 0, dv(200)
+  integer :: rank, i, stat
+  character(200) :: message
+
+  call MPI_Init()
+  call MPI_Comm_rank(MPI_COMM_WORLD, rank)
+  call opt%create("Adam(lr=0.1)")
+  call distribute(opt, "Shard(0)", MPI_COMM_WORLD)
+  call opt%bind("w", w, dw)
+  call other%create("SGD(lr=0.5)")
+  call distribute(other, "Replicate(), Partial('sum')", MPI_COMM_WORLD%MPI_VAL)
+  call other%bind("v", v, dv)
+  do i = 1, 3
+    dw = w
+    call opt%step()
+    dv = real(rank + 1, real64)
+    call other%step()
+  end do
+  if (any(abs(w - w(1)) > 0) .or. w(1) >= 5) error stop "a part was not stepped"
+  if (any(abs(v + 0.5_real64 * 3 * 3) > 0)) error stop "gradients of two ranks were not added up"
+  call refused%create("Muon()")
+  call distribute(refused, "Shard(0)", MPI_COMM_WORLD, stat, message)
+  if (stat == 0 .or. index(message, "opt_distribute with Muon is not built") == 0) error stop "Muon was not refused"
+  call MPI_Finalize()
+end program
