@@ -123,9 +123,10 @@ def _bare(step: Any) -> Any:
 
 def _functions() -> list[Any]:
     """Return what a step of LBFGS is made of, as it is now."""
-    full, search = torch.optim.LBFGS, _GLOBALS[LINE_SEARCH]
-    methods = [getattr(full, name) for name in _METHODS]
-    return [*methods, search, search.__globals__[INTERPOLATION], _bare(full.step)]
+    full, search = torch.optim.LBFGS, _GLOBALS.get(LINE_SEARCH)
+    cubic = getattr(search, "__globals__", {}).get(INTERPOLATION)
+    methods = [getattr(full, name, None) for name in _METHODS]
+    return [*methods, search, cubic, _bare(full.step)]
 
 
 _AS_LOADED = _functions()

@@ -152,7 +152,7 @@ def lean(full: type[torch.optim.Optimizer]) -> type[torch.optim.Optimizer]:
 
 
 #: Those that the two functions below stand for; a Python host may have put others there.
-_GATHER, _ADD = torch.optim.LBFGS._gather_flat_grad, torch.optim.LBFGS._add_grad
+_GATHER, _ADD = (getattr(torch.optim.LBFGS, name, None) for name in ("_gather_flat_grad", "_add_grad"))
 
 
 def _gather_flat_grad(self: Any) -> Tensor:
