@@ -83,7 +83,7 @@ _IN_CONTEXT = torch.no_grad()(_nothing).__code__
 def _is_around(step: Any) -> bool:
     """Tell whether a function puts around a step what `lean` leaves out: hooks, or a mode of autograd's."""
     code = getattr(step, "__code__", None)
-    if code is not _IN_CONTEXT:
+    if code != _IN_CONTEXT:  # torch 2.15 makes a new one each time
         return code in _AROUND_STEPS
     cells = dict(zip(code.co_freevars, step.__closure__, strict=True))
     context = (
