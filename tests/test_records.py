@@ -57,7 +57,7 @@ class Twins(UnfusedTwins):
 @pytest.mark.parametrize("text", RECORDED)
 def test_a_record_makes_torchs_steps_and_torchs_state(text, dtype):
     twins = Twins(text, [(dtype, n) for n in SIZES])
-    for _ in range(3):
+    for _ in range(4):
         twins.step()
     assert twins.is_recorded(), twins.planner().records.reason
     for _ in range(12):  # in which RAdam takes its other branch, and comes to a record of that
@@ -107,8 +107,8 @@ def test_another_branch_costs_one_step_and_then_has_its_record():
     for _ in range(9):
         twins.step()
         planned.append(twins.is_recorded())
-    # State comes in the first step, records in the second; the sixth is the first whose variance counts.
-    assert planned[1:5] == [True] * 4
+    # Records come in the fourth step; the sixth is the first whose variance counts.
+    assert planned[:5] == [False] * 3 + [True] * 2
     assert planned[-1]
     (kind,) = twins.planner().records._kinds.values()
     assert len(kind.records) == 2

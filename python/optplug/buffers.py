@@ -7,6 +7,7 @@ DLPack is the door that torch opens for memory of any device: a capsule around a
 from __future__ import annotations
 
 import ctypes
+import functools
 import math
 import sys
 from collections.abc import Sequence
@@ -134,6 +135,7 @@ def name_of(dtype: torch.dtype) -> str:
     return str(dtype).removeprefix("torch.")
 
 
+@functools.cache
 def infinity(dtype: torch.dtype) -> int:
     """Return the bits of a real dtype's infinity."""
     integers = {2: torch.int16, 4: torch.int32, 8: torch.int64}

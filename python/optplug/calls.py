@@ -26,8 +26,6 @@ def callback(function: Callable[..., int | None]) -> Callable[..., int]:
     def call(*args: object) -> int:
         before, caught.here.sink = caught.here.sink, host.warned  # `caught.to`, which takes longer
         try:
-            if modes.are_off():
-                return function(*args) or 1
             with modes.set_aside():
                 return function(*args) or 1
         finally:

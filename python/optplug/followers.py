@@ -101,7 +101,7 @@ def gradients(parameters: Parameters, clips: bool) -> Gradients | None:
     dtype = tensors[0].dtype
     if dtype not in elementwise.DTYPES or any(t.dtype != dtype or t.device.type != "cpu" for t in tensors):
         return None
-    if not all(is_dense(t.shape, t.stride()) for t in tensors):
+    if not all(t.is_contiguous() or is_dense(t.shape, t.stride()) for t in tensors):
         return None
     return replace(_clipping(dtype), tensors=tensors) if clips else Gradients(tensors)
 

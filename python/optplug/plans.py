@@ -343,6 +343,8 @@ def _counted(step: Operation, counts: Tensor) -> list[Operation]:
 
 def _with_copies(operations: list[Operation], masters: Sequence[Mastered]) -> list[Operation]:
     """Return operations between those that copy the host's gradients, and the parameters to the host."""
+    if not masters:
+        return operations
     before, after = kinds.gradients(masters), kinds.values(masters)
     return [*_copies(_TAKE_FORM, *before), *operations, *_copies(_GIVE_FORM, *after)]
 

@@ -27,6 +27,8 @@ from optplug.torch_private import has_hooks
 _MOST_RECORDS, _MOST_LOOKS = 6, 8
 #: How often a record is proven before it is used: of a class outside torch nobody knows by what it goes.
 _PROOFS = 3
+#: For how many steps after the first an optimizer is left alone, since a record takes as long as ten of them.
+_FIRST = 2
 #: For how many steps a host that always binds other arrays is left alone at the most.
 _MOST_PATIENCE = 64
 #: What is proven of an array: all of it, or so many values at both ends of the first and last thread's share.
@@ -62,7 +64,8 @@ class Records:
         #: The numbers of Python's that plans move: where they are, and C's memory of them.
         self._moving: list[tuple[dict[str, Any], str, Tensor]] = []
         self._new: list[tuple[_Kind, Record]] = []
-        self._looks = self._waits = self._patience = 0
+        self._looks = self._patience = 0
+        self._waits = _FIRST
 
     def forget(self) -> None:
         """Begin anew, since the parameters, the state or what a step does may be others.
@@ -73,7 +76,7 @@ class Records:
         if self._looks:
             self._patience = min(max(1, 2 * self._patience), _MOST_PATIENCE)
         self._kinds, self._new, self._copies, self._moving = {}, [], None, []
-        self.reason, self._looks, self._waits = "", 0, self._patience
+        self.reason, self._looks, self._waits = "", 0, max(self._waits, self._patience)
 
     def begin(self, optimizer: torch.optim.Optimizer) -> bool:
         """Look at the step that Python is about to make; True if `finish` is to be called after it."""

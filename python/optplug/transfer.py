@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import threading
 from collections.abc import Iterator
 from itertools import chain, repeat
@@ -17,6 +18,9 @@ from optplug.recorder import Record
 
 _here = threading.local()  # .stated: what C reads now, which stays until this thread is asked again
 
+#: Records as C takes them, and how many of them are kept.
+_stated: dict[int, tuple[Record, dict[str, Any], object]] = {}
+_MOST_STATED = 256
 _NO_GAPS = 0, ffi.NULL, ffi.NULL
 _doubles = ffi.typeof("double[]")
 _STABLE = {"stable": 1, "direct": 0}  # as opt_init's plans= has them; else C chooses
@@ -62,13 +66,11 @@ def run(plan: Plan) -> bool:
 def give_gradients(gradients: Gradients, out: Any) -> object:
     """Fill in ``out``, an ``optplug_gradients *``, and return what it points to."""
     tensors = gradients.tensors
-    name = ffi.new("char[]", buffers.name_of(tensors[0].dtype).encode())
-    names = {tensors[0].dtype: name}
-    stated = ffi.new("optplug_tensor[]", [(*_tensor(t, names), *_NO_GAPS) for t in tensors])
+    stated = ffi.new("optplug_tensor[]", [(*_tensor(t), *_NO_GAPS) for t in tensors])
     out.count, out.tensors, out.lanes, out.chunk = len(tensors), stated, gradients.lanes, gradients.chunk
     for operation in ("add_scalar", "mul_scalar", "reciprocal", "clamp_max", "clamp"):
         setattr(out, operation, getattr(gradients, operation))
-    return name, stated
+    return stated
 
 
 def give_numbers(plan: Plan, rates: list[Rate], out: Any) -> None:
@@ -92,28 +94,24 @@ def give_numbers(plan: Plan, rates: list[Rate], out: Any) -> None:
 def _operator(operation: Operation, streams: Streams, is_guarded: bool, alive: list[Any]) -> dict[str, Any]:
     """Return an operation as C takes it."""
     tensors = [*chain(*operation.lists), *operation.singles]
-    names = {t.dtype: ffi.new("char[]", buffers.name_of(t.dtype).encode()) for t in tensors if t is not None}
     layouts = _layouts(operation, alive) if operation.records else repeat(_NO_GAPS)
     gpu = _gpu(operation.lists[0][0])
     stream = streams.address(gpu)
     checked = operation.lists[operation.gradients][0].dtype if operation.gradients >= 0 else None
     fields = {
-        "overload": ffi.new("char[]", operation.form.overload.encode()),
-        "name": ffi.new(
-            "char[]",
-            f"aten::{operation.operator}".encode(),
-        ),
+        "overload": _text(operation.form.overload),
+        "name": _text(f"aten::{operation.operator}"),
         "lengths": ffi.new("int[]", [len(tensors) for tensors in operation.lists]),
         "tensors": ffi.new(
             "optplug_tensor[]",
-            [(*_tensor(t, names), *how) for t, how in zip(tensors, layouts, strict=False)],
+            [(*_tensor(t), *how) for t, how in zip(tensors, layouts, strict=False)],
         ),
     }
-    records = [_record(record, alive) for record in operation.records]
-    fields["records"] = ffi.new("optplug_record[]", records)
-    alive += [names, fields]
+    stated = [_record(record) for record in operation.records]
+    fields["records"] = ffi.new("optplug_record[]", [record for _, record, _ in stated])
+    alive += [stated, fields]
     return fields | {
-        "record_count": len(records),
+        "record_count": len(stated),
         "lists": len(operation.form.lists),
         "doubles": len(operation.form.doubles),
         "bools": len(operation.form.bools),
@@ -142,8 +140,17 @@ def _layouts(operation: Operation, alive: list[Any]) -> Iterator[tuple[Any, ...]
                 yield _NO_GAPS
 
 
-def _record(record: Record, alive: list[Any]) -> dict[str, Any]:
-    """Return a record as C takes it."""
+def _record(record: Record) -> tuple[Record, dict[str, Any], object]:
+    """Return a record, as C takes it, and what that points to."""
+    known = _stated.get(id(record))  # by what it is, since records with 0 and -0 are equal
+    if known is None:
+        if len(_stated) >= _MOST_STATED:
+            _stated.clear()
+        known = _stated[id(record)] = record, *_as_c_takes(record)
+    return known
+
+
+def _as_c_takes(record: Record) -> tuple[dict[str, Any], object]:
     fields = {
         "scalars": ffi.new(
             "optplug_scalar[]",
@@ -156,8 +163,7 @@ def _record(record: Record, alive: list[Any]) -> dict[str, Any]:
             [(i.elementwise, i.end, i.to, i.a, i.b, i.c, i.v, i.u) for i in record.instructions],
         ),
     }
-    alive.append(fields)
-    return fields | {
+    counts = {
         "scalar_count": len(record.scalars),
         "guard_count": len(record.guards),
         "store_count": len(record.stores),
@@ -165,13 +171,25 @@ def _record(record: Record, alive: list[Any]) -> dict[str, Any]:
         "temporary_count": record.temporaries,
         "lanes": record.lanes,
     }
+    return fields | counts, fields
 
 
-def _tensor(t: torch.Tensor | None, names: dict[torch.dtype, Any]) -> tuple[Any, ...]:
+def _tensor(t: torch.Tensor | None) -> tuple[Any, ...]:
     """Return a tensor, or none, as C takes it."""
     if t is None:
         return ffi.NULL, 0, ffi.NULL, -1
-    return ffi.cast("void *", t.data_ptr()), t.numel(), names[t.dtype], _gpu(t)
+    return ffi.cast("void *", t.data_ptr()), t.numel(), _name(t.dtype), _gpu(t)
+
+
+@functools.cache
+def _text(text: str) -> Any:
+    """Return a text that stays: there are few."""
+    return ffi.new("char[]", text.encode())
+
+
+@functools.cache
+def _name(dtype: torch.dtype) -> Any:
+    return _text(buffers.name_of(dtype))
 
 
 def _gpu(t: torch.Tensor) -> int:
