@@ -225,6 +225,20 @@ def test_a_rate_too_large_for_the_dtype_is_torchs_error():
     assert (twins.ours[0][0] == before).all()
 
 
+def test_steps_on_rows_go_on_after_one_that_torch_has_made():
+    twins = Twins("lr=0.01, max_iter=3, history_size=4")
+    for _ in range(5):
+        twins.step()
+    assert twins.is_on_rows()
+    hook = _bridge.optimizer_of(twins.opt._handle).run.built.register_step_post_hook(lambda *_: None)
+    twins.step()
+    assert not twins.is_on_rows()
+    hook.remove()
+    for _ in range(3):
+        twins.step()
+    assert twins.is_on_rows()
+
+
 def test_hooks_of_torchs_are_called_and_a_step_that_fails_is_undone_with_them():
     twins, seen = Twins("lr=0.01"), []
     for _ in range(3):

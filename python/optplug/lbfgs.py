@@ -26,7 +26,6 @@ from optplug.rows import History, Kind, Parts, Row
 from optplug.torch_private import (
     INTERPOLATION,
     LINE_SEARCH,
-    foreach_copy_,
     grad_mode,
     has_hooks,
 )
@@ -263,8 +262,8 @@ class _Rows:
         self._given: State = {}
         self._known: State = {}
         self._products, self._count = ffi.new("double[]", 1), 0  # of the last loops
-        self._al: list[Any] = []  # torch's list of them, ...
-        self._own = 0  # ... in which so many tensors are this object's
+        self._memory = ffi.buffer(self._products)
+        self._row, self._views = torch.empty(0), list[Tensor]()  # those as torch's state has them
         self._inverse = ffi.new("optplug_inverse *")
         self._inverse.bytes, self._inverse.n, self._inverse.add = (
             self.kind.bytes,
@@ -334,15 +333,16 @@ class _Rows:
         return made
 
     def _given_products(self, al: list[Any]) -> list[Any]:
-        """Return torch's list of what the last loops have come by, which the next ones fill anew."""
-        values = torch.frombuffer(ffi.buffer(self._products), dtype=torch.float64)[: self._count]
-        tensors = values.to(self.kind.dtype).unbind()
-        own = min(self._own, self._count) if al is self._al else 0
-        if own:
-            foreach_copy_(al[:own], tensors[:own])
-        self._al = [*al[:own], *(t.clone() for t in tensors[own:]), *al[self._count :]]
-        self._own = self._count
-        return self._al
+        """Return torch's list of what the last loops have come by, which the next ones fill anew.
+
+        It has views of one tensor, since a hundred copies take as long as a few evaluations.
+        """
+        if self._count != len(self._views) or not all(map(operator.is_, al, self._views)):
+            self._row = torch.empty(self._count, dtype=self.kind.dtype)
+            self._views = list(self._row.unbind())
+            al = [*self._views, *al[self._count :]]
+        self._row.copy_(torch.frombuffer(self._memory, dtype=torch.float64, count=self._count))
+        return al
 
     # ---- what the step calls ----
 
@@ -354,6 +354,7 @@ class _Rows:
             raise IndexError("list assignment index out of range")
         if count > len(self._products):
             self._products = ffi.new("double[]", 2 * count)
+            self._memory = ffi.buffer(self._products)
         by = self._inverse
         by.count, by.diagonal, by.products = count, diagonal, self._products
         by.steps, by.differences, by.factors = steps.memory, directions.memory, factors.memory
