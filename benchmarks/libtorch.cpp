@@ -93,6 +93,13 @@ static std::unique_ptr<o::Adam> new_optimizer()
 
 static void live() { new_optimizer(); }
 
+static void life()
+{
+    auto made = new_optimizer();
+    for (int i = 0; i < 3; i++)
+        made->step();
+}
+
 static double first_step()
 {
     double spent = 0;
@@ -110,7 +117,8 @@ static std::unique_ptr<o::LBFGS> lbfgs;
 
 static void begin_lbfgs()
 {
-    auto options = o::LBFGSOptions().line_search_fn("strong_wolfe");
+    auto options =
+        o::LBFGSOptions().line_search_fn("strong_wolfe").max_iter(is_fresh ? FIRST_ITERATIONS : 20);
     lbfgs = std::make_unique<o::LBFGS>(std::vector{parameter_of(point, slope, dimensions)}, options);
 }
 
@@ -121,13 +129,16 @@ static void step_lbfgs()
 
 static void free_lbfgs() { lbfgs.reset(); }
 
-// As steps.c has them: "live", "first" and "evaluations N".
+// As steps.c has them: "live", "first", "life", "evaluations N" and "fresh N".
 static double extra(const char *command, long argument)
 {
     if (strcmp(command, "live") == 0)
         return time_of(live, 0.2);
     if (strcmp(command, "first") == 0)
         return first_step();
+    if (strcmp(command, "life") == 0)
+        return time_of(life, 0.2);
+    is_fresh = strcmp(command, "fresh") == 0;
     double seconds = time_evaluations(argument, begin_lbfgs, step_lbfgs, free_lbfgs);
     free(point);
     free(slope);

@@ -18,7 +18,7 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from optplug.tools.bench import seconds_of
 
-TIMED_STEPS = 4  # of LBFGS: see evaluations.h
+TIMED_STEPS, FIRST_ITERATIONS = 4, 4  # of LBFGS: see evaluations.h
 
 
 def filled(size: int) -> torch.Tensor:
@@ -135,7 +135,14 @@ def first_step(make: Callable[[], torch.optim.Optimizer], least: float) -> float
     return spent / count
 
 
-def time_evaluations(size: int) -> float:
+def live_three_steps(make: Callable[[], torch.optim.Optimizer]) -> None:
+    """Let an optimizer make its first three steps, and be gone."""
+    optimizer = make()
+    for _ in range(3):
+        optimizer.step()
+
+
+def time_evaluations(size: int, is_fresh: bool = False) -> float:
     """Return the seconds per evaluation of LBFGS beside the closure: see ``evaluations.h``."""
     p = torch.nn.Parameter(filled(size))
     p.grad = torch.zeros(size)
@@ -155,10 +162,12 @@ def time_evaluations(size: int) -> float:
     spent, count = 0.0, 0
     while spent < 0.1:
         point[:] = first
-        optimizer = torch.optim.LBFGS([p], line_search_fn="strong_wolfe")
-        optimizer.step(closure)
+        iterations = FIRST_ITERATIONS if is_fresh else 20
+        optimizer = torch.optim.LBFGS([p], max_iter=iterations, line_search_fn="strong_wolfe")
+        if not is_fresh:
+            optimizer.step(closure)
         evaluations, inside, start = 0, 0.0, time.perf_counter()
-        for _ in range(TIMED_STEPS):
+        for _ in range(1 if is_fresh else TIMED_STEPS):
             optimizer.step(closure)
         spent += time.perf_counter() - start - inside
         count += evaluations
@@ -185,6 +194,10 @@ def main() -> None:
                 answer = seconds_of(make, 0.2)
             case ["first", _]:
                 answer = first_step(make, 0.2)
+            case ["life", _]:
+                answer = seconds_of(functools.partial(live_three_steps, make), 0.2)
+            case ["fresh", size]:
+                answer = time_evaluations(int(size), is_fresh=True)
             case ["evaluations", size]:
                 answer = time_evaluations(int(size))
             case ["save", size]:

@@ -90,10 +90,12 @@ def measure_once(given: argparse.Namespace, peers: dict[str, Peer], results: dic
             times = measure(given, peers, kind, optimizer, 1, 50)
             results["loops"].append([kind, optimizer, times])
     print("LBFGS, starts, saves", file=sys.stderr)
-    results["evaluations"] = take_turns(peers, given.rounds, "evaluations", 50)
-    agreement.check(given.programs, {n: peers[n] for n in ("optplug", PYTORCH)}, "evaluations of LBFGS")
+    for key in ("fresh", "evaluations"):
+        results[key] = take_turns(peers, given.rounds, key, 50)
+        agreement.check(given.programs, {n: peers[n] for n in ("optplug", PYTORCH)}, f"{key} of LBFGS")
     results["live"] = take_turns(peers, given.rounds, "live", 0)
     results["first"] = take_turns(peers, given.rounds, "first", 0)
+    results["life"] = take_turns(peers, given.rounds, "life", 0)
     results["start"] = measure_start(given.programs, given.rounds)
     results["growth"] = grow(peers["optplug"], given.rounds)
     results["saves"] = [

@@ -103,6 +103,14 @@ static int new_optimizer(void)
 
 static void live(void) { check(opt_free(new_optimizer())); }
 
+static void life(void)
+{
+    int made = new_optimizer();
+    for (int i = 0; i < 3; i++)
+        check(opt_step(made));
+    check(opt_free(made));
+}
+
 static double first_step(void)
 {
     double spent = 0;
@@ -157,7 +165,10 @@ static int quadratic(void *user, double *value)
 
 static void begin_lbfgs(void)
 {
-    check(opt = opt_create("LBFGS(line_search_fn='strong_wolfe')"));
+    char spec[64];
+    snprintf(spec, sizeof spec, "LBFGS(max_iter=%d, line_search_fn='strong_wolfe')",
+             is_fresh ? FIRST_ITERATIONS : 20);
+    check(opt = opt_create(spec));
     check(opt_bind(opt, "w", "float32", dimensions, point, slope));
 }
 
@@ -214,9 +225,10 @@ static double time_lbfgs(long n)
     return seconds;
 }
 
-/* Seconds, of these: "live": create, bind and free; "first": the first step; "handles N": a step of each of N
- * optimizers, for one of them; "save N": write the state of Adam for N values to the disk; "evaluations N": see
- * evaluations.h.  Besides, "values N" makes N steps; it and "evaluations" write the parameters, and the averages
+/* Seconds, of these: "live": create, bind and free; "first": the first step; "life": create, bind,
+ * three steps and free; "handles N": a step of each of N
+ * optimizers, for one of them; "save N": write the state of Adam for N values to the disk; "evaluations N"
+ * and, of the first step, "fresh N": see evaluations.h.  Besides, "values N" makes N steps; it, "evaluations" and "fresh" write the parameters, and the averages
  * of a loop, to the file that BENCHMARK_VALUES names. */
 static double extra(const char *command, long argument)
 {
@@ -224,11 +236,14 @@ static double extra(const char *command, long argument)
         return time_of(live, 0.2);
     if (strcmp(command, "first") == 0)
         return first_step();
+    if (strcmp(command, "life") == 0)
+        return time_of(life, 0.2);
     if (strcmp(command, "handles") == 0)
         return time_of_handles((int)argument);
     if (strcmp(command, "save") == 0)
         return time_of_save(argument);
-    if (strcmp(command, "evaluations") == 0)
+    is_fresh = strcmp(command, "fresh") == 0;
+    if (is_fresh || strcmp(command, "evaluations") == 0)
         return time_lbfgs(argument);
     write_values(argument);
     return 0;

@@ -42,7 +42,9 @@ def test_the_benchmark_writes_its_report_and_pictures(tmp_path):
         "AdamW, against PyTorch with `fused=True` | 1",
         "AdamW, `opt_set_value` of lr and `opt_step`, against PyTorch | 1",
         "LBFGS, 50 values, an evaluation beside the closure, against PyTorch | 1",
+        "LBFGS, 50 values, an early evaluation beside the closure, against PyTorch | 1",
         "the first `opt_step` of a new optimizer",
+        "`opt_create`, `opt_bind`, three `opt_step` and `opt_free`",
     ):
         assert f"| {row} |" in report
     for name in ("optplug", "PyTorch default", "PyTorch foreach", "PyTorch fused", "plain C loop"):
