@@ -15,6 +15,7 @@ from typing import Any
 _PRINTS = frozenset(
     {
         "e3fa7ce372bfa300",  # Optimizer.profile_hook_step
+        "2295ed2f5609737a",  # the same as Python 3.10 writes it
         "fb8d29396ae13b8b",  # optimizer._use_grad_for_differentiable
         "2c69d70fbd6e4cff",  # _compile._disable_dynamo
         "73116806a84ff273",  # LBFGS._gather_flat_grad, until 2.14 had maximize
