@@ -44,6 +44,7 @@ def bare(tmp_path) -> pathlib.Path:
         shutil.copytree(SITE / name, site / name)
     for file in (*SITE.glob("_cffi_backend*.so"), *SITE.glob("optplug-*.dist-info")):
         (shutil.copytree if file.is_dir() else shutil.copy)(file, site / file.name)
+    shutil.copy(pathlib.Path(sys.executable).parent / "optplug", tmp_path / "bare/bin")
     return site
 
 

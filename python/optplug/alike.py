@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from optplug.snapshot import HOOKS, THINGS, Slots, has_graph, is_its_own, is_leaf, slots_of, wants_gradient
+from optplug.snapshot import HOOKS, Slots, has_graph, is_its_own, is_leaf, is_thing, slots_of, wants_gradient
 from optplug.spec import shown
 from optplug.unpickle import is_key
 
@@ -60,7 +60,7 @@ def is_the_same(value: Any, other: Any) -> bool:
         return is_equal(value, other, set(), set()) if type(value) is type(other) else False
     if callable(value) and type(value) is type(other) and not isinstance(value, type):
         return is_equal(_attributes_of(value), _attributes_of(other), set(), set())
-    if isinstance(value, THINGS) and type(value) is type(other):
+    if is_thing(value) and type(value) is type(other):
         return _are_same_things(value, other)
     try:
         return type(value) is type(other) and bool(value == other or (value != value and other != other))

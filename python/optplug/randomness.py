@@ -43,7 +43,9 @@ _SHARED = {
     ),
     "python": _Generator(random.getstate, random.setstate, lambda seed: random.Random(seed).getstate()),  # noqa: S311 - the host's kind
     "numpy": _Generator(
-        np.random.get_state, np.random.set_state, lambda seed: np.random.RandomState(seed).get_state()
+        lambda: np.random.get_state(),  # which loads numpy's generators, when somebody draws
+        lambda state: np.random.set_state(state),
+        lambda seed: np.random.RandomState(seed).get_state(),
     ),
 }
 

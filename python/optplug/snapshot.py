@@ -38,8 +38,10 @@ from optplug.torch_private import is_wrapped_by_scheduler, note_step
 ENDS = frozenset({NoneType, bool, int, float, complex, str, bytes, torch.dtype, torch.device, torch.Size})
 # What does not change.
 _CONSTANT = (type, ModuleType, np.generic, Enum, range, frozenset)
-#: What has a state that is not among its attributes, and that can be put back.
-THINGS = (np.ndarray, torch.Generator, np.random.Generator, np.random.RandomState, random.Random)
+# What has a state that is not among its attributes, and that can be put back; numpy's by their modules, which
+# are not loaded for this alone.
+_THINGS = (np.ndarray, torch.Generator, random.Random)
+_GENERATORS = ("numpy.random._generator", "numpy.random.mtrand")
 # What else leads on by its attributes, whosever it is.
 _LEADING = (
     *(torch.optim.Optimizer, torch.optim.lr_scheduler.LRScheduler, nn.Module, SimpleNamespace),
@@ -54,6 +56,11 @@ NOTHING = object()
 _DEPTH = 10  # of functions that wrap others
 #: What torch's own attributes for hooks begin with.
 HOOKS = "_optimizer_"
+
+
+def is_thing(value: Any) -> bool:
+    """Tell whether something has a state that is not among its attributes."""
+    return isinstance(value, _THINGS) or any(c.__module__ in _GENERATORS for c in type(value).__mro__)
 
 
 @dataclass
@@ -124,7 +131,7 @@ def holdings(optimizer: torch.optim.Optimizer, more: Iterable[Any] = ()) -> Hold
             if isinstance(value, partial):
                 containers.append(value.keywords)
                 inside += value.keywords.values()
-        elif isinstance(value, THINGS):
+        elif is_thing(value):
             result.things.append(value)
             inside = value.flat if isinstance(value, np.ndarray) and value.dtype == object else ()
         elif isinstance(value, _LEADING) or package_of(value) in packages:
