@@ -43,7 +43,7 @@ def end(twins: Twins) -> None:
 @pytest.mark.parametrize("text", [text for text in RECORDED if "foreach" not in text])
 def test_a_record_has_torchs_bits(text, dtype):
     twins = Twins(text, [(dtype, n) for n in SIZES])
-    for _ in range(3):
+    for _ in range(6):
         step(twins)
     assert twins.is_recorded(), twins.planner().records.reason
     for _ in range(9):

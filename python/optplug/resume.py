@@ -104,7 +104,9 @@ class Resumption:
             with self._parameters.as_before(on_success=True):
                 optimizer = build(self._parameters.groups)
         if self._recipe.is_torchs:
-            return optimizer.state_dict(), {}
+            saved = optimizer.state_dict()
+            saved["state"] = {key: _apart(state) for key, state in saved["state"].items()}
+            return saved, {}
         with random_numbers_kept():
             other = build(self._parameters.groups, on_copies=True)
             return own_state.save(optimizer, other, self._recipe.needs_closure)
@@ -317,3 +319,10 @@ def _steps(about: dict[str, Any] | None, optimizer: torch.optim.Optimizer) -> in
 
 def _form(p: Tensor) -> dict[str, Any]:
     return {"shape": list(p.shape), "dtype": name_of(p.dtype)}
+
+
+def _apart(state: dict[str, Any]) -> dict[str, Any]:
+    """Return a state of LBFGS's whose products are tensors of their own, as torch's are: see `lbfgs`."""
+    if "al" not in state:
+        return state
+    return {**state, "al": [t.clone() if isinstance(t, Tensor) else t for t in state["al"]]}
