@@ -25,7 +25,7 @@ SPECS = ("Adam()", "SGD(momentum=0.9)")
 SIZES = (10, 100, 1_000, 10_000, 100_000, 1_000_000)
 TABLE = "microseconds of a step"
 _ROUNDS, _SECONDS = 7, 0.02  # of each measurement
-_WARM_UP = 3
+_WARM_UP = 8
 
 
 def run(specs: list[str], sizes: list[int], options: str) -> dict[str, Any]:

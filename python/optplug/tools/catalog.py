@@ -19,7 +19,7 @@ from optplug import ctypes_api, methods, outside, recipe, schedules, spec
 from optplug.ctypes_api import Error, Optimizer
 
 _PAGES = "https://docs.pytorch.org/docs/stable/generated"
-_STEPS = 5  # until a step of a class outside torch is recorded
+_STEPS = 7  # until steps are recorded
 _NUMBERS = {"lr": "0.001", "num_iterations": "1000", "num_data": "1000"}  # of arguments without a default
 KINDS = ("optimizers", "schedulers", "dtypes", "devices")
 _BATCHES = 100  # what stands for len(data_loader) in an example of torch's
@@ -216,7 +216,7 @@ def _step(text: str) -> tuple[str, str]:
 
     def dense(tried: Optimizer) -> None:
         tried.bind("w", w, dw)
-        for _ in range(_STEPS if ":" in text else 1):
+        for _ in range(_STEPS):
             tried.step()
 
     def closure(tried: Optimizer) -> None:
