@@ -71,6 +71,7 @@ int main(void)
     for (int i = 0; i < MOMENTS; i++)
         lost += !ends(whole * i / MOMENTS);
     CHECK(lost <= 1);
-    check_was_quiet(quiet);
+    if (lost == 0) /* one that is too early may say so, by torch or C++ */
+        check_was_quiet(quiet);
     return 0;
 }
