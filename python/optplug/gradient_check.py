@@ -7,6 +7,7 @@ differences themselves can be trusted.
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -61,9 +62,10 @@ class _Values:
         self._memory = [grad.count, grad.indices, grad.values] if isinstance(grad, SparseGrad) else [grad]
         self._grads_before = [t.clone() for t in self._memory]
         self.epsilon = torch.finfo(data.dtype).eps
-        #: The distance of a difference: best where its error and the rounding of losses are alike.
-        scale = float(self.before.abs().double().mean()) if self.before.numel() else 0.0
-        self.distance = (self.epsilon ** (1 / 3)) * (scale or 1.0)
+        #: The distance of a difference relative to a value: best where its error and the losses' are alike.
+        self.relative = self.epsilon ** (1 / 3)
+        #: How large the values are.
+        self.scale = (float(self.before.abs().double().mean()) if self.before.numel() else 0.0) or 1.0
 
     def gradient(self) -> np.ndarray:
         """Return the gradient that the host has given, as real numbers in C order."""
@@ -73,11 +75,19 @@ class _Values:
         grad = torch.view_as_real(grad) if grad.is_complex() else grad
         return grad.detach().double().cpu().numpy().reshape(-1).copy()
 
-    def restore(self) -> None:
-        self.view.copy_(self.before)
+    def move_one(self, place: tuple[int, ...], h: float) -> np.ndarray:
+        """Move one value away from where it was, and return where it is now."""
+        self.view[place] = self.before[place] + h
+        return np.array([float(self.view[place])])
 
-    def restore_all(self) -> None:
-        self.restore()
+    def move_all(self, direction: Tensor, h: float) -> np.ndarray:
+        """Move all values away from where they were, and return where they are now."""
+        self.view.copy_(self.before + h * direction)
+        return self.view.double().cpu().numpy().reshape(-1).copy()
+
+    def restore(self) -> None:
+        """Let values and gradients be as they were."""
+        self.view.copy_(self.before)
         for memory, before in zip(self._memory, self._grads_before, strict=True):
             memory.copy_(before)
 
@@ -109,7 +119,7 @@ def check(parameters: Parameters, closure: Callable[[], float]) -> float:
             found = [_compare(v, g, closure, _share(values)) for v, g in zip(values, gradients, strict=True)]
         finally:
             for v in values:
-                v.restore_all()
+                v.restore()
     for v, gradient, its in zip(values, gradients, found, strict=True):
         _judge(v, gradient, its)
     return max((_error(its) for its in found), default=0.0)
@@ -163,18 +173,19 @@ def _compare(v: _Values, gradient: np.ndarray, closure: Callable[[], float], mos
     found = []
     for index in _indices(gradient, most):
         place = tuple(map(int, np.unravel_index(index, v.view.shape)))
-        direction = torch.zeros_like(v.view)
-        direction[place] = 1
-        # A value that is large, or small, beside the others has a distance of its own.
-        distance = v.epsilon ** (1 / 3) * max(abs(float(v.before[place])), v.distance / v.epsilon ** (1 / 3))
-        found.append(_difference(v, gradient, direction, distance, closure, v.place(index), index))
+        # A value that is large beside the others has a distance of its own.
+        distance = v.relative * max(abs(float(v.before[place])), v.scale)
+        move = functools.partial(v.move_one, place)
+        found.append(
+            _difference(v, gradient[index : index + 1], move, distance, closure, v.place(index), index)
+        )
+        v.view[place] = v.before[place]
     if len(found) < gradient.size:
         signs = np.random.default_rng(0).choice([-1.0, 1.0], size=gradient.size).reshape(tuple(v.view.shape))
-        direction = torch.as_tensor(signs).to(v.view)
-        distance = v.distance / math.sqrt(gradient.size)
-        where = "along a random direction"
-        found.append(_difference(v, gradient, direction, distance, closure, where, -1))
-    v.restore()
+        move = functools.partial(v.move_all, torch.as_tensor(signs).to(v.view))
+        distance = v.relative * v.scale / math.sqrt(gradient.size)
+        found.append(_difference(v, gradient, move, distance, closure, "along a random direction", -1))
+        v.view.copy_(v.before)
     return found
 
 
@@ -191,29 +202,30 @@ def _indices(gradient: np.ndarray, most: int) -> Iterator[int]:
 
 def _difference(
     v: _Values,
-    gradient: np.ndarray,
-    direction: Tensor,
+    slope: np.ndarray,
+    move: Callable[[float], np.ndarray],
     distance: float,
     closure: Callable[[], float],
     where: str,
     index: int,
 ) -> _Found:
-    """Compare the derivative in a direction with differences of the loss."""
+    """Compare the derivative in a direction with differences of the loss.
+
+    Args:
+        slope: the gradient of what is moved.
+        move: moves values that far, and returns where they are then.
+    """
     given, differences, noise = 0.0, [], 0.0
     for h in (distance, distance / 2):
-        sides = []
-        for sign in (1, -1):
-            v.view.copy_(v.before + sign * h * direction)
-            sides.append((_loss(closure), v.view.double().cpu().numpy().reshape(-1).copy()))
-        (above, at_above), (below, at_below) = sides
+        at_above, above = move(h), _loss(closure)
+        at_below, below = move(-h), _loss(closure)
         way = at_above - at_below  # as it is after rounding
         length = float(np.linalg.norm(way))
         if not length:
             raise ValueError(f"parameter {shown(v.parameter.name)}: {where} it is too large for differences")
         differences.append((above - below) / length)
-        given = float(gradient @ way) / length
+        given = float(slope @ way) / length
         noise = v.epsilon * (abs(above) + abs(below)) / length
-    v.restore()
     coarse, fine = differences
     return _Found(where, index, given, (4 * fine - coarse) / 3, abs(fine - coarse) + noise)
 

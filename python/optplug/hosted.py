@@ -172,8 +172,9 @@ class Hosted:
 
         ``name`` is "lr", or "betas[0]" for one of a tuple; True is 1.  "step" is the number of steps.
         """
-        counts = {"step": self.run.steps, **stopping.counts(self.built())}
-        groups = hyperparameters.select(self.built().param_groups, group)
+        optimizer = self.built()
+        counts = {"step": self.run.steps, **stopping.counts(optimizer)}
+        groups = hyperparameters.select(optimizer.param_groups, group)
         return float(counts[name]) if name in counts else hyperparameters.get(groups, name)
 
     def set(self, group: int, text: str) -> None:

@@ -177,19 +177,11 @@ class Sparse(Parameter):
             p.tensor.grad = p._sparse.tensor(p.name, p.tensor.shape)
 
 
-class Mastered(Parameter):
-    """A parameter in half precision that is stepped in float32, in a copy of our own."""
+class Beside(Parameter):
+    """A parameter whose tensor, and its gradient, are others than the host's arrays."""
 
-    is_read = False
-    note = ", stepped in float32"
-
-    def __init__(self, name: str, data: Tensor, grad: Tensor) -> None:
-        tensor = nn.Parameter(torch.zeros_like(data, dtype=torch.float32))  # no gaps, whatever data has
-        tensor.grad = torch.zeros_like(tensor)
-        super().__init__(name, tensor)
-        self._data, self._grad = data, grad
-        #: Whether the host's values are still to be read, and whether the copy had them before.
-        self.is_unread, self._had_values = True, False
+    _data: Tensor
+    _grad: Tensor
 
     @property
     def data(self) -> Tensor:
@@ -204,6 +196,21 @@ class Mastered(Parameter):
 
     def stepped_memory(self) -> Tensor:
         return self._dense()
+
+
+class Mastered(Beside):
+    """A parameter in half precision that is stepped in float32, in a copy of our own."""
+
+    is_read = False
+    note = ", stepped in float32"
+
+    def __init__(self, name: str, data: Tensor, grad: Tensor) -> None:
+        tensor = nn.Parameter(torch.zeros_like(data, dtype=torch.float32))  # no gaps, whatever data has
+        tensor.grad = torch.zeros_like(tensor)
+        super().__init__(name, tensor)
+        self._data, self._grad = data, grad
+        #: Whether the host's values are still to be read, and whether the copy had them before.
+        self.is_unread, self._had_values = True, False
 
     def clippable(self) -> Tensor | None:
         return _stand_in(self._grad)

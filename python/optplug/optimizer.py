@@ -126,7 +126,7 @@ class HostedOptimizer(Hosted):
             self._check_unscaled(what)
             check = functools.partial(gradient_check.check, self.parameters)
             self._iteration = Iteration((what, "opt_check_gradient"), check, prepare)
-            self.planner.forget()
+            self.planner.pause()  # until it is made, opt_step is an error
         return self._resume(what, loss)
 
     def _step_closure(self, optimizer: torch.optim.Optimizer, closure: Callable[[], float]) -> float:

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from optplug.buffers import is_dense, layout_of, same_order
-from optplug.kinds import HALF, Grad, Parameter
+from optplug.kinds import HALF, Beside, Grad, Parameter
 from optplug.spec import shown
 from optplug.torch_private import grad_mode
 from optplug.world import World
@@ -45,7 +45,7 @@ class Slices:
             flat[end:].copy_(rows[self._full, : self.n - end])
 
 
-class Sliced(Parameter):
+class Sliced(Beside):
     """A parameter of which this rank steps a slice, in the host's own array.
 
     Args:
@@ -82,20 +82,6 @@ class Sliced(Parameter):
     def _put_grad(self) -> None:
         mine = self.flat_grad[self.slices.mine]
         self.tensor.grad = torch.zeros_like(mine) if self.reduction else mine
-
-    @property
-    def data(self) -> Tensor:
-        return self._data
-
-    @property
-    def grad(self) -> Tensor:
-        return self._grad
-
-    def memory(self) -> Tensor:
-        return self._grad
-
-    def stepped_memory(self) -> Tensor:
-        return self._dense()
 
     def move(self, data: Tensor, grad: Grad) -> None:
         self._take(self.name, data, grad)

@@ -8,6 +8,7 @@ from collections.abc import Callable
 from typing import Any
 
 import optplug
+from optplug.tools import new
 
 _FLAGS = "python -m optplug config --cflags --libs"
 _EVAL = f"eval cc main.c $({_FLAGS})"
@@ -49,7 +50,7 @@ def _parser() -> argparse.ArgumentParser:
         "say how to run it.  The program gets the folder's name.",
         example="new fortran heat",
     )
-    maker.add_argument("language", choices=("c", "cpp", "fortran", "octave"), help="what it is written in")
+    maker.add_argument("language", choices=new.LANGUAGES, help="what it is written in")
     maker.add_argument("folder", metavar="DIR", help="a new folder, or an empty one")
 
     check = _command(
@@ -183,8 +184,6 @@ def _escaped(path: str) -> str:
 
 
 def _new(given: argparse.Namespace) -> int:
-    from optplug.tools import new
-
     print(new.make(given.language, given.folder))
     return 0
 

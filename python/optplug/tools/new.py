@@ -27,6 +27,7 @@ _LANGUAGES = {
     "fortran": _Language("main.f90", "C Fortran", "optplug::fortran"),
     "octave": _Language("main.m"),
 }
+LANGUAGES = tuple(_LANGUAGES)
 
 
 def make(language: str, folder: str) -> str:
