@@ -241,7 +241,7 @@ typedef int (*opt_collective)(void *user, const char *what, const char *dtype, c
  * not seen.  Your gradient arrays keep this rank's own.
  *
  * All ranks then call opt_step, opt_step_closure, opt_clip_grad_norm, opt_clip_grad_value, opt_average_get,
- * opt_average_swap and opt_schedule_step_metric in the same order.  At the first of these
+ * opt_average_swap, opt_schedule_step_metric, opt_save and opt_load in the same order.  At the first of these
  * they compare spec, groups, schedulers, PyTorch's version, and parameters by name: what differs is an error on
  * all, and so is what fails on one rank, wherever ranks communicate.  Element-wise steps in "Shard(0)" do not.
  *
@@ -357,6 +357,10 @@ int opt_call(int opt, const char *method);
  * read it: torch.load(path, weights_only=True)["optimizer"] is what load_state_dict of the same torch.optim
  * class accepts.
  *
+ * Ranks (opt_distribute) write one file together, each its own parts: what one process that has all of it
+ * would write.  It can be loaded on any number of ranks, and in one process.  All pass the same path, on a file
+ * system that they share.
+ *
  * A class outside torch.optim saves and loads by its own methods, and an optimizer whose state would not come
  * back is rejected here rather than by opt_load: OPT_ESTATE. */
 int opt_save(int opt, const char *path);
@@ -391,7 +395,7 @@ int opt_attribute(int opt, const char *name, const char *text);
 const char *opt_attribute_get(int opt, const char *name);
 
 /* Write what opt_save writes to a buffer of size bytes, and return how many were used; with a NULL buffer,
- * return how many are needed. */
+ * return how many are needed.  Not for ranks. */
 int64_t opt_save_memory(int opt, void *buffer, int64_t size);
 
 /* Resume from what opt_save_memory wrote. */

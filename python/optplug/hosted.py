@@ -245,7 +245,12 @@ class Hosted:
         if self.run.average and self.run.average.swapped and what != "opt_average_swap":
             raise StateError(f"{what} while the averages are swapped in: call opt_average_swap again before")
 
-    def _check_alone(self, what: str, remedy: str) -> None:
+    def check_alone(self, what: str, remedy: str) -> None:
+        """Refuse a call that is not built for ranks.
+
+        Raises:
+            StateError: there are ranks.
+        """
         if self.ranks:
             raise StateError(f"{what} after opt_distribute is not built: {remedy}")
 
