@@ -249,6 +249,18 @@ typedef int (*opt_collective)(void *user, const char *what, const char *dtype, c
  * and size.  A world of 1 communicates nothing.  Supports the element-wise classes of torch.optim, and LBFGS. */
 int opt_distribute(int opt, const char *placement, opt_collective collective, void *user, int rank, int size);
 
+/* Say which block of a grid this rank's part of a "Shard(0)" parameter is, if parts do not lie along dimension 0
+ * in the order of ranks.
+ *
+ * global_shape is that of the whole grid, offset where this rank's block begins in it, and shape the block's;
+ * NULL for the shape that was bound.  Each has ndim values, and the blocks of all ranks fill the grid.  A
+ * parameter that was bound as n values may have any shape of n values: the grid is then in checkpoints as it
+ * lies in memory, in C order.  Leave out ghost cells: bind what is stepped, by strides.
+ *
+ * Call it on all ranks before the first step.  Only opt_save and opt_load go by it. */
+int opt_bind_block(int opt, const char *name, int ndim, const int64_t *global_shape, const int64_t *offset,
+                   const int64_t *shape);
+
 /* ---- functions of yours that a step or a schedule calls ---- */
 
 /* A callback: set *value, and return 0, or a negative number to fail; a positive one fails too.
@@ -527,6 +539,8 @@ typedef int (*optplug_collective)(void *user, const char *what, const char *dtyp
                                   void *receive, int64_t count);
 int optplug_distribute(int opt, const char *placement, optplug_collective collective, void *user, int rank,
                        int size);
+int optplug_bind_block(int opt, const char *name, int ndim, const int64_t *global_shape,
+                       const int64_t *offset, const int64_t *shape);
 int optplug_step_closure(int opt, optplug_callback closure, void *user, double *loss);
 int optplug_iterate(int opt, double loss);
 int optplug_check_gradient(int opt, optplug_callback closure, void *user, double *error);

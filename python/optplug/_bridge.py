@@ -153,6 +153,13 @@ def py_distribute(opt, placement, collective, user, rank, size):
 
 
 @callback
+def py_bind_block(opt, name, ndim, global_shape, offset, shape):
+    whole, start = _int64s(global_shape, ndim) or [], _int64s(offset, ndim) or []
+    optimizers[opt].bind_block(host.text("name", name), whole, start, _int64s(shape, ndim))
+    log.debug(f"opt={opt}: {host.text('name', name)!r} is a block at {tuple(start)} of {tuple(whole)}")
+
+
+@callback
 @tells
 @changes_plan
 @on_streams

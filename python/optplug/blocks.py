@@ -50,6 +50,26 @@ class Block:
             yield self.offset + sum(int(i) * s for i, s in zip(index, self.strides, strict=False)), row
 
 
+def block_of(
+    name: str, shape: Sequence[int], whole: Sequence[int], start: Sequence[int], size: Sequence[int] | None
+) -> Block:
+    """Return the block that a parameter of some shape is.
+
+    Raises:
+        ValueError: it is none, or outside of the whole.
+    """
+    block = Block(tuple(whole), tuple(start), tuple(shape if size is None else size))
+    what = f"parameter {shown(name)}: a block of shape {block.size} at {block.start} of {block.shape}"
+    if len(block.size) != len(block.shape):
+        raise ValueError(f"{what}: it has {len(block.shape)} dimensions there, pass its shape as well")
+    if block.size != tuple(shape) and (math.prod(block.size),) != tuple(shape):
+        raise ValueError(f"{what}: it was bound with shape {tuple(shape)}")
+    ranges = zip(block.start, block.size, block.shape, strict=True)
+    if not all(first >= 0 and n >= 0 and first + n <= most for first, n, most in ranges):
+        raise ValueError(f"{what} is not within it")
+    return block
+
+
 def row_major(shape: Sequence[int]) -> tuple[int, ...]:
     """Return the strides of an array in C order."""
     return tuple(math.prod(shape[i + 1 :]) for i in range(len(shape)))
@@ -100,13 +120,14 @@ def of_one(tensor: Tensor, is_here: bool) -> Whole:
 class Place:
     """Where this rank's part of a parameter lies in the whole.
 
-    The whole has ``shape`` and ``strides``, without gaps; ``block`` is the part of it, or, where parts are
-    slices of its memory, of that.
+    The whole has ``shape`` and ``strides``, without gaps; ``block`` is the part of that, or of its memory
+    where that has another shape.  The parameter itself has ``size``.
     """
 
     shape: tuple[int, ...]
     strides: tuple[int, ...]
     block: Block
+    size: tuple[int, ...]
 
     def whole(self, part: Tensor) -> Whole:
         """Return what the parts of all ranks are."""
@@ -123,8 +144,10 @@ class Place:
         if self.block.shape == self.shape:
             offset = sum(i * s for i, s in zip(self.block.start, stored.strides, strict=True))
             return _cut(stored, self.block.size, stored.strides, stored.offset + offset)
+        if len(self.shape) == 1:
+            return _cut_memory(stored, self.block, 0, stored.strides[0], self.size)
         if all(n == 1 or s == t for n, s, t in zip(self.shape, stored.strides, self.strides, strict=True)):
-            return _cut(stored, self.block.size, (1,), stored.offset + self.block.offset)
+            return _cut_memory(stored, self.block, 0, 1, self.size)
 
         def read() -> Tensor:
             laid_out = torch.empty_strided(self.shape, self.strides, dtype=stored.dtype, device="cpu")
@@ -149,17 +172,19 @@ def join(wholes: Iterable[Place], is_complex: Iterable[bool]) -> tuple[int, list
 def cut_vector(stored: Stored, blocks: Sequence[tuple[int, Block]]) -> Stored:
     """Return this rank's part of a vector in a file: the numbers of its blocks."""
     (step,) = stored.strides
+    lengths = [math.prod(block.size) for _, block in blocks]
     parts = [
-        _cut(
-            stored,
-            block.size,
-            tuple(s * step for s in block.strides),
-            stored.offset + (base + block.offset) * step,
-        )
-        for base, block in blocks
+        _cut_memory(stored, block, base, step, (length,))
+        for (base, block), length in zip(blocks, lengths, strict=True)
     ]
-    length = sum(math.prod(part.shape) for part in parts)
-    return _made(stored, (length,), lambda: torch.cat([part.tensor().reshape(-1) for part in parts]))
+    return _made(stored, (sum(lengths),), lambda: torch.cat([part.tensor() for part in parts]))
+
+
+def _cut_memory(stored: Stored, block: Block, base: int, step: int, size: tuple[int, ...]) -> Stored:
+    """Return a block of what begins at a place in the memory of a whole, as of another shape."""
+    strides = tuple(s * step for s in block.strides)
+    cut = _cut(stored, block.size, strides, stored.offset + (base + block.offset) * step)
+    return cut if block.size == size else _made(stored, size, lambda: cut.tensor().reshape(size))
 
 
 def _cut(stored: Stored, shape: tuple[int, ...], strides: tuple[int, ...], offset: int) -> Stored:
@@ -187,13 +212,6 @@ def check_tiling(name: str, blocks: Sequence[Block]) -> None:
         ValueError: they are not.
     """
     shape = blocks[0].shape
-    for rank, block in enumerate(blocks):
-        ends = [i + n for i, n in zip(block.start, block.size, strict=True)]
-        if any(end > n for end, n in zip(ends, shape, strict=True)):
-            raise ValueError(
-                f"rank {rank}: the block of parameter {shown(name)} at {block.start} of shape {block.size} "
-                f"ends outside the whole, {shape}"
-            )
     filled = [i for i, block in enumerate(blocks) if math.prod(block.size)]
     if filled:
         starts = np.array([blocks[i].start for i in filled])

@@ -6,10 +6,12 @@ A rank steps its part alone, whether the host has cut it so, "Shard(0)", or `sli
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import functools
 import hashlib
 import itertools
 import json
+import math
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any, cast
 
@@ -17,9 +19,9 @@ import torch
 from torch import Tensor, nn
 
 from optplug import norms, spec
-from optplug.blocks import Block, Place, row_major
+from optplug.blocks import Block, Place, check_tiling, row_major
 from optplug.buffers import layout_of, name_of
-from optplug.errors import NonFiniteError
+from optplug.errors import NonFiniteError, StateError
 from optplug.kinds import Grad, Parameter, SparseGrad
 from optplug.options import CheckpointOptions
 from optplug.over_ranks import OverRanks, add, norm
@@ -87,6 +89,7 @@ class Ranks:
         self._checks_gradients = checks_gradients
         self._exchange = Exchange(world)
         self._placement, self._placements = "", dict[str, str]()
+        self._blocks = dict[str, Block]()
         self._is_agreed = False
         self._loaded: Wholes | None = None
 
@@ -125,6 +128,17 @@ class Ranks:
             made = Sliced(name, data, grad, PLACEMENTS[self._placement], self._exchange)
         self._placements[name] = self._placement
         return made
+
+    def bind_block(self, name: str, block: Block) -> None:
+        """Let a parameter's part be a block of a grid."""
+        if self._placements[name] != "Shard(0)":
+            raise ValueError(
+                f"parameter {shown(name)}: every rank has all of it, by {shown(self._placements[name])}: "
+                'blocks are of parameters in "Shard(0)"'
+            )
+        if self._is_agreed:
+            raise StateError(f"parameter {shown(name)} was stepped by all ranks: call opt_bind_block before")
+        self._blocks[name] = block
 
     def sliced(self) -> list[Sliced]:
         """Return the parameters of which each rank steps a slice."""
@@ -181,11 +195,12 @@ class Ranks:
         }
 
     def _form(self, p: Parameter, group: int) -> str:
-        shape = [*p.data.shape]
+        block, shape = self._blocks.get(p.name), [*p.data.shape]
         if not isinstance(p, Sliced):
-            shape[0] = "..."
+            shape = ["..."] * len(shape) if block else ["...", *shape[1:]]
         order = f", strides {p.data.stride()}" if isinstance(p, Sliced) and p.data.dim() > 1 else ""
         kind = ", with a master copy" if not p.is_read else ""
+        kind += f", in blocks of a grid of {block.shape}" if block else ""
         sizes = ", ".join(map(str, shape))
         return f"{name_of(p.data.dtype)} [{sizes}]{order} in group {group}, {self._placements[p.name]}{kind}"
 
@@ -203,20 +218,27 @@ class Ranks:
         """
         parameters = self._parameters
         order = [group.names for group in parameters.groups]
-        mine = order, {p.name: [*p.data.shape] for p in parameters}
+        blocks = {name: dataclasses.astuple(block) for name, block in self._blocks.items()}
+        mine = order, {p.name: [*p.data.shape] for p in parameters}, blocks
         ranks = [json.loads(text) for text in self.world.texts(json.dumps(mine))]
-        places = {p.name: self._place(p, [shapes[p.name] for _, shapes in ranks]) for p in parameters}
+        for name in blocks:
+            check_tiling(name, [Block(*map(tuple, theirs[name])) for _, _, theirs in ranks])
+        places = {p.name: self._place(p, [shapes[p.name] for _, shapes, _ in ranks]) for p in parameters}
         return Wholes(parameters, places, ranks[0][0], self.world.rank == 0)
 
     def _place(self, p: Parameter, shapes: list[list[int]]) -> Place:
         shape = tuple(p.data.shape)
         if isinstance(p, Sliced):
             block = Block((p.slices.n,), (p.slices.mine.start,), tuple(p.tensor.shape))
-            return Place(shape, p.data.stride(), block)
+            return Place(shape, p.data.stride(), block, tuple(p.tensor.shape))
+        if p.name in self._blocks:
+            block = self._blocks[p.name]
+            whole = block.shape if block.size == shape else (math.prod(block.shape),)
+            return Place(whole, row_major(whole), block, shape)
         lengths = [first for first, *_ in shapes]
         whole = (sum(lengths), *shape[1:])
         start = (sum(lengths[: self.world.rank]), *(0 for _ in shape[1:]))
-        return Place(whole, row_major(whole), Block(whole, start, shape))
+        return Place(whole, row_major(whole), Block(whole, start, shape), shape)
 
     def save(
         self, options: CheckpointOptions, state_dict: Callable[[Wholes], dict[str, Any]]
