@@ -391,7 +391,8 @@ def py_attribute_get(opt, name):
 @on_streams
 def py_save(opt, path):
     where = os.fsdecode(ffi.string(path))
-    checkpoint.save(where, _counted(opt).state_dict())
+    progress = log.progress(f"opt={opt}: saving to {where!r}")
+    checkpoint.save(where, _counted(opt).state_dict(), progress)
     log.info(f"opt={opt}: saved to {where!r}")
 
 
@@ -422,13 +423,13 @@ def _load(
     opt: int, read: Callable[..., AbstractContextManager[dict[str, object]]], where: object, name: str
 ) -> None:
     optimizer = _counted(opt)
+    told = repr(where) if isinstance(where, str) else "memory"
     try:
-        with read(where) as content:
+        with read(where, log.progress(f"opt={opt}: checking {told}")) as content:
             optimizer.load_state_dict(content)
     except ValueError as error:
         shown = f" {spec.shown(where)}" if isinstance(where, str) else ""
         raise ValueError(f"{name}{shown}: {error}") from error
-    told = repr(where) if isinstance(where, str) else "memory"
     log.info(f"opt={opt}: loaded from {told}, step {optimizer.run.steps}")
     for kind, text in description.attached(optimizer):
         log.info(f"opt={opt}: {kind} {text}")
