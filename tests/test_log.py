@@ -113,4 +113,6 @@ def test_a_short_save_says_only_that_it_is_done(tmp_path):
         opt.bind("w", w, dw)
         opt.save(tmp_path / "run.pt")
     ctypes_api.log(None)
-    assert [line.partition(": ")[2] for line in lines if "sav" in line] == [f"saved to '{tmp_path}/run.pt'"]
+    assert [line.partition(": ")[2] for line in lines if "run.pt" in line] == [
+        f"saved to '{tmp_path}/run.pt'"
+    ]
