@@ -41,36 +41,44 @@ double rows_dot(int bytes, int64_t n, const void *a, const void *b)
     return bytes == 4 ? in32(&count, a, &step, b, &step) : in64(&count, a, &step, b, &step);
 }
 
-/* The bits of absolute values are in the order of these, and those of what is no number are the largest. */
-#define LARGEST(NAME, BITS, MASK)                                                                            \
-    static BITS NAME(int64_t n, const char *from)                                                            \
+/* Return the largest absolute value, or what is no number where one is; in lanes, which a compiler makes a vector
+ * of, though the order of comparisons is fixed. */
+enum { LANES = 32 };
+#define LARGER(SIZE, MOST) ((SIZE) > (MOST) || (SIZE) != (SIZE) ? (SIZE) : (MOST))
+#define LARGEST(NAME, TYPE, ABSOLUTE)                                                                        \
+    static double NAME(int64_t n, const TYPE *a)                                                             \
     {                                                                                                        \
-        BITS most = 0, bits;                                                                                 \
-        for (int64_t i = 0; i < n; i++) {                                                                    \
-            memcpy(&bits, from + i * (int64_t)sizeof bits, sizeof bits);                                     \
-            most = (bits & MASK) > most ? bits & MASK : most;                                                \
-        }                                                                                                    \
-        return most;                                                                                         \
+        TYPE most[LANES] = {0};                                                                              \
+        int64_t i = 0;                                                                                       \
+        for (; i + LANES <= n; i += LANES)                                                                   \
+            for (int k = 0; k < LANES; k++)                                                                  \
+                most[k] = LARGER(ABSOLUTE(a[i + k]), most[k]);                                               \
+        for (; i < n; i++)                                                                                   \
+            most[0] = LARGER(ABSOLUTE(a[i]), most[0]);                                                       \
+        for (int k = 1; k < LANES; k++)                                                                      \
+            most[0] = LARGER(most[k], most[0]);                                                              \
+        return most[0];                                                                                      \
     }
 
-LARGEST(largest32, uint32_t, UINT32_C(0x7fffffff))
-LARGEST(largest64, uint64_t, UINT64_C(0x7fffffffffffffff))
+LARGEST(largest32, float, fabsf)
+LARGEST(largest64, double, fabs)
 
 struct looking {
     int bytes;
     int64_t n;
     const char *row;
-    uint64_t _Atomic most; /* in the bits of the row's values */
+    double _Atomic most;
 };
 
 static void look_at_share(void *data, int thread, int threads)
 {
     struct looking *looking = data;
     int64_t end, begin = openmp_share(looking->n, thread, threads, &end);
-    const char *from = looking->row + begin * looking->bytes;
-    uint64_t most = looking->bytes == 4 ? largest32(end - begin, from) : largest64(end - begin, from);
-    uint64_t before = atomic_load(&looking->most);
-    while (most > before && !atomic_compare_exchange_weak(&looking->most, &before, most))
+    const void *from = looking->row + begin * looking->bytes;
+    double most = looking->bytes == 4 ? largest32(end - begin, from) : largest64(end - begin, from);
+    double before = atomic_load(&looking->most);
+    while (before == before && LARGER(most, before) != before &&
+           !atomic_compare_exchange_weak(&looking->most, &before, most))
         ;
 }
 
@@ -81,13 +89,7 @@ double rows_largest(int bytes, int64_t n, const void *a)
         look_at_share(&looking, 0, 1);
     else
         openmp_run(look_at_share, &looking);
-    uint64_t bits = atomic_load(&looking.most);
-    uint32_t bits32 = (uint32_t)bits;
-    float value32;
-    double value64;
-    memcpy(&value32, &bits32, sizeof bits32);
-    memcpy(&value64, &bits, sizeof bits);
-    return bytes == 4 ? (double)value32 : value64;
+    return atomic_load(&looking.most);
 }
 
 /* ---- the arrays whose values are in a row, one after the other ---- */

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 
-from optplug import _bridge, ctypes_api, lbfgs
+from optplug import _bridge, ctypes_api, lbfgs, rows
 
 
 @pytest.fixture
@@ -166,6 +166,18 @@ def test_long_arrays_are_stepped_on_rows_by_all_threads(search, threads):
             assert twins.is_on_rows()
     finally:
         torch.set_num_threads(before)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("n", [1, 31, 33, 1000, 32_768, 100_003])
+def test_the_largest_absolute_value_of_a_row_is_torchs(dtype, n):
+    values = torch.randn(n, generator=torch.Generator().manual_seed(0), dtype=dtype)
+    row = rows.Kind(dtype, n).row_of(values)
+    for place in {0, n // 3, n // 2, n - 1}:
+        for value in (0.0, -9.0, float("inf"), float("-inf"), float("nan"), -float("nan")):
+            before, values[place] = values[place].clone(), value
+            assert repr(float(row.largest())) == repr(float(values.abs().max()))
+            values[place] = before
 
 
 @pytest.mark.usefixtures("_nothing_proven")
