@@ -95,8 +95,17 @@ cudaError_t cudaDeviceCanAccessPeer(int *can, int gpu, int peer)
     (void)gpu, (void)peer;
     return *can = 0, cudaSuccess;
 }
-cudaError_t cudaGetLastError(void) { return cudaSuccess; }
-cudaError_t cudaPeekAtLastError(void) { return cudaSuccess; }
+static cudaError_t last_error;
+
+/* Let a launch of the host's have failed. */
+void standin_fail(void) { last_error = cudaErrorInvalidConfiguration; }
+
+cudaError_t cudaPeekAtLastError(void) { return last_error; }
+cudaError_t cudaGetLastError(void)
+{
+    cudaError_t error = last_error;
+    return last_error = cudaSuccess, error;
+}
 
 /* ---- memory ---- */
 
