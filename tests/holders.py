@@ -223,6 +223,36 @@ class HoldsRepeated(Holding):
         return float(self.thing.sum())
 
 
+class HoldsAnew(Holding):
+    """Changes a tensor, and puts a new one in its place."""
+
+    def made(self):
+        return {"now": torch.ones(3)}
+
+    def changed(self, _):
+        self.thing["now"].add_(1)
+        self.thing["now"] = self.thing["now"] * 1.25 % 5
+        return float(self.thing["now"].sum())
+
+
+class HoldsBoth(Holding):
+    """Puts another tensor in a tensor's place, and has that still, in a tuple."""
+
+    def made(self):
+        first = torch.ones(3)
+        return {"now": first, "first": (first,), "counts": [0]}
+
+    def changed(self, _):
+        (first,) = self.thing["first"]
+        first.add_(1)
+        counts = self.thing["counts"]
+        counts[-1] += 1
+        self.thing["now"] = first if counts[-1] % 3 == 0 else first.clone()
+        if counts[-1] % 3 == 0:
+            counts.append(counts[-1])  # so that all is looked at anew
+        return float(first.sum())
+
+
 class HoldsIterator(Holding):
     """Has what nobody can put back."""
 

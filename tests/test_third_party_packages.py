@@ -1,8 +1,7 @@
 """Every optimizer of packages outside PyTorch, beside itself in plain PyTorch.
 
-What is not installed is left out: pip install pytorch-optimizer heavyball schedulefree prodigyopt
-lion-pytorch torchao torch-optimi.  With all of them, and OPTPLUG_WRITE_DOCS=1, this writes
-docs/third_party.md.
+They are those of third_party.txt, which says how to install them; what is not installed is left out.  With
+all of them, and OPTPLUG_WRITE_DOCS=1, this writes docs/third_party.md.
 """
 
 from __future__ import annotations
@@ -13,6 +12,7 @@ import inspect
 import itertools
 import os
 import random
+import re
 import warnings
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -29,24 +29,46 @@ from optplug.ctypes_api import Optimizer
 from planned_twins import direct_plans  # noqa: F401 (pytest finds the fixture here)
 
 os.environ["TORCHDYNAMO_DISABLE"] = "1"  # heavyball would compile each of its classes
+REQUIREMENTS = hosts.PROJECT / "tests" / "third_party.txt"
+#: By module: the name that its package is installed by.
 DISTRIBUTIONS = {
-    "heavyball": "heavyball",
-    "lion_pytorch": "lion-pytorch",
-    "optimi": "torch-optimi",
-    "prodigyopt": "prodigyopt",
-    "pytorch_optimizer": "pytorch-optimizer",
-    "schedulefree": "schedulefree",
-    "torchao.optim": "torchao",
+    module: name
+    for name, modules in re.findall(r"^(\S+)==\S+  # (.+)$", REQUIREMENTS.read_text(), re.MULTILINE)
+    for module in modules.split()
 }
 PACKAGES = list(DISTRIBUTIONS)
-SHAPES = (50,), (6, 5)
 STEPS, SAVED = 25, 13
-# What gets no gradients by its step: a program is to call other methods of its own.
-NOT_HERE = {"SafeFP16Optimizer": "has no param_groups"}
-# What classes want for arguments that have no default.
-NUMBERS = {"lr": 0.01, "num_iterations": 100, "num_data": 100}
+#: What to step: vectors are no matter for some classes, and some take one dtype only.
+ARRAYS = [((50,), (6, 5), "float32"), ((6, 5), (5, 4), "float32"), ((50,), (6, 5), "bfloat16")]
+#: What steps no parameters by `step` alone: what optplug says, and why.
+NOT_HERE = {
+    ("pytorch_optimizer", "SafeFP16Optimizer"): ("has no param_groups", "other methods of its own step it"),
+    ("transformers.optimization", "LayerWiseDummyOptimizer"): (
+        "rejects",
+        "steps nothing: hooks of a model do",
+    ),
+}
+#: What classes want for arguments that have no default.
+NUMBERS = {"lr": 0.01, "num_iterations": 100, "num_data": 100, "momentum": 0.9, "nu": 0.7}
+#: What else they want, by module and name.
+MOMENTUM = {"momentum": 0.9}
+FIXED = {"lr": 0.01, "relative_step": False, "scale_parameter": False}
+FLASH = {"quantize": False, "master_weight_bits": None, "fused": False}
+ARGUMENTS = {
+    **{("bitsandbytes.optim", f"{c}{b}"): MOMENTUM for c in ("LARS", "SGD") for b in ("", "8bit", "32bit")},
+    ("bitsandbytes.optim", "PytorchLARS"): MOMENTUM,
+    ("came_pytorch", "CAME"): {"lr": 0.01},
+    **{("flashoptim", f"Flash{name}"): FLASH for name in ("Adam", "AdamW", "Lion", "SGD", "SGDW")},
+    **{(module, "GaLoreAdafactor"): FIXED for module in ("apollo_torch", "galore_torch")},
+    ("optimi", "StableAdamW"): {"triton": False},
+    ("transformers.optimization", "Adafactor"): FIXED,
+    **{
+        ("ranger21", name): {"num_epochs": 5, "num_batches_per_epoch": 10}
+        for name in ("Ranger21", "Ranger21abel")
+    },
+}
 BASE = "SGD", torch.optim.SGD, {"lr": 0.01}  # what is wrapped: as a spec has it, itself, its options
-# Options of both groups, where others than a rate are wanted: as a host writes them.
+#: Options of both groups, where others than a rate are wanted: as a host writes them.
 MUON = {"use_muon": False}, {"use_muon": True}
 GROUPS = {
     ("heavyball", "SplitOpt"): (
@@ -54,13 +76,30 @@ GROUPS = {
         {"optimizer": "heavyball:Muon", "lr": 0.02},
     ),
 }
+#: Why a class fails in plain PyTorch, by its name, or by what it says.
+ROW_MAJOR = "it wants row-major arrays"
+REASONS = {
+    r"to view|view size": ROW_MAJOR,
+    r"Distributed|process group": "torch.distributed is not there",
+    r"CUDA|XPU": "it wants a GPU",
+    r"grad_fn|requires grad|LOMO |Lomo ": "it steps through a graph of autograd",
+    r"abstract class|:(PSGDBase|SOAPBase|CoreOptimiser) ": "it is a base class",
+    r"AdEMAMix32bit ": "its kernel for the CPU refuses its state",
+    r":GSAM ": "it wants an object, a scheduler of its own",
+    r":QAPOLLOAdamW ": "it wants another version of bitsandbytes",
+    r":Sparse": "it wants sparse gradients",
+    r":IVON ": "it wants gradients at values that a method of its own draws",
+    r":SpectralSphere ": "it wants another option in its groups",
+}
+WRAPPED = object()  # what is made of `BASE` for a class that wraps an optimizer
 
 lib = ctypes_api.load()
 # By module: the class, its bits, its checkpoint, its steps.
 seen: dict[str, list[tuple[str, str, str, str]]] = {}
+row_major: set[tuple[str, str]] = set()
 
 NOTHING = pytest.param(
-    "", "", marks=pytest.mark.skip(f"no packages: pip install {' '.join(DISTRIBUTIONS.values())}")
+    "", "", marks=pytest.mark.skip("no packages: pip install --no-deps -r tests/third_party.txt")
 )
 
 pytestmark = [
@@ -71,7 +110,7 @@ pytestmark = [
 
 def found() -> list[tuple[str, str]]:
     """Return modules and classes of the packages that are installed."""
-    pairs = []
+    pairs, known = [], []
     for module in PACKAGES:
         try:
             with warnings.catch_warnings():
@@ -79,11 +118,11 @@ def found() -> list[tuple[str, str]]:
                 members = vars(importlib.import_module(module))
         except ImportError:
             continue
-        pairs += [
-            (module, name)
-            for name, value in sorted(members.items())
-            if outside._is_optimizer(value) and not value.__module__.startswith("torch.")
-        ]
+        for name, value in sorted(members.items()):
+            is_torchs = getattr(value, "__module__", "torch").partition(".")[0] == "torch"
+            if outside._is_optimizer(value) and not is_torchs and value not in known:
+                known.append(value)
+                pairs.append((module, name))
     return pairs
 
 
@@ -92,9 +131,15 @@ def seed(i: int) -> None:
         draw(i)
 
 
-def drawn(i: int) -> list[np.ndarray]:
+def drawn(i: int, case: Case, order: str) -> list[torch.Tensor]:
     generator = np.random.default_rng(i)
-    return [generator.standard_normal(shape).astype("float32") for shape in SHAPES]
+    *shapes, dtype = case.arrays
+    arrays = [np.array(generator.standard_normal(shape), "float32", order=order) for shape in shapes]
+    return [torch.from_numpy(a).to(getattr(torch, dtype)) for a in arrays]
+
+
+def memory_of(tensor: torch.Tensor) -> np.ndarray:
+    return (tensor.view(torch.uint16) if tensor.dtype == torch.bfloat16 else tensor).numpy()
 
 
 @dataclass
@@ -106,6 +151,7 @@ class Case:
     groups: tuple[dict[str, Any], ...]
     has_closure: bool
     has_schedule: bool
+    arrays: tuple[Any, ...] = ARRAYS[0]
     #: Its arguments: as plain PyTorch has them, but for what it wraps, and as a spec does.
     values: dict[str, Any] = field(default_factory=dict)
     written: list[str] = field(default_factory=list)
@@ -114,8 +160,12 @@ class Case:
         self.class_ = getattr(importlib.import_module(self.module), self.name)
         self.supplied = outside.supplied(self.class_)
         base, _, options = self.base = BASE
+        more = ARGUMENTS.get((self.module, self.name), {})
+        self.values |= more
+        self.written += [f"{name}={value}" for name, value in more.items()]
         for p in inspect.signature(self.class_).parameters.values():
-            if p.default is not p.empty or p.kind > p.KEYWORD_ONLY or p.name in self.supplied:
+            is_needed = p.default is p.empty or "Required" in type(p.default).__name__
+            if p.name in more or not is_needed or p.kind > p.KEYWORD_ONLY or p.name in self.supplied:
                 continue
             if not outside.takes_optimizer(self.class_, p.name):
                 self.values[p.name] = NUMBERS.get(p.name, 100)
@@ -124,7 +174,7 @@ class Case:
                 self.values |= {p.name: self.base[1], **options}
                 self.written += [f"{p.name}={base}", *(f"{k}={v}" for k, v in options.items())]
             else:
-                self.values[p.name] = None
+                self.values[p.name] = WRAPPED
                 self.written.append(f"{base}({', '.join(f'{k}={v}' for k, v in options.items())})")
 
     @property
@@ -154,7 +204,7 @@ class Case:
             model.register_parameter(name, p)
         ours = {"model": model, "named_parameters": list(named.items())}
         _, base, options = self.base
-        values = {k: base(given(), **options) if v is None else v for k, v in self.values.items()}
+        values = {k: base(given(), **options) if v is WRAPPED else v for k, v in self.values.items()}
         first = [ours.get(name) or given() for name in self.supplied[:1]]
         return self.class_(*first, **{n: ours.get(n) or given() for n in self.supplied[1:]}, **values)
 
@@ -166,9 +216,9 @@ def cases(module: str, name: str) -> Iterator[Case]:
     supplied = outside.supplied(getattr(importlib.import_module(module), name))
     if supplied and set(supplied) <= {"model", "named_parameters"}:
         choices = [({}, {})]
-    for options, has_schedule in itertools.product(choices, (True, False)):
+    for arrays, options, has_schedule in itertools.product(ARRAYS, choices, (True, False)):
         for has_closure in (False, True):
-            yield Case(module, name, options, has_closure, has_schedule)
+            yield Case(module, name, options, has_closure, has_schedule, arrays)
 
 
 class Plain:
@@ -176,8 +226,7 @@ class Plain:
 
     def __init__(self, case: Case, order: str):
         self.case, self.order = case, order
-        self.values = [torch.from_numpy(np.array(v, order=order)) for v in drawn(0)]
-        self.parameters = [torch.nn.Parameter(v) for v in self.values]
+        self.parameters = [torch.nn.Parameter(v) for v in drawn(0, case, order)]
         seed(0)
         self.opt = case.make(self.parameters)
         if case.has_schedule:
@@ -187,8 +236,8 @@ class Plain:
                 self.opt.train()
 
     def fill(self, i: int) -> torch.Tensor:
-        for p, g in zip(self.parameters, drawn(10 + i), strict=True):
-            p.grad = torch.from_numpy(np.array(g, order=self.order))
+        for p, grad in zip(self.parameters, drawn(10 + i, self.case, self.order), strict=True):
+            p.grad = grad
         return torch.tensor(1 / (i + 1), requires_grad=True)
 
     def step(self, i: int) -> None:
@@ -199,27 +248,27 @@ class Plain:
             self.schedule.step()
 
     def bits(self) -> list[bytes]:
-        return [np.ascontiguousarray(p.detach().numpy()).tobytes() for p in self.parameters]
+        return [memory_of(p.detach()).tobytes() for p in self.parameters]
 
 
 class Hosted:
     """The same by optplug."""
 
     def __init__(self, case: Case, order: str, values: list[np.ndarray] | None = None):
-        self.case = case
-        self.values = values or [np.array(v, order=order) for v in drawn(0)]
+        self.case, self.order = case, order
+        self.values = values or list(map(memory_of, drawn(0, case, order)))
         self.grads = [np.zeros_like(v) for v in self.values]
         self.opt = Optimizer(case.spec)
         for i, (value, grad) in enumerate(zip(self.values, self.grads, strict=True)):
             if case.groups[i]:
                 self.opt.group(", ".join(f"{k}={v}" for k, v in case.groups[i].items()))
-            self.opt.bind(f"w{i}", value, grad)
+            self.opt.bind(f"w{i}", value, grad, dtype=case.arrays[-1])
         if case.has_schedule:
             self.opt.schedule("ExponentialLR(0.99)")
 
     def fill(self, i: int) -> float:
-        for grad, new in zip(self.grads, drawn(10 + i), strict=True):
-            grad[...] = new
+        for grad, new in zip(self.grads, drawn(10 + i, self.case, self.order), strict=True):
+            grad[...] = memory_of(new)
         return 1 / (i + 1)
 
     def step(self, i: int) -> None:
@@ -233,7 +282,7 @@ class Hosted:
             self.opt.schedule_step()
 
     def bits(self) -> list[bytes]:
-        return [np.ascontiguousarray(v).tobytes() for v in self.values]
+        return [v.tobytes() for v in self.values]
 
 
 @pytest.fixture(autouse=True)
@@ -247,19 +296,20 @@ def _allowed():
 @pytest.mark.parametrize("order", "CF")
 @pytest.mark.parametrize(("module", "name"), found() or [NOTHING])
 def test_a_class_is_itself(module, name, order):
-    error: Exception | None = None
+    errors = []
     for case in cases(module, name):
         expected = plain_steps(case, order)
         if not isinstance(expected, Exception):
             break
-        error = error or expected
+        errors.append(expected)
     else:
-        note(module, name, order, f"fails in plain PyTorch: {type(error).__name__}", "", "")
+        note(module, name, order, f"fails in plain PyTorch: {reason_of(module, name, errors)}", "", "")
         return
-    if name in NOT_HERE:
-        with pytest.raises(ctypes_api.Error, match=NOT_HERE[name]):
+    if (module, name) in NOT_HERE:
+        words, reason = NOT_HERE[module, name]
+        with pytest.raises(ctypes_api.Error, match=words):
             Hosted(case, order)
-        note(module, name, order, "not by a step alone", "", "")
+        note(module, name, order, reason, "", "")
         return
     ours, resumed, saved = Hosted(case, order), None, ""
     for i in range(STEPS):
@@ -273,6 +323,13 @@ def test_a_class_is_itself(module, name, order):
     recorded = "\nstep: recorded " in ours.opt.describe()
     steps = "with a closure" if case.has_closure else "recorded" if recorded else "by Python"
     note(module, case.call, order, "its own", saved, steps)
+
+
+def reason_of(module: str, name: str, errors: list[Exception]) -> str:
+    words = [f"{module}:{name} {type(error).__name__}: {error}" for error in errors]
+    found = [reason for pattern, reason in REASONS.items() if any(re.search(pattern, w) for w in words)]
+    assert found, words
+    return found[0]
 
 
 def plain_steps(case: Case, order: str) -> list[list[bytes]] | Exception:
@@ -304,6 +361,8 @@ def resume(ours: Hosted, order: str) -> tuple[Hosted | None, str]:
 def note(module: str, name: str, order: str, *what: str) -> None:
     if order == "C":
         seen.setdefault(module, []).append((name, *what))
+    elif ROW_MAJOR in what[0]:
+        row_major.add((module, name))
 
 
 def table() -> str:
@@ -312,10 +371,11 @@ def table() -> str:
         "# Optimizers outside PyTorch, class by class",
         "",
         "Written by `tests/test_third_party_packages.py` from a run with torch "
-        f"{torch.__version__.partition('+')[0]}: {STEPS} steps of each class, with its defaults, beside the "
-        "same class in plain PyTorch, on a vector and a matrix in groups of their own, in row-major and "
-        "column-major order, with a schedule and clipping, where the class takes that; every bit is compared "
-        f"after each step, and those of an optimizer that has been loaded from a checkpoint at step {SAVED}.",
+        f"{torch.__version__.partition('+')[0]}: {STEPS} steps of each class, with its defaults or what is "
+        "shown, beside the same class in plain PyTorch, on a vector and a matrix in groups of their own (two "
+        "matrices, where it takes no vectors), in row-major and column-major order, with a schedule and "
+        "clipping, where the class takes that; every bit is compared after each step, and those of an "
+        f"optimizer that has been loaded from a checkpoint at step {SAVED}.",
         "[Modern optimizers](modern.md) says how to name such a class, and what it needs.",
         "",
     ]
@@ -329,7 +389,10 @@ def table() -> str:
             "| class | its bits | after `opt_load` | steps |",
             "|---|---|---|---|",
         ]
-        lines += [f"| {' | '.join(row)} |" for row in seen[module]]
+        for name, bits, *more in seen[module]:
+            is_row_major = (module, name.partition("(")[0]) in row_major
+            words = f"{bits}, of row-major arrays" if is_row_major else bits
+            lines.append(f"| {' | '.join([name, words, *more])} |")
         lines.append("")
     rows = [row for module in PACKAGES for row in seen[module]]
     count = sum(row[1] == "its own" for row in rows)

@@ -60,6 +60,7 @@ CASES = {
     "wrappers:Named(lr=0.02)": lambda ps: wrappers.Named(module(ps).named_parameters(), lr=0.02),
     "wrappers:Both(SGD(lr=0.05, momentum=0.9))": lambda ps: wrappers.Both(ps, sgd(ps), module(ps)),
     "wrappers:Late()": wrappers.Late,
+    "wrappers:Central()": wrappers.Central,
     "wrappers:Typed(kind=torch.bfloat16)": lambda ps: wrappers.Typed(ps, kind=torch.bfloat16),
     "wrappers:Typed(other_kind=torch.float64)": lambda ps: wrappers.Typed(ps, kind=torch.float64),
 }
@@ -103,7 +104,7 @@ class Plain:
 
     def fill(self, i: int) -> torch.Tensor:
         for p, new in zip(self.tensors, drawn(10 + i), strict=True):
-            p.grad = torch.from_numpy(new) + p.detach()
+            p.grad = torch.empty_like(p).copy_(torch.from_numpy(new) + p.detach())
         return sum(p.abs().sum() for p in self.tensors)
 
     @property
@@ -172,15 +173,17 @@ def test_schedules_are_torchs(spec):
         assert same(ours.values, theirs.values), i
 
 
+@pytest.mark.parametrize("arguments", [{}, {"lr": 0.2}])
 @pytest.mark.parametrize("name", ["Late", "LateTensor"])
-def test_a_rate_that_the_first_step_makes_has_a_schedule_that_goes_on(name):
-    ours, theirs = Hosted(f"wrappers:{name}()"), Plain(getattr(wrappers, name))
+def test_a_rate_that_the_first_step_makes_has_a_schedule_that_goes_on(name, arguments):
+    spec = f"wrappers:{name}({', '.join(f'{k}={v}' for k, v in arguments.items())})"
+    ours, theirs = Hosted(spec), Plain(lambda ps: getattr(wrappers, name)(ps, **arguments))
     ours.opt.schedule("ExponentialLR(0.9)")
     scheduler = torch.optim.lr_scheduler.ExponentialLR(theirs.opt, 0.9)
     for i in range(LAST):
         if i == SAVED:
             content, values = ours.opt.save_memory(), [v.copy() for v in ours.values]
-            ours = Hosted(f"wrappers:{name}()", values=values)
+            ours = Hosted(spec, values=values)
             ours.opt.load_memory(content)
         for twin in (ours, theirs):
             step(twin, "", i)

@@ -195,11 +195,21 @@ class Late(Somebodys):
 
 
 class LateTensor(Late):
-    """The same with a tensor, as Adafactor of timm."""
+    """Makes its rate a tensor, as Adafactor of timm."""
 
     def move(self, p, group):
-        if group["lr"] is None:
-            group["lr"] = torch.tensor(0.1)
+        if not isinstance(group["lr"], torch.Tensor):
+            group["lr"] = torch.tensor(0.1 if group["lr"] is None else group["lr"])
+        super().move(p, group)
+
+
+class Central(Somebodys):
+    """Takes the mean of each row away, and divides by what is left, as Ranger21 does."""
+
+    def move(self, p, group):
+        if p.dim() > 1:
+            p.grad = p.grad - p.grad.mean(1, keepdim=True)
+            p.grad = p.grad * (1 / p.grad.square().mean().item())
         super().move(p, group)
 
 

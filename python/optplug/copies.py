@@ -45,10 +45,26 @@ class Copies:
 
     def __init__(self, tensors: Sequence[Tensor]) -> None:
         whole = [_without_repeats(t.detach()) for t in tensors]
-        self._parts = _Parts([t for t in whole if _is_plain(t)])
+        plain, others = [t for t in whole if _is_plain(t)], [t for t in whole if not _is_plain(t)]
+        self._parts, self._others = _Parts(plain), others
         self._row = memory_for(self._parts)
-        self._others = [t for t in whole if not _is_plain(t)]
-        self._copies = [torch.empty_like(t) for t in self._others]
+        self._copies = [torch.empty_like(t) for t in others]
+        counts = [0, 0]
+        #: Of each tensor: whether C copies it, and where it is among those.
+        self._places: list[tuple[bool, int]] = []
+        for t in whole:
+            is_plain = _is_plain(t)
+            self._places.append((is_plain, counts[is_plain]))
+            counts[is_plain] += 1
+
+    def replace(self, i: int, tensor: Tensor) -> None:
+        """Copy another tensor, of the same form, in the place of one."""
+        is_plain, place = self._places[i]
+        whole = _without_repeats(tensor)
+        if is_plain:
+            self._parts.replace(place, whole)
+        else:
+            self._others[place] = whole
 
     def take(self) -> None:
         """Copy what is there now."""
@@ -71,12 +87,17 @@ class _Parts:
     """Where tensors are, as C takes it."""
 
     def __init__(self, tensors: Sequence[Tensor]) -> None:
-        self.count, self._tensors = len(tensors), tensors  # whose memory is not to go
+        self.count, self._tensors = len(tensors), list(tensors)  # whose memory is not to go
         lengths = [t.numel() * t.itemsize for t in tensors]
         self.bytes = sum(lengths)
         self._arrays = ffi.new("void *[]", [ffi.cast("void *", t.data_ptr()) for t in tensors])
         self._lengths = ffi.new("int64_t[]", lengths)
         self.stated = ffi.new("optplug_parts *", [1, self.count, self._arrays, self._lengths])
+
+    def replace(self, i: int, tensor: Tensor) -> None:
+        """Take another tensor, of as many bytes, in the place of one."""
+        self._tensors[i] = tensor
+        self._arrays[i] = ffi.cast("void *", tensor.data_ptr())
 
 
 def memory_for(parts: _Parts) -> object:

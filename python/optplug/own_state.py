@@ -33,6 +33,7 @@ from optplug.alike import (
 from optplug.arguments import said
 from optplug.checks import is_number
 from optplug.errors import StateError
+from optplug.kinds import some_gradient
 from optplug.randomness import random_numbers_kept
 from optplug.snapshot import holdings, is_leaf, opaque
 from optplug.spec import shown
@@ -80,7 +81,7 @@ def save(
         reason = _apart(overlaps, overlapping(_parts_of(other))[0], dict(_parts_of(other)).keys())
         if reason and not _goes_on_alike(optimizer, other, needs_closure):
             load(other, read(content, there, known), _check_attributes(other, extra, known))
-            _step(other, needs_closure)  # after which they may share it again
+            _try(other, needs_closure)  # after which they may share it again
             if _apart(overlaps, overlapping(_parts_of(other))[0], overlaps.keys()):
                 raise StateError(reason)
         return content, extra
@@ -140,7 +141,7 @@ def _goes_on_alike(
         for i in range(_STEPS):
             for one, parameters in zip((twin, other), pair, strict=True):
                 for p in parameters:
-                    p.grad = torch.full_like(p, 1 / (1 + i))
+                    p.grad = some_gradient(p.detach()) / (1 + i)
                 torch.manual_seed(i), random.seed(i), np.random.seed(i)
                 _step(one, needs_closure)
             if difference([p.data for p in pair[0]], [p.data for p in pair[1]], "") is not None:
@@ -176,7 +177,7 @@ def _attributes(
             except NoPlaceError as reason:
                 refused.append((name, value, reason))
     if refused:  # which may be lists of parameters that a step makes anew
-        _step(other, needs_closure)
+        _try(other, needs_closure)
         memories = memory_of(optimizer) | memory_of(other)
         for name, value, error in refused:
             if not is_derived(value, vars(other).get(name, MISSING), memories):
@@ -237,12 +238,20 @@ def resume(
         with random_numbers_kept():
             state = read(saved, other.state_dict(), known)
             load(other, state, extra)
-            _step(other, needs_closure)
+            _try(other, needs_closure)
             load(optimizer, state, extra)
     except ValueError:
         raise
     except Exception as error:
         raise ValueError(f"{type(optimizer).__name__} rejects it: {said(error)}") from error
+
+
+def _try(optimizer: torch.optim.Optimizer, needs_closure: bool) -> None:
+    """Step an optimizer on copies, with gradients that no class need fail at, as zeros are."""
+    for p in _parameters(optimizer):
+        if p.grad is not None and p.grad.layout == torch.strided:
+            p.grad = some_gradient(p.detach())
+    _step(optimizer, needs_closure)
 
 
 def _step(optimizer: torch.optim.Optimizer, needs_closure: bool) -> None:

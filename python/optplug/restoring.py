@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import operator
 import random
+import sys
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from itertools import chain
@@ -30,6 +31,18 @@ _grad_of = operator.attrgetter("grad")
 _NONE = Copies([])
 
 
+def _count_of_three() -> int:
+    """Return what the count of references says of a tensor that two lists and a tuple have."""
+    tensors = [torch.empty(0)]
+    others = list(tensors), tuple(tensors)
+    count = sys.getrefcount(tensors[0])
+    del others
+    return count
+
+
+_ALONE = _count_of_three()
+
+
 class Snapshot:
     """What an optimizer and its parameters were when it was taken last."""
 
@@ -47,6 +60,9 @@ class Snapshot:
         self._kinds: list[type] = []
         self._pick: Callable[[list[Any]], tuple[Any, ...]] = tuple
         self._steady: tuple[Any, ...] = ()
+        self._tensor_of: dict[
+            int, tuple[int, int, int]
+        ] = {}  # of those by their places: which tensor it is, if steps may make it anew
         self._bare: list[dict[str, Any]] = []  # attributes of tensors that have none
         self._tensors: list[Tensor] = []
         self._memory: list[Tensor] = []  # where these were
@@ -87,6 +103,7 @@ class Snapshot:
         self._pick = operator.itemgetter(*steady)  # many: an optimizer has its groups, and its state
         self._steady = self._pick(self._values)
         self._bare = held.bare
+        self._tensor_of = {}
         strided = [t for t in held.tensors if t.layout == torch.strided]
         self._others = [(t, t) for t in held.tensors if t.layout != torch.strided]
         if not self._tensors_are(strided):
@@ -98,8 +115,46 @@ class Snapshot:
                 self._copies = Copies(strided)
         known = set(map(id, self._parameters))
         self._own = [t for t in held.tensors if id(t) not in known and is_leaf(t)]
+        self._note_tensors()
         self._grads, self._forms = list(map(_grad_of, self._own)), _forms(self._own)
         self._things, self._strange = held.things, list(held.strange)
+
+    def _note_tensors(self) -> None:
+        """Note which of the steady values are tensors that a step may replace by others like them."""
+        own = {id(t): i for i, t in enumerate(self._own)}
+        bare = {id(d): i for i, d in enumerate(self._bare)}
+        where = {
+            id(t): (i, own[id(t)]) for i, t in enumerate(self._tensors) if id(t) in own and type(t) is Tensor
+        }
+        self._tensor_of = {}
+        for place, value in enumerate(self._steady):
+            if id(value) in where and id(vars(value)) in bare:
+                self._tensor_of[place] = (*where[id(value)], bare[id(vars(value))])
+
+    def _takes(self, steady: tuple[Any, ...]) -> bool:
+        """Take the tensors that a step has made in the place of others of their form, which it has let go."""
+        changed = [i for i, (new, old) in enumerate(zip(steady, self._steady, strict=True)) if new is not old]
+        if not all(map(self._tensor_of.__contains__, changed)):
+            return False
+        optimizer, self._optimizer = self._optimizer, None  # until all of them are taken
+        for place in changed:
+            at, own, bare = self._tensor_of[place]
+            new, memory = steady[place], self._memory[at]
+            if (
+                sys.getrefcount(self._tensors[at]) > _ALONE  # somebody else has it still
+                or vars(new)
+                or new.requires_grad
+                or new.grad is not None
+                or (new.dtype, new.device, new.layout) != (memory.dtype, memory.device, memory.layout)
+                or (new.size(), new.stride()) != (memory.size(), memory.stride())
+            ):
+                return False
+            memory = new.detach()
+            self._copies.replace(at, memory)
+            self._tensors[at], self._memory[at], self._places[at] = new, memory, _place(new)
+            self._own[own], self._bare[bare] = new, vars(new)
+        self._steady, self._optimizer = steady, optimizer
+        return True
 
     def _found(self) -> list[Any]:
         return [*chain.from_iterable(map(_values_of, self._dicts)), *chain.from_iterable(self._rows)]
@@ -113,19 +168,21 @@ class Snapshot:
         """Tell whether only numbers are others than in the snapshot before, and note those of Python's."""
         if list(map(len, self._containers)) != self._lengths or any(self._bare):
             return False
-        values = self._found()
+        self._values = values = self._found()  # the old ones are in `_steady`, as far as they matter here
         if (
             list(map(type, values)) != self._kinds
-            or not all(map(_is, self._pick(values), self._steady))
             or not all(map(_is, chain.from_iterable(self._dicts), self._keys))
             or not _are(parameters, self._parameters)
-            or list(map(_place, self._tensors)) != self._places
-            or _forms(self._own) != self._forms
-            or not all(map(_is, map(_grad_of, self._own), self._grads))
         ):
             return False
-        self._values = values
-        return True
+        steady = self._pick(values)
+        if not all(map(_is, steady, self._steady)) and not self._takes(steady):
+            return False
+        return not (
+            list(map(_place, self._tensors)) != self._places
+            or _forms(self._own) != self._forms
+            or not all(map(_is, map(_grad_of, self._own), self._grads))
+        )
 
     def restore(self) -> None:
         """Put everything back; warn of what cannot be."""

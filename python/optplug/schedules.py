@@ -258,7 +258,10 @@ def restore(scheduler: LRScheduler, what: str, state: Any) -> None:
 
 
 def _with_rates_of(state: Any, like: Any) -> Any:
-    """Return what a saved state must be like, with its rates where a class outside torch has none yet."""
+    """Return what a saved state must be like, with rates as they are in it.
+
+    A class outside torch may have none yet, or make a tensor of one in its first step.
+    """
     if isinstance(state, list) and isinstance(like, list) and len(state) == len(like):
         return [_with_rates_of(*pair) for pair in zip(state, like, strict=True)]
     if not (isinstance(state, dict) and isinstance(like, dict)):
@@ -266,15 +269,14 @@ def _with_rates_of(state: Any, like: Any) -> Any:
     likes = {key: _with_rates_of(state.get(key), e) for key, e in like.items()}
     saved, rates = state.get("_last_lr"), like.get("_last_lr")
     if isinstance(saved, list) and isinstance(rates, list) and len(saved) == len(rates):
-        likes["_last_lr"] = [_rate(s) if r is None else r for s, r in zip(saved, rates, strict=True)]
+        likes["_last_lr"] = [_rate_like(*pair) for pair in zip(saved, rates, strict=True)]
     return likes
 
 
-def _rate(saved: Any) -> Any:
-    """Return one like a saved one: a number, or a tensor of one value."""
+def _rate_like(saved: Any, rate: Any) -> Any:
     if isinstance(saved, Stored) and saved.dtype.is_floating_point and not saved.shape:
         return torch.empty((), dtype=saved.dtype)
-    return 0.0 if is_number(saved) else None
+    return 0.0 if rate is None and is_number(saved) else rate
 
 
 @contextmanager

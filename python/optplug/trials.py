@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from optplug import spec
 from optplug.arguments import blame, check_kinds, is_count, said
 from optplug.devices import CPU
-from optplug.kinds import Grad, SparseGrad, layout
+from optplug.kinds import Grad, SparseGrad, layout, some_gradient
 from optplug.randomness import random_numbers_kept
 from optplug.ranges import Range, Ranges
 from optplug.recipe import IMPLEMENTATIONS, Recipe, argument, fuses_rightly
@@ -398,7 +398,7 @@ class Trials:
         parameters, gradients = [], []
         for i, each in enumerate(shapes):
             parameter = nn.Parameter(torch.zeros(each, dtype=dtype, device=device))
-            gradient = torch.ones_like(parameter)
+            gradient = torch.ones_like(parameter) if recipe.is_torchs else some_gradient(parameter.detach())
             gradients.append(gradient.to_sparse(1) if sparse else gradient)
             parameter.grad = gradients[-1]
             parameters.append((str(i), parameter))
