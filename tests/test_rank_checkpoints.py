@@ -219,7 +219,7 @@ def test_groups_schedules_averages_master_copies_and_texts_go_on(tmp_path):
         return found(opt, arrays)
 
     def found(opt, arrays):
-        averages = [opt.average_get(name) for name in "ahd"]
+        averages = [opt.average_get(name) for name in ("a", "h", "d")]
         return [*arrays, *averages], opt.get(1, "lr"), opt.get(-1, "step"), opt.attribute_get("grid")
 
     load().optplug_init(b"master_weights=True")
