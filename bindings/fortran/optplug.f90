@@ -251,14 +251,15 @@ module optplug
       import :: c_ptr
     end function
 
-    integer(c_int) function c_bind_nd(opt, name, dtype, device, ndim, shape, data, strides, grad, &
-      grad_strides) bind(c, name="optplug_bind_nd")
+    pure subroutine lent_bind(opt, name, dtype, device, ndim, shape, data, strides, grad, grad_strides, &
+      status) bind(c, name="optplug_fortran_bind_nd")
       import :: c_char, c_int, c_int64_t, c_ptr
       integer(c_int), value :: opt, ndim
       character(kind=c_char), intent(in) :: name(*), dtype(*), device(*)
       integer(c_int64_t), intent(in) :: shape(*), strides(*), grad_strides(*)
       type(c_ptr), value :: data, grad
-    end function
+      integer(c_int), intent(out) :: status
+    end subroutine
 
     pure subroutine lent_step_f64(opt, data, grad, status) bind(c, name="optplug_fortran_step_f64")
       import :: c_double, c_int
@@ -683,8 +684,8 @@ contains
     call bind_layouts(self, name, dtype, of_data, of_grad, stat, errmsg, device)
   end subroutine
 
-  !> Let a parameter of this shape be one whose values come with each step: step(data, grad).
-  subroutine bind_shape(self, name, dtype, shape, stat, errmsg)
+  !> Let a parameter of this shape be one whose values come with each step: step(data, grad).  Pure, as that is.
+  pure subroutine bind_shape(self, name, dtype, shape, stat, errmsg)
     class(optimizer), intent(inout) :: self
     character(*), intent(in) :: name, dtype
     integer, intent(in) :: shape(:)
@@ -696,7 +697,7 @@ contains
     call bind_layouts(self, name, dtype, nowhere, nowhere, stat, errmsg)
   end subroutine
 
-  subroutine bind_layouts(self, name, dtype, data, grad, stat, errmsg, device, flat)
+  pure subroutine bind_layouts(self, name, dtype, data, grad, stat, errmsg, device, flat)
     class(optimizer), intent(inout) :: self
     character(*), intent(in) :: name, dtype
     type(layout), intent(in) :: data, grad
@@ -725,9 +726,9 @@ contains
     if (present(flat)) is_flat = flat
     seen = data
     if (is_flat) seen = without_gaps([product(data%shape(:data%ndim))], data%first)
-    status = c_bind_nd(self%handle, trim(name) // c_null_char, trim(dtype) // c_null_char, &
-      place // c_null_char, seen%ndim, seen%shape, data%first, seen%strides, grad%first, &
-      merge(seen%strides, grad%strides, is_flat))
+    call lent_bind(self%handle, trim(name) // c_null_char, trim(dtype) // c_null_char, place // c_null_char, &
+      seen%ndim, seen%shape, data%first, seen%strides, grad%first, &
+      merge(seen%strides, grad%strides, is_flat), status)
     if (status == opt_ok) call note(self, parameter(trim(name), trim(dtype), data%shape(:data%ndim), &
       .not. c_associated(data%first), is_flat))
     call settle(status, stat, errmsg)
@@ -1638,7 +1639,7 @@ contains
   end function
 
   !> Tell where an array lies that has no gaps.
-  function without_gaps(shape, first) result(this)
+  pure function without_gaps(shape, first) result(this)
     integer(int64), intent(in) :: shape(:)
     type(c_ptr), intent(in) :: first
     type(layout) :: this
@@ -1812,7 +1813,7 @@ contains
   end subroutine
 
   !> The number of a parameter in the list of them, 0 if it is not there.
-  integer function found(self, name)
+  pure integer function found(self, name)
     class(optimizer), intent(in) :: self
     character(*), intent(in) :: name
 
@@ -1823,7 +1824,7 @@ contains
     end do
   end function
 
-  subroutine note(self, new)
+  pure subroutine note(self, new)
     class(optimizer), intent(inout) :: self
     type(parameter), intent(in) :: new
     type(parameter), pointer :: longer(:)
@@ -1905,7 +1906,31 @@ contains
   end subroutine
 end module
 
-! What a compiler may not see is behind the pure procedures of optimizer%step: they change what lies in C.
+! What a compiler may not see is behind the pure procedures of optimizer%bind and %step: they change what lies
+! in C.
+subroutine optplug_fortran_bind_nd(opt, name, dtype, device, ndim, shape, data, strides, grad, grad_strides, &
+  status) bind(c, name="optplug_fortran_bind_nd")
+  use, intrinsic :: iso_c_binding, only: c_char, c_int, c_int64_t, c_ptr
+  implicit none
+  integer(c_int), value :: opt, ndim
+  character(kind=c_char), intent(in) :: name(*), dtype(*), device(*)
+  integer(c_int64_t), intent(in) :: shape(*), strides(*), grad_strides(*)
+  type(c_ptr), value :: data, grad
+  integer(c_int), intent(out) :: status
+  interface
+    integer(c_int) function c_bind_nd(opt, name, dtype, device, ndim, shape, data, strides, grad, &
+      grad_strides) bind(c, name="optplug_bind_nd")
+      import :: c_char, c_int, c_int64_t, c_ptr
+      integer(c_int), value :: opt, ndim
+      character(kind=c_char), intent(in) :: name(*), dtype(*), device(*)
+      integer(c_int64_t), intent(in) :: shape(*), strides(*), grad_strides(*)
+      type(c_ptr), value :: data, grad
+    end function
+  end interface
+
+  status = c_bind_nd(opt, name, dtype, device, ndim, shape, data, strides, grad, grad_strides)
+end subroutine
+
 subroutine optplug_fortran_step_f32(opt, data, grad, status) bind(c, name="optplug_fortran_step_f32")
   use, intrinsic :: iso_c_binding, only: c_double, c_float, c_int
   implicit none

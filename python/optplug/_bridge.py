@@ -399,10 +399,11 @@ def py_attribute_get(opt, name):
 def py_save(opt, path):
     where = os.fsdecode(ffi.string(path))
     optimizer = _counted(opt)
+    progress = log.progress(f"opt={opt}: saving to {where!r}")
     if optimizer.ranks:
         joint_file.save(where, optimizer.joint_state_dict(), optimizer.ranks.world)
     else:
-        checkpoint.save(where, optimizer.state_dict())
+        checkpoint.save(where, optimizer.state_dict(), progress)
     log.info(f"opt={opt}: saved to {where!r}")
 
 
@@ -421,7 +422,8 @@ def py_save_memory(opt, buffer, size, written):
 @on_streams
 def py_load(opt, path):
     where = os.fsdecode(ffi.string(path))
-    _load(opt, checkpoint.load(where), repr(where))
+    progress = log.progress(f"opt={opt}: checking {where!r}")
+    _load(opt, checkpoint.load(where, progress), repr(where))
 
 
 @callback
@@ -429,7 +431,8 @@ def py_load(opt, path):
 @on_streams
 def py_load_memory(opt, buffer, size):
     optimizers[opt].check_alone("opt_load_memory", "call opt_load")
-    _load(opt, checkpoint.load_memory(ffi.buffer(buffer, size)), "memory")
+    progress = log.progress(f"opt={opt}: checking memory")
+    _load(opt, checkpoint.load_memory(ffi.buffer(buffer, size), progress), "memory")
 
 
 def _load(opt: int, opened: AbstractContextManager[dict[str, object]], where: str) -> None:

@@ -12,7 +12,7 @@ import io
 import os
 import stat
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any, BinaryIO
 
 import torch
@@ -27,11 +27,18 @@ SEAL = b"\noptplug checkpoint, sha256 "
 _DIGEST = hashlib.sha256().digest_size
 _CHUNK = 1 << 20
 _SPARE = 16 << 20  # bytes of memory that a save may take to be made in one pass
+_PIECE = 64 << 20  # bytes of a long tensor between two reports
+#: Takes how many bytes of how many have been written or checked.
+Progress = Callable[[int, int], None]
 
 
-def write(file: Any, content: dict[str, Any]) -> None:
+def _silent(done: int, total: int) -> None:
+    """Report nothing."""
+
+
+def write(file: Any, content: dict[str, Any], progress: Progress = _silent) -> None:
     """Write a checkpoint, of tensors, numbers, strings and containers of them, in one go."""
-    sealing: Any = _Sealing(file)
+    sealing: Any = _Sealing(file, _bytes_of(content), progress)
     try:
         torch.save(content, sealing)
     except Exception:
@@ -41,13 +48,29 @@ def write(file: Any, content: dict[str, Any]) -> None:
     sealing.end()
 
 
-def read(file: BinaryIO) -> dict[str, Any]:
+def _bytes_of(content: Any) -> int:
+    """Return how many bytes the tensors in a value take, each counted once."""
+    sizes: dict[int, int] = {}
+    rest = [content]
+    while rest:
+        value = rest.pop()
+        if id(value) in sizes:
+            continue
+        sizes[id(value)] = value.nbytes if isinstance(value, torch.Tensor) else 0
+        if isinstance(value, dict):
+            rest.extend(value.values())
+        elif isinstance(value, list | tuple):
+            rest.extend(value)
+    return sum(sizes.values())
+
+
+def read(file: BinaryIO, progress: Progress = _silent) -> dict[str, Any]:
     """Read a checkpoint, or what plain PyTorch has saved: see `archive`, which says what tensors are in it.
 
     Raises:
         ValueError: it is damaged, or neither.
     """
-    is_sealed = _check_seal(file)
+    is_sealed = _check_seal(file, progress)
     content = archive.read(file, is_sealed)
     if not isinstance(content, dict):
         kind = "Tensor" if isinstance(content, stored.Stored) else type(content).__name__
@@ -61,8 +84,9 @@ def read(file: BinaryIO) -> dict[str, Any]:
 class _Sealing:
     """What writes to a file and takes its checksum, in large pieces: torch writes many small ones."""
 
-    def __init__(self, file: BinaryIO) -> None:
+    def __init__(self, file: BinaryIO, total: int, progress: Progress) -> None:
         self._file, self._hash, self._small = file, hashlib.sha256(), bytearray()
+        self._done, self._total, self._progress = 0, total, progress
         self.error: OSError | None = None
 
     def write(self, data: Any) -> int:
@@ -74,7 +98,8 @@ class _Sealing:
             self._put(self._small)
             self._small.clear()
         if not is_small:
-            self._put(view)
+            for start in range(0, view.nbytes, _PIECE):
+                self._put(view[start : start + _PIECE])
         return view.nbytes
 
     def flush(self) -> None:
@@ -104,9 +129,11 @@ class _Sealing:
         finally:
             if is_beside:
                 hashing.join()
+        self._done += len(piece)
+        self._progress(min(self._done, self._total), self._total)
 
 
-def _check_seal(file: BinaryIO) -> bool:
+def _check_seal(file: BinaryIO, progress: Progress) -> bool:
     """Tell whether there is a seal, and check it."""
     size = file.seek(0, os.SEEK_END)
     if not size:
@@ -126,6 +153,7 @@ def _check_seal(file: BinaryIO) -> bool:
             raise ValueError("damaged: it became shorter while it was read")
         found.update(chunk)
         rest -= len(chunk)
+        progress(size - rest, size)
     if found.digest() != digest:
         raise ValueError("damaged: checksum mismatch")
     return True
@@ -134,18 +162,18 @@ def _check_seal(file: BinaryIO) -> bool:
 # ---- files ----
 
 
-def save(path: str, content: dict[str, Any]) -> None:
+def save(path: str, content: dict[str, Any], progress: Progress = _silent) -> None:
     """Write a checkpoint so that at any moment the file is the old one or the new one, whole.
 
     Raises:
         FileError: the system refuses, or the path leads to what is no file.
     """
     with file_errors(path), files.replacing(path) as file:
-        write(file, content)
+        write(file, content, progress)
 
 
 @contextlib.contextmanager
-def load(path: str) -> Iterator[dict[str, Any]]:
+def load(path: str, progress: Progress = _silent) -> Iterator[dict[str, Any]]:
     """Read a checkpoint from a file, for a block in which its tensors can be read.
 
     Raises:
@@ -155,7 +183,7 @@ def load(path: str) -> Iterator[dict[str, Any]]:
     with _named(f"path {shown(path)}"), file_errors(path), open(path, "rb", opener=_open_at_once) as file:
         if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
             raise OSError(0, "it is no regular file")
-        yield read(file)
+        yield read(file, progress)
 
 
 def _open_at_once(path: str, flags: int) -> int:
@@ -218,14 +246,14 @@ def save_memory(room: Any, content: dict[str, Any]) -> int:
 
 
 @contextlib.contextmanager
-def load_memory(room: Any) -> Iterator[dict[str, Any]]:
+def load_memory(room: Any, progress: Progress = _silent) -> Iterator[dict[str, Any]]:
     """Read a checkpoint from memory, for a block in which its tensors can be read.
 
     Raises:
         ValueError: it is damaged, or no checkpoint; or what the block has raised.
     """
     with _named("buffer"):
-        yield read(io.BytesIO(room))
+        yield read(io.BytesIO(room), progress)
 
 
 @contextlib.contextmanager

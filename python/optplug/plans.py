@@ -54,6 +54,7 @@ STATE = {
 _ONLY_WITH = {"max_exp_avg_sqs": "amsgrad", "momentum_buffer_list": "momentum"}
 #: Hyperparameters with which a plan is another where they are 0.
 SWITCHES = frozenset(_ONLY_WITH.values())
+_NUMBERS = (int, float)
 _SINGLES = ["grad_scale", "found_inf"]
 #: How many values make it worth to call in other threads, which the kernels do for any number of them.
 WORTH_THREADS = 16384
@@ -106,6 +107,14 @@ def form_of(operator: str) -> Form:
     if lists + doubles + bools + singles != [a.name for a in arguments] or singles != _SINGLES:
         raise ValueError(f"aten::{operator} of this torch takes {arguments}")
     return Form(tuple(lists), tuple(doubles), tuple(bools), tuple(singles), optional=True)
+
+
+def _check_schema(operator: str, form: Form) -> None:
+    """Raise ValueError where this torch's operator takes something else."""
+    types = ["List[Tensor]"] * len(form.lists) + ["bool"] * len(form.bools) + ["Tensor"] * len(form.singles)
+    arguments = schema_arguments(operator, form.overload or "default")
+    if [str(argument.type) for argument in arguments] != types:
+        raise ValueError(f"aten::{operator} of this torch takes {arguments}")
 
 
 @dataclass
@@ -233,11 +242,14 @@ class Plan:
 def switches(group: Group) -> list[tuple[str, object]]:
     """Return what an operator has fixed: hyperparameters that are no numbers, and whether some are 0."""
 
-    def kind(key: str, value: object) -> object:
-        is_number = all(type(v) in (int, float) for v in (value if type(value) is tuple else (value,)))
-        return (key in SWITCHES and bool(value)) if is_number else value
+    def is_number(value: object) -> bool:
+        return type(value) in _NUMBERS or (type(value) is tuple and all(type(v) in _NUMBERS for v in value))
 
-    return [(key, kind(key, value)) for key, value in group.items() if key not in ("params", "param_names")]
+    return [
+        (key, (key in SWITCHES and bool(value)) if is_number(value) else value)
+        for key, value in group.items()
+        if key not in ("params", "param_names")
+    ]
 
 
 def fixed(group: Group) -> list[tuple[str, object]]:
@@ -264,7 +276,7 @@ def stated(
     """Return a plan of a step's operations, with what copies and averages have to do around it."""
     try:
         return Plan([*_with_copies(operations, masters), *averaging], gradients)
-    except ValueError:
+    except (AttributeError, ValueError):
         return None
 
 
@@ -333,6 +345,7 @@ def _counted(step: Operation, counts: Tensor) -> list[Operation]:
 
     There is one more before, as with torch, and one less after if found_inf has left it out.
     """
+    _check_schema(_ADD, _ADD_FORM)
     found_inf, ones = step.singles[1], torch.ones_like(counts)
 
     def add(value: Tensor, sign: float) -> Operation:
@@ -350,6 +363,7 @@ def _with_copies(operations: list[Operation], masters: Sequence[Mastered]) -> li
 
 
 def _copies(form: Form, targets: list[Tensor], sources: list[Tensor]) -> Iterator[Operation]:
+    _check_schema(_COPY, form)
     alike: dict[tuple[torch.device, torch.dtype, torch.dtype, bool], list[tuple[Tensor, Tensor]]] = {}
     for target, source in zip(targets, sources, strict=True):
         shape = target.shape
