@@ -26,13 +26,15 @@ def say(*words): print(*words, flush=True)
 class Process:
     """A rank, and what it has said so far."""
 
-    def __init__(self, program: str, rank: int, size: int, port: int, timeout: float, folder: pathlib.Path):
+    def __init__(
+        self, program: str, rank: int, size: int, port: int, arguments: list[str], folder: pathlib.Path
+    ) -> None:
         self._said = folder / f"said{rank}"
         environment = {"RANK": rank, "WORLD_SIZE": size, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
         environment |= {"OMP_NUM_THREADS": 1}
         with self._said.open("w") as output:
             self.running = subprocess.Popen(
-                [sys.executable, "-c", PRELUDE + program, str(timeout)],
+                [sys.executable, "-c", PRELUDE + program, *arguments],
                 cwd=folder,
                 env={**os.environ, **{name: str(value) for name, value in environment.items()}},
                 stdout=output,
@@ -44,12 +46,14 @@ class Process:
         return self._said.read_text().splitlines()
 
 
-def started(program: str, size: int, folder: pathlib.Path, timeout: float = 1000) -> Iterator[list[Process]]:
+def started(
+    program: str, size: int, folder: pathlib.Path, timeout: float = 1000, *arguments: str
+) -> Iterator[list[Process]]:
     """Start ranks for a test, and end those that are left: for `contextlib.contextmanager`."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    ranks = [Process(program, rank, size, port, timeout, folder) for rank in range(size)]
+    ranks = [Process(program, rank, size, port, [str(timeout), *arguments], folder) for rank in range(size)]
     try:
         yield ranks
     finally:

@@ -111,13 +111,16 @@ opt.save("file")
 old = pathlib.Path("file").read_bytes()
 opt.step()
 before = u.copy()
-if rank == 1:  # its parts lie beyond a megabyte
-    resource.setrlimit(resource.RLIMIT_FSIZE, (1 << 20, resource.RLIM_INFINITY))
+limit = getattr(resource, sys.argv[2])
+soft, hard = resource.getrlimit(limit)
+if rank == 1:
+    resource.setrlimit(limit, (int(sys.argv[3]), hard))
 try:
     opt.save("file")
 except Error as error:
     say("error", error)
-resource.setrlimit(resource.RLIMIT_FSIZE, (resource.RLIM_INFINITY, resource.RLIM_INFINITY))
+resource.setrlimit(limit, (soft, hard))
+torch.distributed.barrier()
 left = [p.name for p in pathlib.Path().iterdir() if "optplug" in p.name]
 say("whole", pathlib.Path("file").read_bytes() == old, np.array_equal(u, before), left)
 torch.distributed.barrier()
@@ -129,13 +132,19 @@ torch.distributed.destroy_process_group()
 
 
 @needs_gloo
-def test_a_rank_that_may_not_write_is_an_error_on_all_and_the_old_file_stays(tmp_path):
-    with ranks_of(FULL, 3, tmp_path) as ranks:
+@pytest.mark.parametrize(
+    ("limit", "value", "line"),
+    [
+        ("RLIMIT_FSIZE", "1048576", "File too large: ulimit -f allows 1048576 bytes"),  # its parts lie beyond
+        ("RLIMIT_NOFILE", "3", "Too many open files"),
+    ],
+)
+def test_a_rank_that_may_not_write_is_an_error_on_all_and_the_old_file_stays(limit, value, line, tmp_path):
+    with ranks_of(FULL, 3, tmp_path, 1000, limit, value) as ranks:
         for rank in ranks:
             assert rank.running.wait() == 0, rank.said()
         said = [rank.said() for rank in ranks]
-    line = "error rank 1: path 'file': File too large: ulimit -f allows 1048576 bytes"
-    assert said == [[line, "whole True True []", "step 2.0"]] * 3
+    assert said == [[f"error rank 1: path 'file': {line}", "whole True True []", "step 2.0"]] * 3
 
 
 FORKING = """

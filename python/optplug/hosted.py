@@ -47,8 +47,8 @@ class Hosted:
             they do.
         rounds_sqrt: whether recorded steps take the processor's square root, whose bits may not be torch's.
         master_weights: whether parameters in half precision are stepped in float32: see `kinds.Mastered`.
-        seed, undo: those of classes outside torch: see `options.OptimizerOptions`.
         check_ranks: whether ranks compare each call that all of them make.
+        seed, undo: those of classes outside torch: see `options.OptimizerOptions`.
 
     Raises:
         ValueError: the spec cannot be read, names no optimizer, or PyTorch refuses a hyperparameter.
@@ -62,9 +62,9 @@ class Hosted:
         makes_plans: bool | str = False,
         rounds_sqrt: bool = False,
         master_weights: bool = False,
+        check_ranks: bool = False,
         seed: int = 0,
         undo: bool = True,
-        check_ranks: bool = False,
     ) -> None:
         try:
             self.recipe = recipe.read(text, third_party)

@@ -82,12 +82,12 @@ class OptimizerOptions:
     plans: bool | str = True
     sqrt: str = "torch"
     master_weights: bool = False
+    #: Whether ranks compare each call that all of them make.
+    check_ranks: bool = False
     #: What the random numbers of classes outside torch.optim begin with.
     seed: int = 0
     #: Whether a step of such a class that fails is undone.
     undo: bool = True
-    #: Whether ranks compare each call that all of them make.
-    check_ranks: bool = False
 
     def arguments(self) -> dict[str, Any]:
         """Return those of `HostedOptimizer` that say the same."""

@@ -232,7 +232,8 @@ class Ranks:
     def _place(self, p: Parameter, shapes: list[list[int]]) -> Place:
         shape = tuple(p.data.shape)
         if isinstance(p, Sliced):
-            block = Block((p.slices.n,), (p.slices.mine.start,), tuple(p.tensor.shape))
+            first = p.slices.mine.start // (1 + p.data.is_complex())
+            block = Block((p.data.numel(),), (first,), tuple(p.tensor.shape))
             return Place(shape, p.data.stride(), block, tuple(p.tensor.shape))
         if p.name in self._blocks:
             block = self._blocks[p.name]

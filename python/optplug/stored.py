@@ -14,6 +14,7 @@ from optplug.buffers import is_dense
 from optplug.spec import shown
 
 _CHUNK = 1 << 24
+_FAR = 1 << 12  # bytes between rows that are read one by one
 
 
 class DamagedError(ValueError):
@@ -54,7 +55,7 @@ class Stored:
             return torch.empty(self.shape, dtype=self.dtype, device="cpu")
         size = self.dtype.itemsize
         extent = 1 + sum((n - 1) * s for n, s in zip(self.shape, self.strides, strict=True))
-        if extent > 2 * math.prod(self.shape) and len(self.shape) > 1:
+        if extent > 2 * math.prod(self.shape) and max(self.strides) * size >= _FAR:
             return self._by_rows()
         content = memory(extent * size)
         self.storage.read(self.offset * size, content)
@@ -63,7 +64,7 @@ class Stored:
 
     def _by_rows(self) -> Tensor:
         """Read it row by row, since most of what lies between its ends is not its own."""
-        dim = max(range(len(self.shape)), key=lambda i: self.strides[i] if self.shape[i] > 1 else -1)
+        dim = max(range(len(self.shape)), key=lambda i: self.strides[i])
         shape, strides = (s[:dim] + s[dim + 1 :] for s in (self.shape, self.strides))
         offsets = (self.offset + i * self.strides[dim] for i in range(self.shape[dim]))
         rows = (Stored(self.dtype, shape, strides, offset, self.storage).tensor() for offset in offsets)

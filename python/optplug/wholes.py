@@ -106,8 +106,10 @@ class Wholes:
         return p.numel() * (1 + p.is_complex())
 
     def _own(self, name: str, value: Tensor) -> Tensor:
-        p = self._parameters[name]
-        return value.as_strided((value.numel(),), (1,))[p.slices.mine] if isinstance(p, Sliced) else value
+        if not isinstance(self._parameters[name], Sliced):
+            return value
+        block = self._places[name].block
+        return value.as_strided(block.shape, (1,))[block.offset :][: block.size[0]]
 
     def _merge_named(self, values_: Mapping[str, Tensor], names: Sequence[str]) -> dict[str, Whole]:
         return {name: self._places[name].whole(values_[name]) for name in names if name in values_}

@@ -61,6 +61,9 @@ class World:
             self._compare_calls(f"{self.call}, in {what} of {count} bytes")
         self.calls += 1
         self.bytes += count
+        self._send(what, send, receive)
+
+    def _send(self, what: str, send: Tensor, receive: Tensor) -> None:
         self._collective(what, send, receive)
 
     def check(self, call: str) -> None:
@@ -80,7 +83,7 @@ class World:
             raise self._differ
         send = torch.frombuffer(bytearray(mine.encode()[:_TAG].ljust(_TAG)), dtype=torch.uint8)
         receive = bytearray(_TAG * self.size)
-        self._collective("all_gather", send, torch.frombuffer(receive, dtype=torch.uint8))
+        self._send("all_gather", send, torch.frombuffer(receive, dtype=torch.uint8))
         calls = [receive[i : i + _TAG].decode().rstrip() for i in range(0, len(receive), _TAG)]
         for rank, call in enumerate(calls):
             if call != calls[0]:
