@@ -3,7 +3,7 @@
 python examples/pictures.py [--only NAME] [--folder docs/examples]
 
 Needs optplug[plot], and for each example what its language needs: a C, C++ or Fortran compiler, Eigen,
-Octave.  Prints what the examples print.
+Octave, MPI.  Prints what the examples print.
 """
 
 from __future__ import annotations
@@ -38,10 +38,10 @@ def read(path: pathlib.Path) -> Table:
     return {name: [float(row[name] or "nan") for row in rows] for name in rows[0]}
 
 
-def build(*sources: str) -> list[str]:
+def build(*sources: str, over_mpi: bool = False) -> list[str]:
     """Compile an example into the current folder and return the command that runs it."""
     compilers = {
-        ".c": [os.environ.get("CC", "cc"), "-std=c99"],
+        ".c": ["mpicc" if over_mpi else os.environ.get("CC", "cc"), "-std=c99"],
         ".cpp": [os.environ.get("CXX", "c++"), "-std=c++17", f"-I{EIGEN}"],
         ".f90": [os.environ.get("FC", "gfortran"), f"{optplug.fortrandir()}/optplug.f90"],
     }
@@ -172,6 +172,31 @@ def digits() -> Figure:
     return figure
 
 
+def digits_ranks() -> Figure:
+    """Draw the same loss on 1 to 4 ranks, and how far apart rounding errors bring them."""
+    command = build("digits_ranks.c", over_mpi=True)
+    figure, (left, right) = panels(2)
+    first: list[float] = []
+    for ranks, style in enumerate(("-", "--", "-.", ":"), 1):
+        run(
+            ["mpiexec", "-n", str(ranks), *command],
+            "AdamW(lr=2e-3)",
+            str(HERE / "data/digits.csv"),
+            "losses.csv",
+        )
+        table = read(pathlib.Path("losses.csv"))
+        losses = table["training loss"]
+        left.semilogy(table["epoch"], losses, style, label="1 rank" if ranks == 1 else f"{ranks} ranks")
+        if ranks > 1:
+            apart = [abs(a / b - 1) for a, b in zip(losses, first, strict=True)]
+            right.semilogy(table["epoch"], apart, style, color=f"C{ranks - 1}")
+        first = first or losses
+    left.set(xlabel="epoch", title="training loss")
+    left.legend()
+    right.set(xlabel="epoch", title="relative difference to 1 rank")
+    return figure
+
+
 def heat_inverse() -> Figure:
     """Draw the conductivity, true and recovered, and their difference."""
     run(build("heat.f90", "heat_inverse.f90"), str(HERE / "heat_inverse.nml"))
@@ -180,6 +205,7 @@ def heat_inverse() -> Figure:
 
 EXAMPLES: dict[str, Callable[[], Figure]] = {
     "digits": digits,
+    "digits_ranks": digits_ranks,
     "heat_inverse": heat_inverse,
     "control": control,
     "map": map_of_places,

@@ -31,7 +31,7 @@ def draw(name: str, folder: pathlib.Path) -> str:
     command = [sys.executable, EXAMPLES / "pictures.py", "--only", name, "--folder", folder]
     done = subprocess.run(
         command,
-        env={**os.environ, **compilers},
+        env={**os.environ, **hosts.MPI_ENVIRONMENT, **compilers},
         capture_output=True,
         text=True,
         timeout=hosts.PATIENCE,
@@ -48,6 +48,13 @@ def numbers(pattern: str, text: str) -> list[float]:
 
 def test_digits_are_read(tmp_path):
     assert numbers(r": ([\d.]+) % of", draw("digits", tmp_path))[0] > 95
+
+
+@hosts.needs_mpi
+def test_digits_are_read_by_many_ranks(tmp_path):
+    read = re.findall(r"on (\d) ranks: ([\d.]+) % of", draw("digits_ranks", tmp_path))
+    assert [ranks for ranks, _ in read] == ["1", "2", "3", "4"]
+    assert all(float(percent) > 95 for _, percent in read)
 
 
 @hosts.needs_fortran
