@@ -242,14 +242,6 @@ def test_a_world_of_one_is_as_if_it_were_none():
             ),
             "sparse rows over ranks",
         ),
-        (
-            lambda o, c: (o.distribute("Shard(0)", c), o.iterate(0.0)),
-            "opt_iterate after opt_distribute is not built",
-        ),
-        (
-            lambda o, c: (o.distribute("Shard(0)", c), o.grad_scale(None, None)),
-            "opt_grad_scale after opt_distribute is not built",
-        ),
     ],
 )
 def test_what_is_not_built_says_what_to_do(call, words):

@@ -8,23 +8,27 @@ from __future__ import annotations
 import contextlib
 import functools
 from collections.abc import Callable, Iterator, Mapping
-from typing import Any
+from typing import Any, TypeVar
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
 from optplug import norms, spec
 from optplug.buffers import name_of
 from optplug.errors import NonFiniteError
+from optplug.gradient_check import Check
 from optplug.kinds import Grad, Parameter, SparseGrad
-from optplug.over_ranks import OverRanks, add, norm
+from optplug.over_ranks import OverRanks, add, largest, norm
 from optplug.parameters import Parameters, make
 from optplug.recipe import Recipe
 from optplug.run import Run
+from optplug.scaling import Scale
 from optplug.sliced import Exchange, Sliced
 from optplug.spec import Call, shown
 from optplug.world import World, is_of_all, statement_of
 
+T = TypeVar("T")
 #: How ranks' gradients and losses become one, by placement.
 PLACEMENTS = {
     "Replicate()": "mean",
@@ -82,6 +86,7 @@ class Ranks:
         self._exchange = Exchange(world)
         self._placement, self._placements = "", dict[str, str]()
         self._is_agreed = False
+        self._found_inf = torch.zeros(())  # of all ranks: the same tensor for good, as steps are made again
 
     # ---- parameters ----
 
@@ -206,6 +211,22 @@ class Ranks:
                     )
             self.world.exchange(error)
 
+    def scale(self, scale: Scale) -> Scale:
+        """Return the scale of all ranks, which must be one, and leaves a step out if it does so on any.
+
+        Raises:
+            ValueError: they differ.
+        """
+        mine = (0.0 if number is None else number.item() for number in scale.numbers())
+        factors, found_inf = zip(*self.world.numbers(*mine), strict=True)
+        for rank, factor in enumerate(factors):
+            if repr(factor) != repr(factors[0]):
+                raise ValueError(
+                    f"ranks differ: scale is {factor:g} on rank {rank}, {factors[0]:g} on rank 0"
+                )
+        self._found_inf.fill_(largest(found_inf))
+        return Scale(scale.factor, self._found_inf)
+
     def renew(self) -> None:
         """Note that the host's gradients are new."""
         self._exchange.is_reduced = False
@@ -263,6 +284,56 @@ class Ranks:
             self.world.fail(error)
         return self.combine([loss for _, loss in table])
 
+    def check_gradient(self, closure: Callable[[], float]) -> float:
+        """Do what `gradient_check.check` does, with the loss of all ranks.
+
+        Of parts, the values that are compared one by one are shared out among the ranks, which take turns.
+        """
+        world, was_reduced = self.world, self._exchange.is_reduced
+        loss = functools.partial(self.evaluate, closure)
+        check = Check(self._parameters[name] for name in self.names())
+        share = slice(world.rank, None, world.size)
+        try:
+            with check.moving():
+                self._told(lambda: check.evaluate(loss, self._whole_gradient))
+                check.compare(loss, _is_whole)
+                self._in_turns(closure, lambda loss: check.compare_some(loss, _is_part, share))
+                self._told(check.judge)  # since along a direction a part that is wrong makes all so
+                check.compare_along(loss, _is_part, lambda part: add(v for (v,) in world.numbers(part)))
+        finally:
+            self._exchange.is_reduced = was_reduced
+        worst = self._told(check.judge)
+        return max(error for (error,) in world.numbers(worst))
+
+    def _whole_gradient(self, p: Parameter, gradient: np.ndarray) -> np.ndarray:
+        if not isinstance(p, Sliced) or not p.reduction:
+            return gradient
+        total = functools.reduce(torch.add, self.world.all_gather(torch.from_numpy(gradient))).numpy()
+        return total / self.world.size if p.reduction == "mean" else total
+
+    def _told(self, work: Callable[[], T]) -> T:
+        """Do some work, and fail on all ranks if one has failed."""
+        results: list[T] = []
+        self.world.exchange(_error_of(lambda: results.append(work())))
+        return results[0]
+
+    def _in_turns(self, closure: Callable[[], float], work: Callable[[Callable[[], float]], None]) -> None:
+        """Let one rank after the other do some work, with the loss of all as often as it wants that."""
+        error: Exception | None = None
+
+        def loss() -> float:
+            self.world.numbers(True)
+            return self.evaluate(closure)
+
+        for rank in range(self.world.size):
+            if rank == self.world.rank:
+                error = _error_of(lambda: work(loss))
+                self.world.numbers(False)
+            else:
+                while any(wants for (wants,) in self.world.numbers(False)):
+                    self.evaluate(closure)
+        self.world.exchange(error)
+
     def metric(self, value: float) -> float:
         """Return the metric of all ranks."""
         return self.combine([v for (v,) in self.world.numbers(value)])
@@ -290,3 +361,22 @@ class Ranks:
             if is_of_all(error):
                 self._parameters.publish()
             raise
+
+
+def _is_whole(p: Parameter) -> bool:
+    return isinstance(p, Sliced)
+
+
+def _is_part(p: Parameter) -> bool:
+    return not isinstance(p, Sliced)
+
+
+def _error_of(work: Callable[[], None]) -> Exception | None:
+    """Return the error of some work, if it is not one that all ranks have raised."""
+    try:
+        work()
+    except Exception as error:
+        if is_of_all(error):
+            raise
+        return error
+    return None

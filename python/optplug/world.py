@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import datetime
+import functools
 import hashlib
 import json
 import os
@@ -42,6 +43,8 @@ class World:
         self.rank, self.size = rank, size
         #: How many collectives were made, and how many bytes a rank has sent to each other in them.
         self.calls, self.bytes = 0, 0
+        #: What calls a collective, if it is not to be called where it is wanted.
+        self.caller: Callable[[Callable[[], None]], None] | None = None
         self._collective, self._process = collective, os.getpid()
 
     def _run(self, what: str, send: Tensor, receive: Tensor) -> None:
@@ -49,7 +52,10 @@ class World:
             raise StateError("the ranks are those of the parent process: step this optimizer there")
         self.calls += 1
         self.bytes += min(send.numel(), receive.numel()) * send.itemsize
-        self._collective(what, send, receive)
+        if self.caller:
+            self.caller(functools.partial(self._collective, what, send, receive))
+        else:
+            self._collective(what, send, receive)
 
     def all_gather(self, part: Tensor) -> Tensor:
         """Return the parts of all ranks, of one size, a row each.
