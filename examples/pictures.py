@@ -41,10 +41,13 @@ def read(path: pathlib.Path) -> Table:
 def build(*sources: str, over_mpi: bool = False) -> list[str]:
     """Compile an example into the current folder and return the command that runs it."""
     compilers = {
-        ".c": ["mpicc" if over_mpi else os.environ.get("CC", "cc"), "-std=c99"],
+        ".c": [os.environ.get("CC", "cc"), "-std=c99"],
         ".cpp": [os.environ.get("CXX", "c++"), "-std=c++17", f"-I{EIGEN}"],
         ".f90": [os.environ.get("FC", "gfortran"), f"{optplug.fortrandir()}/optplug.f90"],
     }
+    if over_mpi:
+        compilers[".c"][0], compilers[".f90"][0] = "mpicc", "mpifort"
+        compilers[".f90"].append(f"{optplug.includedir()}/optplug_mpi.f90")
     compiler = compilers[pathlib.Path(sources[-1]).suffix]
     program = str(pathlib.Path(sources[-1]).with_suffix("").resolve().name)
     files = [str(HERE / source) for source in sources]
@@ -203,10 +206,36 @@ def heat_inverse() -> Figure:
     return heat_inverse_plot.draw(pathlib.Path("heat_inverse.csv"))
 
 
+def heat_inverse_ranks() -> Figure:
+    """Draw the conductivity, true and as four ranks have recovered it, and the loss."""
+    command = build("heat.f90", "heat_ranks.f90", "heat_inverse_ranks.f90", over_mpi=True)
+    run(["mpiexec", "-n", "4", *command], "field.csv", "losses.csv")
+    table, losses = read(pathlib.Path("field.csv")), read(pathlib.Path("losses.csv"))
+    n = round(len(table["x"]) ** 0.5)
+    figure, (left, middle, right) = panels(3, 10.5)
+    for panel, name in ((left, "truth"), (middle, "recovered")):
+        rows = [table[name][j * n : (j + 1) * n] for j in range(n)]
+        image = panel.imshow(rows, origin="lower", extent=(0, 1, 0, 1), cmap="RdBu_r", vmin=-1.4, vmax=1.4)
+        panel.set(xlabel="x", title=name)
+    ranks = table["rank"][::n]
+    for j in range(1, n):
+        if ranks[j] != ranks[j - 1]:
+            middle.axhline(j / n, color="black", linewidth=0.8, linestyle=":")
+    left.set_ylabel("y")
+    middle.set_title("recovered, a strip on each of 4 ranks")
+    figure.colorbar(image, ax=middle)
+    for name in ("Adam", "LBFGS"):
+        right.semilogy(losses["evaluation"], losses[name], label=name)
+    right.set(xlabel="evaluations of the loss", title="loss", ylim=(None, 3))
+    right.legend()
+    return figure
+
+
 EXAMPLES: dict[str, Callable[[], Figure]] = {
     "digits": digits,
     "digits_ranks": digits_ranks,
     "heat_inverse": heat_inverse,
+    "heat_inverse_ranks": heat_inverse_ranks,
     "control": control,
     "map": map_of_places,
     "recurrent": recurrent,

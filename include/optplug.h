@@ -426,6 +426,7 @@ int opt_load_memory(int opt, const void *buffer, int64_t size);
  *   sqrt='processor'                in recorded steps, use the processor's square root, rounded correctly, in
  *                                   place of Intel's, which is PyTorch's and takes a third to a half of the
  *                                   time of a million values; every fifth float32 root differs in the last bit
+ *   timeout=300                     seconds for which ranks of torch.distributed wait for each other
  *   log='debug'                     what opt_log's function receives: 'info', 'debug', or False for nothing
  *   plans=False                     run every step through Python; 'stable' or 'direct': bypass it through
  *                                   PyTorch's stable C ABI or, a microsecond faster, its kernels' own

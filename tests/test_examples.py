@@ -64,6 +64,15 @@ def test_the_conductivity_is_found(tmp_path):
     assert error < 0.35
 
 
+@hosts.needs_fortran
+@hosts.needs_mpi
+def test_the_conductivity_is_found_by_many_ranks(tmp_path):
+    printed = draw("heat_inverse_ranks", tmp_path)
+    misfit, error = numbers(r"on 4 ranks: misfit +([\d.]+), relative error +([\d.]+)", printed)
+    assert misfit < 1.1
+    assert error < 0.3
+
+
 @needs_eigen
 def test_the_pendulum_is_upright_and_lbfgs_at_the_minimum(tmp_path):
     printed = draw("control", tmp_path)

@@ -1,4 +1,7 @@
-"""The Fortran example on a real problem, examples/heat_inverse.f90; test_heat.f90 checks its gradient."""
+"""The Fortran example on a real problem, in one process and on ranks: examples/heat_inverse.f90, _ranks.f90.
+
+test_heat.f90 and test_heat_ranks.f90 check their gradients.
+"""
 
 from __future__ import annotations
 
@@ -136,3 +139,22 @@ def test_a_run_that_diverges_ends_at_its_first_overflow(tmp_path):
     path = namelist(tmp_path, spec="SGD(lr=1e9)", schedule="")
     done = subprocess.run([PROGRAM, str(path)], capture_output=True, text=True, check=False)
     assert done.returncode == -signal.SIGFPE
+
+
+@hosts.needs_mpi
+def test_any_number_of_ranks_finds_the_same_field(tmp_path):
+    lines, losses = [], []
+    for ranks in (1, 3):
+        program = os.environ["OPTPLUG_TEST_HEAT_RANKS"]
+        files = [str(tmp_path / f"{name}{ranks}.csv") for name in ("field", "losses")]
+        done = hosts.run("mpiexec", "-n", str(ranks), program, *files, env=hosts.MPI_ENVIRONMENT)
+        lines.append(done.stdout.splitlines())
+        _, *rows = (tmp_path / f"losses{ranks}.csv").read_text().splitlines()
+        losses.append([float("".join(row.split(",")[1:])) for row in rows])
+    one, three = lines
+    assert one[0] == three[0]
+    assert losses[1][:50] == pytest.approx(losses[0][:50], rel=1e-9)
+    for ranks, line in ((1, one[-1]), (3, three[-1])):
+        misfit, error = re.fullmatch(rf"on {ranks} ranks: misfit +(.+), relative error +(.+)", line).groups()
+        assert float(misfit) < 1.1
+        assert float(error) < 0.3

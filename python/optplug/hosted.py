@@ -47,6 +47,7 @@ class Hosted:
         rounds_sqrt: whether recorded steps take the processor's square root, whose bits may not be torch's.
         master_weights: whether parameters in half precision are stepped in float32: see `kinds.Mastered`.
         seed, undo: those of classes outside torch: see `options.OptimizerOptions`.
+        timeout: seconds for which ranks of torch.distributed wait for each other.
 
     Raises:
         ValueError: the spec cannot be read, names no optimizer, or PyTorch refuses a hyperparameter.
@@ -62,6 +63,7 @@ class Hosted:
         master_weights: bool = False,
         seed: int = 0,
         undo: bool = True,
+        timeout: float = 300,
     ) -> None:
         try:
             self.recipe = recipe.read(text, third_party)
@@ -92,6 +94,7 @@ class Hosted:
         self._build = functools.partial(building.build, self.recipe, self.parameters, self.draws)
         self._scale = Scale()
         self._iteration: Iteration | None = None
+        self._timeout = timeout
         #: Those that step it together, where there are several.
         self.ranks: Ranks | None = None
 
@@ -148,7 +151,7 @@ class Hosted:
         if size == 1:
             return  # it is as if nobody had called this
         if self.ranks is None:
-            world = World(collective, rank, size) if collective else torchs(rank, size)
+            world = World(collective, rank, size) if collective else torchs(rank, size, self._timeout)
             if world.size == 1:
                 return
             self.ranks = Ranks(world, self.recipe, self.parameters, self.error_if_nonfinite)

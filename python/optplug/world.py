@@ -20,7 +20,6 @@ from optplug.errors import FileError, HostError, NonFiniteError, StateError
 Collective = Callable[[str, Tensor, Tensor], None]
 
 _KINDS = (ValueError, StateError, NonFiniteError, FileError, MemoryError)
-_TIMEOUT = datetime.timedelta(minutes=5)
 #: How launchers tell a process its rank and the number of ranks.
 _LAUNCHERS = (
     ("RANK", "WORLD_SIZE"),
@@ -192,17 +191,18 @@ def _made(kind: str, message: str) -> Exception:
 # ---- torch.distributed's ranks ----
 
 
-def torchs(rank: int, size: int) -> World:
+def torchs(rank: int, size: int, timeout: float) -> World:
     """Return the ranks of torch.distributed, which is started if it has not been.
 
     Args:
         rank: this process's as the host knows it, ...
         size: ... with the number of ranks; 0 for what the launcher says.
+        timeout: seconds after which a rank that does not answer is an error.
     """
     if not torch.distributed.is_available():
         raise StateError("this PyTorch is built without torch.distributed: pass a collective of your own")
     if not torch.distributed.is_initialized():
-        _start()
+        _start(datetime.timedelta(seconds=timeout))
     found = torch.distributed.get_rank(), torch.distributed.get_world_size()
     if size and found != (rank, size):
         raise ValueError(
@@ -211,7 +211,7 @@ def torchs(rank: int, size: int) -> World:
     return World(_by_torch, *found)
 
 
-def _start() -> None:
+def _start(timeout: datetime.timedelta) -> None:
     environment = os.environ
     found = next(((r, s) for r, s in _LAUNCHERS if r in environment and s in environment), None)
     if found is None:
@@ -235,12 +235,12 @@ def _start() -> None:
             int(environment["MASTER_PORT"]),
             size,
             is_master=rank == 0 and not has_agent,
-            timeout=_TIMEOUT,
+            timeout=timeout,
         )
     # Torchrun's store outlives a restart, and the addresses of before in it would mislead the next attempt.
     attempt = environment.get("TORCHELASTIC_RESTART_COUNT", "0")
     store = torch.distributed.PrefixStore(f"optplug/{attempt}", store)  # type: ignore[attr-defined]
-    torch.distributed.init_process_group("gloo", store=store, rank=rank, world_size=size, timeout=_TIMEOUT)
+    torch.distributed.init_process_group("gloo", store=store, rank=rank, world_size=size, timeout=timeout)
 
 
 def _by_torch(what: str, send: Tensor, receive: Tensor) -> None:
