@@ -92,7 +92,9 @@ def made(spec: str, placement: str, comm: Comm | None) -> Optimizer:
 
 
 def drawn(seed: int, shape: tuple[int, ...], dtype: str) -> np.ndarray:
-    return np.random.default_rng(seed).standard_normal(shape).astype(dtype)
+    generator = np.random.default_rng(seed)
+    values = generator.standard_normal(shape)
+    return (values + 1j * generator.standard_normal(shape) if "complex" in dtype else values).astype(dtype)
 
 
 def rosenbrock(w, dw):

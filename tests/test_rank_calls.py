@@ -7,7 +7,8 @@ import math
 import numpy as np
 import pytest
 
-from optplug.ctypes_api import Error
+import hosts
+from optplug.ctypes_api import Error, load
 from rank_threads import bounds, drawn, made, on_ranks
 
 N = 130
@@ -188,3 +189,54 @@ def test_scales_that_differ_are_an_error_of_all_and_change_nothing():
         return str(error.value), w[0]
 
     assert set(on_ranks(2, work)) == {("ranks differ: scale is 2 on rank 1, 1 on rank 0", 0.9)}
+
+
+# ---- what is sent ----
+
+
+@pytest.mark.parametrize("placement", PLACEMENTS)
+def test_a_steps_collectives_are_those_of_the_page(placement):
+    size, n = 2, 1000
+
+    def work(comm, scales):
+        w, dw, scale = np.ones(n), np.ones(n), np.ones(1, "float32")
+        with made("Adam()", placement, comm) as opt:
+            opt.bind("w", w, dw)
+            if scales:
+                opt.grad_scale(scale)
+            opt.step()
+            before = len(comm.calls)
+            opt.step()
+        return comm.calls[before:]
+
+    slice_ = -(-n // (64 * size)) * 64 * 8
+    exchange = [("reduce_scatter", slice_ + 8), ("all_gather", slice_)]
+    expected = [] if placement == "Shard(0)" else exchange
+    assert on_ranks(size, lambda comm: work(comm, False)) == [expected] * size
+    with_scale = [*expected[:1], ("all_gather", 16), *expected[1:]]
+    assert on_ranks(size, lambda comm: work(comm, True)) == [with_scale] * size
+    page = (hosts.PROJECT / "docs/clusters.md").read_text()
+    assert "| `opt_grad_scale` | 16 bytes a step | 16 bytes a step |" in page
+    assert "a reduce_scatter and an all_gather of a slice each" in page
+
+
+@pytest.mark.parametrize("placement", PLACEMENTS)
+def test_gradients_that_must_be_finite_cost_eight_bytes_a_step(placement):
+    def work(comm):
+        w, dw = np.ones(1000), np.ones(1000)
+        with made("Adam()", placement, comm) as opt:
+            opt.bind("w", w, dw)
+            opt.step()
+            before = len(comm.calls)
+            opt.step()
+        return [call for call in comm.calls[before:] if call[1] <= 8]
+
+    load().optplug_init(b"error_if_nonfinite=True")
+    try:
+        assert on_ranks(2, work) == [[("all_gather", 8)]] * 2
+    finally:
+        load().optplug_init(b"error_if_nonfinite=False")
+    assert (
+        "| `error_if_nonfinite` | 8 bytes a step | 8 bytes a step |"
+        in (hosts.PROJECT / "docs/clusters.md").read_text()
+    )

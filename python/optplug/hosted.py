@@ -167,6 +167,7 @@ class Hosted:
 
         if self.ranks is not None and self.ranks.meet(what, run):
             self.planner.makes_plans = self.planner.makes_plans and not self.ranks.reason
+            self.planner.together = self.ranks.together
 
     # ---- hyperparameters ----
 

@@ -195,14 +195,19 @@ class HostedOptimizer(Hosted):
         if grads:
             foreach_zero_(grads)
 
-    def clip_grad_norm(self, max_norm: float, norm_type: float, error_if_nonfinite: bool) -> Tensor:
+    def clip_grad_norm(
+        self, max_norm: float, norm_type: float, error_if_nonfinite: bool, is_told: bool = False
+    ) -> Tensor:
         """Scale all gradients so that their norm is ``max_norm`` at the most, and return what it was.
 
         ``torch.nn.utils.clip_grad_norm_``, with its arguments; of long gradients the norm is `norms`' own.
         """
         if self.ranks:
             self.meet("opt_clip_grad_norm")
-            return self.ranks.clip_grad_norm(max_norm, norm_type, error_if_nonfinite)
+            total = self.ranks.clip_grad_norm(max_norm, norm_type, error_if_nonfinite, is_told)
+            if self.planner.together():
+                self.planner.clip(self.parameters)
+            return total
         total = clip_grad_norm_(self.parameters.clippable(), max_norm, norm_type, error_if_nonfinite)
         self.planner.clip(self.parameters)
         return total

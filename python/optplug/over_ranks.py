@@ -34,7 +34,10 @@ def norm(norms: Iterable[float], norm_type: float) -> float:
     top = largest(norms)
     if norm_type == math.inf or not 0 < top < math.inf:
         return top
-    return top * add((n / top) ** norm_type for n in norms) ** (1 / norm_type)
+    ratios = [n / top for n in norms]
+    if norm_type == 2:  # without pow, whose last bits are each library's own
+        return top * math.sqrt(add(ratio * ratio for ratio in ratios))
+    return top * add(ratio**norm_type for ratio in ratios) ** (1 / norm_type)
 
 
 class OverRanks(TorchFunctionMode):

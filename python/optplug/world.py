@@ -11,6 +11,7 @@ import struct
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NoReturn
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -41,20 +42,21 @@ class World:
     def __init__(self, collective: Collective, rank: int, size: int) -> None:
         self.rank, self.size = rank, size
         #: How many collectives were made, and how many bytes a rank has sent to each other in them.
-        self.calls, self.bytes = 0, 0
+        self.sent = np.zeros(2, np.int64)
         #: What calls a collective, if it is not to be called where it is wanted.
         self.caller: Callable[[Callable[[], None]], None] | None = None
-        self._collective, self._process = collective, os.getpid()
+        #: What makes them.
+        self.collective = collective
+        self._process = os.getpid()
 
     def _run(self, what: str, send: Tensor, receive: Tensor) -> None:
         if os.getpid() != self._process:
             raise StateError("the ranks are those of the parent process: step this optimizer there")
-        self.calls += 1
-        self.bytes += min(send.numel(), receive.numel()) * send.itemsize
+        self.sent += 1, min(send.numel(), receive.numel()) * send.itemsize
         if self.caller:
-            self.caller(functools.partial(self._collective, what, send, receive))
+            self.caller(functools.partial(self.collective, what, send, receive))
         else:
-            self._collective(what, send, receive)
+            self.collective(what, send, receive)
 
     def all_gather(self, part: Tensor) -> Tensor:
         """Return the parts of all ranks, of one size, a row each.
