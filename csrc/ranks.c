@@ -2,6 +2,7 @@
 
 #include <stdlib.h>
 #include <string.h>
+#include <unistd.h>
 
 #include "elementwise.h"
 #include "error.h"
@@ -9,6 +10,7 @@
 
 struct ranks {
     optplug_ranks given;
+    pid_t process; /* that is the rank: a child of fork is none */
     optplug_exchange *exchanges;
     optplug_slice *slices; /* of all exchanges */
 };
@@ -22,6 +24,7 @@ struct ranks *ranks_make(const optplug_ranks *given)
     if (!ranks)
         return NULL;
     ranks->given = *given;
+    ranks->process = getpid();
     ranks->exchanges = calloc((size_t)given->count + 1, sizeof *ranks->exchanges);
     ranks->slices = calloc((size_t)count + 1, sizeof *ranks->slices);
     if (!ranks->exchanges || !ranks->slices) {
@@ -120,8 +123,10 @@ static int reduce(struct ranks *ranks, collective_caller call, const optplug_exc
 
 int ranks_reduce(struct ranks *ranks, collective_caller call)
 {
-    if (*ranks->given.state == RANKS_REDUCED)
+    if (*ranks->given.state == RANKS_REDUCED || ranks->given.count == 0)
         return 1;
+    if (getpid() != ranks->process)
+        return 0;
     int failed = 0;
     for (int i = 0; i < ranks->given.count; i++) {
         int status = reduce(ranks, call, &ranks->exchanges[i], &failed);
@@ -163,6 +168,8 @@ int ranks_publish(struct ranks *ranks, collective_caller call)
 int ranks_numbers(struct ranks *ranks, collective_caller call, const double *mine, int count,
                   const double **all)
 {
+    if (getpid() != ranks->process)
+        return 0;
     double *table = ranks->given.table;
     memcpy(table, mine, (size_t)count * sizeof *table);
     *all = table + count;

@@ -14,14 +14,14 @@ typedef int (*collective_caller)(optplug_collective function, void *user, const 
 struct ranks *ranks_make(const optplug_ranks *given);
 void ranks_free(struct ranks *ranks);
 
-/* Reduce the host's gradients to this rank's slices, unless that is done: 1 for success, or a status.  0 if a rank
- * has failed, which Python then says on all. */
+/* Reduce the host's gradients to this rank's slices, unless that is done: 1 for success, or a status.  0 where
+ * Python says why that does not go: a rank has failed, or this is a child of fork. */
 int ranks_reduce(struct ranks *ranks, collective_caller call);
 
 /* Let all ranks have the values of all slices: 1 for success, or a status. */
 int ranks_publish(struct ranks *ranks, collective_caller call);
 
-/* Let all ranks have some numbers of each, one rank's after the other's: 1 for success, or a status. */
+/* Let all ranks have some numbers of each, one rank's after the other's: 1 for success, a status, or 0. */
 int ranks_numbers(struct ranks *ranks, collective_caller call, const double *mine, int count,
                   const double **all);
 int ranks_size(const struct ranks *ranks);

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import os
 import threading
 
 import numpy as np
@@ -193,3 +194,28 @@ def test_gradients_that_were_clipped_are_not_reduced_again():
     for moved, how in on_ranks(2, work):
         assert moved == pytest.approx(0.1 * 0.5)
         assert how != "way: Python"
+
+
+@pytest.mark.parametrize("placement", ["Replicate()", "Shard(0)"])
+def test_a_child_of_fork_is_no_rank(placement):
+    def work(comm):
+        w, dw = np.ones(100), np.ones(100)
+        with made("SGD(lr=0.1)", placement, comm) as opt:
+            opt.bind("w", w, dw)
+            for _ in range(4):
+                opt.clip_grad_norm(100)
+                opt.step()
+            if comm.Get_rank() or os.fork():
+                opt.clip_grad_norm(100)
+                opt.step()
+                return w[0]
+            try:
+                opt.clip_grad_norm(100)
+            except Error as error:
+                os._exit(3 if "the ranks are those of the parent process" in str(error) else 4)
+            os._exit(5)
+
+    found = on_ranks(2, work)
+    _, status = os.wait()
+    assert os.waitstatus_to_exitcode(status) == 3
+    assert found[0] == found[1] == pytest.approx(0.5)

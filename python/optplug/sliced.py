@@ -30,28 +30,36 @@ _UNIT = 64
 
 
 class Slices:
-    """The slices of a whole of n values, as long as each other but at the end: rank r has ``mine`` of it."""
+    """The slices of a whole of n values, as long as each other but at the end: rank r has ``mine`` of it.
 
-    def __init__(self, n: int, world: World) -> None:
-        self.n = n
+    Args:
+        width: how many numbers a value is, which are cut and joined: two if it is complex.
+    """
+
+    def __init__(self, n: int, width: int, world: World) -> None:
+        self.n, self.width = n, width
         self.length = -(-n // (world.size * _UNIT)) * _UNIT  # of each
         start = min(world.rank * self.length, n)
         self.mine = slice(start, min(start + self.length, n))
+        #: The numbers in a row, and which are this rank's.
+        self.row = self.length * width
+        self.my_numbers = slice(self.mine.start * width, self.mine.stop * width)
+        self._numbers = n * width
         self._full = n // self.length if n else 0  # those that are as long as that
 
     def cut(self, flat: Tensor, rows: Tensor) -> None:
         """Copy the whole to rows, one for each rank."""
-        end = self._full * self.length
-        rows[: self._full].copy_(flat[:end].view(self._full, self.length))
-        if end < self.n:
-            rows[self._full, : self.n - end].copy_(flat[end:])
+        end = self._full * self.row
+        rows[: self._full].copy_(flat[:end].view(self._full, self.row))
+        if end < self._numbers:
+            rows[self._full, : self._numbers - end].copy_(flat[end:])
 
     def join(self, rows: Tensor, flat: Tensor) -> None:
         """Copy the ranks' rows to the whole."""
-        end = self._full * self.length
-        flat[:end].view(self._full, self.length).copy_(rows[: self._full])
-        if end < self.n:
-            flat[end:].copy_(rows[self._full, : self.n - end])
+        end = self._full * self.row
+        flat[:end].view(self._full, self.row).copy_(rows[: self._full])
+        if end < self._numbers:
+            flat[end:].copy_(rows[self._full, : self._numbers - end])
 
 
 class Sliced(Beside):
@@ -64,7 +72,7 @@ class Sliced(Beside):
     def __init__(self, name: str, data: Tensor, grad: Grad, reduction: str, exchange: Exchange) -> None:
         self.reduction, self._exchange = reduction, exchange
         self._take(name, data, grad)
-        self.slices = Slices(self.flat_data.numel(), exchange.world)
+        self.slices = Slices(data.numel(), 2 if data.is_complex() else 1, exchange.world)
         super().__init__(name, nn.Parameter(self._mine(self.flat_data)))
         self._put_grad()
 
@@ -84,7 +92,7 @@ class Sliced(Beside):
 
     def _mine(self, flat: Tensor) -> Tensor:
         """Return this rank's slice as the optimizer has it: of real numbers or complex ones."""
-        mine = flat[self.slices.mine]
+        mine = flat[self.slices.my_numbers]
         return torch.view_as_complex(mine.view(-1, 2)) if self._data.is_complex() else mine
 
     def _put_grad(self) -> None:
@@ -99,9 +107,9 @@ class Sliced(Beside):
     def whole(self, part: Tensor) -> Tensor:
         """Return the whole of which each rank has a slice, laid out as the host's array."""
         part = _flat(part)
-        row = part.new_zeros(self.slices.length)
+        row = part.new_zeros(self.slices.row)
         row[: part.numel()].copy_(part)
-        flat = part.new_empty(self.slices.n)
+        flat = part.new_empty(self.flat_data.numel())
         if self.slices.n:
             self.slices.join(self._exchange.world.all_gather(row), flat)
         if self._data.is_complex():
@@ -171,7 +179,7 @@ class Exchange:
         with grad_mode(False):
             for dtype in sorted({_sum_dtype(p) for p in reduced}, key=str):
                 alike = [p for p in reduced if _sum_dtype(p) == dtype]
-                lengths = [p.slices.length for p in alike]
+                lengths = [p.slices.row for p in alike]
                 rows = torch.zeros(size, sum(lengths) + 1, dtype=dtype)
                 rows[:, -1] = has_failed  # which costs no collective of its own
                 for p, part in zip(alike, rows[:, :-1].split(lengths, 1), strict=True):
@@ -192,10 +200,10 @@ class Exchange:
         with grad_mode(False):
             for dtype in sorted({p.flat_data.dtype for p in members}, key=str):
                 alike = sorted((p for p in members if p.flat_data.dtype == dtype), key=_name)
-                lengths = [p.slices.length for p in alike]
+                lengths = [p.slices.row for p in alike]
                 row = torch.zeros(sum(lengths), dtype=dtype)
                 for p, part in zip(alike, row.split(lengths), strict=True):
-                    mine = p.flat_data[p.slices.mine]
+                    mine = p.flat_data[p.slices.my_numbers]
                     part[: mine.numel()].copy_(mine)
                 rows = self.world.all_gather(row)
                 for p, part in zip(alike, rows.split(lengths, 1), strict=True):
