@@ -9,6 +9,7 @@ import re
 import shutil
 import subprocess
 import sys
+import textwrap
 
 import pytest
 
@@ -96,6 +97,13 @@ def test_every_function_of_a_language_is_in_its_reference(site, page, names):
     text = (site / f"reference-{page}.html").read_text()
     assert len(names()) > 20
     assert names() <= set(re.findall(r'<h3 id="\w+">(\w+)', text))
+
+
+def test_a_program_in_a_docstring_keeps_its_lines(site):
+    page = re.sub("<[^>]*>", "", (site / "reference-python.html").read_text())
+    program = textwrap.dedent(ctypes_api.__doc__.partition("::\n\n")[2].partition("\n\n")[0])
+    assert program.count("\n") > 3
+    assert program in html.unescape(page)
 
 
 def test_a_function_that_a_page_names_leads_to_the_reference(site):
