@@ -1,7 +1,8 @@
 !> Find the conductivity of a plate on many ranks, each with a strip of it, with LBFGS after Adam.
 !>
-!>     mpiexec -n 4 heat_inverse_ranks [field.csv [losses.csv]]
+!>     mpiexec -n 4 heat_inverse_ranks [field.csv [losses.csv [restart.pt]]]
 !>
+!> Where the third file is there, LBFGS goes on from it, on as many ranks as there are now.
 !> The equations on strips and their adjoint are in heat_ranks.f90.  An optimizer over "Shard(0)" has this rank's
 !> part of the field, of its gradient and of the loss; what it does is what it would do with the whole.
 program heat_inverse_ranks
@@ -18,7 +19,8 @@ program heat_inverse_ranks
   real(real64), allocatable, target :: m(:), gradient(:)
   real(real64) :: truth(n, n), misfit, loss, error
   integer :: rank, ranks, evaluations = 0, losses = 0
-  character(200) :: path
+  logical :: goes_on
+  character(200) :: path, restart
 
   call MPI_Init()
   call MPI_Comm_rank(MPI_COMM_WORLD, rank)
@@ -35,7 +37,9 @@ program heat_inverse_ranks
   allocate (m(n * (last - first + 1)), source=0.0_real64)
   allocate (gradient, mold=m)
   call opt_init("num_threads=1")
-  call minimize("Adam(lr=0.1)", 40)
+  call get_command_argument(3, restart)
+  inquire (file=restart, exist=goes_on)
+  if (.not. goes_on) call minimize("Adam(lr=0.1)", 40)
   call minimize("LBFGS(max_iter=10, line_search_fn='strong_wolfe')", 8)
   if (rank == 0) print "(a, i0, a, f6.4, a, f6.4)", "on ", ranks, " ranks: misfit ", misfit, ", relative error ", error
   call get_command_argument(1, path)
@@ -50,18 +54,24 @@ contains
     type(optimizer) :: opt
     logical :: more
     integer :: i
+    real(real64) :: done
 
     call opt%create(spec)
     call distribute(opt, "Shard(0)", MPI_COMM_WORLD)
     call opt%bind("m", m, gradient)
-    do i = 1, times
+    call opt%checkpoint("parameters=True") ! a file has m in it
+    if (goes_on) call opt%load(restart)
+    call opt%get(0, "step", done)
+    do i = nint(done) + 1, times
       do
         call opt%iterate(loss, more)
         if (.not. more) exit
         call evaluate(spec)
       end do
+      if (restart /= "" .and. spec(1:5) == "LBFGS") call opt%save(restart)
     end do
     if (rank == 0) then
+      if (goes_on) print "(3a, i0, a)", "went on from ", trim(restart), ", after ", nint(done), " steps"
       print "(2a, i0, a, f6.4)", spec, ": after ", evaluations, " evaluations the misfit is ", misfit
       flush (output_unit)
     end if

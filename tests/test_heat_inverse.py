@@ -11,6 +11,7 @@ import re
 import signal
 import subprocess
 import sys
+import time
 
 import pytest
 
@@ -158,3 +159,27 @@ def test_any_number_of_ranks_finds_the_same_field(tmp_path):
         misfit, error = re.fullmatch(rf"on {ranks} ranks: misfit +(.+), relative error +(.+)", line).groups()
         assert float(misfit) < 1.1
         assert float(error) < 0.3
+
+
+@hosts.needs_mpi
+def test_a_killed_run_goes_on_on_another_number_of_ranks(tmp_path):
+    restart = tmp_path / "restart.pt"
+    files = [str(tmp_path / "field.csv"), str(tmp_path / "losses.csv"), str(restart)]
+    command = ["mpiexec", "-n", "3", os.environ["OPTPLUG_TEST_HEAT_RANKS"], *files]
+    with subprocess.Popen(
+        command, env=os.environ | hosts.MPI_ENVIRONMENT, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+    ) as running:
+        deadline = time.monotonic() + hosts.PATIENCE
+        while not restart.exists():
+            assert running.poll() is None
+            assert time.monotonic() < deadline
+            time.sleep(0.01)
+        running.terminate()
+    assert not (tmp_path / "field.csv").exists()
+    command[2] = "2"
+    said, _, last = hosts.run(*command, env=hosts.MPI_ENVIRONMENT).stdout.splitlines()
+    steps = re.fullmatch(f"went on from {restart}, after (.+) steps", said)[1]
+    assert 1 <= int(steps) < 8
+    misfit, error = re.fullmatch(r"on 2 ranks: misfit +(.+), relative error +(.+)", last).groups()
+    assert float(misfit) < 1.1
+    assert float(error) < 0.3
