@@ -1,4 +1,4 @@
-# What a machine may lack: C++ and Fortran, enabled here where there is a compiler that works, and `skip`, which
+# What a machine may lack: C++, Fortran and MPI, enabled here where there is one that works, and `skip`, which
 # says what to install.
 
 include(CheckLanguage)
@@ -35,4 +35,15 @@ if(CMAKE_Fortran_COMPILER)
   add_subdirectory(${PROJECT_SOURCE_DIR}/bindings/fortran ${PROJECT_BINARY_DIR}/fortran)
 else()
   skip("the Fortran module and its hosts: no Fortran compiler" gfortran)
+endif()
+
+find_package(MPI COMPONENTS C QUIET)
+if(MPI_C_FOUND AND CMAKE_Fortran_COMPILER)
+  find_package(MPI COMPONENTS Fortran QUIET)
+endif()
+if(NOT MPI_C_FOUND OR NOT MPIEXEC_EXECUTABLE)
+  set(MPI_C_FOUND FALSE)
+  skip("hosts under MPI: no MPI, or no mpiexec" "libopenmpi-dev openmpi-bin")
+elseif(NOT MPI_Fortran_HAVE_F08_MODULE)
+  skip("ranks in Fortran: no gfortran, or no mpi_f08" "gfortran libopenmpi-dev")
 endif()

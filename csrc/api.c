@@ -5,6 +5,7 @@
 
 #include "api.h"
 #include "call.h"
+#include "callback.h"
 #include "error.h"
 #include "gradients.h"
 #include "handle.h"
@@ -70,6 +71,15 @@ int opt_zero_grad(int opt)
     return call_end(&call, result > 0 ? runtime.python->zero_grad(opt) : result);
 }
 
+static int clip_grad_norm(struct call *call, double max_norm, int error_if_nonfinite, double *total_norm)
+{
+    struct ranks *ranks = plan_ranks(handle_plan(call->slot));
+    if (!ranks)
+        return gradients_clip_norm(gradients_of(call), max_norm, total_norm);
+    return gradients_clip_norm_of_ranks(gradients_of(call), ranks, callback_collective, max_norm,
+                                        error_if_nonfinite, total_norm);
+}
+
 API(clip_grad_norm)
 int opt_clip_grad_norm(int opt, double max_norm, double norm_type, int error_if_nonfinite, double *total_norm)
 {
@@ -77,12 +87,17 @@ int opt_clip_grad_norm(int opt, double max_norm, double norm_type, int error_if_
     int status = call_begin(&call, opt, CALL_CLIP_GRAD_NORM);
     double norm;
     if (status == OPT_OK) {
-        int result;
-        if (norm_type == 2 && gradients_clip_norm(gradients_of(&call), max_norm, &norm))
-            result = call_keeps_plan(&call);
-        else if ((result = call_tell_python(&call)) > 0)
-            result = runtime.python->clip_grad_norm(opt, max_norm, norm_type, error_if_nonfinite,
-                                                    total_norm ? &norm : NULL);
+        int is_error = error_if_nonfinite != 0;
+        int result = norm_type == 2 ? clip_grad_norm(&call, max_norm, is_error, &norm) : 0;
+        if (result == 1)
+            call_keeps_plan(&call);
+        else if (result >= 0) {
+            int told = result;
+            result = call_tell_python(&call);
+            if (result > 0)
+                result = runtime.python->clip_grad_norm(opt, max_norm, norm_type, is_error | told,
+                                                        total_norm ? &norm : NULL);
+        }
         status = call_end(&call, result);
     }
     if (status == OPT_OK && total_norm)

@@ -25,29 +25,6 @@ static int thread_count(int count)
     return openmp_threads();
 }
 
-struct collective {
-    optplug_collective function;
-    void *user;
-    const char *what, *dtype;
-    const void *send;
-    void *receive;
-    int64_t count;
-};
-
-static int run_collective(void *of, double *unused)
-{
-    const struct collective *c = of;
-    (void)unused;
-    return c->function(c->user, c->what, c->dtype, c->send, c->receive, c->count);
-}
-
-static int collective(optplug_collective function, void *user, const char *what, const char *dtype,
-                      const void *send, void *receive, int64_t count)
-{
-    struct collective of = {function, user, what, dtype, send, receive, count};
-    return callback_run(run_collective, &of, NULL);
-}
-
 static int64_t take_steps(int opt)
 {
     struct slot *slot;
@@ -63,7 +40,7 @@ static int run_plan(const optplug_plan *stated)
     int threads =
         openmp_threads(); /* as the step has them that this goes before: its last bits may go by it */
     struct plan *plan = plan_new(stated, stated->stable, 0);
-    int done = plan && plan_run(plan) == 1;
+    int done = plan && plan_run(plan, callback_collective) == 1;
     plan_free(plan);
     if (threads > 0)
         openmp_use_threads(threads);
@@ -97,7 +74,7 @@ __attribute__((visibility("default"))) const optplug_host *optplug_attach(const 
         .warn = warning_add,
         .text = text_set,
         .call = callback_run,
-        .collective = collective,
+        .collective = callback_collective,
         .threads = shield_set_threads,
         .thread_count = thread_count,
         .end = end_calls,

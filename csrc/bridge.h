@@ -174,6 +174,40 @@ typedef struct optplug_gradients {
     int add_scalar, mul_scalar, reciprocal, clamp_max, clamp;
 } optplug_gradients;
 
+/* How all ranks' gradients become one. */
+typedef enum { REDUCTION_NONE = 0, REDUCTION_SUM = 1, REDUCTION_MEAN = 2 } optplug_reduction;
+
+/* A parameter that all ranks have whole, n values, and of which each steps as many as `length`, or fewer. */
+typedef struct optplug_slice {
+    int64_t n, length;
+    void *data, *grad; /* the host's */
+    int reduction;
+    void *reduced; /* becomes this rank's part of all ranks' gradients */
+} optplug_slice;
+
+/* All those of one dtype, ordered as on all ranks, with room for what is sent and received. */
+typedef struct optplug_exchange {
+    int bytes, count;
+    const optplug_slice *slices;
+    void *rows, *got, *row, *gathered;
+    int div_scalar; /* the operation that divides as torch does */
+} optplug_exchange;
+
+/* Whether this step's gradients have been reduced: not yet; they have; a rank has failed while they were. */
+enum { RANKS_NEW = 0, RANKS_REDUCED = 1, RANKS_FAILED = -1 };
+
+/* Ranks that step together, and what they send. */
+typedef struct optplug_ranks {
+    int rank, size; /* 0: there are none */
+    optplug_collective collective;
+    void *user;
+    int32_t *state;
+    int64_t *sent; /* how many collectives, and bytes to each other rank */
+    double *table; /* room for five numbers of each rank, and once more */
+    int count;
+    const optplug_exchange *exchanges;
+} optplug_ranks;
+
 /* A hyperparameter that C may change in a plan, to any finite value from low to high. */
 typedef struct optplug_rate {
     int group;        /* as in opt_set_value */
@@ -197,6 +231,7 @@ typedef struct optplug_plan {
     const optplug_operator *operators; /* NULL where the one asked with holds, with these scalars */
     const double *scalars; /* of all operators, one after the other: their doubles and then their bools */
     optplug_gradients gradients;
+    optplug_ranks ranks;
     optplug_schedulers schedulers;
     int rate_count;
     const optplug_rate *rates;
@@ -249,6 +284,7 @@ typedef struct optplug_python {
     int (*stream)(int opt, void *stream);
     int (*grad_scale)(int opt, const void *scale, const void *found_inf);
     int (*zero_grad)(int opt);
+    /* Of error_if_nonfinite, 2 says that ranks have told each other what they have, and must once more. */
     int (*clip_grad_norm)(int opt, double max_norm, double norm_type, int error_if_nonfinite,
                           double *total_norm);
     int (*clip_grad_value)(int opt, double clip_value);

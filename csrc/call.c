@@ -142,7 +142,7 @@ int call_keeps_plan(struct call *call)
 int call_step(struct call *call)
 {
     struct plan *plan = handle_plan(call->slot);
-    int result = plan ? plan_run(plan) : 0;
+    int result = plan ? plan_run(plan, callback_collective) : 0;
     if (plan_has_failed(plan))
         runtime.python->plan_refused(call->opt, 1);
     if (result == 0) {

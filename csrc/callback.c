@@ -241,6 +241,29 @@ int callback_run(optplug_callback function, void *user, double *value)
     return status;
 }
 
+struct collective {
+    optplug_collective function;
+    void *user;
+    const char *what, *dtype;
+    const void *send;
+    void *receive;
+    int64_t count;
+};
+
+static int run_collective(void *of, double *unused)
+{
+    const struct collective *c = of;
+    (void)unused;
+    return c->function(c->user, c->what, c->dtype, c->send, c->receive, c->count);
+}
+
+int callback_collective(optplug_collective function, void *user, const char *what, const char *dtype,
+                        const void *send, void *receive, int64_t count)
+{
+    struct collective of = {function, user, what, dtype, send, receive, count};
+    return callback_run(run_collective, &of, NULL);
+}
+
 int callback_room(void)
 {
     if (!innermost)

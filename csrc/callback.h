@@ -16,6 +16,10 @@ void callback_expect(struct shield *call, struct slot *slot);
 /* Call a function of the host's.  Python, which calls this, has let go of the GIL. */
 int callback_run(optplug_callback function, void *user, double *value);
 
+/* Call a collective of the host's so. */
+int callback_collective(optplug_collective function, void *user, const char *what, const char *dtype,
+                        const void *send, void *receive, int64_t count);
+
 /* Return the call in which this thread is, having given up those whose function has been left: their handles
  * are good for opt_free alone.  NULL: none. */
 struct shield *callback_sweep(struct shield *innermost);

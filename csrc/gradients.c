@@ -167,7 +167,13 @@ int gradients_clip_value(const struct gradients *gradients, double clip_value)
     return 1;
 }
 
-int gradients_clip_norm(const struct gradients *gradients, double max_norm, double *total_norm)
+union value {
+    float f32;
+    double f64;
+};
+
+/* Have the norm of all; 0 where it is for Python to have. */
+static int total_norm_of(const struct gradients *gradients, double max_norm, union value *value)
 {
     if (!gradients || !gradients->lanes || !gradients->add_scalar || !gradients->reciprocal ||
         !gradients->mul_scalar || !gradients->clamp_max || !(max_norm >= 0) ||
@@ -179,19 +185,63 @@ int gradients_clip_norm(const struct gradients *gradients, double max_norm, doub
             return 0;
         norm(gradients, tensor->n, tensor->data, (char *)gradients->norms + i * gradients->bytes);
     }
-    union {
-        float f32;
-        double f64;
-    } value;
-    norm(gradients, gradients->count, gradients->norms, &value);
+    norm(gradients, gradients->count, gradients->norms, value);
+    return isfinite(gradients->bytes == 8 ? value->f64 : value->f32);
+}
+
+static double scale_to(const struct gradients *gradients, double max_norm, union value value)
+{
     double total = gradients->bytes == 8 ? value.f64 : value.f32;
-    if (!isfinite(total))
-        return 0;
     gradients->add_scalar(1, &value, &value, NULL, NULL, 1e-6, 0);
     gradients->reciprocal(1, &value, &value, NULL, NULL, 0, 0);
     gradients->mul_scalar(1, &value, &value, NULL, NULL, max_norm, 0);
     gradients->clamp_max(1, &value, &value, NULL, NULL, 1, 0);
     run_each(gradients, scale, gradients->bytes == 8 ? value.f64 : value.f32);
-    *total_norm = total;
+    return total;
+}
+
+int gradients_clip_norm(const struct gradients *gradients, double max_norm, double *total_norm)
+{
+    union value value;
+    if (!total_norm_of(gradients, max_norm, &value))
+        return 0;
+    *total_norm = scale_to(gradients, max_norm, value);
+    return 1;
+}
+
+/* The numbers that ranks tell each other, as ranks.py has them. */
+enum { HAS_FAILED, NORM, MAX_NORM, NORM_TYPE, IS_ERROR, NUMBERS };
+
+int gradients_clip_norm_of_ranks(const struct gradients *gradients, struct ranks *ranks,
+                                 collective_caller call, double max_norm, int error_if_nonfinite,
+                                 double *total_norm)
+{
+    union value value;
+    if (!total_norm_of(gradients, max_norm, &value))
+        return 0;
+    double part = gradients->bytes == 8 ? value.f64 : value.f32, top = 0, sum = 0;
+    const double *all, mine[NUMBERS] = {0, part, max_norm, 2, error_if_nonfinite};
+    int status = ranks_numbers(ranks, call, mine, NUMBERS, &all), size = ranks_size(ranks);
+    if (status <= 0)
+        return status;
+    for (int r = 0; r < size; r++) {
+        const double *of = all + r * NUMBERS;
+        if (of[HAS_FAILED] != 0 || !isfinite(of[NORM]) || of[MAX_NORM] != max_norm || of[NORM_TYPE] != 2 ||
+            of[IS_ERROR] != error_if_nonfinite)
+            return 2;
+        top = of[NORM] > top ? of[NORM] : top;
+    }
+    for (int r = 0; r < size && top > 0; r++) {
+        double ratio = all[r * NUMBERS + NORM] / top;
+        sum += ratio * ratio;
+    }
+    top *= sqrt(sum);
+    if (gradients->bytes == 8)
+        value.f64 = top;
+    else
+        value.f32 = (float)top;
+    if (!isfinite(gradients->bytes == 8 ? value.f64 : value.f32))
+        return 2;
+    *total_norm = scale_to(gradients, max_norm, value);
     return 1;
 }

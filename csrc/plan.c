@@ -24,6 +24,7 @@ struct plan {
     int proven; /* has run boxed, which turns torch's exceptions into errors */
     int failed; /* torch has failed in it: Python makes the steps from now on */
     struct gradients *gradients;
+    struct ranks *ranks;
     struct rates rates;
     struct schedule *schedule;
     int count;
@@ -71,6 +72,11 @@ struct plan *plan_new(const optplug_plan *stated, int stable, int minds_modes)
     plan->moves = stated->moves;
     plan->default_dtype = torch.default_dtype ? torch.default_dtype() : 0;
     plan->gradients = gradients_make(&stated->gradients);
+    plan->ranks = ranks_make(&stated->ranks);
+    if (stated->ranks.size > 0 && !plan->ranks) {
+        plan_free(plan);
+        return NULL;
+    }
     const double *scalars = stated->scalars;
     for (int i = 0; i < stated->count; i++) {
         const optplug_operator *given = &stated->operators[i];
@@ -91,6 +97,7 @@ void plan_free(struct plan *plan)
         operation_free(&plan->operations[i]);
     if (plan) {
         gradients_free(plan->gradients);
+        ranks_free(plan->ranks);
         rates_free(&plan->rates);
         schedule_free(plan->schedule);
     }
@@ -121,6 +128,8 @@ const struct gradients *plan_gradients(const struct plan *plan)
 {
     return plan && !is_in_mode(plan) ? plan->gradients : NULL;
 }
+
+struct ranks *plan_ranks(const struct plan *plan) { return plan ? plan->ranks : NULL; }
 
 int plan_set_value(struct plan *plan, int group, const char *name, double value)
 {
@@ -166,7 +175,7 @@ static int has_room(size_t size)
     return memory != NULL;
 }
 
-int plan_run(struct plan *plan)
+int plan_run(struct plan *plan, collective_caller call)
 {
     if (plan->on_gpu && getpid() != plan->process)
         return 0; /* Python says that no GPU survives a fork */
@@ -180,10 +189,15 @@ int plan_run(struct plan *plan)
         room = its > room ? its : room;
     }
     if (room > 0 && !has_room(room))
-        return fail(OPT_ENOMEM,
-                    "out of memory: a step needs %zu bytes more while it runs: free some, or raise the "
-                    "limit (ulimit -v)",
-                    room);
+        return plan->ranks
+                   ? 0 /* the other ranks wait: let Python try */
+                   : fail(OPT_ENOMEM,
+                          "out of memory: a step needs %zu bytes more while it runs: free some, or raise "
+                          "the limit (ulimit -v)",
+                          room);
+    int status = plan->ranks ? ranks_reduce(plan->ranks, call) : 1;
+    if (status <= 0)
+        return status;
     int threads = openmp_threads();
     for (int i = 0; i < plan->count; i++) {
         const struct operation *operation = &plan->operations[i];
@@ -205,5 +219,5 @@ int plan_run(struct plan *plan)
     }
     plan->proven = 1;
     plan->moved = plan->moves;
-    return 1;
+    return plan->ranks ? ranks_publish(plan->ranks, call) : 1;
 }

@@ -2,7 +2,7 @@
 #ifndef OPTPLUG_PLAN_H
 #define OPTPLUG_PLAN_H
 
-#include "bridge.h"
+#include "ranks.h"
 
 struct gradients;
 struct plan;
@@ -19,6 +19,9 @@ void plan_free(struct plan *plan);
 
 /* Return the host's gradients where they can be zeroed and clipped without Python now; NULL for a NULL plan, too. */
 const struct gradients *plan_gradients(const struct plan *plan);
+
+/* Return the ranks that step together; NULL if there are none. */
+struct ranks *plan_ranks(const struct plan *plan);
 
 /* Return which statement it was made from; 0 for NULL. */
 int64_t plan_serial(const struct plan *plan);
@@ -42,9 +45,9 @@ void plan_is_taken(struct plan *plan);
 /* Tell whether Python does not know of all that has changed in the plan. */
 int plan_is_ahead(const struct plan *plan);
 
-/* Make the step: 1 for success, or a status; 0 if Python is to make it, or to say why that does not go: a
+/* Make the step, calling collectives so: 1 for success, or a status; 0 if Python is to make it, or to say why that does not go: a
  * gradient is not finite, a forked process has no GPU, torch fails. */
-int plan_run(struct plan *plan);
+int plan_run(struct plan *plan, collective_caller call);
 
 /* Tell whether torch has failed in it. */
 int plan_has_failed(const struct plan *plan);

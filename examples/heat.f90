@@ -12,17 +12,17 @@ module heat
   implicit none
   private
 
-  public :: true_field, simulate, measure, misfit_and_gradient, add_roughness
+  public :: true_field, heating, simulate, measure, misfit_and_gradient, add_roughness
 
   integer, parameter, public :: n = 32 !< Cells along a side.
-  integer, parameter :: steps = 100, thermometers = 200 !< Each thermometer is read after each step.
+  integer, parameter, public :: steps = 100, thermometers = 200 !< Each thermometer is read after each step.
   real(real64), parameter, public :: duration = 0.15_real64
-  real(real64), parameter :: noise = 0.01_real64
+  real(real64), parameter, public :: noise = 0.01_real64
   real(real64), parameter :: heaters(2, 5) = reshape(real( &
     [0.2, 0.2, 0.8, 0.8, 0.2, 0.8, 0.8, 0.2, 0.5, 0.5], real64), [2, 5]) !< x and y of each.
 
-  integer :: place(2, thermometers)
-  real(real64) :: measured(thermometers, steps)
+  integer, protected, public :: place(2, thermometers)
+  real(real64), protected, public :: measured(thermometers, steps)
 
 contains
 

@@ -3,7 +3,7 @@
 python examples/pictures.py [--only NAME] [--folder docs/examples]
 
 Needs optplug[plot], and for each example what its language needs: a C, C++ or Fortran compiler, Eigen,
-Octave.  Prints what the examples print.
+Octave, MPI.  Prints what the examples print.
 """
 
 from __future__ import annotations
@@ -38,13 +38,16 @@ def read(path: pathlib.Path) -> Table:
     return {name: [float(row[name] or "nan") for row in rows] for name in rows[0]}
 
 
-def build(*sources: str) -> list[str]:
+def build(*sources: str, over_mpi: bool = False) -> list[str]:
     """Compile an example into the current folder and return the command that runs it."""
     compilers = {
         ".c": [os.environ.get("CC", "cc"), "-std=c99"],
         ".cpp": [os.environ.get("CXX", "c++"), "-std=c++17", f"-I{EIGEN}"],
         ".f90": [os.environ.get("FC", "gfortran"), f"{optplug.fortrandir()}/optplug.f90"],
     }
+    if over_mpi:
+        compilers[".c"][0], compilers[".f90"][0] = "mpicc", "mpifort"
+        compilers[".f90"].append(f"{optplug.includedir()}/optplug_mpi.f90")
     compiler = compilers[pathlib.Path(sources[-1]).suffix]
     program = str(pathlib.Path(sources[-1]).with_suffix("").resolve().name)
     files = [str(HERE / source) for source in sources]
@@ -172,10 +175,60 @@ def digits() -> Figure:
     return figure
 
 
+def digits_ranks() -> Figure:
+    """Draw the same loss on 1 to 4 ranks, and how far apart rounding errors bring them."""
+    command = build("digits_ranks.c", over_mpi=True)
+    figure, (left, right) = panels(2)
+    first: list[float] = []
+    for ranks, style in enumerate(("-", "--", "-.", ":"), 1):
+        run(
+            ["mpiexec", "-n", str(ranks), *command],
+            "AdamW(lr=2e-3)",
+            str(HERE / "data/digits.csv"),
+            "losses.csv",
+        )
+        table = read(pathlib.Path("losses.csv"))
+        losses = table["training loss"]
+        left.semilogy(table["epoch"], losses, style, label="1 rank" if ranks == 1 else f"{ranks} ranks")
+        if ranks > 1:
+            apart = [abs(a / b - 1) for a, b in zip(losses, first, strict=True)]
+            right.semilogy(table["epoch"], apart, style, color=f"C{ranks - 1}")
+        first = first or losses
+    left.set(xlabel="epoch", title="training loss")
+    left.legend()
+    right.set(xlabel="epoch", title="relative difference to 1 rank")
+    return figure
+
+
 def heat_inverse() -> Figure:
     """Draw the conductivity, true and recovered, and their difference."""
     run(build("heat.f90", "heat_inverse.f90"), str(HERE / "heat_inverse.nml"))
     return heat_inverse_plot.draw(pathlib.Path("heat_inverse.csv"))
+
+
+def heat_inverse_ranks() -> Figure:
+    """Draw the conductivity, true and as four ranks have recovered it, and the loss."""
+    command = build("heat.f90", "heat_ranks.f90", "heat_inverse_ranks.f90", over_mpi=True)
+    run(["mpiexec", "-n", "4", *command], "field.csv", "losses.csv")
+    table, losses = read(pathlib.Path("field.csv")), read(pathlib.Path("losses.csv"))
+    n = round(len(table["x"]) ** 0.5)
+    figure, (left, middle, right) = panels(3, 10.5)
+    for panel, name in ((left, "truth"), (middle, "recovered")):
+        rows = [table[name][j * n : (j + 1) * n] for j in range(n)]
+        image = panel.imshow(rows, origin="lower", extent=(0, 1, 0, 1), cmap="RdBu_r", vmin=-1.4, vmax=1.4)
+        panel.set(xlabel="x", title=name)
+    ranks = table["rank"][::n]
+    for j in range(1, n):
+        if ranks[j] != ranks[j - 1]:
+            middle.axhline(j / n, color="black", linewidth=0.8, linestyle=":")
+    left.set_ylabel("y")
+    middle.set_title("recovered, a strip on each of 4 ranks")
+    figure.colorbar(image, ax=middle)
+    for name in ("Adam", "LBFGS"):
+        right.semilogy(losses["evaluation"], losses[name], label=name)
+    right.set(xlabel="evaluations of the loss", title="loss", ylim=(None, 3))
+    right.legend()
+    return figure
 
 
 def neural_fortran() -> Figure:
@@ -196,7 +249,9 @@ def neural_fortran() -> Figure:
 
 EXAMPLES: dict[str, Callable[[], Figure]] = {
     "digits": digits,
+    "digits_ranks": digits_ranks,
     "heat_inverse": heat_inverse,
+    "heat_inverse_ranks": heat_inverse_ranks,
     "control": control,
     "map": map_of_places,
     "recurrent": recurrent,

@@ -240,10 +240,12 @@ typedef int (*opt_collective)(void *user, const char *what, const char *dtype, c
  * values.  Gradients are reduced once, by the first clip or step; changes until the step or opt_zero_grad are
  * not seen.  Your gradient arrays keep this rank's own.
  *
- * All ranks then call opt_step, opt_step_closure, opt_clip_grad_norm, opt_clip_grad_value, opt_average_get,
- * opt_average_swap, opt_schedule_step_metric, opt_save and opt_load in the same order.  At the first of these
- * they compare spec, groups, schedulers, PyTorch's version, and parameters by name: what differs is an error on
- * all, and so is what fails on one rank, wherever ranks communicate.  Element-wise steps in "Shard(0)" do not.
+ * All ranks then call opt_step, opt_step_closure, opt_iterate, opt_check_gradient, opt_clip_grad_norm,
+ * opt_clip_grad_value, opt_average_get, opt_average_swap, opt_schedule_step_metric, opt_save and opt_load in the
+ * same order.  At the first of these they compare spec, groups, schedulers, PyTorch's version, and parameters by
+ * name: what differs is an error on all, and so is what fails on one rank, wherever ranks communicate.
+ * Element-wise steps in "Shard(0)" do not, unless opt_grad_scale was called, on all ranks: found_inf of one then
+ * leaves a step out on all.
  *
  * NULL for collective: the ranks are torch.distributed's, over gloo, as torchrun starts them; pass 0 for rank
  * and size.  A world of 1 communicates nothing.  Supports the element-wise classes of torch.optim, and LBFGS. */
@@ -444,6 +446,7 @@ int opt_load_memory(int opt, const void *buffer, int64_t size);
  *   sqrt='processor'                in recorded steps, use the processor's square root, rounded correctly, in
  *                                   place of Intel's, which is PyTorch's and takes a third to a half of the
  *                                   time of a million values; every fifth float32 root differs in the last bit
+ *   timeout=300                     seconds for which ranks of torch.distributed wait for each other
  *   log='debug'                     what opt_log's function receives: 'info', 'debug', or False for nothing
  *   plans=False                     run every step through Python; 'stable' or 'direct': bypass it through
  *                                   PyTorch's stable C ABI or, a microsecond faster, its kernels' own

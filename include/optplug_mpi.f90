@@ -10,8 +10,8 @@
 !>
 !> The communicator is one of mpi_f08, or an integer of mpif.h or the module mpi; it must outlive the optimizer.
 module optplug_mpi
-  use, intrinsic :: iso_c_binding, only: c_char, c_double, c_f_pointer, c_float, c_funloc, c_int, c_int64_t, c_loc, &
-    c_null_char, c_ptr
+  use, intrinsic :: iso_c_binding, only: c_char, c_double, c_f_pointer, c_float, c_funloc, c_funptr, c_int, c_int64_t, c_loc, &
+    c_ptr
   use mpi_f08, only: MPI_Allgather, MPI_Bcast, MPI_BYTE, MPI_Comm, MPI_Comm_rank, MPI_Comm_size, MPI_Datatype, &
     MPI_DOUBLE_PRECISION, MPI_REAL, MPI_Reduce_scatter_block, MPI_SUCCESS, MPI_SUM
   use optplug, only: optimizer
@@ -50,6 +50,7 @@ contains
     integer, intent(out), optional :: stat
     character(*), intent(inout), optional :: errmsg
     type(kept), pointer :: found
+    type(c_funptr) :: function
     integer :: rank, size
 
     call MPI_Comm_rank(MPI_Comm(comm), rank)
@@ -65,7 +66,9 @@ contains
       found%next => all_kept
       all_kept => found
     end if
-    call opt%distribute(placement, c_funloc(collective), c_loc(found%comm), rank, size, stat, errmsg)
+    ! In a variable, since gfortran has the address of a constant in memory that no loader may write to.
+    function = c_funloc(collective)
+    call opt%distribute(placement, function, c_loc(found%comm), rank, size, stat, errmsg)
   end subroutine
 
   !> An opt_collective of optplug.h.
@@ -131,8 +134,8 @@ contains
 
   !> Have the sums of what the ranks have for this one; more than MPI counts fail.
   integer(c_int) function reduced(send, receive, count, type, comm) result(status)
-    type(*), intent(in) :: send(*)
-    type(*), intent(inout) :: receive(*)
+    type(*), intent(in) :: send(..)
+    type(*), intent(inout) :: receive(..)
     integer(c_int64_t), intent(in) :: count
     type(MPI_Datatype), intent(in) :: type
     type(MPI_Comm), intent(in) :: comm

@@ -18,6 +18,7 @@ class Comm:
 
     def __init__(self, shared: dict[str, Any], rank: int, size: int) -> None:
         self._shared, self._rank, self._size = shared, rank, size
+        self._thread = threading.get_ident()
         #: What was called, with how many bytes of one rank's part.
         self.calls: list[tuple[str, int]] = []
 
@@ -28,6 +29,7 @@ class Comm:
         return self._size
 
     def _all(self, send: np.ndarray) -> list[np.ndarray]:
+        assert threading.get_ident() == self._thread, "not the thread that called optplug"
         self._shared["wait"]()
         self._shared[self._rank] = send
         self._shared["wait"]()
@@ -90,7 +92,9 @@ def made(spec: str, placement: str, comm: Comm | None) -> Optimizer:
 
 
 def drawn(seed: int, shape: tuple[int, ...], dtype: str) -> np.ndarray:
-    return np.random.default_rng(seed).standard_normal(shape).astype(dtype)
+    generator = np.random.default_rng(seed)
+    values = generator.standard_normal(shape)
+    return (values + 1j * generator.standard_normal(shape) if "complex" in dtype else values).astype(dtype)
 
 
 def rosenbrock(w, dw):

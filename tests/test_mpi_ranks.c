@@ -178,6 +178,8 @@ static void costs(void)
     CHECK(opt_bind(opt, "w", "float64", 50, w, dw) == OPT_OK);
     for (int i = 0; i < 50; i++)
         dw[i] = 1;
+    for (int i = 0; i < 4; i++) /* from then on without Python */
+        CHECK(opt_clip_grad_norm(opt, 1000, 2, 0, NULL) == OPT_OK && opt_step(opt) == OPT_OK);
     CHECK(opt_clip_grad_norm(opt, 1, 2, 0, &norm) == OPT_OK);
     CHECK(fabs(norm - sqrt(50 * ranks)) < 1e-12);
     for (int i = 0; i < 300; i++) {
@@ -187,7 +189,7 @@ static void costs(void)
         best = took < best ? took : best;
     }
     if (rank == 0)
-        printf("a clip of 50 values over %d ranks: %.0f us\n", ranks, 1e6 * best);
+        printf("a clip of 50 values over %d ranks: %.1f us\n", ranks, 1e6 * best);
     CHECK(opt_free(opt) == OPT_OK);
 }
 

@@ -228,27 +228,12 @@ def test_a_world_of_one_is_as_if_it_were_none():
         ),
         (
             lambda o, c: (
-                o.distribute("Replicate()", c),
-                o.bind("a", np.ones(2, complex), np.ones(2, complex)),
-            ),
-            "complex numbers",
-        ),
-        (
-            lambda o, c: (
                 o.distribute("Shard(0)", c),
                 o.bind_sparse(
                     "a", np.ones((2, 2)), np.ones(1, "int64"), np.ones(1, "int64"), np.ones((1, 2))
                 ),
             ),
             "sparse rows over ranks",
-        ),
-        (
-            lambda o, c: (o.distribute("Shard(0)", c), o.iterate(0.0)),
-            "opt_iterate after opt_distribute is not built",
-        ),
-        (
-            lambda o, c: (o.distribute("Shard(0)", c), o.grad_scale(None, None)),
-            "opt_grad_scale after opt_distribute is not built",
         ),
     ],
 )

@@ -147,7 +147,7 @@ def py_group(opt, options):
 
 @callback
 def py_distribute(opt, placement, collective, user, rank, size):
-    run = None if collective == ffi.NULL else host.collective_of(collective, user)
+    run = None if collective == ffi.NULL else host.HostCollective(collective, user)
     optimizers[opt].distribute(host.text("placement", placement), run, rank, size)
     log.info(f"opt={opt}: {host.text('placement', placement)}, rank {rank} of {size}")
 
@@ -287,7 +287,8 @@ def py_zero_grad(opt):
 @changes_plan
 @on_streams
 def py_clip_grad_norm(opt, max_norm, norm_type, error_if_nonfinite, total_norm):
-    norm = optimizers[opt].clip_grad_norm(max_norm, norm_type, bool(error_if_nonfinite))
+    is_error, is_told = bool(error_if_nonfinite & 1), bool(error_if_nonfinite & 2)
+    norm = optimizers[opt].clip_grad_norm(max_norm, norm_type, is_error, is_told)
     if total_norm != ffi.NULL:
         total_norm[0] = float(norm)
 

@@ -7,9 +7,10 @@ differences themselves can be trusted.
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -23,6 +24,8 @@ from optplug.torch_private import grad_mode
 
 #: How many values of all parameters are checked one by one, and of each parameter at least and at the most.
 _VALUES, _LEAST, _MOST = 50, 2, 20
+#: Makes a parameter's gradient the one of the whole loss, of which a rank may have a part.
+Whole = Callable[[Parameter, np.ndarray], np.ndarray]
 #: What is meant by the usual ratios of a gradient to the derivative.
 _RATIOS = {
     -1.0: "has the opposite sign of the derivative of the loss",
@@ -100,6 +103,78 @@ class _Values:
         return f"at [{', '.join(map(str, indices))}]{part}" if indices else f"at its value{part}"
 
 
+def _as_it_is(_: Parameter, gradient: np.ndarray) -> np.ndarray:
+    return gradient
+
+
+def _always(_: Parameter) -> bool:
+    return True
+
+
+class Check:
+    """One check of some parameters' gradients, which leaves their arrays as they were."""
+
+    def __init__(self, parameters: Iterable[Parameter]) -> None:
+        self._values = [_Values(p) for p in parameters]
+        self._gradients: list[np.ndarray] = []
+        self._found: list[list[_Found]] = [[] for _ in self._values]
+
+    @contextlib.contextmanager
+    def moving(self) -> Iterator[None]:
+        """Let a block move values."""
+        with grad_mode(False):
+            try:
+                yield
+            finally:
+                for v in self._values:
+                    v.restore()
+
+    def evaluate(self, closure: Callable[[], float], whole: Whole = _as_it_is) -> None:
+        """Have the gradients, once it is known that there is something to compare."""
+        self._gradients = _evaluate_twice(self._values, closure, whole)
+
+    def compare(self, closure: Callable[[], float], which: Callable[[Parameter], bool] = _always) -> None:
+        """Compare values one by one, and, where these are not all, along a direction."""
+        for v, gradient, found in self._chosen(which):
+            _compare_some(v, gradient, closure, self._share(), found)
+            if len(found) < gradient.size:
+                found.append(_along(v, gradient, closure, gradient.size, float))
+
+    def compare_some(
+        self, closure: Callable[[], float], which: Callable[[Parameter], bool], part: slice
+    ) -> None:
+        """Compare a part's share of the values that are compared one by one."""
+        count = len(range(self._share())[part])
+        for v, gradient, found in self._chosen(which):
+            _compare_some(v, gradient, closure, count, found)
+
+    def compare_along(
+        self, closure: Callable[[], float], which: Callable[[Parameter], bool], add: Callable[[float], float]
+    ) -> None:
+        """Compare along a direction in which all parts move; ``add`` adds up a number of each."""
+        for v, gradient, found in self._chosen(which):
+            found.append(_along(v, gradient, closure, add(gradient.size), add))
+
+    def judge(self) -> float:
+        """Return the largest relative error of what was compared.
+
+        Raises:
+            ValueError: a gradient is not the derivative of the loss; what it seems to be instead, where that
+                is known.
+        """
+        for v, gradient, found in self._chosen(_always):
+            _judge(v, gradient, found)
+        return max(map(_error, self._found), default=0.0)
+
+    def _chosen(self, which: Callable[[Parameter], bool]) -> list[tuple[_Values, np.ndarray, list[_Found]]]:
+        everything = zip(self._values, self._gradients, self._found, strict=True)
+        return [one for one in everything if which(one[0].parameter)]
+
+    def _share(self) -> int:
+        """Return how many values of each parameter are compared one by one."""
+        return min(max(_VALUES // max(len(self._values), 1), _LEAST), _MOST)
+
+
 def check(parameters: Parameters, closure: Callable[[], float]) -> float:
     """Compare the gradients that a closure makes with differences of its losses, at the values as they are.
 
@@ -112,17 +187,11 @@ def check(parameters: Parameters, closure: Callable[[], float]) -> float:
         ValueError: a gradient is not the derivative of the loss, or the loss cannot be differenced; what it
             seems to be instead, where that is known.
     """
-    values = [_Values(p) for p in parameters]
-    with grad_mode(False):
-        try:
-            gradients = _evaluate_twice(values, closure)
-            found = [_compare(v, g, closure, _share(values)) for v, g in zip(values, gradients, strict=True)]
-        finally:
-            for v in values:
-                v.restore()
-    for v, gradient, its in zip(values, gradients, found, strict=True):
-        _judge(v, gradient, its)
-    return max((_error(its) for its in found), default=0.0)
+    this = Check(parameters)
+    with this.moving():
+        this.evaluate(closure)
+        this.compare(closure)
+    return this.judge()
 
 
 def _error(found: Sequence[_Found]) -> float:
@@ -132,17 +201,14 @@ def _error(found: Sequence[_Found]) -> float:
     return float(np.linalg.norm(given - differences)) / length if length else 0.0
 
 
-def _share(values: Sequence[_Values]) -> int:
-    """Return how many values of each parameter are checked."""
-    return min(max(_VALUES // max(len(values), 1), _LEAST), _MOST)
-
-
-def _evaluate_twice(values: Sequence[_Values], closure: Callable[[], float]) -> list[np.ndarray]:
+def _evaluate_twice(
+    values: Sequence[_Values], closure: Callable[[], float], whole: Whole
+) -> list[np.ndarray]:
     """Return the gradients of all parameters, once it is known that there is something to compare."""
     loss = _loss(closure)
-    gradients = [v.gradient() for v in values]
+    gradients = [whole(v.parameter, v.gradient()) for v in values]
     again = _loss(closure)
-    seconds = [v.gradient() for v in values]
+    seconds = [whole(v.parameter, v.gradient()) for v in values]
     epsilon = max((v.epsilon for v in values), default=0.0)
     if abs(loss - again) > 100 * epsilon * max(abs(loss), abs(again)):
         raise ValueError(
@@ -168,24 +234,29 @@ def _loss(closure: Callable[[], float]) -> float:
     return loss
 
 
-def _compare(v: _Values, gradient: np.ndarray, closure: Callable[[], float], most: int) -> list[_Found]:
-    """Compare values of a parameter one by one, and, where these are not all, along a direction."""
-    found = []
+def _compare_some(
+    v: _Values, gradient: np.ndarray, closure: Callable[[], float], most: int, found: list[_Found]
+) -> None:
+    """Compare values of a parameter one by one."""
     for index in _indices(gradient, most):
         place = tuple(map(int, np.unravel_index(index, v.view.shape)))
         # A value that is large beside the others has a distance of its own.
         distance = v.relative * max(abs(float(v.before[place])), v.scale)
         move = functools.partial(v.move_one, place)
-        found.append(
-            _difference(v, gradient[index : index + 1], move, distance, closure, v.place(index), index)
-        )
+        slope = gradient[index : index + 1]
+        found.append(_difference(v, slope, move, distance, closure, v.place(index), index, float))
         v.view[place] = v.before[place]
-    if len(found) < gradient.size:
-        signs = np.random.default_rng(0).choice([-1.0, 1.0], size=gradient.size).reshape(tuple(v.view.shape))
-        move = functools.partial(v.move_all, torch.as_tensor(signs).to(v.view))
-        distance = v.relative * v.scale / math.sqrt(gradient.size)
-        found.append(_difference(v, gradient, move, distance, closure, "along a random direction", -1))
-        v.view.copy_(v.before)
+
+
+def _along(
+    v: _Values, gradient: np.ndarray, closure: Callable[[], float], size: float, add: Callable[[float], float]
+) -> _Found:
+    """Compare along a direction, of as many values as are in all parts of the parameter."""
+    signs = np.random.default_rng(0).choice([-1.0, 1.0], size=gradient.size).reshape(tuple(v.view.shape))
+    move = functools.partial(v.move_all, torch.as_tensor(signs).to(v.view))
+    distance = v.relative * v.scale / math.sqrt(max(size, 1))
+    found = _difference(v, gradient, move, distance, closure, "along a random direction", -1, add)
+    v.view.copy_(v.before)
     return found
 
 
@@ -194,7 +265,7 @@ def _indices(gradient: np.ndarray, most: int) -> Iterator[int]:
     if gradient.size <= most:
         yield from range(gradient.size)
         return
-    largest = np.argsort(-np.abs(gradient), kind="stable")[: most // 2]
+    largest = np.argsort(-np.abs(gradient), kind="stable")[: (most + 1) // 2]
     others = np.random.default_rng(0).choice(gradient.size, most, replace=False)
     others = others[~np.isin(others, largest)][: most - len(largest)]
     yield from map(int, np.sort(np.concatenate([largest, others])))
@@ -208,23 +279,25 @@ def _difference(
     closure: Callable[[], float],
     where: str,
     index: int,
+    add: Callable[[float], float],
 ) -> _Found:
     """Compare the derivative in a direction with differences of the loss.
 
     Args:
         slope: the gradient of what is moved.
         move: moves values that far, and returns where they are then.
+        add: adds up a number of each part that is moved.
     """
     given, differences, noise = 0.0, [], 0.0
     for h in (distance, distance / 2):
         at_above, above = move(h), _loss(closure)
         at_below, below = move(-h), _loss(closure)
         way = at_above - at_below  # as it is after rounding
-        length = float(np.linalg.norm(way))
+        length = math.sqrt(add(float(np.linalg.norm(way)) ** 2))
         if not length:
             raise ValueError(f"parameter {shown(v.parameter.name)}: {where} it is too large for differences")
         differences.append((above - below) / length)
-        given = float(slope @ way) / length
+        given = add(float(slope @ way)) / length
         noise = v.epsilon * (abs(above) + abs(below)) / length
     coarse, fine = differences
     return _Found(where, index, given, (4 * fine - coarse) / 3, abs(fine - coarse) + noise)

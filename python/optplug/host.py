@@ -103,7 +103,7 @@ _doubles = ffi.typeof("double[]")
 _UNSET = struct.unpack("=Q", b"unset\0\xf8\x7f" if sys.byteorder == "little" else b"\x7f\xf8\0unset")[0]
 
 
-_call_function = table.call
+_call_function, _call_collective = table.call, table.collective
 
 
 def _call(what: str, function: Any, user: Any, values: Any) -> None:
@@ -136,21 +136,26 @@ def closure_of(function: Any, user: Any) -> Callable[[], float]:
     return evaluate
 
 
-def collective_of(function: Any, user: Any) -> Callable[[str, Tensor, Tensor], None]:
-    """Return a collective of the host's as Python calls it, of one contiguous tensor into another."""
-    run = table.collective
+class HostCollective:
+    """A collective of the host's as Python calls it, of one contiguous tensor into another.
 
-    def collective(what: str, send: Tensor, receive: Tensor) -> None:
+    Args:
+        function, user: by which C calls it without Python.
+    """
+
+    def __init__(self, function: Any, user: Any) -> None:
+        self.function, self.user = function, user
+
+    def __call__(self, what: str, send: Tensor, receive: Tensor) -> None:
+        """Make it."""
         addresses = [ffi.cast("void *", t.data_ptr()) for t in (send, receive)]
         count, dtype = min(send.numel(), receive.numel()), name_of(send.dtype)
-        status = run(function, user, what.encode(), dtype.encode(), *addresses, count)
+        status = _call_collective(self.function, self.user, what.encode(), dtype.encode(), *addresses, count)
         if status != 0:
             raise HostError(
                 f"the host's collective {what!r} failed with status {status}",
                 status if status < 0 else lib.OPT_EINVAL,
             )
-
-    return collective
 
 
 def factor_of(function: Any, user: Any) -> schedules.Function:

@@ -49,6 +49,7 @@ class Hosted:
         master_weights: whether parameters in half precision are stepped in float32: see `kinds.Mastered`.
         check_ranks: whether ranks compare each call that all of them make.
         seed, undo: those of classes outside torch: see `options.OptimizerOptions`.
+        timeout: seconds for which ranks of torch.distributed wait for each other.
 
     Raises:
         ValueError: the spec cannot be read, names no optimizer, or PyTorch refuses a hyperparameter.
@@ -65,6 +66,7 @@ class Hosted:
         check_ranks: bool = False,
         seed: int = 0,
         undo: bool = True,
+        timeout: float = 300,
     ) -> None:
         try:
             self.recipe = recipe.read(text, third_party)
@@ -95,6 +97,7 @@ class Hosted:
         self._build = functools.partial(building.build, self.recipe, self.parameters, self.draws)
         self._scale = Scale()
         self._iteration: Iteration | None = None
+        self._timeout = timeout
         #: Those that step it together, where there are several.
         self.ranks: Ranks | None = None
         self._check_ranks = check_ranks
@@ -152,7 +155,7 @@ class Hosted:
         if size == 1:
             return  # it is as if nobody had called this
         if self.ranks is None:
-            world = World(collective, rank, size) if collective else torchs(rank, size)
+            world = World(collective, rank, size) if collective else torchs(rank, size, self._timeout)
             if world.size == 1:
                 return
             world.is_checked = self._check_ranks
@@ -192,6 +195,7 @@ class Hosted:
 
         if self.ranks is not None and self.ranks.meet(what, run):
             self.planner.makes_plans = self.planner.makes_plans and not self.ranks.reason
+            self.planner.together = self.ranks.together
 
     # ---- hyperparameters ----
 

@@ -35,12 +35,13 @@ class Iteration:
         #: What the step has returned.
         self.result = math.nan
         self._step, self._prepare = step, prepare
-        self._to_host: SimpleQueue[bool | BaseException] = SimpleQueue()
+        self._to_host: SimpleQueue[bool | BaseException | Callable[[], None]] = SimpleQueue()
         self._to_step: SimpleQueue[float | None] = SimpleQueue()
+        self._done: SimpleQueue[BaseException | None] = SimpleQueue()  # work that the host's thread has done
         self._thread = threading.Thread(target=self._run, name="optplug.iterate", daemon=True)
         self._warnings: SimpleQueue[str] = SimpleQueue()  # made in the thread, for the host's to read
         self._process = os.getpid()
-        self._started = False
+        self._started = self._is_abandoned = False
 
     def resume(self, loss: float) -> bool:
         """Go on with the loss that was wanted; the first time none was, and it is ignored.
@@ -64,7 +65,8 @@ class Iteration:
                     f"{self.called} makes a thread, and this process can make none more: raise the limit "
                     f"(ulimit -u, ulimit -v), or call {self._instead}"
                 ) from error
-        message = self._to_host.get()
+        while callable(message := self._to_host.get()):
+            self._done.put(_error_of(message))
         while not self._warnings.empty():
             caught.pass_on(self._warnings.get())
         if isinstance(message, BaseException):
@@ -74,8 +76,21 @@ class Iteration:
     def abandon(self) -> None:
         """End the step where it is."""
         if os.getpid() == self._process:
+            self._is_abandoned = True
             self._to_step.put(None)
             self._thread.join()
+
+    def in_host(self, work: Callable[[], None]) -> None:
+        """Do some work in the host's thread, which alone may communicate, if this is the step's."""
+        if threading.current_thread() is not self._thread:
+            work()
+            return
+        if self._is_abandoned:
+            raise _AbandonedError
+        self._to_host.put(work)
+        error = self._done.get()
+        if error is not None:
+            raise error
 
     def _run(self) -> None:
         try:
@@ -92,3 +107,11 @@ class Iteration:
         if loss is None:
             raise _AbandonedError
         return loss
+
+
+def _error_of(work: Callable[[], None]) -> BaseException | None:
+    try:
+        work()
+    except BaseException as error:
+        return error
+    return None

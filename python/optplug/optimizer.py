@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from optplug import gradient_check, methods, schedules, stopping
+from optplug import check_over_ranks, gradient_check, methods, schedules, stopping
 from optplug.averages import Average
 from optplug.errors import StateError
 from optplug.hosted import Hosted
@@ -59,7 +59,7 @@ class HostedOptimizer(Hosted):
             with self._ready("opt_step") as optimizer, self._undo.of_others(optimizer, is_first=True):
                 self._gather()
                 self.planner.check_state(optimizer)
-                if self._scale.apply(optimizer, self.parameters, False):
+                if self._scales().apply(optimizer, self.parameters, False):
                     with self._undo.on_error(optimizer, True, False, False, self._build):
                         optimizer.step()
                     self.run.stepped = True
@@ -68,8 +68,11 @@ class HostedOptimizer(Hosted):
 
     def _step_again(self, optimizer: torch.optim.Optimizer) -> None:
         self._gather()
-        if self._scale.apply(optimizer, self.parameters, self.planner.has_recorded):
+        if self._scales().apply(optimizer, self.parameters, self.planner.has_recorded):
             self.planner.step(optimizer, self.parameters, self._scale)
+
+    def _scales(self) -> Scale:
+        return self.ranks.scale(self._scale) if self.ranks and self._scale else self._scale
 
     def step_closure(self, closure: Callable[[], float]) -> float:
         """Make one step with a function that computes loss and gradients, and return its first loss.
@@ -92,15 +95,25 @@ class HostedOptimizer(Hosted):
             True if it wants to be called again with the loss, and with gradients, at the parameters as
             they are now; False if the step is made.
         """
-        self.check_alone("opt_iterate", "call opt_step_closure")
         if self._iteration is None:
+            self.meet("opt_iterate")
             self._check_unscaled("opt_iterate")
             with self._ready("opt_iterate") as optimizer:
                 self._compare_values()
                 called = "opt_iterate", "opt_step_closure"
-                self._iteration = Iteration(called, lambda f: self._step_closure(optimizer, f), prepare)
+                self._begin(called, lambda closure: self._step_closure(optimizer, closure), prepare)
                 self.planner.forget()  # until the step is made, opt_step is an error
         return self._resume("opt_iterate", loss) is None
+
+    def _begin(
+        self,
+        called: tuple[str, str],
+        work: Callable[[Callable[[], float]], float],
+        prepare: Callable[[], None],
+    ) -> None:
+        self._iteration = Iteration(called, work, prepare)
+        if self.ranks:
+            self.ranks.world.caller = self._iteration.in_host
 
     def _resume(self, what: str, loss: float) -> float | None:
         assert self._iteration
@@ -114,20 +127,24 @@ class HostedOptimizer(Hosted):
 
     def check_gradient(self, closure: Callable[[], float]) -> float:
         """Compare a closure's gradients with differences of its losses: see `gradient_check`."""
+        self.meet("opt_check_gradient")
         self._check_bound("opt_check_gradient")
-        self.check_alone("opt_check_gradient", "check it in one process")
         self._check_unscaled("opt_check_gradient")
+        return self._check_gradient(closure)
+
+    def _check_gradient(self, closure: Callable[[], float]) -> float:
+        if self.ranks:
+            return check_over_ranks.check(self.ranks, self.parameters, closure)
         return gradient_check.check(self.parameters, closure)
 
     def check_gradient_iterate(self, loss: float, prepare: Callable[[], None]) -> float | None:
         """Make the same check by reverse communication, and return None where a loss is wanted."""
         what = "opt_check_gradient_iterate"
         if self._iteration is None:
+            self.meet(what)
             self._check_bound(what)
-            self.check_alone(what, "check it in one process")
             self._check_unscaled(what)
-            check = functools.partial(gradient_check.check, self.parameters)
-            self._iteration = Iteration((what, "opt_check_gradient"), check, prepare)
+            self._begin((what, "opt_check_gradient"), self._check_gradient, prepare)
             self.planner.pause()  # until it is made, opt_step is an error
         return self._resume(what, loss)
 
@@ -183,14 +200,19 @@ class HostedOptimizer(Hosted):
         if grads:
             foreach_zero_(grads)
 
-    def clip_grad_norm(self, max_norm: float, norm_type: float, error_if_nonfinite: bool) -> Tensor:
+    def clip_grad_norm(
+        self, max_norm: float, norm_type: float, error_if_nonfinite: bool, is_told: bool = False
+    ) -> Tensor:
         """Scale all gradients so that their norm is ``max_norm`` at the most, and return what it was.
 
         ``torch.nn.utils.clip_grad_norm_``, with its arguments; of long gradients the norm is `norms`' own.
         """
         if self.ranks:
             self.meet("opt_clip_grad_norm")
-            return self.ranks.clip_grad_norm(max_norm, norm_type, error_if_nonfinite)
+            total = self.ranks.clip_grad_norm(max_norm, norm_type, error_if_nonfinite, is_told)
+            if self.planner.together():
+                self.planner.clip(self.parameters)
+            return total
         total = clip_grad_norm_(self.parameters.clippable(), max_norm, norm_type, error_if_nonfinite)
         self.planner.clip(self.parameters)
         return total
@@ -211,11 +233,12 @@ class HostedOptimizer(Hosted):
         Both are read when a step runs: ``torch.amp.GradScaler`` does the same.
         """
         self._check_idle("opt_grad_scale")
-        self.check_alone("opt_grad_scale", "scale the gradients yourself")
         self._scale = Scale(scale, found_inf)
         if self.run.built:
             take_away(self.run.built)
         self.planner.forget()
+        if self.ranks and self._scale:
+            self.planner.refuse("ranks agree on their scales")
 
     # ---- schedules ----
 

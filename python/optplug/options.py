@@ -12,6 +12,7 @@ from optplug.log import LEVELS
 from optplug.spec import shown
 
 _MOST_SEED = 2**32 - 1  # numpy's
+_MOST_TIMEOUT = 10**6  # seconds: eleven days
 
 
 def _read(text: str, names: Iterable[str]) -> dict[str, Any]:
@@ -88,6 +89,8 @@ class OptimizerOptions:
     seed: int = 0
     #: Whether a step of such a class that fails is undone.
     undo: bool = True
+    #: Seconds for which ranks of torch.distributed wait for each other.
+    timeout: float = 300
 
     def arguments(self) -> dict[str, Any]:
         """Return those of `HostedOptimizer` that say the same."""
@@ -136,6 +139,9 @@ def read_init(text: str, before: OptimizerOptions) -> InitOptions:
         elif name == "seed":
             if type(value) is not int or not 0 <= value <= _MOST_SEED:
                 raise ValueError(f"seed must be a whole number from 0 to 2**32 - 1, got {shown(value)}")
+        elif name == "timeout":
+            if type(value) not in (int, float) or not 0 < value <= _MOST_TIMEOUT:
+                raise ValueError(f"timeout must be seconds from 0 to {_MOST_TIMEOUT}, got {shown(value)}")
         elif name != "sqrt":
             _check_bool(name, value, *(("stable", "direct") if name == "plans" else ()))
         elif value not in ("torch", "processor"):

@@ -34,7 +34,10 @@ def norm(norms: Iterable[float], norm_type: float) -> float:
     top = largest(norms)
     if norm_type == math.inf or not 0 < top < math.inf:
         return top
-    return top * add((n / top) ** norm_type for n in norms) ** (1 / norm_type)
+    ratios = [n / top for n in norms]
+    if norm_type == 2:  # without pow, whose last bits are each library's own
+        return top * math.sqrt(add(ratio * ratio for ratio in ratios))
+    return top * add(ratio**norm_type for ratio in ratios) ** (1 / norm_type)
 
 
 class OverRanks(TorchFunctionMode):
@@ -47,6 +50,10 @@ class OverRanks(TorchFunctionMode):
     def __init__(self, world: World) -> None:
         super().__init__()
         self._world = world
+        # A difference of vectors; once multiplied by another one, its product with itself, and its version.
+        self._difference: Tensor | None = None
+        self._square: Tensor | None = None
+        self._version = 0
 
     def __torch_function__(
         self, function: Callable[..., Any], types: Any, args: Any = (), kwargs: Any = None
@@ -55,8 +62,10 @@ class OverRanks(TorchFunctionMode):
         if not args or not isinstance(args[0], Tensor) or args[0].dim() != 1:
             return function(*args, **given)
         is_plain = len(args) == 1 and not given
-        if function is Tensor.dot or (function is Tensor.sum and is_plain):
-            return self._reduced(function(*args, **given), add)
+        if function is Tensor.dot and not given:
+            return self._dot(*args)
+        if function is Tensor.sum and is_plain:
+            return self._reduced(function(args[0]), add)
         if function is Tensor.max and is_plain:
             part = args[0]
             return self._reduced(function(part) if part.numel() else part.new_full((), -math.inf), largest)
@@ -67,7 +76,23 @@ class OverRanks(TorchFunctionMode):
                 f"this PyTorch's LBFGS calls {name}, which optplug does not know how to compute over ranks: "
                 "use another version of PyTorch"
             )
+        if function is Tensor.sub:
+            self._difference, self._square = result, None
         return result
+
+    def _dot(self, a: Tensor, b: Tensor) -> Tensor:
+        """Multiply two vectors; a difference by itself as well, which LBFGS asks for next."""
+        if a is not self._difference:
+            return self._reduced(a.dot(b), add)
+        if a is not b:
+            part = a.dot(b)
+            rows = self._world.numbers(part.item(), a.dot(a).item())
+            product, self._square = (part.new_tensor(add(column)) for column in zip(*rows, strict=True))
+            self._version = a._version
+            return product
+        if self._square is None or self._version != a._version:
+            return self._reduced(a.dot(a), add)
+        return self._square
 
     def _reduced(self, part: Tensor, reduce: Callable[[Iterable[float]], float]) -> Tensor:
         value = part.item()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable
 from typing import Any
 
@@ -36,6 +37,8 @@ class Planner:
         self.makes_plans = makes_plans
         #: Whether gradients are clipped before steps.
         self.clips = False
+        #: States what steps and clipping send to other ranks; None: there are none, or only Python can do it.
+        self.together: Callable[[], plans.Together | None] = lambda: None
         #: The next step without Python, where it can be made so.
         self.plan: plans.Plan | None = None
         #: Whether those are what torch has an operator for.
@@ -71,11 +74,20 @@ class Planner:
     def clip(self, parameters: Parameters) -> None:
         """State how gradients are clipped, too, from now on."""
         if self.plan and not self.clips:
-            self.plan = self._whole(plans.Plan(self.plan.operations, followers.gradients(parameters, True)))
+            self.plan = self._whole(plans.Plan(self.plan.operations, self._gradients(parameters, True)))
         self.clips = True
 
+    def _gradients(self, parameters: Parameters, clips: bool) -> plans.Gradients | None:
+        together, stated = self.together(), followers.gradients(parameters, clips)
+        if together is None or stated is None:
+            return stated
+        if together.exchanges:
+            return None
+        return dataclasses.replace(stated, tensors=[t for t in stated.tensors if t.numel()])
+
     def _whole(self, plan: plans.Plan) -> plans.Plan:
-        """Return a plan with what is known of the schedulers."""
+        """Return a plan with what is known of the schedulers, and of other ranks."""
+        plan.together = self.together()
         schedule = self.schedule_records.schedule
         if schedule:
             plan.schedulers = schedule.stated(plan)
@@ -193,7 +205,7 @@ class Planner:
             averaging = followers.average(run.average, [p.tensor.detach() for p in parameters])
         if averaging is None:
             return None
-        gradients = followers.gradients(parameters, self.clips)
+        gradients = self._gradients(parameters, self.clips)
         plan = plans.stated(operations, parameters.mastered(), averaging, gradients)
         return self._whole(plan) if plan else None
 

@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from optplug import kinds
@@ -29,6 +30,7 @@ from optplug.spec import shown
 from optplug.torch_private import has_hooks, schema_arguments
 
 Group = dict[str, Any]
+Array = NDArray[Any]
 
 
 _serials = itertools.count(1)
@@ -163,6 +165,32 @@ class Gradients:
 
 
 @dataclass(frozen=True)
+class Slice:
+    """A parameter that all ranks have whole, and each steps a slice of: see `optplug_slice`."""
+
+    length: int
+    data: Tensor
+    grad: Tensor
+    reduction: int
+    reduced: Tensor
+
+
+@dataclass(frozen=True)
+class Together:
+    """Ranks that step together, and what they send: see `optplug_ranks`."""
+
+    rank: int
+    size: int
+    function: Any
+    user: Any
+    state: Array
+    sent: Array
+    table: Array
+    #: Slices of one dtype, room for what is sent and received, and the operation that divides as torch does.
+    exchanges: Sequence[tuple[Sequence[Slice], Sequence[Tensor], int]]
+
+
+@dataclass(frozen=True)
 class Rate:
     """A hyperparameter that may be set in the plan alone, to any finite value from low to high."""
 
@@ -188,6 +216,7 @@ class Plan:
     def __init__(self, operations: list[Operation], gradients: Gradients | None = None) -> None:
         self.operations, self.gradients = operations, gradients
         self.schedulers: Schedulers | None = None
+        self.together: Together | None = None
         #: By which C knows whether the plan that it has is this one.
         self.serial = next(_serials)
         self._shape = self._current_shape()

@@ -15,6 +15,7 @@ import math
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any, cast
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -24,10 +25,12 @@ from optplug.buffers import layout_of, name_of
 from optplug.errors import NonFiniteError, StateError
 from optplug.kinds import Grad, Parameter, SparseGrad
 from optplug.options import CheckpointOptions
-from optplug.over_ranks import OverRanks, add, norm
+from optplug.over_ranks import OverRanks, add, largest, norm
 from optplug.parameters import Parameters, make
+from optplug.plans import Together
 from optplug.recipe import Recipe
 from optplug.run import Run
+from optplug.scaling import Scale
 from optplug.sliced import Exchange, Sliced
 from optplug.spec import Call, shown
 from optplug.wholes import Wholes, told
@@ -87,10 +90,13 @@ class Ranks:
         self.world = world
         self._recipe, self._parameters = recipe, parameters
         self._checks_gradients = checks_gradients
-        self._exchange = Exchange(world)
+        #: What moves the gradients and values of parameters that all ranks have.
+        self.exchange = Exchange(world)
         self._placement, self._placements = "", dict[str, str]()
         self._blocks = dict[str, Block]()
         self._is_agreed = False
+        self._table = np.zeros(5 * (world.size + 1))  # room for C's numbers
+        self._found_inf = torch.zeros(())  # of all ranks: the same tensor for good, as steps are made again
         self._loaded: Wholes | None = None
 
     # ---- parameters ----
@@ -125,7 +131,7 @@ class Ranks:
                 f"parameter {shown(name)}: LBFGS wants C order, got {layout_of(data)}: bind it flat"
             )
         else:
-            made = Sliced(name, data, grad, PLACEMENTS[self._placement], self._exchange)
+            made = Sliced(name, data, grad, PLACEMENTS[self._placement], self.exchange)
         self._placements[name] = self._placement
         return made
 
@@ -149,15 +155,39 @@ class Ranks:
         """Why steps run by Python; "" if they need not."""
         if self.world.is_checked:
             return "check_ranks compares every call"
-        if self._recipe.is_lbfgs or self.sliced():
+        if self._recipe.is_lbfgs or (self.sliced() and self.together() is None):
             return "they communicate with other ranks"
         return "ranks agree on errors of gradients" if self._checks_gradients else ""
+
+    def together(self) -> Together | None:
+        """State for C what steps and clipping send; None if only Python can do it."""
+        if self.world.is_checked:
+            return None
+        function = getattr(self.world.collective, "function", None)
+        sliced = self.sliced()
+        exchanges = (
+            self.exchange.stated(sliced) if function is not None and not self._checks_gradients else None
+        )
+        if exchanges is None:
+            return None
+        user = self.world.collective.user  # type: ignore[attr-defined]
+        return Together(
+            self.world.rank,
+            self.world.size,
+            function,
+            user,
+            self.exchange.state,
+            self.world.sent,
+            self._table,
+            exchanges,
+        )
 
     def describe(self) -> list[str]:
         """Say which rank this is, and where parameters lie."""
         world = self.world
         where = [f"placement {name!r}: {placement}" for name, placement in self._placements.items()]
-        sent = f"{world.calls} collectives, {world.bytes} bytes sent to each other rank"
+        calls, sent_bytes = map(int, world.sent)
+        sent = f"{calls} collectives, {sent_bytes} bytes sent to each other rank"
         return [f"rank: {world.rank} of {world.size}, {sent}", *where]
 
     # ---- agreement ----
@@ -311,9 +341,11 @@ class Ranks:
             look()
         except Exception as found:
             error = found
-        reduces = [p for p in self.sliced() if p.reduction] if not self._exchange.is_reduced else []
+        if self.exchange.takes_failure():
+            self.world.fail(error)
+        reduces = [p for p in self.sliced() if p.reduction] if not self.exchange.is_reduced else []
         if reduces:
-            failed = self._exchange.reduce(reduces, error is not None)
+            failed = self.exchange.reduce(reduces, error is not None)
             if failed:
                 self.world.fail(error)
         elif error is not None and not self._checks_gradients:
@@ -326,12 +358,34 @@ class Ranks:
                     )
             self.world.exchange(error)
 
+    def scale(self, scale: Scale) -> Scale:
+        """Return the scale of all ranks, which must be one, and leaves a step out if it does so on any.
+
+        Raises:
+            ValueError: they differ.
+        """
+        mine = (0.0 if number is None else number.item() for number in scale.numbers())
+        factors, found_inf = zip(*self.world.numbers(*mine), strict=True)
+        for rank, factor in enumerate(factors):
+            if repr(factor) != repr(factors[0]):
+                raise ValueError(
+                    f"ranks differ: scale is {factor:g} on rank {rank}, {factors[0]:g} on rank 0"
+                )
+        self._found_inf.fill_(largest(found_inf))
+        return Scale(scale.factor, self._found_inf)
+
     def renew(self) -> None:
         """Note that the host's gradients are new."""
-        self._exchange.is_reduced = False
+        self.exchange.is_reduced = False
 
-    def clip_grad_norm(self, max_norm: float, norm_type: float, error_if_nonfinite: bool) -> Tensor:
-        """Do what `norms.clip_grad_norm_` does, by the norm over all ranks."""
+    def clip_grad_norm(
+        self, max_norm: float, norm_type: float, error_if_nonfinite: bool, is_told: bool
+    ) -> Tensor:
+        """Do what `norms.clip_grad_norm_` does, by the norm over all ranks.
+
+        Ranks tell each other what they have once, and once more if anything is wrong with it: C may have been
+        told so the first time, and then leaves the rest to this, ``is_told``.
+        """
         error: Exception | None = None
         clippable = self._parameters.clippable()
         dtype = functools.reduce(torch.promote_types, (p.abs().dtype for p in clippable))
@@ -345,7 +399,14 @@ class Ranks:
             part = norms.total_norm(grads, norm_type) if grads else part
         except Exception as found:
             error = found
-        table = self.world.numbers(error is not None, part.item(), max_norm, norm_type, error_if_nonfinite)
+
+        def total_of(table: list[tuple[float, ...]]) -> Tensor:
+            return part.new_tensor(norm((row[1] for row in table), norm_type))
+
+        mine = error is not None, part.item(), max_norm, norm_type, error_if_nonfinite
+        table = [] if is_told else self.world.numbers(*mine)
+        if not table or any(row[0] or row[2:] != mine[2:] for row in table) or not total_of(table).isfinite():
+            table = self.world.numbers(*mine)
         if any(row[0] for row in table):
             self.world.fail(error)
         for i, what in enumerate(("max_norm", "norm_type", "error_if_nonfinite"), 2):
@@ -354,7 +415,7 @@ class Ranks:
                     raise ValueError(
                         f"ranks differ: {what} is {row[i]:g} on rank {rank}, {table[0][i]:g} on rank 0"
                     )
-        total = part.new_tensor(norm((row[1] for row in table), norm_type))
+        total = total_of(table)
         if error_if_nonfinite and not total.isfinite():
             raise NonFiniteError(f"the total norm of order {norm_type} over all ranks is {total.item()}")
         nn.utils.clip_grads_with_norm_(clippable, max_norm, total)

@@ -13,7 +13,7 @@ import torch
 from optplug import buffers, host
 from optplug._optplug import ffi
 from optplug.devices import Streams
-from optplug.plans import Gradients, Operation, Plan, Rate
+from optplug.plans import Gradients, Operation, Plan, Rate, Together
 from optplug.recorder import Record
 
 _here = threading.local()  # .stated: what C reads now, which stays until this thread is asked again
@@ -43,6 +43,8 @@ def give(
     give_numbers(plan, rates, out)
     if plan.gradients:
         alive.append(give_gradients(plan.gradients, ffi.addressof(out, "gradients")))
+    if plan.together:
+        alive.append(_give_together(plan.together, ffi.addressof(out, "ranks")))
     if plan.schedulers:
         places = plan.schedulers.places
         steps = ffi.new(
@@ -71,6 +73,40 @@ def give_gradients(gradients: Gradients, out: Any) -> object:
     for operation in ("add_scalar", "mul_scalar", "reciprocal", "clamp_max", "clamp"):
         setattr(out, operation, getattr(gradients, operation))
     return stated
+
+
+def _give_together(together: Together, out: Any) -> object:
+    """Fill in ``out``, an ``optplug_ranks *``, and return what it points to."""
+    stated, alive = [], []
+    for slices, room, div_scalar in together.exchanges:
+        fields = [
+            (s.data.numel(), s.length, _address(s.data), _address(s.grad), s.reduction, _address(s.reduced))
+            for s in slices
+        ]
+        alive.append(ffi.new("optplug_slice[]", fields))
+        itemsize = slices[0].data.itemsize
+        stated.append((itemsize, len(slices), alive[-1], *map(_address, room), div_scalar))
+    exchanges = ffi.new("optplug_exchange[]", stated)
+    out.rank, out.size, out.collective, out.user = (
+        together.rank,
+        together.size,
+        together.function,
+        together.user,
+    )
+    out.state, out.sent, out.table = (
+        ffi.cast(f"{kind} *", array.ctypes.data)
+        for kind, array in (
+            ("int32_t", together.state),
+            ("int64_t", together.sent),
+            ("double", together.table),
+        )
+    )
+    out.count, out.exchanges = len(stated), exchanges
+    return exchanges, alive
+
+
+def _address(t: torch.Tensor) -> Any:
+    return ffi.cast("void *", t.data_ptr())
 
 
 def give_numbers(plan: Plan, rates: list[Rate], out: Any) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import datetime
+import functools
 import hashlib
 import json
 import os
@@ -10,6 +11,7 @@ import struct
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NoReturn, TypeVar, cast
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -22,7 +24,6 @@ Result = TypeVar("Result")
 
 _KINDS = (ValueError, StateError, NonFiniteError, FileError, MemoryError)
 _TAG = 96  # bytes that name a call
-_TIMEOUT = datetime.timedelta(minutes=5)
 #: How launchers tell a process its rank and the number of ranks.
 _LAUNCHERS = (
     ("RANK", "WORLD_SIZE"),
@@ -44,8 +45,12 @@ class World:
     def __init__(self, collective: Collective, rank: int, size: int) -> None:
         self.rank, self.size = rank, size
         #: How many collectives were made, and how many bytes a rank has sent to each other in them.
-        self.calls, self.bytes = 0, 0
-        self._collective, self._process = collective, os.getpid()
+        self.sent = np.zeros(2, np.int64)
+        #: What calls a collective, if it is not to be called where it is wanted.
+        self.caller: Callable[[Callable[[], None]], None] | None = None
+        #: What makes them.
+        self.collective = collective
+        self._process = os.getpid()
         #: Whether ranks compare what they are in before each collective, and at calls that make none.
         self.is_checked = False
         #: The call that they are in, and whether that is in a function of the host's.
@@ -59,12 +64,14 @@ class World:
         count = min(send.numel(), receive.numel()) * send.itemsize
         if self.is_checked:
             self._compare_calls(f"{self.call}, in {what} of {count} bytes")
-        self.calls += 1
-        self.bytes += count
+        self.sent += 1, count
         self._send(what, send, receive)
 
     def _send(self, what: str, send: Tensor, receive: Tensor) -> None:
-        self._collective(what, send, receive)
+        if self.caller:
+            self.caller(functools.partial(self.collective, what, send, receive))
+        else:
+            self.collective(what, send, receive)
 
     def check(self, call: str) -> None:
         """Note which call this rank is in, and, if ranks are to be checked, fail where another is in another.
@@ -242,17 +249,18 @@ def _made(kind: str, message: str) -> Exception:
 # ---- torch.distributed's ranks ----
 
 
-def torchs(rank: int, size: int) -> World:
+def torchs(rank: int, size: int, timeout: float) -> World:
     """Return the ranks of torch.distributed, which is started if it has not been.
 
     Args:
         rank: this process's as the host knows it, ...
         size: ... with the number of ranks; 0 for what the launcher says.
+        timeout: seconds after which a rank that does not answer is an error.
     """
     if not torch.distributed.is_available():
         raise StateError("this PyTorch is built without torch.distributed: pass a collective of your own")
     if not torch.distributed.is_initialized():
-        _start()
+        _start(datetime.timedelta(seconds=timeout))
     found = torch.distributed.get_rank(), torch.distributed.get_world_size()
     if size and found != (rank, size):
         raise ValueError(
@@ -261,7 +269,7 @@ def torchs(rank: int, size: int) -> World:
     return World(_by_torch, *found)
 
 
-def _start() -> None:
+def _start(timeout: datetime.timedelta) -> None:
     environment = os.environ
     found = next(((r, s) for r, s in _LAUNCHERS if r in environment and s in environment), None)
     if found is None:
@@ -285,12 +293,12 @@ def _start() -> None:
             int(environment["MASTER_PORT"]),
             size,
             is_master=rank == 0 and not has_agent,
-            timeout=_TIMEOUT,
+            timeout=timeout,
         )
     # Torchrun's store outlives a restart, and the addresses of before in it would mislead the next attempt.
     attempt = environment.get("TORCHELASTIC_RESTART_COUNT", "0")
     store = torch.distributed.PrefixStore(f"optplug/{attempt}", store)  # type: ignore[attr-defined]
-    torch.distributed.init_process_group("gloo", store=store, rank=rank, world_size=size, timeout=_TIMEOUT)
+    torch.distributed.init_process_group("gloo", store=store, rank=rank, world_size=size, timeout=timeout)
 
 
 def _by_torch(what: str, send: Tensor, receive: Tensor) -> None:

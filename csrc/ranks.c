@@ -1,0 +1,177 @@
+#include "ranks.h"
+
+#include <stdlib.h>
+#include <string.h>
+#include <unistd.h>
+
+#include "elementwise.h"
+#include "error.h"
+#include "optplug.h"
+
+struct ranks {
+    optplug_ranks given;
+    pid_t process; /* that is the rank: a child of fork is none */
+    optplug_exchange *exchanges;
+    optplug_slice *slices; /* of all exchanges */
+};
+
+struct ranks *ranks_make(const optplug_ranks *given)
+{
+    int count = 0;
+    for (int i = 0; i < given->count; i++)
+        count += given->exchanges[i].count;
+    struct ranks *ranks = given->size > 0 ? calloc(1, sizeof *ranks) : NULL;
+    if (!ranks)
+        return NULL;
+    ranks->given = *given;
+    ranks->process = getpid();
+    ranks->exchanges = calloc((size_t)given->count + 1, sizeof *ranks->exchanges);
+    ranks->slices = calloc((size_t)count + 1, sizeof *ranks->slices);
+    if (!ranks->exchanges || !ranks->slices) {
+        ranks_free(ranks);
+        return NULL;
+    }
+    optplug_slice *slices = ranks->slices;
+    for (int i = 0; i < given->count; i++) {
+        const optplug_exchange *exchange = &given->exchanges[i];
+        memcpy(slices, exchange->slices, (size_t)exchange->count * sizeof *slices);
+        ranks->exchanges[i] = *exchange;
+        ranks->exchanges[i].slices = slices;
+        slices += exchange->count;
+    }
+    return ranks;
+}
+
+void ranks_free(struct ranks *ranks)
+{
+    if (!ranks)
+        return;
+    free(ranks->exchanges);
+    free(ranks->slices);
+    free(ranks);
+}
+
+int ranks_size(const struct ranks *ranks) { return ranks->given.size; }
+
+static int run(struct ranks *ranks, collective_caller call, const char *what, const char *dtype,
+               const void *send, void *receive, int64_t count, int64_t bytes)
+{
+    const optplug_ranks *of = &ranks->given;
+    of->sent[0]++;
+    of->sent[1] += count * bytes;
+    int status = call(of->collective, of->user, what, dtype, send, receive, count);
+    if (status == 0)
+        return 1;
+    return fail(status < 0 ? status : OPT_EINVAL, "the host's collective '%s' failed with status %d", what,
+                status);
+}
+
+/* Return how many bytes of a slice a rank has. */
+static size_t bytes_of(const optplug_slice *slice, int rank, int bytes)
+{
+    int64_t rest = slice->n - rank * slice->length;
+    return rest <= 0 ? 0 : (size_t)(rest < slice->length ? rest : slice->length) * (size_t)bytes;
+}
+
+/* Return where a rank's part of a whole begins. */
+static char *part(void *whole, const optplug_slice *slice, int rank, int bytes)
+{
+    return (char *)whole + rank * slice->length * bytes;
+}
+
+static int reduce(struct ranks *ranks, collective_caller call, const optplug_exchange *exchange, int *failed)
+{
+    int rank = ranks->given.rank, size = ranks->given.size, bytes = exchange->bytes;
+    int64_t length = 0;
+    for (int i = 0; i < exchange->count; i++)
+        if (exchange->slices[i].reduction)
+            length += exchange->slices[i].length;
+    if (length == 0)
+        return 1;
+    char *to = exchange->rows;
+    for (int r = 0; r < size; r++) {
+        for (int i = 0; i < exchange->count; i++) {
+            const optplug_slice *slice = &exchange->slices[i];
+            if (!slice->reduction)
+                continue;
+            memcpy(to, part(slice->grad, slice, r, bytes), bytes_of(slice, r, bytes));
+            to += slice->length * bytes;
+        }
+        memset(to, 0, (size_t)bytes); /* a rank that has failed has a 1 here */
+        to += bytes;
+    }
+    int status = run(ranks, call, "reduce_scatter", bytes == 8 ? "float64" : "float32", exchange->rows,
+                     exchange->got, length + 1, bytes);
+    if (status <= 0)
+        return status;
+    const char *from = exchange->got;
+    for (int i = 0; i < exchange->count; i++) {
+        const optplug_slice *slice = &exchange->slices[i];
+        if (!slice->reduction)
+            continue;
+        size_t mine = bytes_of(slice, rank, bytes);
+        if (slice->reduction == REDUCTION_MEAN)
+            elementwise_find(exchange->div_scalar, bytes)((int64_t)mine / bytes, slice->reduced, from, NULL,
+                                                          NULL, size, 0);
+        else
+            memcpy(slice->reduced, from, mine);
+        from += slice->length * bytes;
+    }
+    *failed |= bytes == 8 ? *(const double *)from != 0 : *(const float *)from != 0;
+    return 1;
+}
+
+int ranks_reduce(struct ranks *ranks, collective_caller call)
+{
+    if (*ranks->given.state == RANKS_REDUCED || ranks->given.count == 0)
+        return 1;
+    if (getpid() != ranks->process)
+        return 0;
+    int failed = 0;
+    for (int i = 0; i < ranks->given.count; i++) {
+        int status = reduce(ranks, call, &ranks->exchanges[i], &failed);
+        if (status <= 0)
+            return status;
+    }
+    *ranks->given.state = failed ? RANKS_FAILED : RANKS_REDUCED;
+    return !failed;
+}
+
+int ranks_publish(struct ranks *ranks, collective_caller call)
+{
+    *ranks->given.state = RANKS_NEW;
+    for (int i = 0; i < ranks->given.count; i++) {
+        const optplug_exchange *exchange = &ranks->exchanges[i];
+        int rank = ranks->given.rank, bytes = exchange->bytes;
+        int64_t length = 0;
+        for (int j = 0; j < exchange->count; j++) {
+            const optplug_slice *slice = &exchange->slices[j];
+            memcpy((char *)exchange->row + length * bytes, part(slice->data, slice, rank, bytes),
+                   bytes_of(slice, rank, bytes));
+            length += slice->length;
+        }
+        int status =
+            run(ranks, call, "all_gather", "uint8", exchange->row, exchange->gathered, length * bytes, 1);
+        if (status <= 0)
+            return status;
+        const char *from = exchange->gathered;
+        for (int r = 0; r < ranks->given.size; r++)
+            for (int j = 0; j < exchange->count; j++) {
+                const optplug_slice *slice = &exchange->slices[j];
+                memcpy(part(slice->data, slice, r, bytes), from, bytes_of(slice, r, bytes));
+                from += slice->length * bytes;
+            }
+    }
+    return 1;
+}
+
+int ranks_numbers(struct ranks *ranks, collective_caller call, const double *mine, int count,
+                  const double **all)
+{
+    if (getpid() != ranks->process)
+        return 0;
+    double *table = ranks->given.table;
+    memcpy(table, mine, (size_t)count * sizeof *table);
+    *all = table + count;
+    return run(ranks, call, "all_gather", "uint8", table, table + count, count * (int64_t)sizeof *table, 1);
+}

@@ -1,0 +1,94 @@
+"""Whether the gradients of ranks are the derivatives of the loss of all: `gradient_check` over them."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable
+from typing import TypeVar
+
+import numpy as np
+import torch
+
+from optplug.gradient_check import Check
+from optplug.kinds import Parameter
+from optplug.over_ranks import add
+from optplug.parameters import Parameters
+from optplug.ranks import Ranks
+from optplug.sliced import Sliced
+from optplug.world import World, is_of_all
+
+T = TypeVar("T")
+Closure = Callable[[], float]
+
+
+def check(ranks: Ranks, parameters: Parameters, closure: Closure) -> float:
+    """Do what `gradient_check.check` does, with the loss of all ranks.
+
+    Of parts, the values that are compared one by one are shared out among the ranks, which take turns.
+    """
+    world, was_reduced = ranks.world, ranks.exchange.is_reduced
+    loss = functools.partial(ranks.evaluate, closure)
+    this = Check(parameters[name] for name in ranks.names())
+    share = slice(world.rank, None, world.size)
+    try:
+        with this.moving():
+            _told(world, lambda: this.evaluate(loss, functools.partial(_whole_gradient, world)))
+            this.compare(loss, _is_whole)
+            _in_turns(world, loss, lambda loss: this.compare_some(loss, _is_part, share))
+            _told(world, this.judge)  # since along a direction a part that is wrong makes all so
+            this.compare_along(loss, _is_part, lambda part: add(v for (v,) in world.numbers(part)))
+    finally:
+        ranks.exchange.is_reduced = was_reduced
+    worst = _told(world, this.judge)
+    return max(error for (error,) in world.numbers(worst))
+
+
+def _whole_gradient(world: World, p: Parameter, gradient: np.ndarray) -> np.ndarray:
+    if not isinstance(p, Sliced) or not p.reduction:
+        return gradient
+    total = functools.reduce(torch.add, world.all_gather(torch.from_numpy(gradient))).numpy()
+    return total / world.size if p.reduction == "mean" else total
+
+
+def _told(world: World, work: Callable[[], T]) -> T:
+    """Do some work, and fail on all ranks if one has failed."""
+    results: list[T] = []
+    world.exchange(_error_of(lambda: results.append(work())))
+    return results[0]
+
+
+def _in_turns(world: World, loss: Closure, work: Callable[[Closure], None]) -> None:
+    """Let one rank after the other do some work, with the loss of all as often as it wants that."""
+    error: Exception | None = None
+
+    def wanted_loss() -> float:
+        world.numbers(True)
+        return loss()
+
+    for rank in range(world.size):
+        if rank == world.rank:
+            error = _error_of(lambda: work(wanted_loss))
+            world.numbers(False)
+        else:
+            while any(wants for (wants,) in world.numbers(False)):
+                loss()
+    world.exchange(error)
+
+
+def _is_whole(p: Parameter) -> bool:
+    return isinstance(p, Sliced)
+
+
+def _is_part(p: Parameter) -> bool:
+    return not isinstance(p, Sliced)
+
+
+def _error_of(work: Callable[[], None]) -> Exception | None:
+    """Return the error of some work, if it is not one that all ranks have raised."""
+    try:
+        work()
+    except Exception as error:
+        if is_of_all(error):
+            raise
+        return error
+    return None

@@ -1,0 +1,39 @@
+"""Ranks over another MPI than the one that CMake has found: MPICH, as Debian has it beside Open MPI."""
+
+from __future__ import annotations
+
+import pathlib
+import shutil
+
+import pytest
+
+import hosts
+from test_readme import build, config
+
+TESTS = hosts.PROJECT / "tests"
+pytestmark = hosts.needs("MPICH", "libmpich-dev mpich", shutil.which("mpicc.mpich"))
+
+
+def run(program: pathlib.Path, ranks: int, *arguments: str) -> None:
+    hosts.run("mpiexec.mpich", "-n", str(ranks), program, *arguments)
+
+
+@pytest.mark.parametrize("most", [[], ["-DOPTPLUG_MPI_MOST=16"]], ids=["at once", "in pieces"])
+def test_ranks_in_c(most, tmp_path):
+    compiler = ("mpicc.mpich", f"-I{TESTS}", "-Wno-sign-compare", *most)
+    build((TESTS / "test_mpi_ranks.c").read_text(), tmp_path, compiler=compiler)
+    run(tmp_path / "main", 3)
+
+
+@pytest.mark.parametrize("when", ["first", "last"])
+def test_an_mpi_that_starts_before_python_or_after_it(when, tmp_path):
+    build((TESTS / "test_mpi.c").read_text(), tmp_path, compiler=("mpicc.mpich", f"-I{TESTS}"))
+    run(tmp_path / "main", 2, when)
+
+
+@hosts.needs_fortran
+def test_ranks_in_fortran(tmp_path):
+    sources = f"{config('--fortran')[0]}/optplug.f90", f"{config('--includedir')[0]}/optplug_mpi.f90"
+    compiler = ("mpifort.mpich", "-std=f2018", *sources)
+    build((TESTS / "test_mpi_ranks.f90").read_text(), tmp_path, "main.f90", compiler)
+    run(tmp_path / "main", 2)

@@ -1,0 +1,221 @@
+"""Steps and clipping over ranks without Python: the bits and the collectives of those by Python."""
+
+from __future__ import annotations
+
+import math
+import os
+import threading
+
+import numpy as np
+import pytest
+
+from optplug.ctypes_api import Error, load
+from rank_threads import bounds, drawn, made, on_ranks
+
+STEPS = 8
+_creating = threading.Lock()
+
+
+def planned(spec, placement, comm, plans):
+    """Return an optimizer over ranks that steps without Python, or never does."""
+    with _creating:
+        load().optplug_init(f"plans={plans}".encode())
+        opt = made(spec, placement, comm)
+        load().optplug_init(b"plans=True")
+    return opt
+
+
+def way(opt) -> str:
+    return next(line for line in opt.describe().splitlines() if line.startswith("way: "))
+
+
+def stepped(comm, spec, placement, plans, dtype="float64", clips=False):
+    """Step two arrays whose gradients depend on the rank; return them, and what was sent."""
+    shapes = {"w": (37, 29), "b": (70,)}
+    if placement == "Shard(0)":
+        mine = {
+            name: bounds(shape[0], comm.Get_rank(), comm.Get_size(), "last") for name, shape in shapes.items()
+        }
+    else:
+        mine = {name: slice(None) for name in shapes}
+    w = {name: drawn(0, shape, dtype)[mine[name]].copy() for name, shape in shapes.items()}
+    dw = {name: np.empty_like(a) for name, a in w.items()}
+    norms = []
+    with planned(spec, placement, comm, plans) as opt:
+        for name in w:
+            opt.bind(name, w[name], dw[name])
+        for step in range(STEPS):
+            for name in w:
+                dw[name][...] = drawn(10 * step + comm.Get_rank(), shapes[name], dtype)[mine[name]]
+            if clips:
+                norms.append(opt.clip_grad_norm(0.5))
+            opt.step()
+        said = opt.describe()
+        return w, norms, way(opt), comm.calls, said[said.index("rank: ") :].partition("\n")[0]
+
+
+PLACEMENTS = ["Replicate()", "Replicate(), Partial('sum')", "Replicate(), Replicate()", "Shard(0)"]
+
+
+@pytest.mark.parametrize("placement", PLACEMENTS)
+@pytest.mark.parametrize("spec", ["Adam(lr=0.01)", "SGD(lr=0.1, momentum=0.9)", "RMSprop(lr=0.01)"])
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+def test_plans_have_the_bits_and_collectives_of_python_and_go_with_it(spec, placement, dtype):
+    python = on_ranks(3, lambda comm: stepped(comm, spec, placement, False, dtype))
+    plans = on_ranks(3, lambda comm: stepped(comm, spec, placement, True, dtype))
+    mixed = on_ranks(3, lambda comm: stepped(comm, spec, placement, comm.Get_rank() != 1, dtype))
+    assert all(found[2] == "way: Python" for found in python)
+    assert all(found[2] != "way: Python" for found in plans)
+    for one, other, third in zip(python, plans, mixed, strict=True):
+        assert all(np.array_equal(one[0][name], other[0][name]) for name in one[0])
+        assert all(np.array_equal(one[0][name], third[0][name]) for name in one[0])
+        assert one[3] == other[3] == third[3]
+        assert one[4] == other[4]
+
+
+@pytest.mark.parametrize("placement", ["Shard(0)", "Replicate()"])
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+def test_clipping_by_plans_has_the_bits_of_python_and_goes_with_it(placement, dtype):
+    python = on_ranks(3, lambda comm: stepped(comm, "SGD(lr=0.1)", placement, False, dtype, clips=True))
+    mixed = on_ranks(
+        3, lambda comm: stepped(comm, "SGD(lr=0.1)", placement, comm.Get_rank() != 1, dtype, clips=True)
+    )
+    for one, other in zip(python, mixed, strict=True):
+        assert all(np.array_equal(one[0][name], other[0][name]) for name in one[0])
+        assert one[1] == other[1] == python[0][1]
+        assert one[3] == other[3]
+
+
+def clipped(comm, plans, wrong):
+    """Clip, with something wrong on rank 1, and once more; return the line, and whether nothing changed."""
+    w, dw = np.ones(50), np.ones(50)
+    with planned("SGD(lr=0.1)", "Shard(0)", comm, plans) as opt:
+        opt.bind("w", w, dw)
+        for _ in range(4):
+            opt.clip_grad_norm(100)
+            opt.step()
+        is_wrong, line = comm.Get_rank() == 1, ""
+        if is_wrong and wrong == "nan":
+            dw[3] = math.nan
+        before = dw.copy()
+        try:
+            opt.clip_grad_norm(
+                2 if is_wrong and wrong == "max_norm" else 1,
+                error_if_nonfinite=wrong in ("nan", "is_error") and (is_wrong or wrong == "nan"),
+            )
+        except Error as error:
+            line = str(error)
+        kept = np.array_equal(dw, before, equal_nan=True)
+        dw[:] = 1
+        return line, kept, opt.clip_grad_norm(1)
+
+
+@pytest.mark.parametrize(
+    ("wrong", "words"),
+    [
+        ("nan", "the total norm of order 2.0 over all ranks is nan"),
+        ("max_norm", "ranks differ: max_norm is 2 on rank 1, 1 on rank 0"),
+        ("is_error", "ranks differ: error_if_nonfinite is 1 on rank 1, 0 on rank 0"),
+    ],
+)
+@pytest.mark.parametrize("python", [set(), {0}, {1}, {0, 1, 2}], ids=str)
+def test_what_is_wrong_with_a_clip_is_told_on_all_and_changes_nothing(python, wrong, words):
+    found = on_ranks(3, lambda comm: clipped(comm, comm.Get_rank() not in python, wrong))
+    assert found == [(words, True, math.sqrt(150))] * 3
+
+
+@pytest.mark.parametrize("failing", [0, 2])
+def test_a_rank_that_fails_in_python_fails_those_in_plans(failing):
+    def work(comm):
+        w, dw, v = np.ones(100), np.ones(100), np.ones(100)
+        with made("Adam(lr=0.1)", "Replicate()", comm) as opt:
+            opt.bind("w", w, dw)
+            opt.bind("v", v, np.ones(100))
+            for _ in range(4):
+                opt.step()
+            before, lines = w.copy(), []
+            if comm.Get_rank() == failing:
+                opt.bind("v", w, np.ones(100))
+            try:
+                opt.step()
+            except Error as error:
+                lines.append(str(error))
+            kept = np.array_equal(w, before)
+            if comm.Get_rank() == failing:
+                opt.bind("v", v, np.ones(100))
+            opt.step()
+            return lines, kept, w
+
+    found = on_ranks(3, work)
+    for lines, kept, w in found:
+        assert len(lines) == 1
+        assert lines[0].startswith(f"rank {failing}: ")
+        assert kept
+        assert np.array_equal(w, found[0][2])
+
+
+def test_a_collective_that_fails_is_told_and_changes_nothing():
+    def work(comm):
+        w, dw = np.ones(100), np.ones(100)
+        with made("Adam(lr=0.1)", "Replicate()", comm) as opt:
+            opt.bind("w", w, dw)
+            for _ in range(4):
+                opt.step()
+            before, whole = w.copy(), comm.Reduce_scatter_block
+            comm.Reduce_scatter_block = lambda *_: 1 / 0
+            with pytest.raises((Error, ZeroDivisionError)):
+                opt.step()
+            kept = np.array_equal(w, before)
+            comm.Reduce_scatter_block = whole
+            opt.step()
+            return kept, w
+
+    found = on_ranks(2, work)
+    assert all(kept and np.array_equal(w, found[0][1]) for kept, w in found)
+
+
+def test_gradients_that_were_clipped_are_not_reduced_again():
+    def work(comm):
+        w, dw = np.ones(100), np.ones(100)
+        with made("SGD(lr=0.1)", "Replicate(), Partial('sum')", comm) as opt:
+            opt.bind("w", w, dw)
+            for _ in range(4):
+                dw[:] = 1
+                opt.step()
+            before = w[0]
+            dw[:] = 1
+            opt.clip_grad_value(0.5)
+            opt.step()
+            moved = before - w[0]
+            dw[:] = 1
+            opt.step()
+            return moved, way(opt)
+
+    for moved, how in on_ranks(2, work):
+        assert moved == pytest.approx(0.1 * 0.5)
+        assert how != "way: Python"
+
+
+@pytest.mark.parametrize("placement", ["Replicate()", "Shard(0)"])
+def test_a_child_of_fork_is_no_rank(placement):
+    def work(comm):
+        w, dw = np.ones(100), np.ones(100)
+        with made("SGD(lr=0.1)", placement, comm) as opt:
+            opt.bind("w", w, dw)
+            for _ in range(4):
+                opt.clip_grad_norm(100)
+                opt.step()
+            if comm.Get_rank() or os.fork():
+                opt.clip_grad_norm(100)
+                opt.step()
+                return w[0]
+            try:
+                opt.clip_grad_norm(100)
+            except Error as error:
+                os._exit(3 if "the ranks are those of the parent process" in str(error) else 4)
+            os._exit(5)
+
+    found = on_ranks(2, work)
+    _, status = os.wait()
+    assert os.waitstatus_to_exitcode(status) == 3
+    assert found[0] == found[1] == pytest.approx(0.5)
