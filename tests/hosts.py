@@ -5,8 +5,10 @@ from __future__ import annotations
 import os
 import pathlib
 import re
+import shlex
 import shutil
 import subprocess
+import sys
 
 import pytest
 
@@ -60,3 +62,11 @@ def run(
     assert done.returncode == 0, (done.returncode, done.stdout, done.stderr)
     assert done.stderr == ""
     return done
+
+
+def python(*arguments: str) -> subprocess.CompletedProcess[str]:
+    """Run a Python, with torch in it already where ctest has such a one: see preloaded.py."""
+    command = shlex.split(os.environ.get("OPTPLUG_TEST_PRELOADED", "")) or [sys.executable]
+    return subprocess.run(
+        [*command, *arguments], capture_output=True, text=True, timeout=PATIENCE, check=False
+    )

@@ -130,6 +130,7 @@ module optplug
     generic :: bind_sparse => bind_sparse_real32, bind_sparse_real64
     procedure :: group
     procedure :: distribute
+    procedure :: bind_block
     procedure :: step_closure
     procedure :: iterate
     procedure :: check_gradient, check_gradient_iterate
@@ -328,6 +329,13 @@ module optplug
       type(c_funptr), value :: collective
       type(c_ptr), value :: user
       integer(c_int), value :: rank, size
+    end function
+
+    integer(c_int) function c_bind_block(opt, name, ndim, global_shape, offset, shape) bind(c, name="optplug_bind_block")
+      import :: c_char, c_int, c_int64_t
+      integer(c_int), value :: opt, ndim
+      character(kind=c_char), intent(in) :: name(*)
+      integer(c_int64_t), intent(in) :: global_shape(*), offset(*), shape(*)
     end function
 
     integer(c_int) function c_schedule_callback(opt, spec, function, user) bind(c, name="optplug_schedule_callback")
@@ -1051,6 +1059,45 @@ contains
     if (present(size)) its_size = int(size, c_int)
     call settle(c_distribute(self%handle, trim(placement) // c_null_char, function, context, its_rank, its_size), &
       stat, errmsg)
+  end subroutine
+
+  !> Say which block of a grid this rank's part of a "Shard(0)" parameter is.
+  !>
+  !> offset counts from 0: where the block begins in the grid.  A vector has the block's shape in shape, in
+  !> Fortran's order.
+  subroutine bind_block(self, name, global_shape, offset, shape, stat, errmsg)
+    class(optimizer), intent(inout) :: self
+    character(*), intent(in) :: name
+    integer, intent(in) :: global_shape(:), offset(:)
+    integer, intent(in), optional :: shape(:)
+    integer, intent(out), optional :: stat
+    character(*), intent(inout), optional :: errmsg
+    integer(c_int64_t) :: its_shape(size(global_shape))
+    integer :: order(size(global_shape)), i, n
+    logical :: is_vector, is_wrong
+
+    n = size(global_shape)
+    i = found(self, trim(name))
+    is_vector = present(shape)
+    is_wrong = size(offset) /= n
+    if (present(shape)) then
+      is_wrong = is_wrong .or. size(shape) /= n
+    else if (i > 0) then
+      is_vector = self%parameters(i)%flat
+      is_wrong = is_wrong .or. size(self%parameters(i)%shape) /= n
+    end if
+    if (is_wrong) then
+      call settle(int(opt_einval, c_int), stat, errmsg, "parameter '" // trim(name) // &
+        "': global_shape, offset and the shape of the block must have as many values: pass shape of a vector")
+      return
+    end if
+    its_shape = int(global_shape, c_int64_t)
+    if (i > 0 .and. .not. present(shape)) its_shape = self%parameters(i)%shape
+    if (present(shape)) its_shape = int(shape, c_int64_t)
+    order = [(i, i = 1, n)]
+    if (is_vector) order = order(n:1:-1) ! its memory counts, in C's order
+    call settle(c_bind_block(self%handle, trim(name) // c_null_char, int(n, c_int), &
+      int(global_shape(order), c_int64_t), int(offset(order), c_int64_t), its_shape(order)), stat, errmsg)
   end subroutine
 
   ! ---- functions of yours that a step calls ----

@@ -21,8 +21,9 @@ import torch.utils.serialization  # which torch.save would import when the file 
 from optplug import archive, files, stored
 from optplug.errors import FileError
 from optplug.spec import shown
+from optplug.world import is_of_all
 
-_SEAL = b"\noptplug checkpoint, sha256 "
+SEAL = b"\noptplug checkpoint, sha256 "
 _DIGEST = hashlib.sha256().digest_size
 _CHUNK = 1 << 20
 _SPARE = 16 << 20  # bytes of memory that a save may take to be made in one pass
@@ -48,11 +49,19 @@ def write(file: Any, content: dict[str, Any], progress: Progress = _silent) -> N
 
 
 def _bytes_of(content: Any) -> int:
-    """Return how many bytes the tensors in a value take."""
-    if isinstance(content, torch.Tensor):
-        return content.nbytes
-    inner = content.values() if isinstance(content, dict) else content
-    return sum(map(_bytes_of, inner)) if isinstance(content, dict | list | tuple) else 0
+    """Return how many bytes the tensors in a value take, each counted once."""
+    sizes: dict[int, int] = {}
+    rest = [content]
+    while rest:
+        value = rest.pop()
+        if id(value) in sizes:
+            continue
+        sizes[id(value)] = value.nbytes if isinstance(value, torch.Tensor) else 0
+        if isinstance(value, dict):
+            rest.extend(value.values())
+        elif isinstance(value, list | tuple):
+            rest.extend(value)
+    return sum(sizes.values())
 
 
 def read(file: BinaryIO, progress: Progress = _silent) -> dict[str, Any]:
@@ -99,7 +108,7 @@ class _Sealing:
     def end(self) -> None:
         """Write what is left, and the seal."""
         self._put(self._small)
-        self._file.write(_SEAL + self._hash.digest())
+        self._file.write(SEAL + self._hash.digest())
 
     def _put(self, piece: bytearray | memoryview) -> None:
         # Both let go of Python's lock, and take about as long.
@@ -129,12 +138,12 @@ def _check_seal(file: BinaryIO, progress: Progress) -> bool:
     size = file.seek(0, os.SEEK_END)
     if not size:
         raise ValueError("it is empty")
-    rest = size - len(_SEAL) - _DIGEST
+    rest = size - len(SEAL) - _DIGEST
     if rest < 0:
         return False
     file.seek(rest)
-    seal, digest = file.read(len(_SEAL)), file.read(_DIGEST)
-    if seal != _SEAL:
+    seal, digest = file.read(len(SEAL)), file.read(_DIGEST)
+    if seal != SEAL:
         return False
     file.seek(0)
     found = hashlib.sha256()
@@ -159,7 +168,7 @@ def save(path: str, content: dict[str, Any], progress: Progress = _silent) -> No
     Raises:
         FileError: the system refuses, or the path leads to what is no file.
     """
-    with _file_errors(path), files.replacing(path) as file:
+    with file_errors(path), files.replacing(path) as file:
         write(file, content, progress)
 
 
@@ -169,9 +178,9 @@ def load(path: str, progress: Progress = _silent) -> Iterator[dict[str, Any]]:
 
     Raises:
         FileError: the system refuses.
-        ValueError: it is damaged, or no checkpoint.
+        ValueError: it is damaged, or no checkpoint; or what the block has raised, with the path.
     """
-    with _file_errors(path), open(path, "rb", opener=_open_at_once) as file:
+    with _named(f"path {shown(path)}"), file_errors(path), open(path, "rb", opener=_open_at_once) as file:
         if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
             raise OSError(0, "it is no regular file")
         yield read(file, progress)
@@ -182,7 +191,8 @@ def _open_at_once(path: str, flags: int) -> int:
 
 
 @contextlib.contextmanager
-def _file_errors(path: str) -> Iterator[None]:
+def file_errors(path: str) -> Iterator[None]:
+    """Let what the system says in a block name the file."""
     try:
         yield
     except OSError as error:
@@ -223,7 +233,7 @@ def save_memory(room: Any, content: dict[str, Any]) -> int:
         size = made.written
     else:
         torch.save(content, made)
-        size = made.written + len(_SEAL) + _DIGEST
+        size = made.written + len(SEAL) + _DIGEST
     if room is None:
         return size
     if size > len(room):
@@ -240,6 +250,17 @@ def load_memory(room: Any, progress: Progress = _silent) -> Iterator[dict[str, A
     """Read a checkpoint from memory, for a block in which its tensors can be read.
 
     Raises:
-        ValueError: it is damaged, or no checkpoint.
+        ValueError: it is damaged, or no checkpoint; or what the block has raised.
     """
-    yield read(io.BytesIO(room), progress)
+    with _named("buffer"):
+        yield read(io.BytesIO(room), progress)
+
+
+@contextlib.contextmanager
+def _named(where: str) -> Iterator[None]:
+    try:
+        yield
+    except ValueError as error:
+        if is_of_all(error):  # and says where by itself
+            raise
+        raise ValueError(f"{where}: {error}") from error

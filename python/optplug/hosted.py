@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import functools
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 import torch
 from torch import Tensor
@@ -15,6 +15,7 @@ from torch import Tensor
 from optplug import building, devices, hyperparameters, recipe, stopping
 from optplug.attributes import Attributes
 from optplug.binding import Binder
+from optplug.blocks import block_of
 from optplug.errors import StateError
 from optplug.iterate import Iteration
 from optplug.kinds import Grad
@@ -28,7 +29,7 @@ from optplug.ranks import Ranks, read_placement
 from optplug.resume import Resumption
 from optplug.run import Run
 from optplug.scaling import Scale
-from optplug.spec import SpecError, shown
+from optplug.spec import SpecError, check_name, shown
 from optplug.trials import Trials
 from optplug.undo import Undo
 from optplug.world import Collective, World, torchs
@@ -155,6 +156,26 @@ class Hosted:
             self._binder.make = self.ranks.make
         self.ranks.place(placement)
 
+    def bind_block(
+        self, name: str, whole: Sequence[int], start: Sequence[int], size: Sequence[int] | None
+    ) -> None:
+        """Let a parameter be a block of a whole that begins at ``start``, and has its own shape or ``size``.
+
+        Raises:
+            ValueError: there is no such parameter or block.
+            StateError: ranks have stepped it.
+        """
+        self._check_idle("opt_bind_block")
+        check_name(name, self.parameters.names(), "parameter")
+        block = block_of(name, self.parameters[name].data.shape, whole, start, size)
+        if self.ranks is not None:
+            self.ranks.bind_block(name, block)
+        elif block.size != block.shape:
+            raise ValueError(
+                f"parameter {shown(name)} is a block of shape {block.size} in {block.shape}, and there are "
+                'no other ranks: call opt_distribute(opt, "Shard(0)", ...) before opt_bind'
+            )
+
     def meet(self, what: str) -> None:
         """See that the other ranks, where there are any, make the same call on the same optimizer."""
 
@@ -245,7 +266,12 @@ class Hosted:
         if self.run.average and self.run.average.swapped and what != "opt_average_swap":
             raise StateError(f"{what} while the averages are swapped in: call opt_average_swap again before")
 
-    def _check_alone(self, what: str, remedy: str) -> None:
+    def check_alone(self, what: str, remedy: str) -> None:
+        """Refuse a call that is not built for ranks.
+
+        Raises:
+            StateError: there are ranks.
+        """
         if self.ranks:
             raise StateError(f"{what} after opt_distribute is not built: {remedy}")
 

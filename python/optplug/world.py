@@ -8,7 +8,7 @@ import json
 import os
 import struct
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, NoReturn
+from typing import Any, NoReturn, TypeVar, cast
 
 import torch
 from torch import Tensor
@@ -17,6 +17,8 @@ from optplug.errors import FileError, HostError, NonFiniteError, StateError
 
 #: Makes a collective, "all_gather" or "reduce_scatter" (which adds up), of one tensor into another.
 Collective = Callable[[str, Tensor, Tensor], None]
+
+Result = TypeVar("Result")
 
 _KINDS = (ValueError, StateError, NonFiniteError, FileError, MemoryError)
 _TIMEOUT = datetime.timedelta(minutes=5)
@@ -90,10 +92,14 @@ class World:
         text = json.dumps(statement, sort_keys=True)
         digest = bytearray(hashlib.sha256(text.encode()).digest())
         digests = self.all_gather(torch.frombuffer(digest, dtype=torch.uint8))
-        if not (digests == digests[0]).all():
-            compare([json.loads(t) for t in self.texts(text)])
-        elif "error" in statement:
-            compare([dict(statement)] * self.size)
+        try:
+            if not (digests == digests[0]).all():
+                compare([json.loads(t) for t in self.texts(text)])
+            elif "error" in statement:
+                compare([dict(statement)] * self.size)
+        except Exception as error:
+            vars(error)["is_of_all"] = True
+            raise
 
     def exchange(self, error: Exception | None) -> None:
         """Fail on all ranks if one has an error; one collective of a number if none has."""
@@ -110,24 +116,34 @@ class World:
         vars(raised)["is_of_all"] = True
         raise raised from error
 
-    def all_or_none(self, work: Callable[[Callable[[], None]], None]) -> None:
-        """Do some work, which calls a function before it changes anything.
+    def together(self, work: Callable[[], Result]) -> Result:
+        """Do some work, and fail on all ranks if it fails on one."""
+        error, result = None, None
+        try:
+            result = work()
+        except Exception as found:
+            error = found
+        self.exchange(error)
+        return cast(Result, result)
 
-        That function fails if the work of any rank has failed.
+    def all_or_none(self, work: Callable[[Callable[[Mapping[str, Any]], None]], Result]) -> Result:
+        """Do some work, which states something before it changes anything.
+
+        There it fails on all ranks, if it has failed on one or they state different things.
         """
         is_told = False
 
-        def confirm() -> None:
+        def state(statement: Mapping[str, Any]) -> None:
             nonlocal is_told
             is_told = True
-            self.exchange(None)
+            self.agree(statement)
 
         try:
-            work(confirm)
+            return work(state)
         except Exception as error:
-            if is_told:
-                raise
-            self.exchange(error)
+            if not is_told:
+                self.agree(statement_of(error))
+            raise
 
 
 def is_of_all(error: BaseException) -> bool:

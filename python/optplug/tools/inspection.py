@@ -26,14 +26,11 @@ def read(path: str, told: Told = silent) -> dict[str, Any]:
         FileError: the system refuses.
         ValueError: it is damaged, or no checkpoint.
     """
-    try:
-        with (
-            checkpoint.load(path, functools.partial(told, f"checking {printable(path)}")) as content,
-            of_checkpoint(),
-        ):
-            return {"file": path, "bytes": pathlib.Path(path).stat().st_size} | _contents(content)
-    except ValueError as error:
-        raise ValueError(f"path {shown(path)}: {error}") from error
+    with (
+        checkpoint.load(path, functools.partial(told, f"checking {printable(path)}")) as content,
+        of_checkpoint(),
+    ):
+        return {"file": path, "bytes": pathlib.Path(path).stat().st_size} | _contents(content)
 
 
 def _contents(content: dict[str, Any]) -> dict[str, Any]:
