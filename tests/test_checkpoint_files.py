@@ -69,7 +69,7 @@ def test_what_is_whole_but_wrong_is_refused():
         lambda c: c["average"]["values"].update(w=torch.zeros(1)),
     )
     refused("not a checkpoint: it has no 'average'", lambda c: c.pop("average"))
-    refused("something in it is of another kind than it must be", lambda c: c.update(optplug=3))
+    refused("an entry has the wrong type", lambda c: c.update(optplug=3))
     refused("group 0 has no lr", lambda c: c["optimizer"]["param_groups"][0].pop("lr"))
     run.go(3)
     twin.go(3)

@@ -226,7 +226,7 @@ def test_config_says_what_to_do_where_a_path_has_blanks(tmp_path):
     env = {"PYTHONPATH": str(site), "OPTPLUG_PYTHON": sys.executable}
     done = command("config", "--cflags", "--libs", **env)
     advice = "eval cc main.c $(python -m optplug config --cflags --libs)"
-    assert done.stderr == f"the path has blanks or the like: in a shell, write {advice}\n"
+    assert done.stderr == f"the path contains spaces or the like: in a shell, write {advice}\n"
     line = advice.replace("python", sys.executable).replace("cc main.c", f"{hosts.CC} main.c -o main")
     command_line = ["sh", "-c", line]
     subprocess.run(command_line, cwd=tmp_path, env=os.environ | env, check=True, capture_output=True)

@@ -326,7 +326,7 @@ def test_a_text_that_is_not_there_has_the_status_of_its_own_failure():
         (np.ones(2), np.ones(3), ValueError, r"of shape \(2,\) and grad float64 of \(3,\)"),
         (np.ones(2), np.ones(2, "f"), ValueError, "data is float64 of .* and grad float32"),
         (np.ones(2, ">f8"), np.ones(2, ">f8"), ValueError, "data is >f8, of another byte order"),
-        (np.ones(2, int), np.ones(2, int), Error, "steps no integers"),
+        (np.ones(2, int), np.ones(2, int), Error, "does not step integers"),
         (np.ones(2)[::-1], np.ones(2), Error, "must not be negative"),
         (np.ones(2, "d,f")["f0"], np.ones(2), ValueError, "do not divide"),
     ],
@@ -358,9 +358,9 @@ def test_paths_of_every_kind_name_the_file_that_python_means(tmp_path):
 
 def test_text_with_a_zero_byte_is_refused(tmp_path):
     opt = sgd(w=np.ones(3))
-    with pytest.raises(ctypes.ArgumentError, match="has a zero byte in it"):
+    with pytest.raises(ctypes.ArgumentError, match="contains a zero byte"):
         opt.save(tmp_path / "a\0b")
-    with pytest.raises(ctypes.ArgumentError, match="has a zero byte in it"):
+    with pytest.raises(ctypes.ArgumentError, match="contains a zero byte"):
         opt.bind("a\0b", np.ones(3), np.ones(3))
     assert not list(tmp_path.iterdir())
 

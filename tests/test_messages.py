@@ -123,7 +123,7 @@ def test_an_average_is_what_it_is_in_pytorchs_words(bound, weight, text):
         ("bind", "double", "no dtype 'double': write 'float64'"),
         ("bind", "float", "no dtype 'float': write 'float32' or 'float64'"),
         ("bind", "torch.float32", "no dtype 'torch.float32': write 'float32'"),
-        ("bind", "int64", "no dtype 'int64': PyTorch steps no integers, only float16"),
+        ("bind", "int64", "no dtype 'int64': PyTorch does not step integers, only float16"),
     ],
 )
 def test_what_cannot_be_read_says_what_to_write(bound, function, text, words):

@@ -54,7 +54,7 @@ def _read_zip(file: BinaryIO, is_checked: bool) -> Any:
     entries, end = zipfile.ZipFile(file).infolist(), file.seek(0, io.SEEK_END)
     records = {entry.filename: entry for entry in entries}
     if len(records) != len(entries):
-        raise DamagedError("not a checkpoint: a name is twice in its archive")
+        raise DamagedError("not a checkpoint: a name occurs twice in its archive")
     roots = [name.removesuffix("data.pkl") for name in records if re.fullmatch("[^/]+/data.pkl", name)]
     if len(roots) != 1:
         raise DamagedError("not a checkpoint: it is an archive of something else")

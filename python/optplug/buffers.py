@@ -111,7 +111,7 @@ def check_dtype(dtype: str) -> None:
     if dtype not in DTYPES and (short in DTYPES or short in _ALSO):
         raise ValueError(f"no dtype {shown(dtype)}: write {_ALSO.get(short, repr(short))}")
     if short.startswith(("int", "uint", "bool")):
-        raise ValueError(f"no dtype {shown(dtype)}: PyTorch steps no integers, only {', '.join(DTYPES)}")
+        raise ValueError(f"no dtype {shown(dtype)}: PyTorch does not step integers, only {', '.join(DTYPES)}")
     check_name(dtype, DTYPES, "dtype")
 
 

@@ -150,7 +150,7 @@ def _check_seal(file: BinaryIO, progress: Progress) -> bool:
     while rest:
         chunk = file.read(min(rest, _CHUNK))
         if not chunk:
-            raise ValueError("damaged: it became shorter while it was read")
+            raise ValueError("damaged: it shrank while it was being read")
         found.update(chunk)
         rest -= len(chunk)
         progress(size - rest, size)
@@ -182,7 +182,7 @@ def load(path: str, progress: Progress = _silent) -> Iterator[dict[str, Any]]:
     """
     with _named(f"path {shown(path)}"), file_errors(path), open(path, "rb", opener=_open_at_once) as file:
         if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
-            raise OSError(0, "it is no regular file")
+            raise OSError(0, "it is not a regular file")
         yield read(file, progress)
 
 

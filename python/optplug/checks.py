@@ -24,7 +24,7 @@ def of_checkpoint() -> Iterator[None]:
     except KeyError as error:
         raise ValueError(f"not a checkpoint: it has no {shown(*error.args)}") from error
     except (AttributeError, IndexError, OverflowError, TypeError) as error:
-        raise ValueError("not a checkpoint: something in it is of another kind than it must be") from error
+        raise ValueError("not a checkpoint: an entry has the wrong type") from error
 
 
 def check_like(what: str, value: Any, like: Any) -> Any:

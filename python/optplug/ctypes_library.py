@@ -76,7 +76,7 @@ class _Text:
         if isinstance(value, str | os.PathLike):
             value = os.fsencode(value)
         if isinstance(value, bytes) and b"\0" in value:
-            raise ValueError(f"{value!r} has a zero byte in it, where C would end it")
+            raise ValueError(f"{value!r} contains a zero byte, where C would end it")
         return ctypes.c_char_p.from_param(value)
 
 

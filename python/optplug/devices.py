@@ -212,7 +212,9 @@ class Streams:
     def check_process(self) -> None:
         """Raise StateError if there is work on a GPU that a process before a fork has begun."""
         if self._process not in (None, os.getpid()):
-            raise StateError("its parameters are on a GPU, which a forked process has not: create it there")
+            raise StateError(
+                "its parameters are on a GPU, which a forked process cannot use: create it there"
+            )
 
     def take(self, address: int, gpus: set[int], tensors: Iterable[Tensor]) -> None:
         """Let work on the GPU of a stream go onto that; 0: onto torch's current ones, on all GPUs.

@@ -88,7 +88,7 @@ class Storage:
             self._check()
         self._file.seek(self.start + offset)
         if self._file.readinto(into.numpy()) != into.numel():  # type: ignore[attr-defined]
-            raise DamagedError("damaged: it became shorter while it was read")
+            raise DamagedError("damaged: it shrank while it was being read")
 
     def _check(self) -> None:
         self._file.seek(self.start)
@@ -96,7 +96,7 @@ class Storage:
         while rest:
             chunk = self._file.read(min(rest, _CHUNK))
             if not chunk:
-                raise DamagedError("damaged: it became shorter while it was read")
+                raise DamagedError("damaged: it shrank while it was being read")
             found, rest = zlib.crc32(chunk, found), rest - len(chunk)
         if found != self._checksum:
             raise DamagedError("damaged: checksum mismatch")

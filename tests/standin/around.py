@@ -186,7 +186,7 @@ def test_a_forked_process_has_no_gpu():
     child = os.fork()
     if child == 0:
         refused = [
-            call(run.opt, *arguments) < 0 and b"which a forked process has not" in lib.opt_error()
+            call(run.opt, *arguments) < 0 and b"which a forked process cannot use" in lib.opt_error()
             for run in runs
             for call, *arguments in (
                 (lib.opt_step,),

@@ -13,7 +13,7 @@ from optplug.tools import new, report
 _FLAGS = "python -m optplug config --cflags --libs"
 _EVAL = f"eval cc main.c $({_FLAGS})"
 _IMPORTING = "importing PyTorch"
-_EPILOG = "Exit status: 0 if all went well, 1 if not, 2 for a command line that cannot be understood."
+_EPILOG = "Exit status: 0 for success, 1 for failure, 2 for a wrong command line."
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -28,7 +28,7 @@ def _parser() -> argparse.ArgumentParser:
         "config",
         help="print paths and flags for a build",
         description="Print what a build needs, a line for each option given.  A one-line build of main.c: "
-        f"cc main.c $({_FLAGS}).  Where optplug's path has blanks: {_EVAL}",
+        f"cc main.c $({_FLAGS}).  If optplug's path contains spaces: {_EVAL}",
     )
     config.add_argument("--cflags", action="store_true", help="flags for the compiler")
     config.add_argument("--libs", action="store_true", help="flags for the linker, run path included")
@@ -46,9 +46,9 @@ def _parser() -> argparse.ArgumentParser:
         commands,
         "new",
         _new,
-        help="write a project that builds and runs, to begin with",
-        description="Write a program that fits a curve to points, and what builds it, into a new folder, and "
-        "say how to run it.  The program gets the folder's name.",
+        help="write a starter project that builds and runs",
+        description="Write a program that fits a curve to points, and its build file, into a new folder, and "
+        "print how to run it.  The program gets the folder's name.",
         example="new fortran heat",
     )
     maker.add_argument("language", choices=new.LANGUAGES, help="what it is written in")
@@ -58,9 +58,9 @@ def _parser() -> argparse.ArgumentParser:
         commands,
         "doctor",
         _doctor,
-        help="say what a host program would get, and mend what is wrong",
-        description="Start optplug as a C program would, say which Python, libpython, torch, devices and "
-        "library it gets, and for each thing that is wrong, or may become so, what to do.",
+        help="check what a C program would get, and say what to do if something is wrong",
+        description="Start optplug as a C program would, and report which Python, libpython, torch, devices "
+        "and library it gets, and what to do about anything that is wrong or may go wrong.",
         example="doctor --json",
     )
     _add_json(check)
@@ -70,8 +70,8 @@ def _parser() -> argparse.ArgumentParser:
         "list",
         _list,
         help="list optimizers, schedulers, dtypes or devices",
-        description="List what PyTorch has here: for optimizers and schedulers by which functions a program "
-        "steps them, and how the optimizers' steps run; or the optimizers of a package, which is imported.",
+        description="List what the installed PyTorch has: optimizers and schedulers with the functions that "
+        "step them, and how the optimizers' steps run; or the optimizers of a package, which is imported.",
         example="list pytorch_optimizer",
     )
     kinds = "optimizers, schedulers, dtypes, devices, or a package; default: the first two"
@@ -82,10 +82,10 @@ def _parser() -> argparse.ArgumentParser:
         commands,
         "describe",
         _describe,
-        help="say which arguments an optimizer or a scheduler takes",
+        help="show the arguments of an optimizer or a scheduler",
         description="Show the arguments of an optimizer or a scheduler with their defaults, in PyTorch's "
-        "words, a spec as an example, and the address of PyTorch's page on it; of a class outside PyTorch, "
-        "pytorch_optimizer:Lion, also what it needs.",
+        "words, an example spec, and the address of PyTorch's page on it; for a class outside PyTorch, such "
+        "as pytorch_optimizer:Lion, also what it needs.",
         example="describe Adam",
     )
     describer.add_argument("name", metavar="NAME")
@@ -95,9 +95,9 @@ def _parser() -> argparse.ArgumentParser:
         commands,
         "inspect",
         _inspect,
-        help="say what is in a checkpoint",
-        description="Show what is in a file of opt_save's or of PyTorch's: optimizer, groups, parameters, "
-        "state, schedulers, averages.  No code is run, whatever is in the file.",
+        help="show what a checkpoint contains",
+        description="Show what a file written by opt_save or by PyTorch contains: optimizer, groups, "
+        "parameters, state, schedulers, averages.  Runs no code, whatever the file contains.",
         example="inspect run.pt",
     )
     inspector.add_argument("file", metavar="FILE")
@@ -107,26 +107,25 @@ def _parser() -> argparse.ArgumentParser:
         commands,
         "bench",
         _bench,
-        help="measure steps on this machine",
-        description="Measure opt_step from a C program beside PyTorch's step, its default and fused=True, on "
-        "one array of float32: the median of several rounds, in turn.  As it is, that takes less than a "
-        "minute.",
+        help="time steps on this machine",
+        description="Time opt_step from a C program against PyTorch's step, default and fused=True, on one "
+        "float32 array: the median of several alternating rounds.  Takes less than a minute by default.",
         example='bench "Adam(amsgrad=True)" --sizes 1000,1e6 --threads 1',
     )
     timer.add_argument("spec", metavar="SPEC", nargs="*", help="default: two of PyTorch's")
     timer.add_argument("--sizes", type=_sizes, metavar="N,N", help="how many values (default: 10 to 1e6)")
     timer.add_argument("--threads", type=int, metavar="N", help="num_threads (default: what a program gets)")
     timer.add_argument("--options", default="", metavar="TEXT", help="for opt_init: \"sqrt='processor'\"")
-    timer.add_argument("--plot", metavar="PICTURE.png", help="draw it too (needs optplug[plot])")
+    timer.add_argument("--plot", metavar="PICTURE.png", help="plot the times too (needs optplug[plot])")
     _add_json(timer)
 
     draw = _command(
         commands,
         "plot",
         _plot,
-        help="draw a table of numbers, a loss curve for example",
-        description="Draw the columns of a CSV file with a header line against its first, into a PNG.  "
-        "Needs matplotlib, which the extra optplug[plot] brings.",
+        help="plot a table of numbers, such as a loss curve",
+        description="Plot the columns of a CSV file, which has a header line, against its first, as a PNG.  "
+        "Needs matplotlib: install optplug[plot].",
         example="plot losses.csv",
     )
     draw.add_argument("table", metavar="TABLE.csv")
@@ -152,7 +151,7 @@ def _sizes(text: str) -> list[int]:
     except (OverflowError, ValueError):
         sizes = [0]
     if min(sizes) < 1:
-        raise argparse.ArgumentTypeError(f"{text!r} is no list of numbers from 1, such as 10,1e6")
+        raise argparse.ArgumentTypeError(f"{text!r} is not a list of sizes from 1 on, such as 10,1e6")
     return sizes
 
 
@@ -175,7 +174,7 @@ def _config(given: argparse.Namespace) -> int:
         given.parser.error(f"name what to print: {', '.join('--' + name for name in flags)}")
     print("\n".join(wanted))
     if (given.cflags or given.libs) and "\\" in include + lib:
-        print(f"the path has blanks or the like: in a shell, write {_EVAL}", file=sys.stderr)
+        print(f"the path contains spaces or the like: in a shell, write {_EVAL}", file=sys.stderr)
     return 0
 
 
