@@ -152,7 +152,7 @@ int call_step(struct call *call)
     call_keeps_plan(call);
     if (result > 0)
         handle_count_step(call->slot);
-    else if (call_tell_python(call) > 0)
+    else if (plan_has_failed(plan) && call_tell_python(call) > 0)
         handle_set_plan(call->slot, NULL);
     return result;
 }

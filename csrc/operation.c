@@ -215,6 +215,19 @@ static int run_boxed(const struct operation *operation)
     return status == 0;
 }
 
+/* A call by name has been seen to take 700 bytes, and 45 for each tensor. */
+enum { ROOM = 8192, ROOM_FOR_EACH = 128 };
+
+size_t operation_room(const struct operation *operation, int proven)
+{
+    if (operation->records || (proven && operation->entry))
+        return 0;
+    size_t tensors = (size_t)operation->form.singles;
+    for (int i = 0; i < operation->form.lists; i++)
+        tensors += (size_t)operation->lists[i].length;
+    return ROOM + tensors * ROOM_FOR_EACH;
+}
+
 int operation_run(const struct operation *operation, int proven)
 {
     if (operation->records) {

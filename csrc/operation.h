@@ -47,6 +47,9 @@ void operation_set_scalars(struct operation *operation, const double *scalars);
  */
 int operation_prepare(struct operation *operation);
 
+/* Return how much of the heap it takes at the most while it runs, by its own entry if it is `proven`. */
+size_t operation_room(const struct operation *operation, int proven);
+
 /* Run it, by its own entry if there is one and it is `proven`; 0 if torch fails. */
 int operation_run(const struct operation *operation, int proven);
 

@@ -158,15 +158,32 @@ int plan_is_ahead(const struct plan *plan)
     return plan && (rates_unknown(&plan->rates) || plan_has_moved(plan));
 }
 
+/* Tell whether so much memory can be had: where it runs out in torch's own functions, they end the process. */
+static int has_room(size_t size)
+{
+    void *volatile memory = malloc(size); /* which no compiler leaves out */
+    free(memory);
+    return memory != NULL;
+}
+
 int plan_run(struct plan *plan)
 {
     if (plan->on_gpu && getpid() != plan->process)
         return 0; /* Python says that no GPU survives a fork */
     if (is_in_mode(plan))
         return 0;
-    for (int i = 0; i < plan->count; i++)
+    size_t room = 0;
+    for (int i = 0; i < plan->count; i++) {
         if (!operation_prepare(&plan->operations[i]))
             return 0; /* Python says whose gradient it is, or takes another branch */
+        size_t its = operation_room(&plan->operations[i], plan->proven);
+        room = its > room ? its : room;
+    }
+    if (room > 0 && !has_room(room))
+        return fail(OPT_ENOMEM,
+                    "out of memory: a step needs %zu bytes more while it runs: free some, or raise the "
+                    "limit (ulimit -v)",
+                    room);
     int threads = openmp_threads();
     for (int i = 0; i < plan->count; i++) {
         const struct operation *operation = &plan->operations[i];
@@ -176,11 +193,15 @@ int plan_run(struct plan *plan)
             continue;
         pyapi_clear_exception();
         plan->failed = 1;
-        if (i == 0)
+        if (i == 0 && !plan->on_gpu)
             return 0; /* nothing has changed yet */
-        return fail(OPT_ERUNTIME,
-                    "torch did not run %s, and what comes before it in a step is made: load a checkpoint",
-                    operation->name);
+        /* There was memory, and it has run before, on copies.  So it is an error of a GPU's, which may be
+         * that of another kernel, and then this one runs all the same. */
+        return fail(
+            OPT_ERUNTIME,
+            "torch has an error of the GPU's in %s, and nobody knows what of the step is made: load a "
+            "checkpoint",
+            operation->name);
     }
     plan->proven = 1;
     plan->moved = plan->moves;

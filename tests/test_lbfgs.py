@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import pathlib
-import subprocess
 import sys
 
 import numpy as np
 import pytest
 import torch
 
+import hosts
 from optplug import _bridge, ctypes_api, lbfgs, rows
 
 
@@ -331,8 +331,7 @@ for search in ("", ", line_search_fn='strong_wolfe'"):
     ],
 )
 def test_a_torch_that_steps_in_another_way_is_followed_and_only_one_that_is_known_on_rows(old, new, is_known):
-    command = [sys.executable, "-c", ANOTHER_TORCH, old, new, str(pathlib.Path(__file__).parent)]
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    done = hosts.python("-c", ANOTHER_TORCH, old, new, str(pathlib.Path(__file__).parent))
     assert (done.returncode, done.stdout.split()) == (0, [str(is_known)] * 2), done.stderr
 
 

@@ -6,6 +6,7 @@ import contextlib
 import ctypes
 import inspect
 import io
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -162,6 +163,24 @@ def test_plans_have_the_copies_in_them_and_arrays_with_gaps_need_none():
     assert dense.describe().count(", stepped in float32\n") == 2
     dense.end()
     gaps.end()
+
+
+def test_a_torch_whose_copies_take_something_else_steps_by_python(monkeypatch):
+    def is_with(arguments):
+        schema = SimpleNamespace(default=SimpleNamespace(_schema=SimpleNamespace(arguments=arguments)))
+        monkeypatch.setattr(torch.ops.aten, "_foreach_copy_", schema)
+        with options():
+            run = Half("Adam()", torch.bfloat16)
+        for _ in range(3):
+            run.step()
+            run.compare()
+        said = run.describe()
+        run.end()
+        return "aten::_foreach_copy_" in said
+
+    arguments = torch.ops.aten._foreach_copy_.default._schema.arguments
+    assert is_with(arguments)
+    assert not is_with([*arguments, arguments[-1]])
 
 
 @pytest.mark.usefixtures("route")

@@ -95,7 +95,7 @@ class Planner:
     def take_numbers(self) -> None:
         """Take the numbers that C has moved."""
         self.records.take()
-        if self.schedule_records.schedule:
+        if self.plan and self.plan.schedulers and self.schedule_records.schedule:
             self.schedule_records.schedule.take()
         self.refresh()
 

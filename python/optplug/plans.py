@@ -109,6 +109,14 @@ def form_of(operator: str) -> Form:
     return Form(tuple(lists), tuple(doubles), tuple(bools), tuple(singles), optional=True)
 
 
+def _check_schema(operator: str, form: Form) -> None:
+    """Raise ValueError where this torch's operator takes something else."""
+    types = ["List[Tensor]"] * len(form.lists) + ["bool"] * len(form.bools) + ["Tensor"] * len(form.singles)
+    arguments = schema_arguments(operator, form.overload or "default")
+    if [str(argument.type) for argument in arguments] != types:
+        raise ValueError(f"aten::{operator} of this torch takes {arguments}")
+
+
 @dataclass
 class Operation:
     """One operator, for parameters of one group, one dtype, and alike in size."""
@@ -268,7 +276,7 @@ def stated(
     """Return a plan of a step's operations, with what copies and averages have to do around it."""
     try:
         return Plan([*_with_copies(operations, masters), *averaging], gradients)
-    except ValueError:
+    except (AttributeError, ValueError):
         return None
 
 
@@ -337,6 +345,7 @@ def _counted(step: Operation, counts: Tensor) -> list[Operation]:
 
     There is one more before, as with torch, and one less after if found_inf has left it out.
     """
+    _check_schema(_ADD, _ADD_FORM)
     found_inf, ones = step.singles[1], torch.ones_like(counts)
 
     def add(value: Tensor, sign: float) -> Operation:
@@ -354,6 +363,7 @@ def _with_copies(operations: list[Operation], masters: Sequence[Mastered]) -> li
 
 
 def _copies(form: Form, targets: list[Tensor], sources: list[Tensor]) -> Iterator[Operation]:
+    _check_schema(_COPY, form)
     alike: dict[tuple[torch.device, torch.dtype, torch.dtype, bool], list[tuple[Tensor, Tensor]]] = {}
     for target, source in zip(targets, sources, strict=True):
         shape = target.shape

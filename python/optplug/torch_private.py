@@ -123,6 +123,6 @@ def is_shared(tensor: Tensor) -> bool:
     return torch._C._storage_Use_Count(storage._cdata) > 2
 
 
-def schema_arguments(operator: str) -> Sequence[Any]:
+def schema_arguments(operator: str, overload: str = "default") -> Sequence[Any]:
     """Return what an operator of torch's takes; AttributeError where torch has none of that name."""
-    return getattr(torch.ops.aten, operator).default._schema.arguments
+    return getattr(getattr(torch.ops.aten, operator), overload)._schema.arguments
