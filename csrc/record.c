@@ -8,9 +8,10 @@
 #include "scalars.h"
 #include "strided.h"
 
-/* A block's bytes, so that what a record works on stays in the first cache, and the blocks that it has besides
- * the arrays fit on the stack of a thread that has little: temporary arrays, and arrays with gaps. */
-enum { BLOCK = 2048, MAX_BLOCKS = 16 };
+/* A block's bytes, so that what a record works on stays in the first cache: half as many where it needs many
+ * blocks besides the arrays, temporary ones and arrays with gaps, which must have room on the stack of a thread
+ * that has little. */
+enum { BLOCK = 4096, MAX_BLOCKS = 16, ROOM = MAX_BLOCKS * BLOCK / 2 };
 /* How many values must lie together to be worth calls of their own. */
 enum { WORTH_A_CALL = 64 };
 
@@ -27,6 +28,7 @@ struct record {
     struct instruction *instructions;
     int *is_used, *is_written; /* which lists it reads or changes, and changes */
     int64_t lanes;             /* of the vectors; 1: an array's end is like the rest */
+    int64_t block;             /* the bytes of a block */
 };
 
 struct records {
@@ -124,7 +126,8 @@ static int is_read_later(const optplug_record *record, int i)
 static int make_record(struct records *records, struct record *record, const optplug_record *given)
 {
     const int bytes = worked_in(records->lists.formats[0]);
-    const int blocks = records->is_half ? records->lists.count : records->gapped.count;
+    const int blocks =
+        given->temporary_count + (records->is_half ? records->lists.count : records->gapped.count);
     record->store_count = given->store_count;
     record->instruction_count = given->instruction_count;
     record->stores = copy(given->stores, 2 * given->store_count, sizeof *given->stores);
@@ -132,8 +135,9 @@ static int make_record(struct records *records, struct record *record, const opt
     record->is_used = calloc((size_t)records->lists.count, sizeof *record->is_used);
     record->is_written = calloc((size_t)records->lists.count, sizeof *record->is_written);
     record->lanes = given->lanes > 0 ? given->lanes : 1;
+    record->block = blocks * BLOCK <= ROOM ? BLOCK : ROOM / MAX_BLOCKS;
     if (!scalars_make(&record->scalars, given) || !record->stores || !record->instructions ||
-        !record->is_used || !record->is_written || given->temporary_count + blocks > MAX_BLOCKS)
+        !record->is_used || !record->is_written || blocks > MAX_BLOCKS)
         return 0;
     for (int i = 0; i < given->scalar_count; i++)
         if (given->scalars[i].kind == SCALAR_ITEM)
@@ -291,8 +295,8 @@ struct job {
 
 /* Find a block of the arrays with gaps: where it is, if it lies together in all of them for long enough, or
  * copied together.  Return how many values are in it, n at the most. */
-static int64_t find_gapped(const struct job *job, int64_t first, int64_t n, char (*blocks)[BLOCK],
-                           char **found, int *is_copied)
+static int64_t find_gapped(const struct job *job, int64_t first, int64_t n, char *blocks, char **found,
+                           int *is_copied)
 {
     const struct gapped *gapped = &job->records->gapped;
     const int size = job->records->size;
@@ -311,16 +315,16 @@ static int64_t find_gapped(const struct job *job, int64_t first, int64_t n, char
     for (int k = 0; k < gapped->count; k++) {
         const struct strided *gaps = gapped_find(gapped, gapped->lists[k], job->parameter);
         if (gaps) {
-            found[k] = blocks[k];
+            found[k] = blocks + k * job->record->block;
             strided_read(gaps, tensor(job->records, gapped->lists[k], job->parameter)->data, size, first, n,
-                         blocks[k]);
+                         found[k]);
         }
     }
     return n;
 }
 
 /* Copy a block back, of those arrays with gaps that the record changes. */
-static void put_back(const struct job *job, int64_t first, int64_t n, char (*blocks)[BLOCK])
+static void put_back(const struct job *job, int64_t first, int64_t n, char *blocks)
 {
     const struct gapped *gapped = &job->records->gapped;
     for (int k = 0; k < gapped->count; k++) {
@@ -328,7 +332,7 @@ static void put_back(const struct job *job, int64_t first, int64_t n, char (*blo
         const struct strided *gaps = gapped_find(gapped, list, job->parameter);
         if (gaps && job->record->is_written[list])
             strided_write(gaps, tensor(job->records, list, job->parameter)->data, job->records->size, first,
-                          n, blocks[k]);
+                          n, blocks + k * job->record->block);
     }
 }
 
@@ -347,8 +351,8 @@ static void run_part(const struct job *job, int64_t begin, int64_t end, int whic
     const struct record *record = job->record;
     const struct records *records = job->records;
     const int lists = records->lists.count, gapped = records->gapped.count;
-    const int64_t block = BLOCK / records->size;
-    _Alignas(64) char blocks[MAX_BLOCKS][BLOCK]; /* of arrays with gaps, and temporary ones */
+    const int64_t block = record->block / records->size;
+    _Alignas(64) char blocks[ROOM]; /* of arrays with gaps, and temporary ones */
     char *found[MAX_BLOCKS];
     int is_copied = 0;
     for (int64_t n, i = begin; i < end; i += n) {
@@ -362,7 +366,7 @@ static void run_part(const struct job *job, int64_t begin, int64_t end, int whic
             for (int j = 0; j < 4; j++)
                 arrays[j] =
                     numbers[j] < 0        ? NULL
-                    : numbers[j] >= lists ? blocks[gapped + numbers[j] - lists]
+                    : numbers[j] >= lists ? blocks + (gapped + numbers[j] - lists) * record->block
                     : records->gapped.places[numbers[j]] >= 0
                         ? found[records->gapped.places[numbers[j]]]
                         : (char *)tensor(records, numbers[j], job->parameter)->data + i * records->size;
@@ -395,26 +399,26 @@ static void run_half_part(const struct job *job, int64_t begin, int64_t end, int
 {
     const struct record *record = job->record;
     const int lists = job->records->lists.count;
-    const int64_t block = BLOCK / sizeof(float);
-    _Alignas(64) char blocks[MAX_BLOCKS][BLOCK];
+    const int64_t block = record->block / (int64_t)sizeof(float);
+    _Alignas(64) char blocks[ROOM];
     for (int64_t n, i = begin; i < end; i += n) {
         n = end - i < block ? end - i : block;
         for (int list = 0; list < lists; list++)
             if (record->is_used[list])
-                convert(job, list, i, n, blocks[list], 0);
+                convert(job, list, i, n, blocks + list * record->block, 0);
         for (int k = 0; k < record->instruction_count; k++) {
             const struct instruction *instruction = &record->instructions[k];
             const int numbers[] = {instruction->to, instruction->a, instruction->b, instruction->c};
             char *arrays[4];
             for (int j = 0; j < 4; j++)
-                arrays[j] = numbers[j] < 0 ? NULL : blocks[numbers[j]];
+                arrays[j] = numbers[j] < 0 ? NULL : blocks + numbers[j] * record->block;
             run_one(job, instruction, which, n, arrays);
             if (instruction->rounds)
                 job->records->half.round(n, arrays[0], arrays[0], NULL, NULL, 0, 0);
         }
         for (int list = 0; list < lists; list++)
             if (record->is_written[list])
-                convert(job, list, i, n, blocks[list], 1);
+                convert(job, list, i, n, blocks + list * record->block, 1);
     }
 }
 
