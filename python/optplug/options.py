@@ -89,6 +89,8 @@ class OptimizerOptions:
     undo: bool = True
     #: Seconds for which ranks of torch.distributed wait for each other.
     timeout: float = 300
+    #: Whether ranks compare each call that all of them make.
+    check_ranks: bool = False
 
     def arguments(self) -> dict[str, Any]:
         """Return those of `HostedOptimizer` that say the same."""

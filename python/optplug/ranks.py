@@ -153,6 +153,8 @@ class Ranks:
     @property
     def reason(self) -> str:
         """Why steps run by Python; "" if they need not."""
+        if self.world.is_checked:
+            return "check_ranks compares every call"
         if self._recipe.is_lbfgs or (self.sliced() and self.together() is None):
             return "they communicate with other ranks"
         return "ranks agree on errors of gradients" if self._checks_gradients else ""
@@ -162,7 +164,9 @@ class Ranks:
         function = getattr(self.world.collective, "function", None)
         sliced = self.sliced()
         exchanges = (
-            self.exchange.stated(sliced) if function is not None and not self._checks_gradients else None
+            self.exchange.stated(sliced)
+            if function is not None and not (self._checks_gradients or self.world.is_checked)
+            else None
         )
         if exchanges is None:
             return None
@@ -195,6 +199,7 @@ class Ranks:
             what: the call.
             state: checks whether this rank can make it, and returns its run.
         """
+        self.world.check(what)
         if self._is_agreed:
             return False
         try:
@@ -429,10 +434,13 @@ class Ranks:
         """Return the loss of all ranks' closures; fail on all if one does."""
         error, loss = None, 0.0
         self.renew()
+        self.world.is_in_host = True
         try:
             loss = closure()
         except Exception as found:
             error = found
+        finally:
+            self.world.is_in_host = False
         table = self.world.numbers(error is not None, loss)
         if any(failed for failed, _ in table):
             self.world.fail(error)
