@@ -14,6 +14,12 @@ TESTS = hosts.PROJECT / "tests"
 pytestmark = hosts.needs("MPICH", "libmpich-dev mpich", shutil.which("mpicc.mpich"))
 
 
+@pytest.fixture(autouse=True)
+def _in_a_folder_of_its_own(tmp_path, monkeypatch):
+    """Let programs write their files there."""
+    monkeypatch.chdir(tmp_path)
+
+
 def run(program: pathlib.Path, ranks: int, *arguments: str) -> None:
     hosts.run("mpiexec.mpich", "-n", str(ranks), program, *arguments)
 

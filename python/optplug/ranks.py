@@ -166,7 +166,9 @@ class Ranks:
         function = getattr(self.world.collective, "function", None)
         sliced = self.sliced()
         exchanges = (
-            self.exchange.stated(sliced) if function is not None and not self._checks_gradients else None
+            self.exchange.stated(sliced)
+            if function is not None and not (self._checks_gradients or self.world.is_checked)
+            else None
         )
         if exchanges is None:
             return None
