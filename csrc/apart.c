@@ -1,6 +1,7 @@
 /* A host's BLAS must not be torch's as well: where its integers have 64 bits, as in MATLAB's and in
  * libopenblas64, torch's first matrix product would end the process, and another's sums round otherwise.
- * RTLD_DEEPBIND lets torch find its own libraries first.
+ * RTLD_DEEPBIND lets torch find its own libraries first.  musl has none; macOS needs none, where each library
+ * has its functions from those that it was linked with.
  *
  * But that has torch call libc's free on what the host's allocator has given, where that is not libc's own.
  * So such a host shares its BLAS with torch, if it can. */
@@ -20,6 +21,12 @@ static char blas[512];       /* the file of the host's; "" for none */
 static char allocator[512];  /* the file of a function that is not where it usually is; "" for none */
 static const char *function; /* that one's name */
 static int is_apart;
+
+#ifdef RTLD_DEEPBIND
+enum { CAN_KEEP_APART = 1 };
+#else
+enum { CAN_KEEP_APART = 0 };
+#endif
 
 /* Get the file in which torch would find a function; "" if there is none. */
 static void find_file(const char *name, char file[512])
@@ -85,10 +92,19 @@ static int has_64_bit_integers(void)
 
 int apart_decide(void)
 {
-    const char *wish = variable_get("OPTPLUG_DEEPBIND");
+#ifdef __APPLE__
+    return 0;
+#endif
+    const char *wish = CAN_KEEP_APART ? variable_get("OPTPLUG_DEEPBIND") : "0";
     find_file("dgemm_", blas);
     find_allocator();
     is_apart = *blas && (!wish || !*wish ? !*allocator : strcmp(wish, "0") != 0);
+    if (!CAN_KEEP_APART && *blas && has_64_bit_integers())
+        return fail(
+            OPT_ESTART,
+            "the host's BLAS in '%.200s' has integers of 64 bits, so PyTorch cannot use it, and this C "
+            "library cannot keep PyTorch apart: leave it out",
+            blas);
     if (!is_apart && *blas && !(wish && *wish) && has_64_bit_integers())
         return fail(
             OPT_ESTART,

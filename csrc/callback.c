@@ -6,6 +6,7 @@
 
 #include <pthread.h>
 #include <stdlib.h>
+#include <sys/resource.h>
 
 #include "error.h"
 #include "handle.h"
@@ -13,6 +14,7 @@
 #include "pyapi.h"
 #include "runtime.h"
 #include "shield.h"
+#include "signals.h"
 
 /* What a frame of Python's puts back when it ends. */
 struct frames {
@@ -150,6 +152,13 @@ static void find_stack(void)
         stack.high = stack.low + size;
     }
     pthread_attr_destroy(&attributes);
+#endif
+#ifndef __GLIBC__
+    /* musl, and old versions of macOS, tell less of the first thread's than it can grow to. */
+    struct rlimit most;
+    if (signals_is_main_thread() && getrlimit(RLIMIT_STACK, &most) == 0 && most.rlim_cur < stack.high &&
+        stack.high - most.rlim_cur < stack.low)
+        stack.low = stack.high - (uintptr_t)most.rlim_cur;
 #endif
 }
 

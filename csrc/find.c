@@ -229,9 +229,11 @@ void *find_libpython(const struct environment *found)
 #ifdef __APPLE__
 void *find_loaded_libpython(void)
 {
+    /* python.org's and Homebrew's is a framework. */
+    static const char *const names[] = {"libpython3", "/Python.framework/Versions/" PYTHON_VERSION "/Python"};
     for (uint32_t i = 0; i < _dyld_image_count(); i++) {
         const char *name = _dyld_get_image_name(i);
-        if (name && strstr(name, "libpython3"))
+        if (name && (strstr(name, names[0]) || strstr(name, names[1])))
             return dlopen(name, RTLD_NOW | RTLD_GLOBAL | RTLD_NOLOAD);
     }
     return NULL;

@@ -193,13 +193,15 @@ int plan_run(struct plan *plan)
             continue;
         pyapi_clear_exception();
         plan->failed = 1;
-        if (i == 0)
+        if (i == 0 && !plan->on_gpu)
             return 0; /* nothing has changed yet */
-        /* There was memory, and it has run before, on copies: what is left is an error of a GPU's, after
-         * which that GPU does no more. */
-        return fail(OPT_ERUNTIME,
-                    "torch did not run %s, and what comes before it in a step is made: load a checkpoint",
-                    operation->name);
+        /* There was memory, and it has run before, on copies.  So it is an error of a GPU's, which may be
+         * that of another kernel, and then this one runs all the same. */
+        return fail(
+            OPT_ERUNTIME,
+            "torch has an error of the GPU's in %s, and nobody knows what of the step is made: load a "
+            "checkpoint",
+            operation->name);
     }
     plan->proven = 1;
     plan->moved = plan->moves;

@@ -62,7 +62,7 @@ static void note_interrupt(int number) { interrupted = number; }
 
 void signals_note_interrupt(void) { interrupted = SIGINT; }
 
-static int is_main_thread(void)
+int signals_is_main_thread(void)
 {
 #ifdef __linux__
     static _Thread_local int known; /* 1: yes, -1: no */
@@ -76,7 +76,8 @@ static int is_main_thread(void)
 
 int signals_hold(struct sigaction *hosts, const void *python)
 {
-    if (!is_main_thread() || sigaction(SIGINT, NULL, hosts) < 0 || !is_pythons(hosts->sa_handler, python))
+    if (!signals_is_main_thread() || sigaction(SIGINT, NULL, hosts) < 0 ||
+        !is_pythons(hosts->sa_handler, python))
         return 0;
     struct sigaction note = *hosts;
     note.sa_handler = note_interrupt;

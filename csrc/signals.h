@@ -14,6 +14,9 @@ void signals_restore(const struct sigaction actions[NSIG], const void *python);
 /* Make a thread that gets none of the host's signals, which are for the host's own; as pthread_create. */
 int signals_make_thread(pthread_t *thread, void *(*function)(void *), void *argument);
 
+/* Tell whether the calling thread is the process's first. */
+int signals_is_main_thread(void);
+
 /* Let an interrupt (SIGINT) that is Python's to handle wait until it is released; 0 if there is none to
  * hold: the handler is not Python's, or this is not the main thread. */
 int signals_hold(struct sigaction *hosts, const void *python);

@@ -435,6 +435,9 @@ int opt_load_memory(int opt, const void *buffer, int64_t size);
  *                                   draws from a stream of its own, as after torch.manual_seed(seed), and
  *                                   random's and numpy's alike; checkpoints include it, and your program's
  *                                   generators stay as they are
+ *   check_ranks=True                let ranks (opt_distribute) compare every call that all of them make, so
+ *                                   that different calls are an error on all and not a hang; steps go through
+ *                                   Python then, and send 96 bytes more for each collective
  *   master_weights=True             step a float32 copy of each float16 and bfloat16 parameter: your arrays
  *                                   receive it rounded, and anything else written to them is lost unless
  *                                   they are bound again

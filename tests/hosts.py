@@ -42,6 +42,16 @@ STATUSES = {name: value for name, value in HEADER.statuses.items() if name.start
 README = (PROJECT / "README.md").read_text()
 
 
+#: Ranks on a machine with fewer cores; and the only user of a container is root.
+MPI_ENVIRONMENT = {
+    "OMPI_ALLOW_RUN_AS_ROOT": "1",
+    "OMPI_ALLOW_RUN_AS_ROOT_CONFIRM": "1",
+    "OMPI_MCA_rmaps_base_oversubscribe": "1",
+    "OMPI_MCA_mpi_yield_when_idle": "1",
+    "PRTE_MCA_rmaps_default_mapping_policy": ":oversubscribe",
+}
+
+
 def program(language: str) -> str:
     """Return the README's first block of code in a language; "text" is what all the programs print."""
     return re.search(rf"```{language}\n(.*?)```", README, re.S)[1]

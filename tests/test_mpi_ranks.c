@@ -151,7 +151,8 @@ static void saved_in_blocks(void)
     memset(w, 0, sizeof w);
     CHECK(opt_load(opt, path) == OPT_OK);
     CHECK(memcmp(w, before, sizeof w) == 0);
-    CHECK(opt_free(opt) == OPT_OK);
+    CHECK(opt_free(opt) == OPT_OK && MPI_Barrier(MPI_COMM_WORLD) == MPI_SUCCESS);
+    CHECK(rank || remove(path) == 0);
 }
 
 static void an_ensemble(void)

@@ -1,7 +1,7 @@
 !> Ranks by the module optplug_mpi: each kind of communicator, and LBFGS on parts.
 program test_mpi_ranks
   use, intrinsic :: iso_fortran_env, only: real64
-  use mpi_f08, only: MPI_Comm_rank, MPI_COMM_WORLD, MPI_Finalize, MPI_Init
+  use mpi_f08, only: MPI_Barrier, MPI_Comm_rank, MPI_COMM_WORLD, MPI_Finalize, MPI_Init
   use optplug, only: optimizer
   use optplug_mpi, only: distribute
   implicit none
@@ -57,6 +57,11 @@ contains
     call one%bind("u", all, dall, flat=flat)
     call one%checkpoint("parameters=True")
     call one%load("grid.pt")
+    call MPI_Barrier(MPI_COMM_WORLD)
+    if (rank == 0) then
+      open (newunit=j, file="grid.pt")
+      close (j, status="delete")
+    end if
     if (any(abs(all - reshape([(real(j, real64), j = 0, 23)], [4, 6])) > 0)) error stop "the grid is another one"
   end subroutine
 end program

@@ -48,6 +48,7 @@ class Hosted:
         rounds_sqrt: whether recorded steps take the processor's square root, whose bits may not be torch's.
         master_weights: whether parameters in half precision are stepped in float32: see `kinds.Mastered`.
         seed, undo: those of classes outside torch: see `options.OptimizerOptions`.
+        check_ranks: whether ranks compare each call that all of them make.
 
     Raises:
         ValueError: the spec cannot be read, names no optimizer, or PyTorch refuses a hyperparameter.
@@ -63,6 +64,7 @@ class Hosted:
         master_weights: bool = False,
         seed: int = 0,
         undo: bool = True,
+        check_ranks: bool = False,
     ) -> None:
         try:
             self.recipe = recipe.read(text, third_party)
@@ -95,6 +97,7 @@ class Hosted:
         self._iteration: Iteration | None = None
         #: Those that step it together, where there are several.
         self.ranks: Ranks | None = None
+        self._check_ranks = check_ranks
 
     @property
     def plan(self) -> Plan | None:
@@ -152,6 +155,7 @@ class Hosted:
             world = World(collective, rank, size) if collective else torchs(rank, size)
             if world.size == 1:
                 return
+            world.is_checked = self._check_ranks
             self.ranks = Ranks(world, self.recipe, self.parameters, self.error_if_nonfinite)
             self._binder.make = self.ranks.make
         self.ranks.place(placement)
@@ -177,7 +181,10 @@ class Hosted:
             )
 
     def meet(self, what: str) -> None:
-        """See that the other ranks, where there are any, make the same call on the same optimizer."""
+        """See that the other ranks, where there are any, make the same call on the same optimizer.
+
+        All ranks must make it; with check_ranks each time, else the first.
+        """
 
         def run() -> Run:
             self._check_bound(what)

@@ -23,7 +23,7 @@ from optplug import archive, blocks, files
 from optplug.blocks import Whole
 from optplug.checkpoint import SEAL, file_errors
 from optplug.stored import Stored
-from optplug.world import World
+from optplug.world import World, is_of_all
 
 _CHUNK = 1 << 22
 _HAS_DESCRIPTOR = 8  # in an entry's flags: its checksum follows its data
@@ -61,14 +61,19 @@ def save(path: str, content: dict[str, Any], world: World) -> None:
             with file_errors(path), replacing:
                 _finish(name, dict(zip(starts, zip(wholes, checksums, strict=True), strict=True)))
 
-    with contextlib.ExitStack() as replacing:
-        name, starts = json.loads(world.texts(world.together(begin))[0])
-        rows = world.numbers(*world.together(write))
-        checksums = [
-            blocks.checksum(whole.nbytes, map(int, parts))
-            for whole, parts in zip(wholes, zip(*rows, strict=True), strict=True)
-        ]
-        world.together(end)
+    try:
+        with contextlib.ExitStack() as replacing:
+            name, starts = json.loads(world.texts(world.together(begin))[0])
+            rows = world.numbers(*world.together(write))
+            checksums = [
+                blocks.checksum(whole.nbytes, map(int, parts))
+                for whole, parts in zip(wholes, zip(*rows, strict=True), strict=True)
+            ]
+            world.together(end)
+    except Exception as error:
+        if is_of_all(error):
+            world.exchange(None)  # until rank 0 has removed what it began
+        raise
 
 
 def _wholes(content: Any) -> Iterator[Whole]:

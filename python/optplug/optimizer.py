@@ -144,10 +144,13 @@ class HostedOptimizer(Hosted):
         self.planner.check_state(optimizer)
         self.parameters.read(not self.run.stepped)
         before = stopping.counts(optimizer)
-        is_first, undoes = not self.run.stepped, self.planner.lbfgs.are_on_rows(optimizer)
+        on_rows = not self.ranks and self.planner.is_on_rows(optimizer)
         restored = self.ranks.restored() if self.ranks else contextlib.nullcontext()
-        with restored, self._undo.of_closures(optimizer, is_first, undoes, self._build):
-            (self.ranks or self.planner).step_closure(optimizer, evaluate)
+        with restored, self._undo.of_closures(optimizer, not self.run.stepped, on_rows, self._build):
+            if self.ranks:
+                self.ranks.step_closure(optimizer, evaluate)
+            else:
+                self.planner.step_closure(optimizer, evaluate, on_rows)
             if not losses:
                 raise StateError(f"{self.recipe.name} has not called the closure: call opt_step")
         self.run.built, self.run.stepped = optimizer, True  # whatever becomes of the average now
@@ -256,6 +259,8 @@ class HostedOptimizer(Hosted):
 
     def read_average(self, name: str) -> Tensor:
         """Return the average of one parameter."""
+        if self.ranks:
+            self.ranks.world.check("opt_average_get")
         names = self.parameters.names()
         check_name(name, names, "parameter")
         average, p = self.run.averaged().read(names.index(name)), self.parameters[name]
@@ -263,6 +268,8 @@ class HostedOptimizer(Hosted):
 
     def swap_average(self) -> None:
         """Exchange all parameters with their averages, in place; again: back."""
+        if self.ranks:
+            self.ranks.world.check("opt_average_swap")
         self._check_idle("opt_average_swap")
         self.run.averaged().swap(self.parameters.module)
         self.planner.pause()  # a step is refused while they are swapped in

@@ -147,6 +147,8 @@ class Ranks:
     @property
     def reason(self) -> str:
         """Why steps run by Python; "" if they need not."""
+        if self.world.is_checked:
+            return "check_ranks compares every call"
         if self._recipe.is_lbfgs or self.sliced():
             return "they communicate with other ranks"
         return "ranks agree on errors of gradients" if self._checks_gradients else ""
@@ -167,6 +169,7 @@ class Ranks:
             what: the call.
             state: checks whether this rank can make it, and returns its run.
         """
+        self.world.check(what)
         if self._is_agreed:
             return False
         try:
@@ -370,10 +373,13 @@ class Ranks:
         """Return the loss of all ranks' closures; fail on all if one does."""
         error, loss = None, 0.0
         self.renew()
+        self.world.is_in_host = True
         try:
             loss = closure()
         except Exception as found:
             error = found
+        finally:
+            self.world.is_in_host = False
         table = self.world.numbers(error is not None, loss)
         if any(failed for failed, _ in table):
             self.world.fail(error)

@@ -38,6 +38,7 @@ def _count_of_three() -> int:
 
 
 _ALONE = _count_of_three()
+_NONE = Copies([])
 
 
 class Snapshot:
@@ -68,7 +69,7 @@ class Snapshot:
         self._forms: list[Any] = []  # of those that are no parameters, which stay the host's arrays
         self._own: list[Tensor] = []  # those that are no parameters, and their gradients
         self._grads: list[Tensor | None] = []
-        self._copies = Copies([])
+        self._copies = _NONE
         self._others: list[tuple[Tensor, Tensor]] = []  # sparse tensors, and copies
         self._things: list[Any] = []
         self._put_back: list[Callable[[], object]] = []  # the things as they were
@@ -104,7 +105,7 @@ class Snapshot:
         strided = [t for t in held.tensors if t.layout == torch.strided]
         self._others = [(t, t) for t in held.tensors if t.layout != torch.strided]
         if not self._tensors_are(strided):
-            self._copies = Copies([])  # whose memory may be needed for the new ones
+            self._copies = _NONE  # whose memory may be needed for the new ones
             self._tensors, self._places = strided, list(map(_place, strided))
             self._all_forms = _forms(strided)
             with grad_mode(False):

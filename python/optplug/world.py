@@ -21,6 +21,7 @@ Collective = Callable[[str, Tensor, Tensor], None]
 Result = TypeVar("Result")
 
 _KINDS = (ValueError, StateError, NonFiniteError, FileError, MemoryError)
+_TAG = 96  # bytes that name a call
 _TIMEOUT = datetime.timedelta(minutes=5)
 #: How launchers tell a process its rank and the number of ranks.
 _LAUNCHERS = (
@@ -45,13 +46,49 @@ class World:
         #: How many collectives were made, and how many bytes a rank has sent to each other in them.
         self.calls, self.bytes = 0, 0
         self._collective, self._process = collective, os.getpid()
+        #: Whether ranks compare what they are in before each collective, and at calls that make none.
+        self.is_checked = False
+        #: The call that they are in, and whether that is in a function of the host's.
+        self.call, self.is_in_host = "", False
+        #: What has been wrong with the calls, for all that is left of this one.
+        self._differ: ValueError | None = None
 
     def _run(self, what: str, send: Tensor, receive: Tensor) -> None:
         if os.getpid() != self._process:
             raise StateError("the ranks are those of the parent process: step this optimizer there")
+        count = min(send.numel(), receive.numel()) * send.itemsize
+        if self.is_checked:
+            self._compare_calls(f"{self.call}, in {what} of {count} bytes")
         self.calls += 1
-        self.bytes += min(send.numel(), receive.numel()) * send.itemsize
+        self.bytes += count
         self._collective(what, send, receive)
+
+    def check(self, call: str) -> None:
+        """Note which call this rank is in, and, if ranks are to be checked, fail where another is in another.
+
+        Raises:
+            ValueError: one is.  All ranks say the same.
+        """
+        self.call = call
+        if not self.is_in_host:
+            self._differ = None
+        if self.is_checked:
+            self._compare_calls(call)
+
+    def _compare_calls(self, mine: str) -> None:
+        if self._differ:
+            raise self._differ
+        send = torch.frombuffer(bytearray(mine.encode()[:_TAG].ljust(_TAG)), dtype=torch.uint8)
+        receive = bytearray(_TAG * self.size)
+        self._collective("all_gather", send, torch.frombuffer(receive, dtype=torch.uint8))
+        calls = [receive[i : i + _TAG].decode().rstrip() for i in range(0, len(receive), _TAG)]
+        for rank, call in enumerate(calls):
+            if call != calls[0]:
+                self._differ = ValueError(
+                    f"ranks differ: call is {call!r} on rank {rank}, {calls[0]!r} on rank 0"
+                )
+                vars(self._differ)["is_of_all"] = True
+                raise self._differ
 
     def all_gather(self, part: Tensor) -> Tensor:
         """Return the parts of all ranks, of one size, a row each.

@@ -88,6 +88,17 @@ def test_managed_memory_is_of_any_device():
 # ---- steps ----
 
 
+def test_an_error_of_the_hosts_own_kernel_makes_no_second_step():
+    run = Run("SGD()")
+    assert len(run.steps()) == 1
+    cuda.standin_fail()
+    with pytest.warns(UserWarning, match="PyTorch has failed in aten::_fused_sgd_, which it ran before"):
+        assert lib.opt_step(run.opt) == -5
+    assert b"error of the GPU's in aten::_fused_sgd_" in lib.opt_error()
+    assert len(notes()) == 1
+    assert len(run.steps(1)) == 1  # by Python, and on
+
+
 @pytest.mark.parametrize("gpu", [0, 1])
 @pytest.mark.parametrize("plans", [False, True])
 @pytest.mark.parametrize("spec", SPECS)
