@@ -62,6 +62,7 @@ CASES = {
     "wrappers:Late()": wrappers.Late,
     "wrappers:Central()": wrappers.Central,
     "wrappers:Typed(kind=torch.bfloat16)": lambda ps: wrappers.Typed(ps, kind=torch.bfloat16),
+    "wrappers:Typed(kind=[torch.bfloat16])": lambda ps: wrappers.Typed(ps, kind=[torch.bfloat16]),
     "wrappers:Typed(other_kind=torch.float64)": lambda ps: wrappers.Typed(ps, kind=torch.float64),
 }
 #: Those that ask for gradients elsewhere.
@@ -393,7 +394,8 @@ def test_what_plain_pytorch_has_saved_is_gone_on_from(spec, tmp_path):
         ("wrappers:Typed(kind=torch.float33)", "no dtype of torch's 'float33': did you mean"),
         ("wrappers:Typed(kind=torch.load)", "no dtype of torch's 'load'"),
         ("wrappers:Typed(kind=torch.float32.__class__)", "is a name, and its value is unknown here"),
-        ("wrappers:Typed(kind=[torch.float32])", "kind must be a literal"),
+        ("wrappers:Typed(kind=[SGD])", "kind must be a literal"),
+        ("wrappers:Typed(kind=[torch.load])", "no dtype of torch's 'load'"),
         ("wrappers:Typed(params=3)", "Typed gets params from optplug: leave it out"),
         ("Adam(foreach=print())", r"foreach must be True, False or None, got print\(\)"),
         ("Adam(lr=SGD)", "lr must be a number, got SGD"),

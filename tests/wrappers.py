@@ -173,7 +173,8 @@ class Typed(Somebodys):
 
     def __init__(self, params, lr=0.1, momentum=0.9, kind=torch.float32, **kwargs):
         super().__init__(params, lr, momentum)
-        self.kind = kwargs.pop("other_kind", kind)
+        kind = kwargs.pop("other_kind", kind)
+        self.kind = kind[0] if isinstance(kind, list) else kind
 
     def direction(self, p, group):
         state = self.state[p]

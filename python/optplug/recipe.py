@@ -375,15 +375,23 @@ def argument(class_: type[torch.optim.Optimizer], name: str, value: Any, third_p
     Raises:
         SpecError: it is a call or a name that stands for nothing there.
     """
-    if isinstance(value, Name) and value.module == "torch":
-        spec.check_name(value.name, _DTYPES, "dtype of torch's")
-        return _DTYPES[value.name]
+    value = _with_dtypes(value)
     may_wrap = class_ not in classes().values() and outside.takes_optimizer(class_, name)
     if may_wrap and isinstance(value, Call | Name):
         return _optimizer(class_, name, value, third_party)
     if _has_call(value):
         raise SpecError(f"{name} must be a literal (a number, True, a tuple, ...), got {shown(value)}")
     return value
+
+
+def _with_dtypes(value: Any) -> Any:
+    """Return a value with torch's dtypes for their names."""
+    if isinstance(value, Name) and value.module == "torch":
+        spec.check_name(value.name, _DTYPES, "dtype of torch's")
+        return _DTYPES[value.name]
+    if isinstance(value, dict):
+        return {_with_dtypes(k): _with_dtypes(v) for k, v in value.items()}
+    return type(value)(map(_with_dtypes, value)) if isinstance(value, list | tuple) else value
 
 
 def _optimizer(

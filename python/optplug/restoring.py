@@ -28,9 +28,6 @@ _values_of = operator.methodcaller("values")
 _grad_of = operator.attrgetter("grad")
 
 
-_NONE = Copies([])
-
-
 def _count_of_three() -> int:
     """Return what the count of references says of a tensor that two lists and a tuple have."""
     tensors = [torch.empty(0)]
@@ -41,6 +38,7 @@ def _count_of_three() -> int:
 
 
 _ALONE = _count_of_three()
+_NONE = Copies([])
 
 
 class Snapshot:
