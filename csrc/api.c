@@ -319,6 +319,25 @@ int opt_distribute(int opt, const char *placement, opt_collective collective, vo
     return call_end(&call, runtime.python->distribute(opt, placement, collective, user, rank, size));
 }
 
+API(bind_block)
+int opt_bind_block(int opt, const char *name, int ndim, const int64_t *global_shape, const int64_t *offset,
+                   const int64_t *shape)
+{
+    if (!name)
+        return fail(OPT_EINVAL, "name must not be NULL");
+    if (ndim < 1)
+        return fail(OPT_EINVAL, "ndim must be positive, got %d", ndim);
+    if (!global_shape)
+        return fail(OPT_EINVAL, "global_shape must not be NULL");
+    if (!offset)
+        return fail(OPT_EINVAL, "offset must not be NULL");
+    struct call call;
+    int status = call_begin(&call, opt, CALL_BIND_BLOCK);
+    if (status < 0)
+        return status;
+    return call_end(&call, runtime.python->bind_block(opt, name, ndim, global_shape, offset, shape));
+}
+
 /* ---- functions of the host's ---- */
 
 API(step_closure)

@@ -237,6 +237,8 @@ typedef struct optplug_python {
     int (*group)(int opt, const char *options);
     int (*distribute)(int opt, const char *placement, optplug_collective collective, void *user, int rank,
                       int size);
+    int (*bind_block)(int opt, const char *name, int ndim, const int64_t *global_shape, const int64_t *offset,
+                      const int64_t *shape);
     int (*step)(int opt);
     int (*plan)(int opt, int64_t serial, optplug_plan *stated);
     int (*plan_refused)(int opt, int has_failed);

@@ -10,6 +10,7 @@
 
 #include "half.h"
 #include "mkl.h"
+#include "openmp.h"
 
 #define JOIN_(SET, NAME, BITS) SET##_##NAME##_##BITS
 #define JOIN(SET, NAME, BITS) JOIN_(SET, NAME, BITS)
@@ -119,6 +120,35 @@ elementwise elementwise_find(int operation, int bytes)
     return plain_table[operation][bytes == 8];
 }
 
+struct job {
+    elementwise run;
+    int bytes;
+    int64_t n;
+    char *to;
+    const char *operands[3]; /* NULL: none */
+    double v, u;
+};
+
+static void run_share(void *data, int thread, int threads)
+{
+    const struct job *job = data;
+    int64_t end, begin = openmp_share(job->n, thread, threads, &end);
+    const char *at[3];
+    for (int i = 0; i < 3; i++)
+        at[i] = job->operands[i] ? job->operands[i] + begin * job->bytes : NULL;
+    job->run(end - begin, job->to + begin * job->bytes, at[0], at[1], at[2], job->v, job->u);
+}
+
+void elementwise_share(elementwise run, int bytes, int64_t n, void *to, const void *a, const void *b,
+                       const void *c, double v, double u)
+{
+    struct job job = {run, bytes, n, to, {a, b, c}, v, u};
+    if (n < WORTH_THREADS)
+        run(n, to, a, b, c, v, u);
+    else
+        openmp_run(run_share, &job);
+}
+
 struct half half_find(int format)
 {
     const int first = format == FORMAT_FLOAT16 ? ELEMENTWISE_WIDEN_FLOAT16 : ELEMENTWISE_WIDEN_BFLOAT16;
@@ -168,6 +198,6 @@ int elementwise_run(int operation, int format, int64_t n, void *to, const void *
     if (found && abs(format) == 2)
         run_half(found, format, n, to, (const void *const[]){a, b, c}, v, u);
     else if (found)
-        found(n, to, a, b, c, v, u);
+        elementwise_share(found, worked_in(format), n, to, a, b, c, v, u);
     return found != NULL;
 }

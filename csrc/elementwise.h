@@ -12,6 +12,10 @@ typedef void (*elementwise)(int64_t n, void *to, const void *a, const void *b, c
  * NULL if there is none. */
 elementwise elementwise_find(int operation, int bytes);
 
+/* Do one to n values of 4 or 8 bytes: to many in all threads, among which torch shares them as well. */
+void elementwise_share(elementwise run, int bytes, int64_t n, void *to, const void *a, const void *b,
+                       const void *c, double v, double u);
+
 /* Return in how many bytes values of a format are worked with: half precision is float32 meanwhile. */
 static inline int worked_in(int format) { return format == FORMAT_FLOAT64 ? 8 : 4; }
 

@@ -7,6 +7,7 @@
 #include <sys/syscall.h>
 #include <unistd.h>
 
+#include "bridge.h"
 #include "room.h"
 
 static int (*_Atomic get_threads)(void); /* omp_get_max_threads and omp_set_num_threads, or NULL */
@@ -107,6 +108,15 @@ void openmp_run(void (*function)(void *data, int thread, int threads), void *dat
         region(run_share, &share, (unsigned)count, 0);
     else
         function(data, 0, 1);
+}
+
+int64_t openmp_share(int64_t n, int thread, int threads, int64_t *end)
+{
+    const int64_t most = (n + WORTH_THREADS - 1) / WORTH_THREADS, count = threads < most ? threads : most;
+    const int64_t share = count > 0 ? (n + count - 1) / count : 0;
+    const int64_t begin = share * thread < n ? share * thread : n;
+    *end = begin + share < n ? begin + share : n;
+    return begin;
 }
 
 /* ---- processors ---- */

@@ -2,6 +2,8 @@
 #ifndef OPTPLUG_OPENMP_H
 #define OPTPLUG_OPENMP_H
 
+#include <stdint.h>
+
 /* Look for OpenMP in a library, or with RTLD_DEFAULT in the process. */
 void openmp_find(void *where);
 
@@ -20,6 +22,10 @@ int openmp_in_parallel(void);
 /* Call a function in all threads of this thread's team, with the number of each and how many they are; in this
  * one alone where there is no team. */
 void openmp_run(void (*function)(void *data, int thread, int threads), void *data);
+
+/* Return where a thread's share of n values begins, and set its end, as torch has it: its last bits may go by
+ * it.  See at::parallel_for and TensorIterator. */
+int64_t openmp_share(int64_t n, int thread, int threads, int64_t *end);
 
 /* Let OpenMP start in this thread, before anything else lets it, without moving the thread to other
  * processors: where OMP_PROC_BIND, OMP_PLACES or the like is set, a thread's first region would. */

@@ -427,15 +427,11 @@ static void run_range(const struct job *job, int64_t begin, int64_t end)
     run(job, rest, end, 1);
 }
 
-/* Torch shares an array like this, by which its last bits may go: see at::parallel_for and TensorIterator. */
 static void run_share(void *data, int thread, int threads)
 {
     const struct job *job = data;
-    const int64_t most = (job->n + WORTH_THREADS - 1) / WORTH_THREADS,
-                  count = threads < most ? threads : most;
-    const int64_t share = (job->n + count - 1) / count, begin = share * thread;
-    if (begin < job->n)
-        run_range(job, begin, begin + share < job->n ? begin + share : job->n);
+    int64_t end, begin = openmp_share(job->n, thread, threads, &end);
+    run_range(job, begin, end);
 }
 
 void records_run(const struct records *records)

@@ -305,8 +305,13 @@ PYTHON = "python/optplug/ctypes_api.py"
 def python_words(text: str) -> str:
     """Write a docstring in Markdown: arguments as a table, programs as code."""
     words, _, arguments = text.partition("Args:\n")
-    words = re.sub(r"^Raises:\n +(\w+): ", r"Raises `\1`: ", re.sub(r"``(.+?)``", r"`\1`", words), flags=re.M)
-    words = re.sub(r"\n {8}", " ", words)
+    words = re.sub(r"``(.+?)``", r"`\1`", words)
+    words = re.sub(
+        r"^Raises:\n {4}(\w+): (.*(?:\n {8}.*)*)",
+        lambda m: f"Raises `{m[1]}`: " + re.sub(r"\s+", " ", m[2]),
+        words,
+        flags=re.M,
+    )
     words = re.sub(
         r"::\n\n((?: {4}.*\n?|\n)+)",
         lambda m: f":\n\n```python\n{textwrap.dedent(m[1]).strip()}\n```\n",

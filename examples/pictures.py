@@ -178,6 +178,22 @@ def heat_inverse() -> Figure:
     return heat_inverse_plot.draw(pathlib.Path("heat_inverse.csv"))
 
 
+def neural_fortran() -> Figure:
+    """Draw the losses of a network of neural-fortran's by three optimizers, and the curve it learns."""
+    program = build("nf.f90", "torch_optimizers.f90", "neural_fortran.f90")
+    figure, (left, right) = panels(2)
+    for spec in ("SGD(lr=3, momentum=0.9)", "Adam(lr=0.01)", "RAdam(lr=0.03)"):
+        run(program, spec, "losses.csv", "curve.csv")
+        losses, curve = read(pathlib.Path("losses.csv")), read(pathlib.Path("curve.csv"))
+        left.semilogy(losses["epoch"], losses["loss"], label=spec)
+        right.plot(curve["x"], curve["found"], label=spec)
+    right.plot(curve["x"], curve["y"], "k:", label="to be learnt")
+    left.set(xlabel="epoch", title="loss")
+    left.legend(fontsize="small")
+    right.set(xlabel="x", title="the curve")
+    return figure
+
+
 EXAMPLES: dict[str, Callable[[], Figure]] = {
     "digits": digits,
     "heat_inverse": heat_inverse,
@@ -186,6 +202,7 @@ EXAMPLES: dict[str, Callable[[], Figure]] = {
     "recurrent": recurrent,
     "spectrum": spectrum,
     "ensemble": ensemble,
+    "neural_fortran": neural_fortran,
 }
 
 

@@ -241,13 +241,25 @@ typedef int (*opt_collective)(void *user, const char *what, const char *dtype, c
  * not seen.  Your gradient arrays keep this rank's own.
  *
  * All ranks then call opt_step, opt_step_closure, opt_clip_grad_norm, opt_clip_grad_value, opt_average_get,
- * opt_average_swap and opt_schedule_step_metric in the same order.  At the first of these
+ * opt_average_swap, opt_schedule_step_metric, opt_save and opt_load in the same order.  At the first of these
  * they compare spec, groups, schedulers, PyTorch's version, and parameters by name: what differs is an error on
  * all, and so is what fails on one rank, wherever ranks communicate.  Element-wise steps in "Shard(0)" do not.
  *
  * NULL for collective: the ranks are torch.distributed's, over gloo, as torchrun starts them; pass 0 for rank
  * and size.  A world of 1 communicates nothing.  Supports the element-wise classes of torch.optim, and LBFGS. */
 int opt_distribute(int opt, const char *placement, opt_collective collective, void *user, int rank, int size);
+
+/* Say which block of a grid this rank's part of a "Shard(0)" parameter is, if parts do not lie along dimension 0
+ * in the order of ranks.
+ *
+ * global_shape is that of the whole grid, offset where this rank's block begins in it, and shape the block's;
+ * NULL for the shape that was bound.  Each has ndim values, and the blocks of all ranks fill the grid.  A
+ * parameter that was bound as n values may have any shape of n values: the grid is then in checkpoints as it
+ * lies in memory, in C order.  Leave out ghost cells: bind what is stepped, by strides.
+ *
+ * Call it on all ranks before the first step.  Only opt_save and opt_load go by it. */
+int opt_bind_block(int opt, const char *name, int ndim, const int64_t *global_shape, const int64_t *offset,
+                   const int64_t *shape);
 
 /* ---- functions of yours that a step or a schedule calls ---- */
 
@@ -357,6 +369,10 @@ int opt_call(int opt, const char *method);
  * read it: torch.load(path, weights_only=True)["optimizer"] is what load_state_dict of the same torch.optim
  * class accepts.
  *
+ * Ranks (opt_distribute) write one file together, each its own parts: what one process that has all of it
+ * would write.  It can be loaded on any number of ranks, and in one process.  All pass the same path, on a file
+ * system that they share.
+ *
  * A class outside torch.optim saves and loads by its own methods, and an optimizer whose state would not come
  * back is rejected here rather than by opt_load: OPT_ESTATE. */
 int opt_save(int opt, const char *path);
@@ -391,7 +407,7 @@ int opt_attribute(int opt, const char *name, const char *text);
 const char *opt_attribute_get(int opt, const char *name);
 
 /* Write what opt_save writes to a buffer of size bytes, and return how many were used; with a NULL buffer,
- * return how many are needed. */
+ * return how many are needed.  Not for ranks. */
 int64_t opt_save_memory(int opt, void *buffer, int64_t size);
 
 /* Resume from what opt_save_memory wrote. */
@@ -419,6 +435,9 @@ int opt_load_memory(int opt, const void *buffer, int64_t size);
  *                                   draws from a stream of its own, as after torch.manual_seed(seed), and
  *                                   random's and numpy's alike; checkpoints include it, and your program's
  *                                   generators stay as they are
+ *   check_ranks=True                let ranks (opt_distribute) compare every call that all of them make, so
+ *                                   that different calls are an error on all and not a hang; steps go through
+ *                                   Python then, and send 96 bytes more for each collective
  *   master_weights=True             step a float32 copy of each float16 and bfloat16 parameter: your arrays
  *                                   receive it rounded, and anything else written to them is lost unless
  *                                   they are bound again
@@ -523,6 +542,8 @@ typedef int (*optplug_collective)(void *user, const char *what, const char *dtyp
                                   void *receive, int64_t count);
 int optplug_distribute(int opt, const char *placement, optplug_collective collective, void *user, int rank,
                        int size);
+int optplug_bind_block(int opt, const char *name, int ndim, const int64_t *global_shape,
+                       const int64_t *offset, const int64_t *shape);
 int optplug_step_closure(int opt, optplug_callback closure, void *user, double *loss);
 int optplug_iterate(int opt, double loss);
 int optplug_check_gradient(int opt, optplug_callback closure, void *user, double *error);

@@ -249,6 +249,18 @@ class Optimizer
     {
         check(optplug_distribute(handle_, placement.c_str(), collective, user, rank, size));
     }
+    /* This rank's part is a block of a grid: of the shape that was bound, or of another of as many values. */
+    void bind_block(const std::string &name, const Sizes &global_shape, const Sizes &offset,
+                    const Sizes &shape = {})
+    {
+        for (const Sizes *sizes : {&offset, &shape})
+            if (sizes->size() != global_shape.size() && !(sizes == &shape && shape.empty()))
+                throw Error(OPTPLUG_EINVAL, "parameter '" + name + "': " + std::to_string(sizes->size()) +
+                                                " sizes for " + std::to_string(global_shape.size()) +
+                                                " dimensions");
+        check(optplug_bind_block(handle_, name.c_str(), static_cast<int>(global_shape.size()),
+                                 global_shape.data(), offset.data(), shape.empty() ? nullptr : shape.data()));
+    }
 
     void step() { check(optplug_step(handle_)); }
     void step(double *data, const double *grad) { check(optplug_step_f64(handle_, data, grad)); }

@@ -64,6 +64,10 @@ FORWARD(int, opt_check_gradient_iterate, (int opt, double loss, double *error), 
 FORWARD(int, opt_distribute,
         (int opt, const char *placement, opt_collective collective, void *user, int rank, int size),
         (opt, placement, collective, user, rank, size))
+FORWARD(int, opt_bind_block,
+        (int opt, const char *name, int ndim, const int64_t *global_shape, const int64_t *offset,
+         const int64_t *shape),
+        (opt, name, ndim, global_shape, offset, shape))
 FORWARD(int, opt_schedule_callback, (int opt, const char *spec, opt_callback function, void *user),
         (opt, spec, function, user))
 FORWARD(int, opt_stream, (int opt, void *stream), (opt, stream))

@@ -45,7 +45,7 @@ def forge_again(content: bytes, change: Callable[[str, bytes], list[tuple[str, b
 
 
 def seal(data: bytes) -> bytes:
-    return data + checkpoint._SEAL + hashlib.sha256(data).digest()
+    return data + checkpoint.SEAL + hashlib.sha256(data).digest()
 
 
 def read(content: bytes) -> dict:

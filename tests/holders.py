@@ -301,6 +301,23 @@ class Tying(Somebodys):
             those["count"] = those["count"].clone()
 
 
+class Buffering(Somebodys):
+    """Keeps a rate in a list that all groups have, as RAdam of torch_optimizer does."""
+
+    def __init__(self, params, lr=0.1, momentum=0.9):
+        super().__init__(params, lr, momentum)
+        buffer = [0, 0.0]
+        for group in self.param_groups:
+            group["buffer"] = buffer
+
+    def direction(self, p, group):
+        buffer = group["buffer"]
+        if buffer[0] % 5 == 0:
+            buffer[1] = group["lr"]
+        buffer[0] += 1
+        return super().direction(p, group) * buffer[1]
+
+
 class Learned(Somebodys):
     """Has parameters of its own in its state, and goes by their gradients."""
 

@@ -5,8 +5,10 @@ from __future__ import annotations
 import os
 import pathlib
 import re
+import shlex
 import shutil
 import subprocess
+import sys
 
 import pytest
 
@@ -40,6 +42,16 @@ STATUSES = {name: value for name, value in HEADER.statuses.items() if name.start
 README = (PROJECT / "README.md").read_text()
 
 
+#: Ranks on a machine with fewer cores; and the only user of a container is root.
+MPI_ENVIRONMENT = {
+    "OMPI_ALLOW_RUN_AS_ROOT": "1",
+    "OMPI_ALLOW_RUN_AS_ROOT_CONFIRM": "1",
+    "OMPI_MCA_rmaps_base_oversubscribe": "1",
+    "OMPI_MCA_mpi_yield_when_idle": "1",
+    "PRTE_MCA_rmaps_default_mapping_policy": ":oversubscribe",
+}
+
+
 def program(language: str) -> str:
     """Return the README's first block of code in a language; "text" is what all the programs print."""
     return re.search(rf"```{language}\n(.*?)```", README, re.S)[1]
@@ -60,3 +72,11 @@ def run(
     assert done.returncode == 0, (done.returncode, done.stdout, done.stderr)
     assert done.stderr == ""
     return done
+
+
+def python(*arguments: str) -> subprocess.CompletedProcess[str]:
+    """Run a Python, with torch in it already where ctest has such a one: see preloaded.py."""
+    command = shlex.split(os.environ.get("OPTPLUG_TEST_PRELOADED", "")) or [sys.executable]
+    return subprocess.run(
+        [*command, *arguments], capture_output=True, text=True, timeout=PATIENCE, check=False
+    )

@@ -8,6 +8,7 @@ optplug, and ends with an error where a bit differs.  It prints a line for each 
 
 from __future__ import annotations
 
+import importlib
 import importlib.abc
 import importlib.util
 import pathlib
@@ -304,6 +305,9 @@ def change_operators(name: str) -> None:
 def main(name: str) -> None:
     with tempfile.TemporaryDirectory() as folder:
         sys.meta_path.insert(0, _Finder(name, pathlib.Path(folder)))
+        for module in [module for module in sys.modules if module.startswith("torch.optim")]:
+            del sys.modules[module]  # where torch was there already, without the change
+        importlib.import_module("torch.optim")
         change_operators(name)
         from moved_pairs import compare
 

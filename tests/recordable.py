@@ -71,6 +71,20 @@ class OfItsOwn(Each):
         p.sub_(state["average"].square().sqrt(), alpha=group["largest"] / (1 + group["weight"]))
 
 
+class Decaying(Each):
+    """Moves the rate itself, as pyro's ClippedAdam does."""
+
+    def __init__(self, params, lr=0.1, beta=0.9, decay=0.99):
+        super().__init__(params, lr, beta, decay=decay)
+
+    def begin(self, group):
+        group["lr"] *= group["decay"]
+
+    def move(self, p, grad, state, group):
+        state["average"].lerp_(grad, 1 - group["beta"])
+        p.add_(state["average"], alpha=-group["lr"])
+
+
 class ByShape(Each):
     """Does something else to matrices, now and then: what a vector shows is not all."""
 

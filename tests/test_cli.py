@@ -7,10 +7,12 @@ import json
 import os
 import pathlib
 import pty
+import re
 import shutil
 import subprocess
 import sys
 
+import numpy as np
 import pytest
 import torch
 
@@ -164,6 +166,34 @@ def test_in_a_terminal_without_rich_columns_are_aligned(terminal):
         "bias    1000  short",
     ]
     assert terminal([{"name": "cpu", "bytes": 5}]) == ["name  bytes", "cpu       5"]
+
+
+@pytest.mark.parametrize("has_rich", [True, False])
+def test_what_takes_long_shows_how_far_it_is_and_takes_that_away(monkeypatch, capsys, has_rich):
+    if not has_rich:
+        monkeypatch.setitem(sys.modules, "rich", None)
+    for name, value in {"TERM": "xterm", "COLUMNS": "100"}.items():
+        monkeypatch.setenv(name, value)
+    leader, follower = pty.openpty()
+    with os.fdopen(follower, "w") as stream, monkeypatch.context() as patch:
+        patch.setattr(sys, "stderr", stream)
+        assert cli.main(["list", "optimizers"]) == 0
+    shown = read_all(leader)
+    assert "importing PyTorch" in shown
+    assert re.search(r"\d+ ?%", shown)
+    assert ("\N{BOX DRAWINGS HEAVY HORIZONTAL}" in shown) == has_rich
+    assert shown.count("\N{ESC}[?25l") == shown.count("\N{ESC}[?25h")  # the cursor
+    assert re.search(r"\N{ESC}\[2?K$", shown)
+    assert capsys.readouterr().out.startswith("name\tcalls\t")
+
+
+def test_what_takes_long_is_silent_where_nobody_looks(call, tmp_path):
+    with Optimizer("Adam()") as opt:
+        opt.bind("w", np.ones(3), np.ones(3))
+        opt.save(tmp_path / "run.pt")
+    status, out, err = call("inspect", str(tmp_path / "run.pt"))
+    assert (status, err) == (0, "")
+    assert "\N{ESC}" not in out
 
 
 @pytest.mark.parametrize("arguments", [["--help"], ["list", "devices"], ["config", "--libdir"]])

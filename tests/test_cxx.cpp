@@ -236,6 +236,9 @@ static void memory_of_a_device_is_bound_by_its_name() /* the CPU is a device, to
     double m[]{1, 1, 1, 1}, dm[]{2, 9, 2, 9, 2, 9, 2, 9};
     Optimizer opt("SGD(lr=0.5)");
     opt.bind_device("m", "cpu", m, dm, {2, 2}, {1, 2}, {2, 4});
+    opt.bind_block("m", {2, 2}, {0, 0}); /* of one rank the whole */
+    CHECK_THROWS(OPT_EINVAL, "there are no other ranks", opt.bind_block("m", {4, 2}, {0, 0}, {2, 2}));
+    CHECK_THROWS(OPT_EINVAL, "1 sizes for 2 dimensions", opt.bind_block("m", {4, 2}, {0}));
     opt.step();
     for (double value : m)
         CHECK(value == 0);

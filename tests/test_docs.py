@@ -9,6 +9,7 @@ import re
 import shutil
 import subprocess
 import sys
+import textwrap
 
 import pytest
 
@@ -98,6 +99,13 @@ def test_every_function_of_a_language_is_in_its_reference(site, page, names):
     assert names() <= set(re.findall(r'<h3 id="\w+">(\w+)', text))
 
 
+def test_a_program_in_a_docstring_keeps_its_lines(site):
+    page = re.sub("<[^>]*>", "", (site / "reference-python.html").read_text())
+    program = textwrap.dedent(ctypes_api.__doc__.partition("::\n\n")[2].partition("\n\n")[0])
+    assert program.count("\n") > 3
+    assert program in html.unescape(page)
+
+
 def test_a_function_that_a_page_names_leads_to_the_reference(site):
     for page, up in (("recipes", ""), ("examples/map", "../")):
         text = (site / f"{page}.html").read_text()
@@ -120,32 +128,31 @@ def test_every_option_of_the_command_line_is_in_its_reference(site):
             assert option in section, (name, option)
 
 
-@pytest.mark.parametrize(
-    ("page", "line", "complaint"),
-    [
-        ("docs/gpu.md", "[here](nothing.md)", "nothing.md"),
-        ("docs/gpu.md", "[here](checkpoints.md#nothing)", "#nothing"),
-        ("docs/gpu.md", "[here](../csrc/nothing.c)", "there is no file '../csrc/nothing.c'"),
-        ("docs/gpu.md", "[here](../include/optplug.h#opt_nothing)", "#opt_nothing"),
-        ("docs/gpu.md", '[here](../README.md#nothing "included")', "there is no section #nothing"),
-        ("docs/gpu.md", "![here](nothing.png)", "nothing.png"),
+def test_dead_links_are_errors(source, tmp_path):
+    complaints = {
+        ("docs/gpu.md", "[here](nothing.md)"): "'nothing.md'",
+        ("docs/gpu.md", "[here](checkpoints.md#nowhere)"): "#nowhere",
+        ("docs/gpu.md", "[here](../csrc/nothing.c)"): "there is no file '../csrc/nothing.c'",
+        ("docs/gpu.md", "[here](../include/optplug.h#opt_nothing)"): "#opt_nothing",
+        ("docs/gpu.md", '[here](../README.md#nothing "included")'): "there is no section #nothing",
+        ("docs/gpu.md", "![here](nothing.png)"): "'nothing.png'",
         (
             "docs/gpu.md",
             '[here](../examples/nothing.c "program")',
-            "there is no file '../examples/nothing.c'",
-        ),
-        ("docs/new.md", "# A page that nobody finds", "new.md"),
-        ("bindings/matlab/README.md", "[here](nothing.m)", "there is no file 'nothing.m'"),
-    ],
-)
-def test_a_dead_link_is_an_error(source, tmp_path, page, line, complaint):
-    path = source / page
-    before = path.read_text() if path.exists() else None
-    path.write_text(f"{before or ''}\n{line}\n")
+        ): "there is no file '../examples/nothing.c'",
+        ("docs/new.md", "# A page that nobody finds"): "new.md",
+        ("bindings/matlab/README.md", "[here](nothing.m)"): "there is no file 'nothing.m'",
+    }
+    files = {source / page for page, _ in complaints}
+    before = {path: path.read_text() for path in files if path.exists()}
+    for page, line in complaints:
+        with (source / page).open("a") as file:
+            file.write(f"\n{line}\n")
     done = mkdocs(source, tmp_path)
-    path.unlink() if before is None else path.write_text(before)
+    for path in files:
+        path.write_text(before[path]) if path in before else path.unlink()
     assert done.returncode != 0
-    assert complaint in done.stderr
+    assert [complaint for complaint in complaints.values() if complaint not in done.stderr] == []
 
 
 def test_links_to_the_source_are_the_repositorys_if_it_has_an_address(source, tmp_path):

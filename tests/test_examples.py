@@ -12,6 +12,7 @@ import sys
 import pytest
 
 import hosts
+import optplug
 from optplug.ctypes_api import listing
 
 EXAMPLES = hosts.PROJECT / "examples"
@@ -92,6 +93,46 @@ def test_the_ensemble_disagrees_where_nothing_was_measured(tmp_path):
         r"by ([\d.]+) where there are measurements, and by ([\d.]+)", draw("ensemble", tmp_path)
     )
     assert gap > 2 * measured
+
+
+@hosts.needs_fortran
+def test_torchs_optimizers_train_layers_of_neural_fortran(tmp_path):
+    losses = re.findall(r"^(\w+)\(.*\): loss (.*)$", draw("neural_fortran", tmp_path), re.M)
+    assert [name for name, _ in losses] == ["SGD", "Adam", "RAdam"]
+    assert all(float(loss) < 2e-3 for _, loss in losses)
+
+
+@hosts.needs_fortran
+def test_the_adapter_for_neural_fortran_takes_no_rate_but_the_specs(tmp_path):
+    source = """
+program main
+  use torch_optimizers, only: torch_optimizer
+  type(torch_optimizer) :: layer
+  real :: w(2) = 1
+  layer = torch_optimizer("SGD(lr=0.5)")
+  call layer%init(2)
+  call layer%minimize(w, [1., 2.])
+  print *, w
+  layer%learning_rate = 1
+  call layer%minimize(w, [1., 2.])
+end program
+"""
+    (tmp_path / "main.f90").write_text(source)
+    sources = [EXAMPLES / "nf.f90", EXAMPLES / "torch_optimizers.f90", tmp_path / "main.f90"]
+    command = [
+        hosts.FC,
+        f"{optplug.fortrandir()}/optplug.f90",
+        *sources,
+        "-o",
+        "main",
+        f"-L{optplug.libdir()}",
+    ]
+    libraries = ["-loptplug", f"-Wl,-rpath,{optplug.libdir()}"]
+    subprocess.run([*command, *libraries], cwd=tmp_path, check=True)
+    done = subprocess.run([tmp_path / "main"], capture_output=True, text=True, check=False)
+    assert [float(x) for x in done.stdout.split()] == [0.5, 0]
+    assert done.returncode != 0
+    assert "learning_rate has no effect: the spec has lr" in done.stderr
 
 
 def test_what_the_guide_says_of_optimizers_is_what_they_do(tmp_path):

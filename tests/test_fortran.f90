@@ -233,9 +233,9 @@ contains
     call check(.not. layers(2)%opt%created(), "nothing is created")
     do i = 1, 2
       call layers(i)%opt%create("SGD(lr=0.5, momentum=0.5)")
-      call layers(i)%opt%bind("w", "float64", [2])
       call check(layers(i)%opt%created(), "it is created")
     end do
+    call prepare(layers)
     do i = 1, 100
       call train(layers, stat, message)
     end do
@@ -245,6 +245,15 @@ contains
     call check(stat == opt_ehandle .and. index(message, "opt=0 is not an optimizer") == 1, message)
     call check(layers(2)%w(1) /= layers(1)%w(1) .and. .not. layers(2)%opt%created(), "one was stepped")
   contains
+    pure subroutine prepare(these)
+      type(layer), intent(inout) :: these(:)
+      integer :: k
+
+      do k = 1, size(these)
+        call these(k)%opt%bind("w", "float64", shape(these(k)%w))
+      end do
+    end subroutine
+
     pure subroutine train(these, stat, message)
       type(layer), intent(inout) :: these(:)
       integer, intent(out) :: stat

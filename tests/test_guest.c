@@ -163,6 +163,7 @@ DEFINE(schedule, opt_schedule(adam, "StepLR(2, gamma=0.5)"))
 DEFINE(schedule_wrong, opt_schedule(adam, "StepLR()"))
 DEFINE(schedule_callback, opt_schedule_callback(sgd, "LambdaLR()", factor, NULL))
 DEFINE(distribute_wrong, opt_distribute(adam, "Shard(1)", NULL, NULL, 0, 1))
+DEFINE(bind_block_wrong, opt_bind_block(adam, "x", 1, &rows, &rows, NULL))
 DEFINE(schedule_step, opt_schedule_step(sgd))
 DEFINE(schedule_metric, opt_schedule_step_metric(adam, 1))
 DEFINE(stream, opt_stream(adam, NULL))
@@ -271,6 +272,7 @@ static const struct {
     CALL(schedule_wrong, 1),
     CALL(schedule_callback, 0),
     CALL(distribute_wrong, 1),
+    CALL(bind_block_wrong, 1),
     CALL(step_sgd, 0),
     CALL(schedule_step, 0),
     CALL(schedule_metric, 1),

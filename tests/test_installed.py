@@ -190,18 +190,19 @@ def test_the_environment_is_chosen_at_run_time(scratch, prefix):
     assert python.startswith(str(package))
 
 
-def test_the_sdist_makes_the_wheel(sdist, tmp_path):
+def test_the_sdist_makes_what_is_installed(sdist, tmp_path):
     shutil.unpack_archive(sdist, tmp_path, filter="data")
     [source] = tmp_path.iterdir()
-    contents = []
-    for folder in (source, hosts.PROJECT):
-        place = tmp_path / f"of {folder.name}"
-        build = f"--config-settings=build-dir={tmp_path}/build-{folder.name}"
-        pip = [sys.executable, "-m", "pip", "wheel", "--quiet", "--no-deps", "--no-build-isolation", build]
-        run(*pip, "--wheel-dir", place, folder, cwd=tmp_path)
-        [wheel] = place.iterdir()
-        with zipfile.ZipFile(wheel) as archive:
-            contents.append({name: archive.read(name) for name in archive.namelist()})
-    ours, theirs = contents
+    build = f"--config-settings=build-dir={tmp_path}/build"
+    pip = [sys.executable, "-m", "pip", "wheel", "--quiet", "--no-deps", "--no-build-isolation", build]
+    run(*pip, "--wheel-dir", tmp_path, source, cwd=tmp_path)
+    [wheel] = tmp_path.glob("*.whl")
+    with zipfile.ZipFile(wheel) as archive:
+        ours = {name: archive.read(name) for name in archive.namelist() if ".dist-info/" not in name}
+    theirs = {
+        str(file.relative_to(PACKAGE.parent)): file.read_bytes()
+        for file in PACKAGE.rglob("*")
+        if file.is_file() and file.suffix != ".pyc"
+    }
     assert ours.keys() == theirs.keys()
-    assert [name for name in ours if ours[name] != theirs[name] and not name.endswith("RECORD")] == []
+    assert [name for name in ours if ours[name] != theirs[name]] == []

@@ -3,14 +3,20 @@
 from __future__ import annotations
 
 import pathlib
-import subprocess
 import sys
 
 import numpy as np
 import pytest
 import torch
 
-from optplug import _bridge, ctypes_api
+import hosts
+from optplug import _bridge, ctypes_api, lbfgs, rows
+
+
+@pytest.fixture
+def _nothing_proven(monkeypatch):
+    """Let steps be proven anew."""
+    monkeypatch.setattr(lbfgs, "_proven", set())
 
 
 def valley(w: np.ndarray, grad: np.ndarray) -> float:
@@ -106,6 +112,10 @@ class Twins:
     def state(self):
         return next(iter(_bridge.optimizer_of(self.opt._handle).run.built.state.values()))
 
+    def has_rows(self) -> bool:
+        """Tell whether a step was made on rows."""
+        return _bridge.optimizer_of(self.opt._handle).planner.lbfgs._rows is not None
+
     def is_on_rows(self) -> bool:
         return "on rows" in self.opt.describe()
 
@@ -129,16 +139,49 @@ SHAPES = {"one": ((50,),), "odd": ((7,),), "single": ((1,), (2,)), "several": ((
 @pytest.mark.parametrize("shapes", SHAPES)
 @pytest.mark.parametrize("search", ["", ", line_search_fn='strong_wolfe'"])
 @pytest.mark.parametrize("history", [3, 100])
+@pytest.mark.usefixtures("_nothing_proven")
 def test_every_step_and_its_state_are_torchs(dtype, shapes, search, history):
-    twins = Twins(f"lr={0.5 if search else 0.01}, history_size={history}{search}", dtype, SHAPES[shapes])
-    twins.step()
-    assert not twins.is_on_rows()
-    for _ in range(8):
+    arguments = f"lr={0.5 if search else 0.01}, history_size={history}{search}"
+    for is_proven in (False, True):
+        twins = Twins(arguments, dtype, SHAPES[shapes])
         twins.step()
-    assert twins.is_on_rows()
+        assert twins.has_rows() == twins.is_on_rows() == is_proven
+        for _ in range(8):
+            twins.step()
+        assert twins.is_on_rows()
 
 
-def test_steps_of_one_evaluation_each_come_to_rows_too_and_those_without_a_history_do_not():
+@pytest.mark.parametrize("search", ["", ", line_search_fn='strong_wolfe'"])
+@pytest.mark.parametrize("threads", [1, 2])
+@pytest.mark.usefixtures("_nothing_proven")
+def test_long_arrays_are_stepped_on_rows_by_all_threads(search, threads):
+    before = torch.get_num_threads()
+    try:
+        torch.set_num_threads(threads)
+        for _ in range(2):
+            arguments = f"lr={0.5 if search else 0.01}, max_iter=4, history_size=3{search}"
+            twins = Twins(arguments, shapes=((70_001,), (300, 9)))
+            for _ in range(4):
+                twins.step()
+            assert twins.is_on_rows()
+    finally:
+        torch.set_num_threads(before)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("n", [1, 31, 33, 1000, 32_768, 100_003])
+def test_the_largest_absolute_value_of_a_row_is_torchs(dtype, n):
+    values = torch.randn(n, generator=torch.Generator().manual_seed(0), dtype=dtype)
+    row = rows.Kind(dtype, n).row_of(values)
+    for place in {0, n // 3, n // 2, n - 1}:
+        for value in (0.0, -9.0, float("inf"), float("-inf"), float("nan"), -float("nan")):
+            before, values[place] = values[place].clone(), value
+            assert repr(float(row.largest())) == repr(float(values.abs().max()))
+            values[place] = before
+
+
+@pytest.mark.usefixtures("_nothing_proven")
+def test_steps_of_one_evaluation_each_come_to_rows_too_and_so_do_those_without_a_history():
     twins, flat = Twins("lr=1e-3, max_iter=1"), Twins("lr=1e-3")
     flat.loss = lambda whose: Twins.loss(flat, whose) * 0 + 1
     for _ in range(6):
@@ -148,7 +191,11 @@ def test_steps_of_one_evaluation_each_come_to_rows_too_and_those_without_a_histo
         flat.step()
     assert twins.is_on_rows()
     assert flat.state()["old_dirs"] == []
-    assert not flat.is_on_rows()
+    assert flat.is_on_rows()
+    flat.loss = lambda whose: Twins.loss(flat, whose)
+    for _ in range(3):  # a step that comes by its history on rows
+        flat.step()
+    assert flat.state()["old_dirs"]
 
 
 @pytest.mark.parametrize("search", ["", ", line_search_fn='strong_wolfe'"])
@@ -284,8 +331,7 @@ for search in ("", ", line_search_fn='strong_wolfe'"):
     ],
 )
 def test_a_torch_that_steps_in_another_way_is_followed_and_only_one_that_is_known_on_rows(old, new, is_known):
-    command = [sys.executable, "-c", ANOTHER_TORCH, old, new, str(pathlib.Path(__file__).parent)]
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    done = hosts.python("-c", ANOTHER_TORCH, old, new, str(pathlib.Path(__file__).parent))
     assert (done.returncode, done.stdout.split()) == (0, [str(is_known)] * 2), done.stderr
 
 

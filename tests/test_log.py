@@ -9,6 +9,7 @@ import subprocess
 import sys
 import textwrap
 
+import numpy as np
 import pytest
 
 import hosts
@@ -80,3 +81,38 @@ def test_pythons_logging_takes_the_lines(caplog):
     with ctypes_api.Optimizer("SGD(lr=0.5)"):
         pass
     assert [line.partition(": ")[2] for line in caplog.messages if "SGD" in line] == ["SGD(lr=0.125)"]
+
+
+def test_a_long_save_and_load_say_how_far_they_are(tmp_path, monkeypatch):
+    monkeypatch.setattr("optplug.log._EVERY", 0)
+    lines = []
+    ctypes_api.log(lambda _, line: lines.append(line))
+    w, dw = np.ones(3 << 20), np.ones(3 << 20)
+    with ctypes_api.Optimizer("Adam()") as opt:
+        opt.bind("w", w, dw)
+        opt.step()
+        opt.save(tmp_path / "run.pt")
+        opt.load(tmp_path / "run.pt")
+    ctypes_api.log(None)
+    for doing, done in (("saving to", "saved to"), ("checking", "loaded from")):
+        told = [re.search(rf": {doing} '.*run\.pt': ([\d.]+) of ([\d.]+) GB$", line) for line in lines]
+        told = [(float(part), float(whole)) for part, whole in (m.groups() for m in told if m)]
+        parts, wholes = zip(*told, strict=True)
+        assert sorted(parts) == list(parts)
+        assert parts[-1] == wholes[0] == 0.1  # two arrays of 25 MB
+        assert len(set(wholes)) == 1
+        last = max(i for i, line in enumerate(lines) if f": {doing} " in line)
+        assert f": {done} " in lines[last + 1]
+
+
+def test_a_short_save_says_only_that_it_is_done(tmp_path):
+    lines = []
+    ctypes_api.log(lambda _, line: lines.append(line))
+    w, dw = np.ones(3), np.ones(3)
+    with ctypes_api.Optimizer("Adam()") as opt:
+        opt.bind("w", w, dw)
+        opt.save(tmp_path / "run.pt")
+    ctypes_api.log(None)
+    assert [line.partition(": ")[2] for line in lines if "run.pt" in line] == [
+        f"saved to '{tmp_path}/run.pt'"
+    ]

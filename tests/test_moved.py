@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import subprocess
-import sys
-
 import pytest
 
 import hosts
@@ -34,7 +31,7 @@ print(said)
 
 
 def run(*arguments: str) -> str:
-    done = subprocess.run([sys.executable, *arguments], capture_output=True, text=True, check=False)
+    done = hosts.python(*arguments)
     assert done.returncode == 0, done.stdout + done.stderr
     return done.stdout
 

@@ -115,6 +115,46 @@ static void failing(void)
     CHECK(opt_free(opt) == OPT_OK);
 }
 
+/* A table of which each rank has columns is saved whole; rank 0 finds that, and all find their own again. */
+static void saved_in_blocks(void)
+{
+    enum { ROWS = 5, COLUMNS = 4 };
+    double w[ROWS * COLUMNS], dw[ROWS * COLUMNS] = {0};
+    const int64_t shape[] = {ROWS, COLUMNS}, grid[] = {ROWS, COLUMNS * ranks}, offset[] = {0, COLUMNS * rank};
+    for (int i = 0; i < ROWS * COLUMNS; i++)
+        w[i] = i / COLUMNS * COLUMNS * ranks + COLUMNS * rank + i % COLUMNS;
+    int opt = opt_create("Adam(lr=0.1)");
+    CHECK(opt > 0 && opt_distribute_mpi(opt, "Shard(0)", MPI_COMM_WORLD) == OPT_OK);
+    CHECK(opt_bind(opt, "w", "float64", ROWS * COLUMNS, w, dw) == OPT_OK);
+    CHECK(opt_bind_block(opt, "w", 2, grid, offset, NULL) == OPT_EINVAL);
+    CHECK(opt_bind_block(opt, NULL, 2, grid, offset, shape) == OPT_EINVAL);
+    CHECK(opt_bind_block(opt, "w", 0, grid, offset, shape) == OPT_EINVAL);
+    CHECK(opt_bind_block(opt, "w", 2, NULL, offset, shape) == OPT_EINVAL);
+    CHECK(opt_bind_block(opt, "w", 2, grid, NULL, shape) == OPT_EINVAL);
+    CHECK(opt_bind_block(opt, "w", 2, grid, offset, shape) == OPT_OK);
+    CHECK(opt_checkpoint(opt, "parameters=True") == OPT_OK);
+    CHECK(opt_step(opt) == OPT_OK);
+    const char *path = OPTPLUG_MPI_MOST == 16 ? "test_mpi_pieces.pt" : "test_mpi_ranks.pt";
+    CHECK(opt_save(opt, path) == OPT_OK);
+    if (rank == 0) {
+        static double whole[N], dwhole[N];
+        int one = opt_create("Adam(lr=0.1)");
+        CHECK(one > 0 && opt_bind(one, "w", "float64", ROWS * COLUMNS * ranks, whole, dwhole) == OPT_OK);
+        CHECK(opt_checkpoint(one, "parameters=True") == OPT_OK);
+        CHECK(opt_load(one, path) == OPT_OK);
+        for (int i = 0; i < ROWS * COLUMNS * ranks; i++)
+            CHECK(whole[i] == i);
+        CHECK(opt_free(one) == OPT_OK);
+    }
+    double before[ROWS * COLUMNS];
+    memcpy(before, w, sizeof w);
+    memset(w, 0, sizeof w);
+    CHECK(opt_load(opt, path) == OPT_OK);
+    CHECK(memcmp(w, before, sizeof w) == 0);
+    CHECK(opt_free(opt) == OPT_OK && MPI_Barrier(MPI_COMM_WORLD) == MPI_SUCCESS);
+    CHECK(rank || remove(path) == 0);
+}
+
 static void an_ensemble(void)
 {
     double w = 0, dw = rank;
@@ -161,6 +201,7 @@ int main(int argc, char **argv)
     sharded();
     disagreeing();
     failing();
+    saved_in_blocks();
     an_ensemble();
     costs();
     return MPI_Finalize() != MPI_SUCCESS;

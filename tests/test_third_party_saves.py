@@ -43,6 +43,16 @@ def test_a_run_goes_on_bit_for_bit(name):
     assert same(again.values, later.values)
 
 
+def test_groups_have_one_list_again():
+    ours, theirs = (kind("Buffering", group={"lr": 0.02}) for kind in (Hosted, Plain))
+    run(ours, 0, SAVED)
+    later = resumed(ours, "Buffering", group={"lr": 0.02})
+    run(theirs, 0, LAST)
+    for host in (later, ours):
+        run(host, SAVED, LAST)
+        assert same(host.values, theirs.values)
+
+
 def test_what_is_loaded_takes_the_place_of_what_is_here():
     ours, theirs = Hosted("Marking"), Plain("Marking")
     run(ours, 0, SAVED)

@@ -172,6 +172,22 @@ def test_schedules_are_torchs(spec):
         assert same(ours.values, theirs.values), i
 
 
+@pytest.mark.parametrize("name", ["Late", "LateTensor"])
+def test_a_rate_that_the_first_step_makes_has_a_schedule_that_goes_on(name):
+    ours, theirs = Hosted(f"wrappers:{name}()"), Plain(getattr(wrappers, name))
+    ours.opt.schedule("ExponentialLR(0.9)")
+    scheduler = torch.optim.lr_scheduler.ExponentialLR(theirs.opt, 0.9)
+    for i in range(LAST):
+        if i == SAVED:
+            content, values = ours.opt.save_memory(), [v.copy() for v in ours.values]
+            ours = Hosted(f"wrappers:{name}()", values=values)
+            ours.opt.load_memory(content)
+        for twin in (ours, theirs):
+            step(twin, "", i)
+        ours.opt.schedule_step(), scheduler.step()
+        assert same(ours.values, theirs.values), i
+
+
 def test_what_is_no_optimizer_of_torchs_has_no_schedule():
     ours = Hosted("wrappers:Beside(SGD())")
     with pytest.raises(

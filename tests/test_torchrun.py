@@ -46,15 +46,22 @@ int main(int argc, char **argv)
     double loss = 0;
     int failed = opt < 0 || opt_distribute(opt, argv[2], NULL, NULL, 0, 0) < 0 ||
                  opt_bind(opt, "w", "float64", n, w, dw) < 0;
-    for (int i = 0; i < 5 && !failed; i++) {
+    double done = 0;
+    if (argc > 4 && !failed) {
+        failed = opt_checkpoint(opt, "parameters=True") < 0;
+        if (!failed && access(argv[4], F_OK) == 0)
+            failed = opt_load(opt, argv[4]) < 0 || opt_get(opt, 0, "step", &done) < 0;
+    }
+    for (int i = (int)done; i < 5 && !failed; i++) {
         if (argc > 3 && rank == 1 && i == 3 && restarts == 0)
             raise(SIGKILL);
-        failed = opt_step_closure(opt, closure, &rank, &loss) < 0;
+        failed = opt_step_closure(opt, closure, &rank, &loss) < 0 || (argc > 4 && opt_save(opt, argv[4]) < 0);
     }
     if (failed)
         printf("rank %d: %s\n", rank, opt_error());
     else
-        printf("rank %d: %.15g %.15g %.15g, restarts %d\n", rank, loss, w[0], w[99], restarts);
+        printf("rank %d: %.15g %.15g %.15g, from step %g, restarts %d\n", rank, loss, w[0], w[99], done,
+               restarts);
     fflush(stdout);
     return opt_free(opt) < 0;
 }
@@ -104,3 +111,11 @@ def test_lbfgs_finds_the_minimum_of_all_parts(program):
 def test_a_killed_rank_is_restarted_with_all(program):
     lines = torchrun(program, 2, "Adam(lr=0.1)", "Replicate()", "dies", restarts=1)
     assert [line.rpartition(", ")[2] for line in lines if "restarts" in line][-2:] == ["restarts 1"] * 2
+
+
+@pytest.mark.parametrize("placement", ["Replicate()", "Shard(0)"])
+def test_a_killed_rank_is_restarted_and_all_go_on_from_their_checkpoint(placement, program, tmp_path):
+    whole = torchrun(program, 2, "Adam(lr=0.1)", placement)
+    lines = torchrun(program, 2, "Adam(lr=0.1)", placement, "dies", str(tmp_path / "file"), restarts=1)
+    again = [line for line in lines if line.endswith("from step 3, restarts 1")]
+    assert [line.partition(",")[0] for line in again] == [line.partition(",")[0] for line in whole]

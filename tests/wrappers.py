@@ -194,6 +194,15 @@ class Late(Somebodys):
         super().move(p, group)
 
 
+class LateTensor(Late):
+    """The same with a tensor, as Adafactor of timm."""
+
+    def move(self, p, group):
+        if group["lr"] is None:
+            group["lr"] = torch.tensor(0.1)
+        super().move(p, group)
+
+
 class Seldom(Somebodys):
     """Draws random numbers in some steps, and none in the first two."""
 

@@ -130,6 +130,7 @@ module optplug
     generic :: bind_sparse => bind_sparse_real32, bind_sparse_real64
     procedure :: group
     procedure :: distribute
+    procedure :: bind_block
     procedure :: step_closure
     procedure :: iterate
     procedure :: check_gradient, check_gradient_iterate
@@ -250,14 +251,15 @@ module optplug
       import :: c_ptr
     end function
 
-    integer(c_int) function c_bind_nd(opt, name, dtype, device, ndim, shape, data, strides, grad, &
-      grad_strides) bind(c, name="optplug_bind_nd")
+    pure subroutine lent_bind(opt, name, dtype, device, ndim, shape, data, strides, grad, grad_strides, &
+      status) bind(c, name="optplug_fortran_bind_nd")
       import :: c_char, c_int, c_int64_t, c_ptr
       integer(c_int), value :: opt, ndim
       character(kind=c_char), intent(in) :: name(*), dtype(*), device(*)
       integer(c_int64_t), intent(in) :: shape(*), strides(*), grad_strides(*)
       type(c_ptr), value :: data, grad
-    end function
+      integer(c_int), intent(out) :: status
+    end subroutine
 
     pure subroutine lent_step_f64(opt, data, grad, status) bind(c, name="optplug_fortran_step_f64")
       import :: c_double, c_int
@@ -327,6 +329,13 @@ module optplug
       type(c_funptr), value :: collective
       type(c_ptr), value :: user
       integer(c_int), value :: rank, size
+    end function
+
+    integer(c_int) function c_bind_block(opt, name, ndim, global_shape, offset, shape) bind(c, name="optplug_bind_block")
+      import :: c_char, c_int, c_int64_t
+      integer(c_int), value :: opt, ndim
+      character(kind=c_char), intent(in) :: name(*)
+      integer(c_int64_t), intent(in) :: global_shape(*), offset(*), shape(*)
     end function
 
     integer(c_int) function c_schedule_callback(opt, spec, function, user) bind(c, name="optplug_schedule_callback")
@@ -675,8 +684,8 @@ contains
     call bind_layouts(self, name, dtype, of_data, of_grad, stat, errmsg, device)
   end subroutine
 
-  !> Let a parameter of this shape be one whose values come with each step: step(data, grad).
-  subroutine bind_shape(self, name, dtype, shape, stat, errmsg)
+  !> Let a parameter of this shape be one whose values come with each step: step(data, grad).  Pure, as that is.
+  pure subroutine bind_shape(self, name, dtype, shape, stat, errmsg)
     class(optimizer), intent(inout) :: self
     character(*), intent(in) :: name, dtype
     integer, intent(in) :: shape(:)
@@ -688,7 +697,7 @@ contains
     call bind_layouts(self, name, dtype, nowhere, nowhere, stat, errmsg)
   end subroutine
 
-  subroutine bind_layouts(self, name, dtype, data, grad, stat, errmsg, device, flat)
+  pure subroutine bind_layouts(self, name, dtype, data, grad, stat, errmsg, device, flat)
     class(optimizer), intent(inout) :: self
     character(*), intent(in) :: name, dtype
     type(layout), intent(in) :: data, grad
@@ -717,9 +726,9 @@ contains
     if (present(flat)) is_flat = flat
     seen = data
     if (is_flat) seen = without_gaps([product(data%shape(:data%ndim))], data%first)
-    status = c_bind_nd(self%handle, trim(name) // c_null_char, trim(dtype) // c_null_char, &
-      place // c_null_char, seen%ndim, seen%shape, data%first, seen%strides, grad%first, &
-      merge(seen%strides, grad%strides, is_flat))
+    call lent_bind(self%handle, trim(name) // c_null_char, trim(dtype) // c_null_char, place // c_null_char, &
+      seen%ndim, seen%shape, data%first, seen%strides, grad%first, &
+      merge(seen%strides, grad%strides, is_flat), status)
     if (status == opt_ok) call note(self, parameter(trim(name), trim(dtype), data%shape(:data%ndim), &
       .not. c_associated(data%first), is_flat))
     call settle(status, stat, errmsg)
@@ -1050,6 +1059,45 @@ contains
     if (present(size)) its_size = int(size, c_int)
     call settle(c_distribute(self%handle, trim(placement) // c_null_char, function, context, its_rank, its_size), &
       stat, errmsg)
+  end subroutine
+
+  !> Say which block of a grid this rank's part of a "Shard(0)" parameter is.
+  !>
+  !> offset counts from 0: where the block begins in the grid.  A vector has the block's shape in shape, in
+  !> Fortran's order.
+  subroutine bind_block(self, name, global_shape, offset, shape, stat, errmsg)
+    class(optimizer), intent(inout) :: self
+    character(*), intent(in) :: name
+    integer, intent(in) :: global_shape(:), offset(:)
+    integer, intent(in), optional :: shape(:)
+    integer, intent(out), optional :: stat
+    character(*), intent(inout), optional :: errmsg
+    integer(c_int64_t) :: its_shape(size(global_shape))
+    integer :: order(size(global_shape)), i, n
+    logical :: is_vector, is_wrong
+
+    n = size(global_shape)
+    i = found(self, trim(name))
+    is_vector = present(shape)
+    is_wrong = size(offset) /= n
+    if (present(shape)) then
+      is_wrong = is_wrong .or. size(shape) /= n
+    else if (i > 0) then
+      is_vector = self%parameters(i)%flat
+      is_wrong = is_wrong .or. size(self%parameters(i)%shape) /= n
+    end if
+    if (is_wrong) then
+      call settle(int(opt_einval, c_int), stat, errmsg, "parameter '" // trim(name) // &
+        "': global_shape, offset and the shape of the block must have as many values: pass shape of a vector")
+      return
+    end if
+    its_shape = int(global_shape, c_int64_t)
+    if (i > 0 .and. .not. present(shape)) its_shape = self%parameters(i)%shape
+    if (present(shape)) its_shape = int(shape, c_int64_t)
+    order = [(i, i = 1, n)]
+    if (is_vector) order = order(n:1:-1) ! its memory counts, in C's order
+    call settle(c_bind_block(self%handle, trim(name) // c_null_char, int(n, c_int), &
+      int(global_shape(order), c_int64_t), int(offset(order), c_int64_t), its_shape(order)), stat, errmsg)
   end subroutine
 
   ! ---- functions of yours that a step calls ----
@@ -1591,7 +1639,7 @@ contains
   end function
 
   !> Tell where an array lies that has no gaps.
-  function without_gaps(shape, first) result(this)
+  pure function without_gaps(shape, first) result(this)
     integer(int64), intent(in) :: shape(:)
     type(c_ptr), intent(in) :: first
     type(layout) :: this
@@ -1765,7 +1813,7 @@ contains
   end subroutine
 
   !> The number of a parameter in the list of them, 0 if it is not there.
-  integer function found(self, name)
+  pure integer function found(self, name)
     class(optimizer), intent(in) :: self
     character(*), intent(in) :: name
 
@@ -1776,7 +1824,7 @@ contains
     end do
   end function
 
-  subroutine note(self, new)
+  pure subroutine note(self, new)
     class(optimizer), intent(inout) :: self
     type(parameter), intent(in) :: new
     type(parameter), pointer :: longer(:)
@@ -1858,7 +1906,31 @@ contains
   end subroutine
 end module
 
-! What a compiler may not see is behind the pure procedures of optimizer%step: they change what lies in C.
+! What a compiler may not see is behind the pure procedures of optimizer%bind and %step: they change what lies
+! in C.
+subroutine optplug_fortran_bind_nd(opt, name, dtype, device, ndim, shape, data, strides, grad, grad_strides, &
+  status) bind(c, name="optplug_fortran_bind_nd")
+  use, intrinsic :: iso_c_binding, only: c_char, c_int, c_int64_t, c_ptr
+  implicit none
+  integer(c_int), value :: opt, ndim
+  character(kind=c_char), intent(in) :: name(*), dtype(*), device(*)
+  integer(c_int64_t), intent(in) :: shape(*), strides(*), grad_strides(*)
+  type(c_ptr), value :: data, grad
+  integer(c_int), intent(out) :: status
+  interface
+    integer(c_int) function c_bind_nd(opt, name, dtype, device, ndim, shape, data, strides, grad, &
+      grad_strides) bind(c, name="optplug_bind_nd")
+      import :: c_char, c_int, c_int64_t, c_ptr
+      integer(c_int), value :: opt, ndim
+      character(kind=c_char), intent(in) :: name(*), dtype(*), device(*)
+      integer(c_int64_t), intent(in) :: shape(*), strides(*), grad_strides(*)
+      type(c_ptr), value :: data, grad
+    end function
+  end interface
+
+  status = c_bind_nd(opt, name, dtype, device, ndim, shape, data, strides, grad, grad_strides)
+end subroutine
+
 subroutine optplug_fortran_step_f32(opt, data, grad, status) bind(c, name="optplug_fortran_step_f32")
   use, intrinsic :: iso_c_binding, only: c_double, c_float, c_int
   implicit none

@@ -28,8 +28,8 @@ from optplug import (
     devices,
     host,
     inventory,
+    joint_file,
     modes,
-    spec,
     transfer,
 )
 from optplug._optplug import ffi
@@ -150,6 +150,13 @@ def py_distribute(opt, placement, collective, user, rank, size):
     run = None if collective == ffi.NULL else host.collective_of(collective, user)
     optimizers[opt].distribute(host.text("placement", placement), run, rank, size)
     log.info(f"opt={opt}: {host.text('placement', placement)}, rank {rank} of {size}")
+
+
+@callback
+def py_bind_block(opt, name, ndim, global_shape, offset, shape):
+    whole, start = _int64s(global_shape, ndim) or [], _int64s(offset, ndim) or []
+    optimizers[opt].bind_block(host.text("name", name), whole, start, _int64s(shape, ndim))
+    log.debug(f"opt={opt}: {host.text('name', name)!r} is a block at {tuple(start)} of {tuple(whole)}")
 
 
 @callback
@@ -391,13 +398,19 @@ def py_attribute_get(opt, name):
 @on_streams
 def py_save(opt, path):
     where = os.fsdecode(ffi.string(path))
-    checkpoint.save(where, _counted(opt).state_dict())
+    optimizer = _counted(opt)
+    progress = log.progress(f"opt={opt}: saving to {where!r}")
+    if optimizer.ranks:
+        joint_file.save(where, optimizer.joint_state_dict(), optimizer.ranks.world)
+    else:
+        checkpoint.save(where, optimizer.state_dict(), progress)
     log.info(f"opt={opt}: saved to {where!r}")
 
 
 @callback
 @on_streams
 def py_save_memory(opt, buffer, size, written):
+    optimizers[opt].check_alone("opt_save_memory", "call opt_save")
     room = ffi.buffer(buffer, size) if buffer != ffi.NULL else None
     written[0] = checkpoint.save_memory(room, _counted(opt).state_dict())
     if room is not None:
@@ -408,28 +421,24 @@ def py_save_memory(opt, buffer, size, written):
 @changes_plan
 @on_streams
 def py_load(opt, path):
-    _load(opt, checkpoint.load, os.fsdecode(ffi.string(path)), "path")
+    where = os.fsdecode(ffi.string(path))
+    progress = log.progress(f"opt={opt}: checking {where!r}")
+    _load(opt, checkpoint.load(where, progress), repr(where))
 
 
 @callback
 @changes_plan
 @on_streams
 def py_load_memory(opt, buffer, size):
-    _load(opt, checkpoint.load_memory, ffi.buffer(buffer, size), "buffer")
+    optimizers[opt].check_alone("opt_load_memory", "call opt_load")
+    progress = log.progress(f"opt={opt}: checking memory")
+    _load(opt, checkpoint.load_memory(ffi.buffer(buffer, size), progress), "memory")
 
 
-def _load(
-    opt: int, read: Callable[..., AbstractContextManager[dict[str, object]]], where: object, name: str
-) -> None:
+def _load(opt: int, opened: AbstractContextManager[dict[str, object]], where: str) -> None:
     optimizer = _counted(opt)
-    try:
-        with read(where) as content:
-            optimizer.load_state_dict(content)
-    except ValueError as error:
-        shown = f" {spec.shown(where)}" if isinstance(where, str) else ""
-        raise ValueError(f"{name}{shown}: {error}") from error
-    told = repr(where) if isinstance(where, str) else "memory"
-    log.info(f"opt={opt}: loaded from {told}, step {optimizer.run.steps}")
+    optimizer.load(opened)
+    log.info(f"opt={opt}: loaded from {where}, step {optimizer.run.steps}")
     for kind, text in description.attached(optimizer):
         log.info(f"opt={opt}: {kind} {text}")
 

@@ -182,12 +182,14 @@ def is_derived(value: Any, other: Any, memories: set[int]) -> bool:
 # ---- what shares memory ----
 
 
-def tensors_in(value: Any, place: str, packages: set[str], seen: set[int]) -> Iterator[tuple[str, Tensor]]:
-    """Yield the tensors in a value, each with its place."""
+def parts_of(value: Any, place: str, packages: set[str], seen: set[int]) -> Iterator[tuple[str, Any]]:
+    """Yield the tensors in a value, each with its place, and the containers that may change."""
     if isinstance(value, Tensor):
         if type(value) in (Tensor, nn.Parameter) and value.layout == torch.strided and value.numel():
             yield place, value
         return
+    if isinstance(value, dict | list | deque):
+        yield place, value
     if id(value) in seen:
         return
     if isinstance(value, dict):
@@ -203,21 +205,29 @@ def tensors_in(value: Any, place: str, packages: set[str], seen: set[int]) -> It
         return
     seen.add(id(value))
     for where, item in items:
-        yield from tensors_in(item, where, packages, seen)
+        yield from parts_of(item, where, packages, seen)
 
 
-def overlapping(tensors: Iterable[tuple[str, Tensor]]) -> tuple[Overlaps, set[int]]:
+def overlapping(parts: Iterable[tuple[str, Any]]) -> tuple[Overlaps, set[int]]:
     """Return of each place of a tensor that has some memory of another one, which the first of those is.
+
+    The same of containers that stand in several places.
 
     Returns:
         The first one's place with how many bytes after it this one begins; the addresses of the storages.
     """
     by_storage: dict[int, list[tuple[int, int, int, str]]] = {}
-    for i, (place, t) in enumerate(tensors):
+    containers: dict[int, list[str]] = {}
+    for i, (place, t) in enumerate(parts):
+        if not isinstance(t, Tensor):
+            containers.setdefault(id(t), []).append(place)
+            continue
         begin = t.data_ptr()
         end = begin + t.itemsize * (1 + sum((n - 1) * s for n, s in zip(t.shape, t.stride(), strict=True)))
         by_storage.setdefault(t.untyped_storage().data_ptr(), []).append((begin, end, i, place))
-    found: Overlaps = {}
+    found: Overlaps = {
+        place: (places[0], 0) for places in containers.values() for place in places if len(places) > 1
+    }
     storages: set[int] = set()
     for storage, spans in by_storage.items():
         clusters: list[list[tuple[int, int, int, str]]] = []

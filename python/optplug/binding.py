@@ -63,12 +63,12 @@ class Binder:
             raise StateError(
                 f"name {shown(name)} is new after the first step or schedule: bind all parameters before"
             )
-        self._claims.check(name, data, memory)
+        claims = self._claims.check(name, data, memory)
         if known is not None:
             self._move(known, data, grad, run)
         else:
             self._add(name, data, grad, has_master)
-        self._claims.put(name, data, memory)
+        self._claims.put(name, claims)
         self._parameters[name].is_staged = is_staged
 
     def group(self, text: str, run: Run) -> None:

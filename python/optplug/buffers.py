@@ -9,6 +9,7 @@ from __future__ import annotations
 import ctypes
 import functools
 import math
+import struct
 import sys
 from collections.abc import Sequence
 
@@ -43,25 +44,9 @@ _ALSO = {
 _CPU, _CUDA, _ROCM = 1, 2, 10  # DLDeviceType
 
 
-class _DLTensor(ctypes.Structure):
-    _fields_ = (
-        ("data", ctypes.c_void_p),
-        ("device_type", ctypes.c_int32),
-        ("device_id", ctypes.c_int32),
-        ("ndim", ctypes.c_int32),
-        ("code", ctypes.c_uint8),
-        ("bits", ctypes.c_uint8),
-        ("lanes", ctypes.c_uint16),
-        ("shape", ctypes.POINTER(ctypes.c_int64)),
-        ("strides", ctypes.POINTER(ctypes.c_int64)),
-        ("byte_offset", ctypes.c_uint64),
-    )
-
-
-class _DLManagedTensor(ctypes.Structure):
-    _fields_ = (("tensor", _DLTensor), ("manager_ctx", ctypes.c_void_p), ("deleter", ctypes.c_void_p))
-
-
+# A DLManagedTensor: the address, the device's type and number, how many dimensions, the dtype's code, bits
+# and lanes, where shape and strides are, the offset; whose it is, and what frees it.
+_MANAGED = struct.Struct("@PiiiBBHPPQPP")
 _libc = ctypes.CDLL(None)
 _libc.malloc.restype = ctypes.c_void_p
 _libc.malloc.argtypes = [ctypes.c_size_t]
@@ -98,7 +83,7 @@ def wrap(
             raise ValueError(f"shape[{i}] must not be negative, got {n}")
     strides = _row_major(shape) if strides is None else list(strides)
     _check_strides(strides_name, shape, strides)
-    code, bits = {**DTYPES, **_INDICES}[dtype]
+    code, bits = DTYPES.get(dtype) or _INDICES[dtype]
     # Empty arrays too: torch works out strides as if a 0 were a 1.
     extent = max(
         1 + sum((n - 1) * s for n, s in zip(shape, strides, strict=True)), math.prod(max(n, 1) for n in shape)
@@ -229,28 +214,15 @@ def _capsule(
     So nothing of Python is called when torch lets go of it, at whatever time and on whatever thread.
     """
     n = len(shape)
-    sizes = (ctypes.c_int64 * (2 * n))(*shape, *strides)
-    block = _libc.malloc(ctypes.sizeof(_DLManagedTensor) + ctypes.sizeof(sizes))
+    sizes = struct.pack(f"@{2 * n}q", *shape, *strides)
+    block = _libc.malloc(_MANAGED.size + len(sizes))
     if not block:
         raise MemoryError
-    sizes_at = block + ctypes.sizeof(_DLManagedTensor)
-    ctypes.memmove(sizes_at, sizes, ctypes.sizeof(sizes))
-    managed = _DLManagedTensor.from_address(block)
-    int64s = ctypes.POINTER(ctypes.c_int64)
-    managed.tensor = _DLTensor(
-        data=address or None,
-        device_type=_CPU if device.type == "cpu" else _ROCM if torch.version.hip else _CUDA,
-        device_id=device.index or 0,
-        ndim=n,
-        code=code,
-        bits=bits,
-        lanes=1,
-        shape=ctypes.cast(sizes_at, int64s),
-        strides=ctypes.cast(sizes_at + 8 * n, int64s),
-        byte_offset=0,
-    )
-    managed.manager_ctx = None
-    managed.deleter = _FREE
+    kind = _CPU if device.type == "cpu" else _ROCM if torch.version.hip else _CUDA
+    at = block + _MANAGED.size
+    place = address, kind, device.index or 0, n
+    managed = _MANAGED.pack(*place, code, bits, 1, at, at + 8 * n, 0, 0, _FREE)
+    ctypes.memmove(block, managed + sizes, _MANAGED.size + len(sizes))
     return _new_capsule(block, b"dltensor", None)
 
 

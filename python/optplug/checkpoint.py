@@ -12,7 +12,7 @@ import io
 import os
 import stat
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any, BinaryIO
 
 import torch
@@ -21,16 +21,24 @@ import torch.utils.serialization  # which torch.save would import when the file 
 from optplug import archive, files, stored
 from optplug.errors import FileError
 from optplug.spec import shown
+from optplug.world import is_of_all
 
-_SEAL = b"\noptplug checkpoint, sha256 "
+SEAL = b"\noptplug checkpoint, sha256 "
 _DIGEST = hashlib.sha256().digest_size
 _CHUNK = 1 << 20
 _SPARE = 16 << 20  # bytes of memory that a save may take to be made in one pass
+_PIECE = 64 << 20  # bytes of a long tensor between two reports
+#: Takes how many bytes of how many have been written or checked.
+Progress = Callable[[int, int], None]
 
 
-def write(file: Any, content: dict[str, Any]) -> None:
+def _silent(done: int, total: int) -> None:
+    """Report nothing."""
+
+
+def write(file: Any, content: dict[str, Any], progress: Progress = _silent) -> None:
     """Write a checkpoint, of tensors, numbers, strings and containers of them, in one go."""
-    sealing: Any = _Sealing(file)
+    sealing: Any = _Sealing(file, _bytes_of(content), progress)
     try:
         torch.save(content, sealing)
     except Exception:
@@ -40,13 +48,29 @@ def write(file: Any, content: dict[str, Any]) -> None:
     sealing.end()
 
 
-def read(file: BinaryIO) -> dict[str, Any]:
+def _bytes_of(content: Any) -> int:
+    """Return how many bytes the tensors in a value take, each counted once."""
+    sizes: dict[int, int] = {}
+    rest = [content]
+    while rest:
+        value = rest.pop()
+        if id(value) in sizes:
+            continue
+        sizes[id(value)] = value.nbytes if isinstance(value, torch.Tensor) else 0
+        if isinstance(value, dict):
+            rest.extend(value.values())
+        elif isinstance(value, list | tuple):
+            rest.extend(value)
+    return sum(sizes.values())
+
+
+def read(file: BinaryIO, progress: Progress = _silent) -> dict[str, Any]:
     """Read a checkpoint, or what plain PyTorch has saved: see `archive`, which says what tensors are in it.
 
     Raises:
         ValueError: it is damaged, or neither.
     """
-    is_sealed = _check_seal(file)
+    is_sealed = _check_seal(file, progress)
     content = archive.read(file, is_sealed)
     if not isinstance(content, dict):
         kind = "Tensor" if isinstance(content, stored.Stored) else type(content).__name__
@@ -60,8 +84,9 @@ def read(file: BinaryIO) -> dict[str, Any]:
 class _Sealing:
     """What writes to a file and takes its checksum, in large pieces: torch writes many small ones."""
 
-    def __init__(self, file: BinaryIO) -> None:
+    def __init__(self, file: BinaryIO, total: int, progress: Progress) -> None:
         self._file, self._hash, self._small = file, hashlib.sha256(), bytearray()
+        self._done, self._total, self._progress = 0, total, progress
         self.error: OSError | None = None
 
     def write(self, data: Any) -> int:
@@ -73,7 +98,8 @@ class _Sealing:
             self._put(self._small)
             self._small.clear()
         if not is_small:
-            self._put(view)
+            for start in range(0, view.nbytes, _PIECE):
+                self._put(view[start : start + _PIECE])
         return view.nbytes
 
     def flush(self) -> None:
@@ -82,7 +108,7 @@ class _Sealing:
     def end(self) -> None:
         """Write what is left, and the seal."""
         self._put(self._small)
-        self._file.write(_SEAL + self._hash.digest())
+        self._file.write(SEAL + self._hash.digest())
 
     def _put(self, piece: bytearray | memoryview) -> None:
         # Both let go of Python's lock, and take about as long.
@@ -103,19 +129,21 @@ class _Sealing:
         finally:
             if is_beside:
                 hashing.join()
+        self._done += len(piece)
+        self._progress(min(self._done, self._total), self._total)
 
 
-def _check_seal(file: BinaryIO) -> bool:
+def _check_seal(file: BinaryIO, progress: Progress) -> bool:
     """Tell whether there is a seal, and check it."""
     size = file.seek(0, os.SEEK_END)
     if not size:
         raise ValueError("it is empty")
-    rest = size - len(_SEAL) - _DIGEST
+    rest = size - len(SEAL) - _DIGEST
     if rest < 0:
         return False
     file.seek(rest)
-    seal, digest = file.read(len(_SEAL)), file.read(_DIGEST)
-    if seal != _SEAL:
+    seal, digest = file.read(len(SEAL)), file.read(_DIGEST)
+    if seal != SEAL:
         return False
     file.seek(0)
     found = hashlib.sha256()
@@ -125,6 +153,7 @@ def _check_seal(file: BinaryIO) -> bool:
             raise ValueError("damaged: it became shorter while it was read")
         found.update(chunk)
         rest -= len(chunk)
+        progress(size - rest, size)
     if found.digest() != digest:
         raise ValueError("damaged: checksum mismatch")
     return True
@@ -133,28 +162,28 @@ def _check_seal(file: BinaryIO) -> bool:
 # ---- files ----
 
 
-def save(path: str, content: dict[str, Any]) -> None:
+def save(path: str, content: dict[str, Any], progress: Progress = _silent) -> None:
     """Write a checkpoint so that at any moment the file is the old one or the new one, whole.
 
     Raises:
         FileError: the system refuses, or the path leads to what is no file.
     """
-    with _file_errors(path), files.replacing(path) as file:
-        write(file, content)
+    with file_errors(path), files.replacing(path) as file:
+        write(file, content, progress)
 
 
 @contextlib.contextmanager
-def load(path: str) -> Iterator[dict[str, Any]]:
+def load(path: str, progress: Progress = _silent) -> Iterator[dict[str, Any]]:
     """Read a checkpoint from a file, for a block in which its tensors can be read.
 
     Raises:
         FileError: the system refuses.
-        ValueError: it is damaged, or no checkpoint.
+        ValueError: it is damaged, or no checkpoint; or what the block has raised, with the path.
     """
-    with _file_errors(path), open(path, "rb", opener=_open_at_once) as file:
+    with _named(f"path {shown(path)}"), file_errors(path), open(path, "rb", opener=_open_at_once) as file:
         if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
             raise OSError(0, "it is no regular file")
-        yield read(file)
+        yield read(file, progress)
 
 
 def _open_at_once(path: str, flags: int) -> int:
@@ -162,7 +191,8 @@ def _open_at_once(path: str, flags: int) -> int:
 
 
 @contextlib.contextmanager
-def _file_errors(path: str) -> Iterator[None]:
+def file_errors(path: str) -> Iterator[None]:
+    """Let what the system says in a block name the file."""
     try:
         yield
     except OSError as error:
@@ -203,7 +233,7 @@ def save_memory(room: Any, content: dict[str, Any]) -> int:
         size = made.written
     else:
         torch.save(content, made)
-        size = made.written + len(_SEAL) + _DIGEST
+        size = made.written + len(SEAL) + _DIGEST
     if room is None:
         return size
     if size > len(room):
@@ -216,10 +246,21 @@ def save_memory(room: Any, content: dict[str, Any]) -> int:
 
 
 @contextlib.contextmanager
-def load_memory(room: Any) -> Iterator[dict[str, Any]]:
+def load_memory(room: Any, progress: Progress = _silent) -> Iterator[dict[str, Any]]:
     """Read a checkpoint from memory, for a block in which its tensors can be read.
 
     Raises:
-        ValueError: it is damaged, or no checkpoint.
+        ValueError: it is damaged, or no checkpoint; or what the block has raised.
     """
-    yield read(io.BytesIO(room))
+    with _named("buffer"):
+        yield read(io.BytesIO(room), progress)
+
+
+@contextlib.contextmanager
+def _named(where: str) -> Iterator[None]:
+    try:
+        yield
+    except ValueError as error:
+        if is_of_all(error):  # and says where by itself
+            raise
+        raise ValueError(f"{where}: {error}") from error

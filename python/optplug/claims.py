@@ -74,8 +74,8 @@ class Claims:
         self._sorted: dict[int, list[_Claim]] = {}  # by their bits: a long one is in no short one's way
         self._unchecked = False
 
-    def check(self, name: str, data: Tensor, grad: Tensor) -> None:
-        """Check the arrays that a parameter is to have.
+    def check(self, name: str, data: Tensor, grad: Tensor) -> tuple[_Claim, ...]:
+        """Check the arrays that a parameter is to have, and return them for `put`.
 
         Raises:
             ValueError: ``data`` and ``grad`` share memory, or, where the name is new, ``data`` is another
@@ -87,14 +87,14 @@ class Claims:
         if name not in self._known:
             for claim in mine:
                 self._check(claim)
+        return mine
 
-    def put(self, name: str, data: Tensor, grad: Tensor) -> None:
+    def put(self, name: str, claims: tuple[_Claim, ...]) -> None:
         """Take the arrays of a parameter, in the place of those that it had."""
         if name in self._known:
             for claim in self._known[name]:
                 self._remove(claim)
             self._unchecked = True
-        claims = _claim(name, "data", data), _claim(name, "grad", grad)
         self._known[name] = tuple(claim for claim in claims if claim.end > claim.start)
         for claim in self._known[name]:
             bisect.insort(self._sorted.setdefault(claim.bits, []), claim)

@@ -291,6 +291,19 @@ class Optimizer:
         self._call("optplug_distribute", encoded("placement", placement), collective, None, rank, size)
         self._collectives.append(collective)
 
+    def bind_block(
+        self,
+        name: str,
+        global_shape: Sequence[int],
+        offset: Sequence[int],
+        shape: Sequence[int] | None = None,
+    ) -> None:
+        """Say which block of a grid this rank's part of a "Shard(0)" parameter is; it may be bound flat."""
+        ndim = len(global_shape)
+        if len(offset) != ndim or (shape is not None and len(shape) != ndim):
+            raise ValueError(f"offset and shape must have {ndim} values each, got {offset} and {shape}")
+        self._call("optplug_bind_block", encoded("name", name), ndim, global_shape, offset, shape)
+
     def step(self) -> None:
         """Make one step: update every bound array from its gradient."""
         self._call("optplug_step")

@@ -66,7 +66,7 @@ def way(hosted: HostedOptimizer) -> str:
     path = _path(hosted, optimizer)
     if hosted.plan:
         return path
-    if hosted.planner.lbfgs.are_on_rows(optimizer):
+    if not hosted.ranks and hosted.planner.is_on_rows(optimizer):
         return f"{path}, by Python on rows of numbers by C"
     of_ranks = hosted.ranks.reason if hosted.ranks else ""
     reasons = {

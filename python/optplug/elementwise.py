@@ -166,7 +166,7 @@ def lanes(name: str, dtype: torch.dtype) -> int:
 
 def rounded(value: float, dtype: torch.dtype) -> float:
     """Return a number as a dtype has it."""
-    return float(torch.tensor(value, dtype=torch.float64).to(dtype))
+    return torch.scalar_tensor(value, dtype=torch.float64).to(dtype).item()
 
 
 def in_range(value: float, dtype: torch.dtype) -> bool:
@@ -250,7 +250,7 @@ def _run(
     v: float,
     u: float = 0.0,
 ) -> bool:
-    if operation.rounds:
+    if operation.rounds and to.dtype in HALVES:
         v, u = rounded(v, to.dtype), rounded(u, to.dtype)
     if not isinstance(number, _Split):
         return run(number, to, a, b, c, v, u)
@@ -324,10 +324,11 @@ def _lanes_by(operation: Operation, v: float, pair: Sequence[Tensor], at_end: Te
         )
 
     lanes = 2 * _WHOLE - int((~is_end(2 * _WHOLE - 1)).sum())
+    if lanes <= 0:
+        return 0
     place = torch.arange(_WHOLE)
-    is_so = lanes > 0 and all(
-        torch.equal(is_end(n), place[:n] >= n // lanes * lanes) for n in range(1, _WHOLE)
-    )
+    lengths = {*range(1, 2 * lanes), *(n for k in range(0, _WHOLE, lanes) for n in (k - 1, k, k + 1))}
+    is_so = all(torch.equal(is_end(n), place[:n] >= n // lanes * lanes) for n in lengths if 0 < n < _WHOLE)
     return lanes if is_so and _is_shared(is_end, lanes) else 0
 
 
@@ -349,7 +350,8 @@ def shares(n: int) -> list[tuple[int, int]]:
 
 def is_same(a: Tensor, b: Tensor) -> bool:
     """Tell whether two arrays have the same bits, but for the bits of what is no number."""
-    return not bool(((_bits(a) != _bits(b)) & ~(a.isnan() & b.isnan())).any())
+    left, right = _bits(a), _bits(b)
+    return torch.equal(left, right) or not bool(((left != right) & ~(a.isnan() & b.isnan())).any())
 
 
 def _bits(values: Tensor) -> Tensor:
@@ -376,12 +378,11 @@ def _drawn(dtype: torch.dtype, lengths: tuple[int, ...]) -> list[tuple[Tensor, T
     def draw(n: int, spread: float) -> Tensor:
         sizes = torch.randn(n, generator=generator, dtype=torch.float64) * spread
         values = torch.randn(n, generator=generator, dtype=torch.float64) * 10**sizes
-        picked = torch.randint(0, 4 * len(special), (n,), generator=generator)
-        for i, value in enumerate(special):
-            values[picked == i] = value
-        return values.to(dtype)
+        picked = torch.randint(0, 4 * n_special, (n,), generator=generator)
+        return torch.where(picked < n_special, exact[picked % n_special], values).to(dtype)
 
-    those = torch.tensor(special, dtype=torch.float64).to(dtype)
+    exact, n_special = torch.tensor(special, dtype=torch.float64), len(special)
+    those = exact.to(dtype)
     n = len(those)
     pairs = those.repeat_interleave(n), those.repeat(n), those.roll(1).repeat(n)
     return [pairs, *((draw(n, s), draw(n, s), draw(n, s)) for n in lengths for s in (0.3, 3.0))]

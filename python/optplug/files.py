@@ -37,13 +37,34 @@ def replacing(path: str) -> Iterator[BinaryIO]:
         file.flush()
         if old is not None:
             _make_like(file.fileno(), target, old)
-        try:
-            os.fsync(file.fileno())
-        except OSError as error:
-            if error.errno not in _NO_SYNC:
-                raise
+        _sync(file)
         os.replace(temporary, target)  # noqa: PTH105 (a path of bytes that are no UTF-8 stays as it is)
     _sync_folder(os.path.dirname(target))  # noqa: PTH120
+
+
+@contextlib.contextmanager
+def joining(path: str) -> Iterator[BinaryIO]:
+    """Open a file that another process has begun, write to it as well, and put that on the disk at the end.
+
+    Raises:
+        OSError: the system refuses.
+    """
+    with _opened(path, os.O_WRONLY | os.O_NOFOLLOW | os.O_CLOEXEC) as file:
+        yield file
+        file.flush()
+        _sync(file)
+
+
+def _opened(path: str, how: int, mode: int = 0) -> BinaryIO:
+    return io.BufferedWriter(_Limited(path, "wb", opener=lambda path, _: os.open(path, how, mode)))
+
+
+def _sync(file: BinaryIO) -> None:
+    try:
+        os.fsync(file.fileno())
+    except OSError as error:
+        if error.errno not in _NO_SYNC:
+            raise
 
 
 def _find(path: str) -> tuple[str, os.stat_result | None]:
@@ -95,7 +116,7 @@ def _beside(target: str, mode: int) -> Iterator[tuple[str, BinaryIO]]:
     for _ in range(_TRIES):
         temporary = os.path.join(folder, f"{prefix}{os.urandom(8).hex()}.tmp")  # noqa: PTH118
         try:
-            file = io.BufferedWriter(_Limited(os.open(temporary, how, mode), "wb"))
+            file = _opened(temporary, how, mode)
         except FileExistsError:
             continue
         try:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import functools
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 import torch
 from torch import Tensor
@@ -15,6 +15,7 @@ from torch import Tensor
 from optplug import building, devices, hyperparameters, recipe, stopping
 from optplug.attributes import Attributes
 from optplug.binding import Binder
+from optplug.blocks import block_of
 from optplug.errors import StateError
 from optplug.iterate import Iteration
 from optplug.kinds import Grad
@@ -28,7 +29,7 @@ from optplug.ranks import Ranks, read_placement
 from optplug.resume import Resumption
 from optplug.run import Run
 from optplug.scaling import Scale
-from optplug.spec import SpecError, shown
+from optplug.spec import SpecError, check_name, shown
 from optplug.trials import Trials
 from optplug.undo import Undo
 from optplug.world import Collective, World, torchs
@@ -47,6 +48,7 @@ class Hosted:
         rounds_sqrt: whether recorded steps take the processor's square root, whose bits may not be torch's.
         master_weights: whether parameters in half precision are stepped in float32: see `kinds.Mastered`.
         seed, undo: those of classes outside torch: see `options.OptimizerOptions`.
+        check_ranks: whether ranks compare each call that all of them make.
 
     Raises:
         ValueError: the spec cannot be read, names no optimizer, or PyTorch refuses a hyperparameter.
@@ -62,6 +64,7 @@ class Hosted:
         master_weights: bool = False,
         seed: int = 0,
         undo: bool = True,
+        check_ranks: bool = False,
     ) -> None:
         try:
             self.recipe = recipe.read(text, third_party)
@@ -94,6 +97,7 @@ class Hosted:
         self._iteration: Iteration | None = None
         #: Those that step it together, where there are several.
         self.ranks: Ranks | None = None
+        self._check_ranks = check_ranks
 
     @property
     def plan(self) -> Plan | None:
@@ -151,12 +155,36 @@ class Hosted:
             world = World(collective, rank, size) if collective else torchs(rank, size)
             if world.size == 1:
                 return
+            world.is_checked = self._check_ranks
             self.ranks = Ranks(world, self.recipe, self.parameters, self.error_if_nonfinite)
             self._binder.make = self.ranks.make
         self.ranks.place(placement)
 
+    def bind_block(
+        self, name: str, whole: Sequence[int], start: Sequence[int], size: Sequence[int] | None
+    ) -> None:
+        """Let a parameter be a block of a whole that begins at ``start``, and has its own shape or ``size``.
+
+        Raises:
+            ValueError: there is no such parameter or block.
+            StateError: ranks have stepped it.
+        """
+        self._check_idle("opt_bind_block")
+        check_name(name, self.parameters.names(), "parameter")
+        block = block_of(name, self.parameters[name].data.shape, whole, start, size)
+        if self.ranks is not None:
+            self.ranks.bind_block(name, block)
+        elif block.size != block.shape:
+            raise ValueError(
+                f"parameter {shown(name)} is a block of shape {block.size} in {block.shape}, and there are "
+                'no other ranks: call opt_distribute(opt, "Shard(0)", ...) before opt_bind'
+            )
+
     def meet(self, what: str) -> None:
-        """See that the other ranks, where there are any, make the same call on the same optimizer."""
+        """See that the other ranks, where there are any, make the same call on the same optimizer.
+
+        All ranks must make it; with check_ranks each time, else the first.
+        """
 
         def run() -> Run:
             self._check_bound(what)
@@ -245,7 +273,12 @@ class Hosted:
         if self.run.average and self.run.average.swapped and what != "opt_average_swap":
             raise StateError(f"{what} while the averages are swapped in: call opt_average_swap again before")
 
-    def _check_alone(self, what: str, remedy: str) -> None:
+    def check_alone(self, what: str, remedy: str) -> None:
+        """Refuse a call that is not built for ranks.
+
+        Raises:
+            StateError: there are ranks.
+        """
         if self.ranks:
             raise StateError(f"{what} after opt_distribute is not built: {remedy}")
 

@@ -1,18 +1,17 @@
 """Torch's own step of LBFGS, run on rows and scalars that take less time: see `rows`.
 
-Its two loops over the history, which are most of its time, are left out of it and made by C at once.  Nobody
-has to know that this is what torch's step does.  An optimizer's first step is made by torch alone, and so are
-the next ones until one of them has been repeated on rows, from copies, with what the host's function has
-returned, and every bit of parameters and state was the same.
+Its two loops over the history, which are most of its time, are left out of it and made by C at once, where
+a step begins with one.  Nobody has to know that this is what torch's step does.  A step is made by torch
+until one like it has been repeated on rows, from copies, with what the host's function has returned, and
+every bit of parameters and state was the same; of a step with many values, or without a history before it,
+only the first points that the host's function was called at.
 """
 
 from __future__ import annotations
 
-import functools
-import inspect
 import operator
 import types
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from typing import Any
 
 import numpy as np
@@ -21,129 +20,110 @@ from torch import Tensor
 
 from optplug import elementwise, host
 from optplug._optplug import ffi
-from optplug.lean import bare_step, lean
+from optplug.lbfgs_step import Closure, interpolates, is_as_loaded, step_with
+from optplug.lean import lean
 from optplug.rows import History, Kind, Parts, Row
-from optplug.torch_private import (
-    INTERPOLATION,
-    LINE_SEARCH,
-    grad_mode,
-    has_hooks,
-)
+from optplug.torch_private import grad_mode, has_hooks
 
-Closure = Callable[[], float]
 State = dict[str, Any]
 
-#: How many values make torch's own threads, and arithmetic, most of the time.
-_MOST_VALUES = 32768
-#: How many steps are repeated, and of how many values in all.
-_MOST_LOOKS, _MOST_HEARD = 4, 4_000_000
+#: How many values torch's scalar product takes at once.
+_MOST_VALUES = 2**31 - 1
+#: How many steps are repeated, of how many values in all, but of some evaluations in any case.
+_MOST_LOOKS, _MOST_HEARD, _FEW = 4, 4_000_000, 4
 _LISTS = ("old_dirs", "old_stps", "ro")
-#: What torch's step calls of its optimizer.
-_METHODS = (
-    *("_numel", "_gather_flat_grad", "_add_grad", "_clone_param", "_set_param"),
-    "_directional_evaluate",
-)
-#: Where torch's step finds its line search.
-_GLOBALS = bare_step(torch.optim.LBFGS).__globals__
 _NUMBERS, _NO_OPTIONS = (int, float), ("params", "param_names")
 #: What parameters and line searches a step has been repeated for in this process.
 _proven: set[object] = set()
 _MOST_PROVEN = 1000
-#: Of each dtype, whether our cubic has torch's bits.
-_interpolating: dict[torch.dtype, bool] = {}
 
 
 class Steps:
     """The steps of one optimizer, which is LBFGS."""
 
     def __init__(self) -> None:
-        self._steps: _Rows | None = None
-        self._switches: object = None  # those of its proof
+        self._rows: _Rows | None = None
+        self._form: object = None  # of its parameters
         self._looks = 0
 
     def are_on_rows(self, optimizer: torch.optim.Optimizer) -> bool:
         """Tell whether the next one is made so, which changes nothing if it fails."""
-        return (
-            self._steps is not None
-            and self._switches == _switches(optimizer)
-            and not has_hooks(optimizer)
-            and _is_as_loaded(optimizer)
-        )
+        if has_hooks(optimizer) or not is_as_loaded(optimizer):
+            return False
+        if self._form is None and _can(optimizer):
+            self._form = _form(optimizer)
+        return self._form is not None and self._kind(optimizer) in _proven
+
+    def _kind(self, optimizer: torch.optim.Optimizer) -> object:
+        """Return what steps must have in common if the proof of one is to be that of the other."""
+        return self._form, _switches(optimizer), _has_history(_parts(optimizer)[1])
 
     def forget(self) -> None:
         """Begin anew, since parameters, gradients or the state may be others."""
-        self._steps, self._looks = None, 0
+        self._rows, self._form, self._looks = None, None, 0
 
-    def step(self, optimizer: torch.optim.Optimizer, closure: Closure) -> float:
-        """Make a step, and return its first loss."""
-        if self._steps and self.are_on_rows(optimizer):
-            return self._steps.step(optimizer, closure)
-        if not _is_as_loaded(optimizer):
+    def step(self, optimizer: torch.optim.Optimizer, closure: Closure, on_rows: bool) -> float:
+        """Make a step, on rows if it can be made so, and return its first loss."""
+        if on_rows:
+            self._rows = self._rows or _Rows(_parts(optimizer)[0])
+            return self._rows.step(optimizer, closure)
+        if not is_as_loaded(optimizer):
             return torch.optim.LBFGS.step(optimizer, closure)  # type: ignore[arg-type]
-        if self._looks == _MOST_LOOKS or not _can(optimizer):
+        if self._form is None or has_hooks(optimizer) or self._looks == _MOST_LOOKS:
             return optimizer.step(closure)
-        if _form(optimizer) in _proven:
-            self._steps, self._switches = _Rows(_parts(optimizer)[0]), _switches(optimizer)
-            return self._steps.step(optimizer, closure)
         self._looks += 1
         return self._look(optimizer, closure)
 
     def _look(self, optimizer: torch.optim.Optimizer, closure: Closure) -> float:
         """Make a step by torch, and repeat it on rows."""
+        kind = self._kind(optimizer)
         parameters, state = _parts(optimizer)
         before: State = {k: list(value) if type(value) is list else value for k, value in state.items()}
-        before["prev_flat_grad"] = before["prev_flat_grad"].clone()
+        if "prev_flat_grad" in before:
+            before["prev_flat_grad"] = before["prev_flat_grad"].clone()
+        had_history = _has_history(before)
+        most = _MOST_HEARD // sum(p.numel() for p in parameters) if had_history else 0
         copies = _copied(parameters)
         heard: list[tuple[list[Tensor], list[Tensor], float]] = []
+        is_cut = False
 
         def listening() -> float:
+            nonlocal is_cut
+            is_cut = len(heard) >= max(most, _FEW)
+            if is_cut:
+                return closure()
             values, loss = _values(parameters), closure()
-            if len(heard) * sum(p.numel() for p in parameters) < _MOST_HEARD:
-                heard.append((values, _values(map(_grad, parameters)), loss))
+            heard.append((values, _values(map(_grad, parameters)), loss))
             return loss
 
         first = optimizer.step(listening)
-        if state["n_iter"] > before["n_iter"] and len(state["old_dirs"]) > 1:  # what the last loops went over
+        parameters, state = _parts(optimizer)
+        looped_over = before if is_cut else state  # what the loops of some direction went over
+        if state["n_iter"] > before.get("n_iter", 0) and (
+            not had_history or len(looped_over["old_dirs"]) > 1
+        ):
             try:
-                is_same = _repeat(optimizer, copies, before, heard, first)
+                is_same = _repeat(optimizer, copies, before, heard, None if is_cut else first)
             except (Exception, KeyboardInterrupt):  # the step is made all the same
                 is_same = False
             if is_same and len(_proven) < _MOST_PROVEN:
-                _proven.add(_form(optimizer))
+                _proven.add(kind)
             else:
                 self._looks = _MOST_LOOKS
         return first
 
 
-@functools.lru_cache(8)
-def _bare(step: Any) -> Any:
-    return inspect.unwrap(step)  # which torch wraps itself when an optimizer is built
-
-
-def _functions() -> list[Any]:
-    """Return what a step of LBFGS is made of, as it is now."""
-    full, search = torch.optim.LBFGS, _GLOBALS.get(LINE_SEARCH)
-    cubic = getattr(search, "__globals__", {}).get(INTERPOLATION)
-    methods = [getattr(full, name, None) for name in _METHODS]
-    return [*methods, search, cubic, _bare(full.step)]
-
-
-_AS_LOADED = _functions()
-
-
-def _is_as_loaded(optimizer: torch.optim.Optimizer) -> bool:
-    """Tell whether nobody, as a Python host may, has put other functions in the place of torch's."""
-    return _functions() == _AS_LOADED and vars(optimizer).keys().isdisjoint(_METHODS)
+def _has_history(state: State) -> bool:
+    """Tell whether a step begins with pairs to loop over, by which it is made in another way."""
+    return bool(state.get("old_dirs"))
 
 
 def _can(optimizer: torch.optim.Optimizer) -> bool:
     """Tell whether the next step could be made on rows."""
     if type(optimizer) is not lean(torch.optim.LBFGS) or has_hooks(optimizer):
         return False
-    parameters, state = _parts(optimizer)
-    if not state.get("old_dirs") or sum(p.numel() for p in parameters) >= _MOST_VALUES:
-        return False
-    return all(
+    parameters, _ = _parts(optimizer)
+    return 0 < sum(p.numel() for p in parameters) <= _MOST_VALUES and all(
         p.dtype == parameters[0].dtype
         and p.dtype in elementwise.DTYPES
         and p.device.type == "cpu"
@@ -156,9 +136,8 @@ def _can(optimizer: torch.optim.Optimizer) -> bool:
 
 
 def _form(optimizer: torch.optim.Optimizer) -> object:
-    """Return what steps must have in common if the proof of one is to be that of the other."""
-    parameters, _ = _parts(optimizer)
-    return (_switches(optimizer), *((p.dtype, p.shape, p.stride()) for p in parameters))
+    """Return how parameters lie."""
+    return tuple((p.dtype, p.shape, p.stride()) for p in _parts(optimizer)[0])
 
 
 def _switches(optimizer: torch.optim.Optimizer) -> object:
@@ -175,7 +154,7 @@ def _switches(optimizer: torch.optim.Optimizer) -> object:
 def _parts(optimizer: torch.optim.Optimizer) -> tuple[list[Tensor], State]:
     """Return an optimizer's parameters, and the one state of all."""
     parameters = optimizer.param_groups[0]["params"]
-    return parameters, optimizer.state[parameters[0]]
+    return parameters, optimizer.state.get(parameters[0], {})
 
 
 def _grad(p: Tensor) -> Tensor:
@@ -202,7 +181,15 @@ def _repeat(
     heard: list[tuple[list[Tensor], list[Tensor], float]],
     first: Any,
 ) -> bool:
-    """Repeat a step of torch's on copies, and tell whether every bit is the same."""
+    """Repeat a step of torch's on copies, and tell whether every bit is the same.
+
+    Args:
+        optimizer: what has made it.
+        copies: the parameters' values before it.
+        state: the state before it.
+        heard: the points at which it has called the closure, and what it got.
+        first: what it has returned; None if those points are not all.
+    """
     other = types.SimpleNamespace(
         param_groups=[{**optimizer.param_groups[0], "params": copies}], state={copies[0]: state}
     )
@@ -217,12 +204,13 @@ def _repeat(
         return loss
 
     rows = _Rows(copies)
-    if (
-        not rows.kind.can()
-        or not _interpolates(rows.kind)
-        or rows.step(other, closure) is not first
-        or next(left, None)
-    ):
+    if not rows.kind.can() or not interpolates(rows.kind):
+        return False
+    try:
+        found = rows.step(other, closure)
+    except StopIteration:  # it has come to the end of those points
+        return first is None
+    if found is not first or next(left, None):
         return False
     parameters, made = _parts(optimizer)
     return _are_same(parameters, copies) and _is_same_state(made, state)
@@ -271,7 +259,8 @@ class _Rows:
             self.kind.n,
             self.kind.add or 0,
         )
-        self._step = _step_with(self._multiplied)
+        self._step = step_with(self._multiplied, has_loops=False)
+        self._step_without = step_with(Row.mul, has_loops=True)  # ... a history before it
 
     def step(self, optimizer: Any, closure: Closure) -> float:
         """Make a step, which changes nothing if it fails."""
@@ -281,6 +270,7 @@ class _Rows:
         self._state = {**before}
         self.state = {self._params[0]: self._state}
         self._given = {}  # a step that fails leaves what is known half changed
+        had_history = _has_history(state)
         outside = np.geterr()
 
         def called() -> float:
@@ -291,14 +281,15 @@ class _Rows:
         values = self._values.take(self.kind.row())
         try:
             with np.errstate(all="ignore"), grad_mode(False):
-                first: float = self._step(self, called)
+                first: float = (self._step if had_history else self._step_without)(self, called)
                 state.update(self._made(before, state))
         except BaseException:
             self._values.put(values)
             raise
-        if "al" in state:
-            self._state["al"] = state["al"]
-        self._given, self._known = {**state}, self._state
+        if had_history:
+            if "al" in state:
+                self._state["al"] = state["al"]
+            self._given, self._known = {**state}, self._state
         return first
 
     # ---- the state, there and back ----
@@ -310,10 +301,10 @@ class _Rows:
         ):
             return self._known
         kind = self.kind
-        taken = {key: kind.scalar(value) for key, value in state.items()}
-        for key in _LISTS:
+        taken = {key: kind.scalar(v) if type(v) is not list else [*v] for key, v in state.items()}
+        for key in _LISTS if _has_history(state) else ():
             taken[key] = History("double" if key == "ro" else "void *", list(state[key]))
-        for key in ("d", "prev_flat_grad"):
+        for key in {"d", "prev_flat_grad"} & state.keys():
             taken[key] = kind.row_of(state[key])
         return taken
 
@@ -325,8 +316,11 @@ class _Rows:
                 if value.is_changed:
                     made[key] = value.settled(self.kind)
             elif type(value) is Row:
-                if value.tensor is not state[key]:
+                if value.tensor is not state.get(key):
                     made[key] = value.kept()
+            elif type(value) is list:
+                if not self._count:
+                    made[key] = [v if v is None else self.kind.torchs(v) for v in value]
             elif value is not before.get(key):
                 made[key] = self.kind.torchs(value)
         if self._count:
@@ -338,11 +332,13 @@ class _Rows:
 
         It has views of one tensor, since a hundred copies take as long as a few evaluations.
         """
-        if self._count != len(self._views) or not all(map(operator.is_, al, self._views)):
-            self._row = torch.empty(self._count, dtype=self.kind.dtype)
-            self._views = list(self._row.unbind())
-            al = [*self._views, *al[self._count :]]
-        self._row.copy_(torch.frombuffer(self._memory, dtype=torch.float64, count=self._count))
+        count = self._count
+        if count > len(self._row) or not all(map(operator.is_, al, self._views)):
+            self._row, self._views = torch.empty(len(al), dtype=self.kind.dtype), []
+        if count > len(self._views):
+            self._views += self._row[len(self._views) : count].unbind()
+            al = [*self._views, *al[count:]]
+        self._row[:count].copy_(torch.frombuffer(self._memory, dtype=torch.float64, count=count))
         return al
 
     # ---- what the step calls ----
@@ -384,94 +380,3 @@ class _Rows:
         grad = self._grads.take(self._grad)
         self._values.put(point)
         return loss, grad
-
-
-# ---- torch's functions, with other ones for some that they call ----
-
-
-class _Nothing:
-    """Stands for ``torch.enable_grad()``, as a context and around a function."""
-
-    def __call__(self, function: Closure) -> Closure:
-        return function
-
-    def __enter__(self) -> None:
-        pass
-
-    def __exit__(self, *error: object) -> None:
-        pass
-
-
-def _with(function: Any, **others: Any) -> Any:
-    """Return a function of torch's that finds other things by these names."""
-    made = types.FunctionType(
-        function.__code__,
-        {**function.__globals__, **others},
-        function.__name__,
-        function.__defaults__,
-        function.__closure__,
-    )
-    made.__kwdefaults__ = function.__kwdefaults__
-    return made
-
-
-def _step_with(multiplied: Callable[[Row, Any], Row]) -> Callable[[Any, Closure], float]:
-    """Return torch's step, without its loops over the history: there is nothing in a range."""
-    nothing = _Nothing()
-    found = types.SimpleNamespace(
-        enable_grad=lambda: nothing, mul=multiplied, contiguous_format=torch.contiguous_format
-    )
-    step = bare_step(torch.optim.LBFGS)
-    search = _with(step.__globals__[LINE_SEARCH], **{"torch": found, INTERPOLATION: _interpolated})
-    return _with(step, **{"torch": found, "range": lambda *_: (), LINE_SEARCH: search})
-
-
-def _interpolated(x1: Any, f1: Any, g1: Any, x2: Any, f2: Any, g2: Any, bounds: Any = None) -> Any:
-    """Return the minimum of a cubic through two points: torch's own function, on scalars."""
-    low, high = bounds or ((x1, x2) if x1 <= x2 else (x2, x1))
-    rise, run = 3 * (f1 - f2), x1 - x2
-    # A number through a tensor is the number times the tensor's reciprocal.
-    slope = rise / run if isinstance(run, float | int) and not isinstance(run, np.generic) else 1 / run * rise
-    d1 = g1 + g2 - slope
-    square = d1 * d1 - g1 * g2
-    if not square >= 0:
-        return (low + high) / 2.0
-    d2 = type(square)(torch.tensor(square).sqrt().item())
-    if x1 <= x2:
-        place = x2 - (x2 - x1) * ((g2 + d2 - d1) / (g2 - g1 + 2 * d2))
-    else:
-        place = x1 - (x1 - x2) * ((g1 + d2 - d1) / (g1 - g2 + 2 * d2))
-    return min(max(place, low), high)
-
-
-def _interpolates(kind: Kind) -> bool:
-    """Tell whether that has torch's bits, which a step that is repeated may not show: few interpolate."""
-    if kind.dtype not in _interpolating:
-        torchs = _GLOBALS[LINE_SEARCH].__globals__[INTERPOLATION]
-        generator = torch.Generator().manual_seed(0)
-        _interpolating[kind.dtype] = all(
-            _interpolates_one(kind, torchs, torch.randn(6, generator=generator).tolist(), case)
-            for _ in range(25)
-            for case in range(8)
-        )
-    return _interpolating[kind.dtype]
-
-
-def _interpolates_one(kind: Kind, torchs: Callable[..., Any], drawn: list[float], case: int) -> bool:
-    """Compare both for numbers or scalars as places, between bounds or not, the first place 0 or not."""
-    are_scalars, has_bounds, is_first = case & 1, case & 2, case & 4
-
-    def tensor(value: float) -> Tensor:
-        return torch.tensor(value, dtype=kind.dtype)
-
-    x1, f1, g1, x2, f2, g2 = drawn
-    places = [tensor(x) if are_scalars else x for x in (x1, x2)]
-    if is_first:
-        places[0] = 0
-    bounds = {"bounds": tuple(sorted(places))} if has_bounds else {}
-    theirs = torchs(places[0], f1, tensor(g1), places[1], f2, tensor(g2), **bounds)
-    x1, x2 = map(kind.scalar, places)
-    bounds = {name: tuple(map(kind.scalar, pair)) for name, pair in bounds.items()}
-    ours = _interpolated(x1, f1, kind.scalar(tensor(g1)), x2, f2, kind.scalar(tensor(g2)), **bounds)
-    is_alike = type(kind.scalar(theirs)) is type(ours)
-    return is_alike and (float(theirs) == ours or (theirs != theirs and ours != ours))

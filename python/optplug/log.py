@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable
 
 INFO, DEBUG = 1, 2  # as in csrc/log.h
 LEVELS = {False: 0, "info": INFO, "debug": DEBUG}  # as opt_init's log= has them
+_EVERY = 2  # seconds between lines about one long call
 
 
 class Log:
@@ -29,6 +31,19 @@ class Log:
         """Tell what helps to find a fault."""
         if self._wanted() >= DEBUG:
             self._tell(DEBUG, line)
+
+    def progress(self, what: str) -> Callable[[int, int], None]:
+        """Return a function that is told how many bytes of how many are done, and logs it now and then."""
+        last = time.monotonic()
+
+        def tell(done: int, total: int) -> None:
+            nonlocal last
+            now = time.monotonic()
+            if now - last >= _EVERY:
+                last = now
+                self.info(f"{what}: {done / 1e9:.1f} of {total / 1e9:.1f} GB")
+
+        return tell
 
     def steps(self, opt: int, way: Callable[[], str]) -> None:
         """Tell how an optimizer's steps are made, where that is new: ``way`` says so if it is wanted."""

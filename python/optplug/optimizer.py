@@ -8,6 +8,7 @@ from __future__ import annotations
 import contextlib
 import functools
 from collections.abc import Callable
+from contextlib import AbstractContextManager
 from typing import Any
 
 import torch
@@ -23,7 +24,8 @@ from optplug.scaling import Scale, take_away
 from optplug.sliced import Sliced
 from optplug.spec import check_name
 from optplug.torch_private import foreach_zero_
-from optplug.values import compare
+from optplug.values import checksums, compare
+from optplug.wholes import Wholes
 
 
 class HostedOptimizer(Hosted):
@@ -90,7 +92,7 @@ class HostedOptimizer(Hosted):
             True if it wants to be called again with the loss, and with gradients, at the parameters as
             they are now; False if the step is made.
         """
-        self._check_alone("opt_iterate", "call opt_step_closure")
+        self.check_alone("opt_iterate", "call opt_step_closure")
         if self._iteration is None:
             self._check_unscaled("opt_iterate")
             with self._ready("opt_iterate") as optimizer:
@@ -113,7 +115,7 @@ class HostedOptimizer(Hosted):
     def check_gradient(self, closure: Callable[[], float]) -> float:
         """Compare a closure's gradients with differences of its losses: see `gradient_check`."""
         self._check_bound("opt_check_gradient")
-        self._check_alone("opt_check_gradient", "check it in one process")
+        self.check_alone("opt_check_gradient", "check it in one process")
         self._check_unscaled("opt_check_gradient")
         return gradient_check.check(self.parameters, closure)
 
@@ -122,7 +124,7 @@ class HostedOptimizer(Hosted):
         what = "opt_check_gradient_iterate"
         if self._iteration is None:
             self._check_bound(what)
-            self._check_alone(what, "check it in one process")
+            self.check_alone(what, "check it in one process")
             self._check_unscaled(what)
             check = functools.partial(gradient_check.check, self.parameters)
             self._iteration = Iteration((what, "opt_check_gradient"), check, prepare)
@@ -142,10 +144,13 @@ class HostedOptimizer(Hosted):
         self.planner.check_state(optimizer)
         self.parameters.read(not self.run.stepped)
         before = stopping.counts(optimizer)
-        is_first, undoes = not self.run.stepped, self.planner.lbfgs.are_on_rows(optimizer)
+        on_rows = not self.ranks and self.planner.is_on_rows(optimizer)
         restored = self.ranks.restored() if self.ranks else contextlib.nullcontext()
-        with restored, self._undo.of_closures(optimizer, is_first, undoes, self._build):
-            (self.ranks or self.planner).step_closure(optimizer, evaluate)
+        with restored, self._undo.of_closures(optimizer, not self.run.stepped, on_rows, self._build):
+            if self.ranks:
+                self.ranks.step_closure(optimizer, evaluate)
+            else:
+                self.planner.step_closure(optimizer, evaluate, on_rows)
             if not losses:
                 raise StateError(f"{self.recipe.name} has not called the closure: call opt_step")
         self.run.built, self.run.stepped = optimizer, True  # whatever becomes of the average now
@@ -206,7 +211,7 @@ class HostedOptimizer(Hosted):
         Both are read when a step runs: ``torch.amp.GradScaler`` does the same.
         """
         self._check_idle("opt_grad_scale")
-        self._check_alone("opt_grad_scale", "scale the gradients yourself")
+        self.check_alone("opt_grad_scale", "scale the gradients yourself")
         self._scale = Scale(scale, found_inf)
         if self.run.built:
             take_away(self.run.built)
@@ -254,6 +259,8 @@ class HostedOptimizer(Hosted):
 
     def read_average(self, name: str) -> Tensor:
         """Return the average of one parameter."""
+        if self.ranks:
+            self.ranks.world.check("opt_average_get")
         names = self.parameters.names()
         check_name(name, names, "parameter")
         average, p = self.run.averaged().read(names.index(name)), self.parameters[name]
@@ -261,6 +268,8 @@ class HostedOptimizer(Hosted):
 
     def swap_average(self) -> None:
         """Exchange all parameters with their averages, in place; again: back."""
+        if self.ranks:
+            self.ranks.world.check("opt_average_swap")
         self._check_idle("opt_average_swap")
         self.run.averaged().swap(self.parameters.module)
         self.planner.pause()  # a step is refused while they are swapped in
@@ -274,13 +283,40 @@ class HostedOptimizer(Hosted):
         ``"optimizer"`` is what torch's ``state_dict`` says.  The tensors are the optimizer's own, or copies
         on the CPU.  `resume` says what more is in it.
         """
+        return self._state_dict(None)
+
+    def _state_dict(self, wholes: Wholes | None) -> dict[str, Any]:
         self._check_bound("opt_save")
-        self._check_alone("opt_save", "save the parameters yourself")
         self._resumption.check_values("opt_save", self.checkpoint)
         self.parameters.read(not self.run.stepped)
-        return self._resumption.state_dict(self.run, self.checkpoint, self._build)
+        return self._resumption.state_dict(self.run, self.checkpoint, self._build, wholes)
 
-    def load_state_dict(self, content: dict[str, Any]) -> None:
+    def joint_state_dict(self) -> dict[str, Any]:
+        """Return what `state_dict` would in one process, each array one of which all ranks have a part."""
+        assert self.ranks
+        self.meet("opt_save")
+        return self.ranks.save(self.checkpoint, self._state_dict)
+
+    def load(self, opened: AbstractContextManager[dict[str, Any]]) -> None:
+        """Go on from what is in a file, or in each rank's, which are the same: see `load_state_dict`."""
+        if self.ranks is None:
+            with opened as content:
+                self.load_state_dict(content)
+            return
+        self.meet("opt_load")
+
+        def load(wholes: Wholes, confirm: Callable[[dict[str, Any]], None]) -> None:
+            with opened as content:
+                self.load_state_dict(content, wholes, lambda: confirm(content))
+
+        self.ranks.load(self.checkpoint, load)
+
+    def load_state_dict(
+        self,
+        content: dict[str, Any],
+        wholes: Wholes | None = None,
+        confirm: Callable[[], None] = lambda: None,
+    ) -> None:
         """Go on from what `state_dict` returned, here or elsewhere, or from plain PyTorch's state.
 
         Schedulers and an average are made anew, from the specs in it.  Those that have been attached here
@@ -291,10 +327,9 @@ class HostedOptimizer(Hosted):
             ValueError: it is of another class, of other parameters, or has something wrong in it.
         """
         self._check_bound("opt_load")
-        self._check_alone("opt_load", "load it in one process")
         self._resumption.check_values("opt_load", self.checkpoint)
         with self.parameters.as_before(), self.draws.kept_on_error():
-            self.run = self._resumption.load(content, self.run, self.checkpoint, self._build)
+            self.run = self._resumption.load(content, self.run, self.checkpoint, self._build, wholes, confirm)
         self.planner.forget()
 
     # ---- around a step ----
@@ -327,4 +362,5 @@ class HostedOptimizer(Hosted):
         """Warn of other values than at the save before the first step, by which a host has read its own."""
         if self.run.expected:
             expected, self.run.expected = self.run.expected, {}
-            compare(expected, self.parameters.read_by_steps())
+            here = {n: data for n, data in self.parameters.read_by_steps().items() if n in expected}
+            compare(expected, self.ranks.checksums(here) if self.ranks else checksums(here))

@@ -86,6 +86,8 @@ class OptimizerOptions:
     seed: int = 0
     #: Whether a step of such a class that fails is undone.
     undo: bool = True
+    #: Whether ranks compare each call that all of them make.
+    check_ranks: bool = False
 
     def arguments(self) -> dict[str, Any]:
         """Return those of `HostedOptimizer` that say the same."""

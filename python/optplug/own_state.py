@@ -28,7 +28,7 @@ from optplug.alike import (
     is_of_its_kind,
     memory_of,
     overlapping,
-    tensors_in,
+    parts_of,
 )
 from optplug.arguments import said
 from optplug.checks import is_number
@@ -36,7 +36,7 @@ from optplug.errors import StateError
 from optplug.randomness import random_numbers_kept
 from optplug.snapshot import holdings, is_leaf, opaque
 from optplug.spec import shown
-from optplug.written import PLAIN, Known, NoPlaceError, called, read, write
+from optplug.written import PLAIN, Known, NoPlaceError, Shared, called, read, write
 
 # Where the attributes of parameters stand among those of an optimizer: no name.
 _OF_PARAMETERS = "of parameters"
@@ -66,7 +66,8 @@ def save(
     try:
         state = optimizer.state_dict()
         there = other.state_dict()
-        overlaps, shared = overlapping(_tensors_of(optimizer))
+        overlaps, memory = overlapping(_parts_of(optimizer))
+        shared = Shared(memory)
         content = write("", state, there, shared)
         known = Known(content)
         load(other, read(content, there, known), {})
@@ -76,11 +77,11 @@ def save(
         extra = _attributes(optimizer, other, shared, needs_closure)
         if extra:
             load(other, read(content, there, known), _check_attributes(other, extra, known))
-        reason = _apart(overlaps, overlapping(_tensors_of(other))[0], dict(_tensors_of(other)).keys())
+        reason = _apart(overlaps, overlapping(_parts_of(other))[0], dict(_parts_of(other)).keys())
         if reason and not _goes_on_alike(optimizer, other, needs_closure):
             load(other, read(content, there, known), _check_attributes(other, extra, known))
             _step(other, needs_closure)  # after which they may share it again
-            if _apart(overlaps, overlapping(_tensors_of(other))[0], overlaps.keys()):
+            if _apart(overlaps, overlapping(_parts_of(other))[0], overlaps.keys()):
                 raise StateError(reason)
         return content, extra
     except NoPlaceError as error:
@@ -102,16 +103,16 @@ def _parameters(optimizer: torch.optim.Optimizer) -> list[Tensor]:
     return [p for group in optimizer.param_groups for p in group["params"]]
 
 
-def _tensors_of(optimizer: torch.optim.Optimizer) -> Iterator[tuple[str, Tensor]]:
-    """Yield the tensors that an optimizer has, each with its place, but for parameters."""
+def _parts_of(optimizer: torch.optim.Optimizer) -> Iterator[tuple[str, Any]]:
+    """Yield the tensors and containers that an optimizer has, each with its place, but for parameters."""
     packages, seen = _packages(optimizer), {id(optimizer)}
     groups = [{k: v for k, v in group.items() if k != "params"} for group in optimizer.param_groups]
     attributes = {k: v for k, v in vars(optimizer).items() if k not in _torchs()}
     parameters = set(map(id, _parameters(optimizer)))
     for value, place in ((optimizer.state, "state"), (groups, "param_groups")):
-        yield from tensors_in(value, place, packages, seen)
+        yield from parts_of(value, place, packages, seen)
     for name, value in attributes.items():
-        found = tensors_in(value, f".{name}", packages, seen)
+        found = parts_of(value, f".{name}", packages, seen)
         yield from ((where, t) for where, t in found if id(t) not in parameters)
 
 
@@ -162,7 +163,7 @@ def _twin(optimizer: torch.optim.Optimizer) -> torch.optim.Optimizer:
 
 
 def _attributes(
-    optimizer: torch.optim.Optimizer, other: torch.optim.Optimizer, shared: set[int], needs_closure: bool
+    optimizer: torch.optim.Optimizer, other: torch.optim.Optimizer, shared: Shared, needs_closure: bool
 ) -> dict[str, Any]:
     """Return what an optimizer has beside what another one has that has its state."""
     packages, own = _packages(optimizer), {id(optimizer), *map(id, _parameters(optimizer))}
@@ -200,7 +201,7 @@ def load(optimizer: torch.optim.Optimizer, state: dict[str, Any], attributes: di
     _keep(optimizer.state_dict(), state)
     for p, those in zip(_parameters(optimizer), attributes.get(_OF_PARAMETERS, []), strict=False):
         vars(p).update(copy.deepcopy(those, copied))
-    shared = overlapping([*tensors_in([state, attributes], "", set(), set())])[1]
+    shared = overlapping([*parts_of([state, attributes], "", set(), set())])[1]
     for name, value in attributes.items():
         known = getattr(optimizer, name, None)
         if name == _OF_PARAMETERS:

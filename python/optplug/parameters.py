@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import cmath
 import contextlib
+import functools
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -34,12 +35,15 @@ class Parameters:
 
     def __init__(self, loans: Loans | None = None) -> None:
         self.loans = loans
-        #: The dummy module.  It numbers its parameters, so that their names can be any strings.
-        self.module = nn.ParameterList()
         self.groups = [Group()]
         self._all: dict[str, Parameter] = {}
         self._kinds: dict[type[Parameter], list[Parameter]] = {}
-        self._stepped: list[Tensor] = []
+        self._stepped: list[nn.Parameter] = []
+
+    @functools.cached_property
+    def module(self) -> nn.ParameterList:
+        """The dummy module.  It numbers its parameters, so that their names can be any strings."""
+        return nn.ParameterList(self._stepped)
 
     def __len__(self) -> int:
         return len(self._all)
@@ -60,10 +64,10 @@ class Parameters:
 
     def add(self, parameter: Parameter) -> None:
         """Add one to the last group."""
-        self.module.append(parameter.tensor)
         self.groups[-1].names.append(parameter.name)
         self._all[parameter.name] = parameter
         self._stepped = [p.tensor for p in self]
+        vars(self).pop("module", None)  # which is another one now
         self._kinds.setdefault(type(parameter), []).append(parameter)
         if self.loans:
             self.loans.put(parameter.name, parameter.tensor)
@@ -92,7 +96,7 @@ class Parameters:
         """Tell whether a gradient is sparse, and so a new tensor at each step."""
         return Sparse in self._kinds
 
-    def all_tensors(self) -> list[Tensor]:
+    def all_tensors(self) -> Sequence[Tensor]:
         """Return what is stepped, and the host's arrays where those are others."""
         masters = self.mastered()
         stepped = self._stepped
@@ -152,9 +156,9 @@ class Parameters:
         Its ``backward()`` leaves the gradients as the host's closure has set them.
         """
         dtype = torch.float32
-        for p in self.module:
+        for p in self._stepped:
             dtype = torch.promote_types(dtype, p.abs().dtype if p.is_complex() else p.dtype)
-        return torch.tensor(loss, dtype=dtype, device=self.module[0].device, requires_grad=True)
+        return torch.tensor(loss, dtype=dtype, device=self._stepped[0].device, requires_grad=True)
 
     def settle(self) -> None:
         """Let parameters that a class outside torch has moved in between be the host's arrays again."""
@@ -210,7 +214,7 @@ class Parameters:
 
     def gpus(self) -> set[int]:
         """Return those on which parameters are."""
-        return {p.device.index for p in self.module if p.is_cuda}
+        return {p.device.index for p in self._stepped if p.is_cuda}
 
     def arrays(self) -> list[tuple[Tensor, Grad]]:
         """Return what is stepped, and the gradient's kind with it."""

@@ -95,7 +95,7 @@ class Planner:
     def take_numbers(self) -> None:
         """Take the numbers that C has moved."""
         self.records.take()
-        if self.schedule_records.schedule:
+        if self.plan and self.plan.schedulers and self.schedule_records.schedule:
             self.schedule_records.schedule.take()
         self.refresh()
 
@@ -127,10 +127,22 @@ class Planner:
         if self._is_looked_at and self.records.finish(optimizer):
             self.plan = None
 
-    def step_closure(self, optimizer: torch.optim.Optimizer, closure: Callable[[], Any]) -> None:
-        """Make a step with a function that computes loss and gradients."""
+    def is_on_rows(self, optimizer: torch.optim.Optimizer) -> bool:
+        """Tell whether the next step of LBFGS changes nothing if it fails: see `lbfgs`."""
+        return bool(self.makes_plans) and self._recipe.is_lbfgs and self.lbfgs.are_on_rows(optimizer)
+
+    def step_closure(
+        self, optimizer: torch.optim.Optimizer, closure: Callable[[], Any], on_rows: bool
+    ) -> None:
+        """Make a step with a function that computes loss and gradients.
+
+        Args:
+            optimizer: what makes it.
+            closure: that function.
+            on_rows: what `is_on_rows` says.
+        """
         if self.makes_plans and self._recipe.is_lbfgs:
-            self.lbfgs.step(optimizer, closure)
+            self.lbfgs.step(optimizer, closure, on_rows)
             return
         is_watched = self.records.watch(optimizer)
         optimizer.step(closure)

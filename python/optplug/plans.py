@@ -54,6 +54,7 @@ STATE = {
 _ONLY_WITH = {"max_exp_avg_sqs": "amsgrad", "momentum_buffer_list": "momentum"}
 #: Hyperparameters with which a plan is another where they are 0.
 SWITCHES = frozenset(_ONLY_WITH.values())
+_NUMBERS = (int, float)
 _SINGLES = ["grad_scale", "found_inf"]
 #: How many values make it worth to call in other threads, which the kernels do for any number of them.
 WORTH_THREADS = 16384
@@ -241,11 +242,14 @@ class Plan:
 def switches(group: Group) -> list[tuple[str, object]]:
     """Return what an operator has fixed: hyperparameters that are no numbers, and whether some are 0."""
 
-    def kind(key: str, value: object) -> object:
-        is_number = all(type(v) in (int, float) for v in (value if type(value) is tuple else (value,)))
-        return (key in SWITCHES and bool(value)) if is_number else value
+    def is_number(value: object) -> bool:
+        return type(value) in _NUMBERS or (type(value) is tuple and all(type(v) in _NUMBERS for v in value))
 
-    return [(key, kind(key, value)) for key, value in group.items() if key not in ("params", "param_names")]
+    return [
+        (key, (key in SWITCHES and bool(value)) if is_number(value) else value)
+        for key, value in group.items()
+        if key not in ("params", "param_names")
+    ]
 
 
 def fixed(group: Group) -> list[tuple[str, object]]:

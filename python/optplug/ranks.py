@@ -6,23 +6,31 @@ A rank steps its part alone, whether the host has cut it so, "Shard(0)", or `sli
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import functools
+import hashlib
+import itertools
+import json
+import math
 from collections.abc import Callable, Iterator, Mapping
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
 
 from optplug import norms, spec
-from optplug.buffers import name_of
-from optplug.errors import NonFiniteError
+from optplug.blocks import Block, Place, check_tiling, row_major
+from optplug.buffers import layout_of, name_of
+from optplug.errors import NonFiniteError, StateError
 from optplug.kinds import Grad, Parameter, SparseGrad
+from optplug.options import CheckpointOptions
 from optplug.over_ranks import OverRanks, add, norm
 from optplug.parameters import Parameters, make
 from optplug.recipe import Recipe
 from optplug.run import Run
 from optplug.sliced import Exchange, Sliced
 from optplug.spec import Call, shown
+from optplug.wholes import Wholes, told
 from optplug.world import World, is_of_all, statement_of
 
 #: How ranks' gradients and losses become one, by placement.
@@ -81,7 +89,9 @@ class Ranks:
         self._checks_gradients = checks_gradients
         self._exchange = Exchange(world)
         self._placement, self._placements = "", dict[str, str]()
+        self._blocks = dict[str, Block]()
         self._is_agreed = False
+        self._loaded: Wholes | None = None
 
     # ---- parameters ----
 
@@ -110,10 +120,25 @@ class Ranks:
                 f"parameter {shown(name)}: master copies with {shown(self._placement)} are not built: "
                 'call opt_init("master_weights=False") before opt_create, or bind float32'
             )
+        elif self._recipe.is_lbfgs and not data.is_contiguous():
+            raise ValueError(
+                f"parameter {shown(name)}: LBFGS wants C order, got {layout_of(data)}: bind it flat"
+            )
         else:
             made = Sliced(name, data, grad, PLACEMENTS[self._placement], self._exchange)
         self._placements[name] = self._placement
         return made
+
+    def bind_block(self, name: str, block: Block) -> None:
+        """Let a parameter's part be a block of a grid."""
+        if self._placements[name] != "Shard(0)":
+            raise ValueError(
+                f"parameter {shown(name)}: every rank has all of it, by {shown(self._placements[name])}: "
+                'blocks are of parameters in "Shard(0)"'
+            )
+        if self._is_agreed:
+            raise StateError(f"parameter {shown(name)} was stepped by all ranks: call opt_bind_block before")
+        self._blocks[name] = block
 
     def sliced(self) -> list[Sliced]:
         """Return the parameters of which each rank steps a slice."""
@@ -122,6 +147,8 @@ class Ranks:
     @property
     def reason(self) -> str:
         """Why steps run by Python; "" if they need not."""
+        if self.world.is_checked:
+            return "check_ranks compares every call"
         if self._recipe.is_lbfgs or self.sliced():
             return "they communicate with other ranks"
         return "ranks agree on errors of gradients" if self._checks_gradients else ""
@@ -142,6 +169,7 @@ class Ranks:
             what: the call.
             state: checks whether this rank can make it, and returns its run.
         """
+        self.world.check(what)
         if self._is_agreed:
             return False
         try:
@@ -170,17 +198,108 @@ class Ranks:
         }
 
     def _form(self, p: Parameter, group: int) -> str:
-        shape = [*p.data.shape]
+        block, shape = self._blocks.get(p.name), [*p.data.shape]
         if not isinstance(p, Sliced):
-            shape[0] = "..."
+            shape = ["..."] * len(shape) if block else ["...", *shape[1:]]
         order = f", strides {p.data.stride()}" if isinstance(p, Sliced) and p.data.dim() > 1 else ""
         kind = ", with a master copy" if not p.is_read else ""
+        kind += f", in blocks of a grid of {block.shape}" if block else ""
         sizes = ", ".join(map(str, shape))
         return f"{name_of(p.data.dtype)} [{sizes}]{order} in group {group}, {self._placements[p.name]}{kind}"
 
     def names(self) -> list[str]:
         """Return the parameters' names in the order that all ranks share."""
         return [name for group in self._parameters.groups for name in sorted(group.names)]
+
+    # ---- checkpoints ----
+
+    def wholes(self) -> Wholes:
+        """Return where all parameters lie in what a checkpoint has of them.
+
+        Raises:
+            ValueError: the ranks' parts are no whole.
+        """
+        parameters = self._parameters
+        order = [group.names for group in parameters.groups]
+        blocks = {name: dataclasses.astuple(block) for name, block in self._blocks.items()}
+        mine = order, {p.name: [*p.data.shape] for p in parameters}, blocks
+        ranks = [json.loads(text) for text in self.world.texts(json.dumps(mine))]
+        for name in blocks:
+            check_tiling(name, [Block(*map(tuple, theirs[name])) for _, _, theirs in ranks])
+        places = {p.name: self._place(p, [shapes[p.name] for _, shapes, _ in ranks]) for p in parameters}
+        return Wholes(parameters, places, ranks[0][0], self.world.rank == 0)
+
+    def _place(self, p: Parameter, shapes: list[list[int]]) -> Place:
+        shape = tuple(p.data.shape)
+        if isinstance(p, Sliced):
+            block = Block((p.slices.n,), (p.slices.mine.start,), tuple(p.tensor.shape))
+            return Place(shape, p.data.stride(), block, tuple(p.tensor.shape))
+        if p.name in self._blocks:
+            block = self._blocks[p.name]
+            whole = block.shape if block.size == shape else (math.prod(block.shape),)
+            return Place(whole, row_major(whole), block, shape)
+        lengths = [first for first, *_ in shapes]
+        whole = (sum(lengths), *shape[1:])
+        start = (sum(lengths[: self.world.rank]), *(0 for _ in shape[1:]))
+        return Place(whole, row_major(whole), Block(whole, start, shape), shape)
+
+    def save(
+        self, options: CheckpointOptions, state_dict: Callable[[Wholes], dict[str, Any]]
+    ) -> dict[str, Any]:
+        """Return what all ranks save, from what each would."""
+        wholes = self.wholes()
+
+        def merge(state: Callable[[Mapping[str, Any]], None]) -> dict[str, Any]:
+            merged = wholes.merge(state_dict(wholes))
+            optimizer, about = merged["optimizer"], merged["optplug"]
+            rest = {key: told(value) for key, value in merged.items() if key != "optimizer"}
+            named = zip((n for g in optimizer["param_groups"] for n in g["param_names"]), itertools.count())
+            state(
+                {
+                    "call": "opt_save",
+                    "opt_checkpoint": repr(options),
+                    "steps": about["steps"],
+                    "groups": told(optimizer["param_groups"]),
+                    "schedulers": rest["schedulers"],
+                    "average": rest["average"],
+                    "attributes": rest["attributes"],
+                    "parameters": {name: told(optimizer["state"].get(i)) for name, i in named},
+                }
+            )
+            return merged
+
+        merged = self.world.all_or_none(merge)
+        about = merged["optplug"]
+        about["checksums"] = self._combined(wholes, about["checksums"])
+        merged = wholes.share(merged)
+        return cast(dict[str, Any], merged)
+
+    def load(
+        self,
+        options: CheckpointOptions,
+        work: Callable[[Wholes, Callable[[dict[str, Any]], None]], None],
+    ) -> None:
+        """Load on all ranks, or on none: ``work`` confirms what it has read before it changes anything."""
+        wholes = self._loaded = self.wholes()
+
+        def load(state: Callable[[Mapping[str, Any]], None]) -> None:
+            def confirm(content: dict[str, Any]) -> None:
+                file = hashlib.sha256(told(content).encode()).hexdigest()
+                state({"call": "opt_load", "opt_checkpoint": repr(options), "file": file, "parameters": {}})
+
+            work(wholes, confirm)
+
+        self.world.all_or_none(load)
+
+    def checksums(self, here: Mapping[str, Tensor]) -> dict[str, int]:
+        """Return the checksums of some parameters' values, as the last load takes them."""
+        assert self._loaded
+        return self._combined(self._loaded, self._loaded.checksums(here))
+
+    def _combined(self, wholes: Wholes, parts: Mapping[str, int]) -> dict[str, int]:
+        names = sorted(parts)
+        columns = zip(*self.world.numbers(*(parts[name] for name in names)), strict=True)
+        return {name: wholes.checksum(name, [*map(int, c)]) for name, c in zip(names, columns, strict=True)}
 
     # ---- gradients ----
 
@@ -254,10 +373,13 @@ class Ranks:
         """Return the loss of all ranks' closures; fail on all if one does."""
         error, loss = None, 0.0
         self.renew()
+        self.world.is_in_host = True
         try:
             loss = closure()
         except Exception as found:
             error = found
+        finally:
+            self.world.is_in_host = False
         table = self.world.numbers(error is not None, loss)
         if any(failed for failed, _ in table):
             self.world.fail(error)

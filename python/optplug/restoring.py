@@ -27,6 +27,9 @@ _values_of = operator.methodcaller("values")
 _grad_of = operator.attrgetter("grad")
 
 
+_NONE = Copies([])
+
+
 class Snapshot:
     """What an optimizer and its parameters were when it was taken last."""
 
@@ -52,7 +55,7 @@ class Snapshot:
         self._forms: list[Any] = []  # of those that are no parameters, which stay the host's arrays
         self._own: list[Tensor] = []  # those that are no parameters, and their gradients
         self._grads: list[Tensor | None] = []
-        self._copies = Copies([])
+        self._copies = _NONE
         self._others: list[tuple[Tensor, Tensor]] = []  # sparse tensors, and copies
         self._things: list[Any] = []
         self._put_back: list[Callable[[], object]] = []  # the things as they were
@@ -87,7 +90,7 @@ class Snapshot:
         strided = [t for t in held.tensors if t.layout == torch.strided]
         self._others = [(t, t) for t in held.tensors if t.layout != torch.strided]
         if not self._tensors_are(strided):
-            self._copies = Copies([])  # whose memory may be needed for the new ones
+            self._copies = _NONE  # whose memory may be needed for the new ones
             self._tensors, self._places = strided, list(map(_place, strided))
             self._all_forms = _forms(strided)
             with grad_mode(False):

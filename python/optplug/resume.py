@@ -16,7 +16,7 @@ from optplug.averages import Average
 from optplug.buffers import name_of
 from optplug.checks import check_count, check_tensor, is_number, of_checkpoint, word
 from optplug.errors import StateError
-from optplug.kinds import Sparse
+from optplug.kinds import Parameter, Sparse
 from optplug.options import CheckpointOptions
 from optplug.parameters import Group, Parameters
 from optplug.randomness import Stream, random_numbers_kept
@@ -26,6 +26,7 @@ from optplug.spec import shown
 from optplug.state import find, order, put
 from optplug.torch_private import grad_mode, note_step
 from optplug.trials import Trials
+from optplug.wholes import Wholes
 
 _FORMAT = 1  # of checkpoints
 #: Builds an optimizer on parameters in these groups; with on_copies=True, on copies of them.
@@ -61,7 +62,9 @@ class Resumption:
 
     # ---- saving ----
 
-    def state_dict(self, run: Run, options: CheckpointOptions, build: Build) -> dict[str, Any]:
+    def state_dict(
+        self, run: Run, options: CheckpointOptions, build: Build, wholes: Wholes | None = None
+    ) -> dict[str, Any]:
         """Return all that there is to go on from: see `HostedOptimizer.state_dict`."""
         parameters = self._parameters
         optimizer, own = self._states(run, build)
@@ -77,11 +80,11 @@ class Resumption:
                 "torch": str(torch.__version__),
                 "class": self._recipe.title,
                 "stepped": run.stepped,
-                "parameters": {n: _form(parameters[n].data) for g in parameters.groups for n in g.names},
-                "steps": run.steps,
-                "checksums": {
-                    name: values.checksum(data) for name, data in parameters.read_by_steps().items()
+                "parameters": {
+                    name: _form(parameters[name], wholes) for g in parameters.groups for name in g.names
                 },
+                "steps": run.steps,
+                "checksums": (wholes or values).checksums(parameters.read_by_steps()),
             },
         }
         content["attributes"] = self._attributes.state_dict()
@@ -113,8 +116,20 @@ class Resumption:
 
     # ---- loading ----
 
-    def load(self, content: dict[str, Any], run: Run, options: CheckpointOptions, build: Build) -> Run:
+    def load(
+        self,
+        content: dict[str, Any],
+        run: Run,
+        options: CheckpointOptions,
+        build: Build,
+        wholes: Wholes | None = None,
+        confirm: Callable[[], None] = lambda: None,
+    ) -> Run:
         """Return the run that goes on from what `state_dict` returned, or from plain PyTorch's state.
+
+        Args:
+            wholes: what this rank's arrays are parts of, where they are.
+            confirm: is called before anything changes, and may raise.
 
         Raises:
             ValueError: it is of another class, of other parameters, or has something wrong in it.
@@ -122,10 +137,10 @@ class Resumption:
         with of_checkpoint():
             about = content.get("optplug")
             if about is not None:
-                self._check_about(about)
-            return self._take(content, about, run, options, build)
+                self._check_about(about, wholes)
+            return self._take(content, about, run, options, build, wholes, confirm)
 
-    def _check_about(self, about: dict[str, Any]) -> None:
+    def _check_about(self, about: dict[str, Any], wholes: Wholes | None) -> None:
         if type(about["format"]) is not int or about["format"] != _FORMAT:
             raise ValueError(
                 f"it is of format {shown(about['format'])}, and this optplug reads format {_FORMAT}"
@@ -135,7 +150,7 @@ class Resumption:
         if type(about["stepped"]) is not bool:
             raise ValueError(f"not a checkpoint: stepped is {shown(about['stepped'])}")
         for p in self._parameters:
-            theirs, ours = about["parameters"].get(p.name), _form(p.data)
+            theirs, ours = about["parameters"].get(p.name), _form(p, wholes)
             if theirs is not None and theirs != ours:
                 raise ValueError(
                     f"parameter {shown(p.name)} is {word(theirs['dtype'])} of shape "
@@ -150,6 +165,8 @@ class Resumption:
         run: Run,
         options: CheckpointOptions,
         build: Build,
+        wholes: Wholes | None,
+        confirm: Callable[[], None],
     ) -> Run:
         parameters, is_ours = self._parameters, about is not None
         by_its_own = not self._recipe.is_torchs
@@ -177,7 +194,7 @@ class Resumption:
         schedulers = [schedules.attach(optimizer, text, function) for text, function in made_of]
         for (text, _), scheduler, state in zip(made_of, schedulers, states, strict=True):
             schedules.restore(scheduler, f"the saved state of scheduler {shown(text)}", state)
-        masters = self._read_masters(content.get("masters", {})) if is_ours else {}
+        masters = self._read_masters(content.get("masters", {}), wholes) if is_ours else {}
         stepped = about is not None and about["stepped"]
         if by_its_own:
             with random_numbers_kept():
@@ -187,11 +204,12 @@ class Resumption:
         else:
             sparse = {p.tensor for p in parameters if isinstance(p, Sparse)}
             states_of = self._trials.states(lambda p: p in sparse)
-            put(saved, optimizer, states_of, self._trials.judge_all, is_ours, stepped)
+            part = wholes.state if wholes else None
+            put(saved, optimizer, states_of, self._trials.judge_all, is_ours, stepped, part)
         if not options.schedules:
             schedules.keep(optimizer, before, [*states, *theirs])
-        average = self._average_like(content["average"], run) if is_ours else run.average
-        taken = self._values_in(content) if options.parameters else {}
+        average = self._average_like(content["average"], run, wholes) if is_ours else run.average
+        taken = self._values_in(content, wholes) if options.parameters else {}
         expected = values.read(about.get("checksums", {})) if about is not None and not taken else {}
         stepped = stepped if is_ours else bool(optimizer.state)
         steps = _steps(about, optimizer)
@@ -200,6 +218,7 @@ class Resumption:
         go_on = self._stream.read(content["random"]) if has_numbers else None
         if stepped:
             note_step(optimizer)
+        confirm()
         # Nothing fails from here on.
         with grad_mode(False):
             for name, value in taken.items():
@@ -236,7 +255,7 @@ class Resumption:
                 )
         return [sorted(group, key=places.__getitem__) for group in names]
 
-    def _average_like(self, state: dict[str, Any] | None, run: Run) -> Average | None:
+    def _average_like(self, state: dict[str, Any] | None, run: Run, wholes: Wholes | None) -> Average | None:
         here = run.average.text if run.average else None
         there = None if state is None else state["spec"]
         if there is not None and type(there) is not str:
@@ -248,10 +267,17 @@ class Resumption:
         if state is None or there is None:
             return None
         average = Average(there, self._parameters.module)
-        average.load_state_dict(self._parameters.names(), state)
+        names = self._parameters.names()
+        if wholes:
+            parts = {
+                name: wholes.part(f"the average of parameter {shown(name)}", name, state["values"][name])
+                for name in names
+            }
+            state = {**state, "values": parts}
+        average.load_state_dict(names, state)
         return average
 
-    def _values_in(self, content: dict[str, Any]) -> dict[str, Tensor]:
+    def _values_in(self, content: dict[str, Any], wholes: Wholes | None) -> dict[str, Tensor]:
         saved = content.get("parameters")
         if saved is None:
             raise ValueError(
@@ -260,13 +286,16 @@ class Resumption:
             )
         found = {
             p.name: check_tensor(
-                f"the value of parameter {shown(p.name)}", saved[p.name], p.data.dtype, p.data.shape
+                f"the value of parameter {shown(p.name)}",
+                wholes.value(p.name, saved[p.name]) if wholes else saved[p.name],
+                p.data.dtype,
+                p.data.shape,
             )
             for p in self._parameters
         }
         return {name: value.tensor() for name, value in found.items()}
 
-    def _read_masters(self, saved: Any) -> dict[str, Tensor]:
+    def _read_masters(self, saved: Any, wholes: Wholes | None) -> dict[str, Tensor]:
         """Check the master copies in a checkpoint against those that are here, and read them."""
         if not isinstance(saved, dict):
             raise ValueError("not a checkpoint: its master copies are malformed")
@@ -283,12 +312,11 @@ class Resumption:
                     f"it has a master copy of parameter {shown(name)}, this optimizer has none: "
                     'call opt_init("master_weights=True") before opt_create'
                 )
-        found = {
-            name: check_tensor(
-                f"its master copy of parameter {shown(name)}", saved[name], torch.float32, p.tensor.shape
-            )
-            for name, p in here.items()
-        }
+        found = {}
+        for name, p in here.items():
+            what = f"its master copy of parameter {shown(name)}"
+            value = wholes.part(what, name, saved[name]) if wholes else saved[name]
+            found[name] = check_tensor(what, value, torch.float32, p.tensor.shape)
         return {name: value.tensor() for name, value in found.items()}
 
 
@@ -317,8 +345,9 @@ def _steps(about: dict[str, Any] | None, optimizer: torch.optim.Optimizer) -> in
     return int(max(filter(math.isfinite, counts), default=0))
 
 
-def _form(p: Tensor) -> dict[str, Any]:
-    return {"shape": list(p.shape), "dtype": name_of(p.dtype)}
+def _form(p: Parameter, wholes: Wholes | None) -> dict[str, Any]:
+    shape = wholes.shape(p.name) if wholes else p.data.shape
+    return {"shape": list(shape), "dtype": name_of(p.data.dtype)}
 
 
 def _apart(state: dict[str, Any]) -> dict[str, Any]:

@@ -126,6 +126,11 @@ class Row:
             self.tensor, self.address = kind.memory()
         _run(kind.copy, kind.bytes, kind.n, self.address, other.address, _NULL, _NULL, 0.0, 0.0)
 
+    def add_(self, other: Row, alpha: Any) -> None:
+        kind = self._kind
+        _run(kind.add, kind.bytes, kind.n, self.address, self.address, other.address, _NULL, alpha, 0.0)
+        self._product = None
+
     def dot(self, other: Row) -> Any:
         kind = self._kind
         return kind.number(_dot(kind.bytes, kind.n, self.address, other.address))
@@ -138,14 +143,21 @@ class Row:
         kind = self._kind
         return kind.number(_largest(kind.bytes, kind.n, self.address))
 
+    def sum_of_sizes(self) -> Any:
+        """Return the sum of the absolute values, which only an optimizer's first step asks for: by torch."""
+        return self._kind.number(self.tensor.abs().sum().item())
+
 
 class _Sizes:
     """The absolute values of a row."""
 
-    __slots__ = ("max",)
+    __slots__ = ("_row", "max")
 
     def __init__(self, row: Row) -> None:
-        self.max = row.largest
+        self._row, self.max = row, row.largest
+
+    def sum(self) -> Any:
+        return self._row.sum_of_sizes()
 
 
 @functools.cache

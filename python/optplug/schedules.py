@@ -17,9 +17,10 @@ from torch.optim.lr_scheduler import CosineAnnealingWarmRestarts, LRScheduler, R
 
 from optplug import spec
 from optplug.arguments import blame, check_kinds, said
-from optplug.checks import check_count, check_like
+from optplug.checks import check_count, check_like, is_number
 from optplug.errors import HostError, StateError
 from optplug.spec import Call, SpecError, shown
+from optplug.stored import Stored
 from optplug.torch_private import NESTED, is_wrapped_by_scheduler, note_step
 
 # A function of the host's: of the epoch (and the group), or of whatever torch's argument is of.
@@ -250,10 +251,30 @@ def restore(scheduler: LRScheduler, what: str, state: Any) -> None:
     like = scheduler.state_dict()
     if not isinstance(state, dict) or state.keys() != like.keys():
         raise ValueError(f"{what} does not fit")
-    checked = check_like(what, state, like)
+    checked = check_like(what, state, _with_rates_of(state, like))
     for name in ("last_epoch", "_step_count"):
         check_count(f"{what}[{name!r}]", checked.get(name, 0))
     scheduler.load_state_dict(checked)
+
+
+def _with_rates_of(state: Any, like: Any) -> Any:
+    """Return what a saved state must be like, with its rates where a class outside torch has none yet."""
+    if isinstance(state, list) and isinstance(like, list) and len(state) == len(like):
+        return [_with_rates_of(*pair) for pair in zip(state, like, strict=True)]
+    if not (isinstance(state, dict) and isinstance(like, dict)):
+        return like
+    likes = {key: _with_rates_of(state.get(key), e) for key, e in like.items()}
+    saved, rates = state.get("_last_lr"), like.get("_last_lr")
+    if isinstance(saved, list) and isinstance(rates, list) and len(saved) == len(rates):
+        likes["_last_lr"] = [_rate(s) if r is None else r for s, r in zip(saved, rates, strict=True)]
+    return likes
+
+
+def _rate(saved: Any) -> Any:
+    """Return one like a saved one: a number, or a tensor of one value."""
+    if isinstance(saved, Stored) and saved.dtype.is_floating_point and not saved.shape:
+        return torch.empty((), dtype=saved.dtype)
+    return 0.0 if is_number(saved) else None
 
 
 @contextmanager

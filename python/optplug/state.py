@@ -110,6 +110,7 @@ def put(
     judge: Callable[[dict[str, Any]], None],
     is_ours: bool,
     stepped: bool,
+    part: Callable[..., dict[str, Any]] | None = None,
 ) -> None:
     """Put a saved state into an optimizer that has the parameters in the same `order`.
 
@@ -124,6 +125,7 @@ def put(
         is_ours: whether optplug has saved it; plain PyTorch's choice of an implementation, where it was a
             default, is not taken over, and its state is cast as PyTorch casts it.
         stepped: whether optplug has made steps with it.
+        part: returns this rank's part of a state: see `wholes`.
 
     Raises:
         ValueError: it is no such state, or of parameters of other shapes.
@@ -151,6 +153,8 @@ def put(
                 raise ValueError(f"group {i}: {error}") from error
             if there and is_ours and not stepped and p not in optimizer.state:
                 raise ValueError(f"parameter {shown(name)} has a state before the first step")
+            if there and part:
+                there = part(p, name, there, like, group["param_names"])
             if there:
                 fitting[p] = _fit(name, p, there, like, everything, options, is_ours)
             elif like.keys() - {"momentum_buffer"} and ("func_evals" not in like or p is everything[0]):

@@ -54,10 +54,20 @@ class Stored:
             return torch.empty(self.shape, dtype=self.dtype, device="cpu")
         size = self.dtype.itemsize
         extent = 1 + sum((n - 1) * s for n, s in zip(self.shape, self.strides, strict=True))
+        if extent > 2 * math.prod(self.shape) and len(self.shape) > 1:
+            return self._by_rows()
         content = memory(extent * size)
         self.storage.read(self.offset * size, content)
         result = content.view(self.dtype).as_strided(self.shape, self.strides)
         return result if is_dense(self.shape, self.strides) else result.contiguous()
+
+    def _by_rows(self) -> Tensor:
+        """Read it row by row, since most of what lies between its ends is not its own."""
+        dim = max(range(len(self.shape)), key=lambda i: self.strides[i] if self.shape[i] > 1 else -1)
+        shape, strides = (s[:dim] + s[dim + 1 :] for s in (self.shape, self.strides))
+        offsets = (self.offset + i * self.strides[dim] for i in range(self.shape[dim]))
+        rows = (Stored(self.dtype, shape, strides, offset, self.storage).tensor() for offset in offsets)
+        return torch.stack(list(rows), dim).contiguous()
 
 
 def memory(size: int) -> Tensor:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import zlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import torch
@@ -49,9 +49,16 @@ def read(saved: Any) -> dict[str, int]:
     return saved
 
 
-def compare(saved: dict[str, int], here: dict[str, Tensor]) -> None:
-    """Warn of the parameters whose values are not those of which there are checksums."""
-    different = [name for name, data in here.items() if name in saved and _differ(saved[name], data)]
+def checksums(here: Mapping[str, Tensor]) -> dict[str, int]:
+    """Return those of some parameters' values, as far as somebody can look at them."""
+    # In a capture nobody can look at a GPU's memory.
+    is_hidden = any(data.is_cuda for data in here.values()) and torch.cuda.is_current_stream_capturing()
+    return {name: checksum(data) for name, data in here.items() if not (is_hidden and data.is_cuda)}
+
+
+def compare(saved: Mapping[str, int], here: Mapping[str, int]) -> None:
+    """Warn of the parameters whose values do not have the checksums that were saved."""
+    different = [name for name, crc in here.items() if saved[name] != crc]
     if not different:
         return
     names = ", ".join(map(shown, different[:_MOST_NAMES]))
@@ -61,8 +68,3 @@ def compare(saved: dict[str, int], here: dict[str, Tensor]) -> None:
         f"other values than at opt_save are in the parameters {names}: restore your arrays before the first "
         'step, or let opt_load do so: opt_checkpoint(opt, "parameters=True") before opt_save and opt_load'
     )
-
-
-def _differ(saved: int, data: Tensor) -> bool:
-    # In a capture nobody can look at a GPU's memory.
-    return not (data.is_cuda and torch.cuda.is_current_stream_capturing()) and checksum(data) != saved

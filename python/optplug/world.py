@@ -8,7 +8,7 @@ import json
 import os
 import struct
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, NoReturn
+from typing import Any, NoReturn, TypeVar, cast
 
 import torch
 from torch import Tensor
@@ -18,7 +18,10 @@ from optplug.errors import FileError, HostError, NonFiniteError, StateError
 #: Makes a collective, "all_gather" or "reduce_scatter" (which adds up), of one tensor into another.
 Collective = Callable[[str, Tensor, Tensor], None]
 
+Result = TypeVar("Result")
+
 _KINDS = (ValueError, StateError, NonFiniteError, FileError, MemoryError)
+_TAG = 96  # bytes that name a call
 _TIMEOUT = datetime.timedelta(minutes=5)
 #: How launchers tell a process its rank and the number of ranks.
 _LAUNCHERS = (
@@ -43,13 +46,49 @@ class World:
         #: How many collectives were made, and how many bytes a rank has sent to each other in them.
         self.calls, self.bytes = 0, 0
         self._collective, self._process = collective, os.getpid()
+        #: Whether ranks compare what they are in before each collective, and at calls that make none.
+        self.is_checked = False
+        #: The call that they are in, and whether that is in a function of the host's.
+        self.call, self.is_in_host = "", False
+        #: What has been wrong with the calls, for all that is left of this one.
+        self._differ: ValueError | None = None
 
     def _run(self, what: str, send: Tensor, receive: Tensor) -> None:
         if os.getpid() != self._process:
             raise StateError("the ranks are those of the parent process: step this optimizer there")
+        count = min(send.numel(), receive.numel()) * send.itemsize
+        if self.is_checked:
+            self._compare_calls(f"{self.call}, in {what} of {count} bytes")
         self.calls += 1
-        self.bytes += min(send.numel(), receive.numel()) * send.itemsize
+        self.bytes += count
         self._collective(what, send, receive)
+
+    def check(self, call: str) -> None:
+        """Note which call this rank is in, and, if ranks are to be checked, fail where another is in another.
+
+        Raises:
+            ValueError: one is.  All ranks say the same.
+        """
+        self.call = call
+        if not self.is_in_host:
+            self._differ = None
+        if self.is_checked:
+            self._compare_calls(call)
+
+    def _compare_calls(self, mine: str) -> None:
+        if self._differ:
+            raise self._differ
+        send = torch.frombuffer(bytearray(mine.encode()[:_TAG].ljust(_TAG)), dtype=torch.uint8)
+        receive = bytearray(_TAG * self.size)
+        self._collective("all_gather", send, torch.frombuffer(receive, dtype=torch.uint8))
+        calls = [receive[i : i + _TAG].decode().rstrip() for i in range(0, len(receive), _TAG)]
+        for rank, call in enumerate(calls):
+            if call != calls[0]:
+                self._differ = ValueError(
+                    f"ranks differ: call is {call!r} on rank {rank}, {calls[0]!r} on rank 0"
+                )
+                vars(self._differ)["is_of_all"] = True
+                raise self._differ
 
     def all_gather(self, part: Tensor) -> Tensor:
         """Return the parts of all ranks, of one size, a row each.
@@ -90,10 +129,14 @@ class World:
         text = json.dumps(statement, sort_keys=True)
         digest = bytearray(hashlib.sha256(text.encode()).digest())
         digests = self.all_gather(torch.frombuffer(digest, dtype=torch.uint8))
-        if not (digests == digests[0]).all():
-            compare([json.loads(t) for t in self.texts(text)])
-        elif "error" in statement:
-            compare([dict(statement)] * self.size)
+        try:
+            if not (digests == digests[0]).all():
+                compare([json.loads(t) for t in self.texts(text)])
+            elif "error" in statement:
+                compare([dict(statement)] * self.size)
+        except Exception as error:
+            vars(error)["is_of_all"] = True
+            raise
 
     def exchange(self, error: Exception | None) -> None:
         """Fail on all ranks if one has an error; one collective of a number if none has."""
@@ -110,24 +153,34 @@ class World:
         vars(raised)["is_of_all"] = True
         raise raised from error
 
-    def all_or_none(self, work: Callable[[Callable[[], None]], None]) -> None:
-        """Do some work, which calls a function before it changes anything.
+    def together(self, work: Callable[[], Result]) -> Result:
+        """Do some work, and fail on all ranks if it fails on one."""
+        error, result = None, None
+        try:
+            result = work()
+        except Exception as found:
+            error = found
+        self.exchange(error)
+        return cast(Result, result)
 
-        That function fails if the work of any rank has failed.
+    def all_or_none(self, work: Callable[[Callable[[Mapping[str, Any]], None]], Result]) -> Result:
+        """Do some work, which states something before it changes anything.
+
+        There it fails on all ranks, if it has failed on one or they state different things.
         """
         is_told = False
 
-        def confirm() -> None:
+        def state(statement: Mapping[str, Any]) -> None:
             nonlocal is_told
             is_told = True
-            self.exchange(None)
+            self.agree(statement)
 
         try:
-            work(confirm)
+            return work(state)
         except Exception as error:
-            if is_told:
-                raise
-            self.exchange(error)
+            if not is_told:
+                self.agree(statement_of(error))
+            raise
 
 
 def is_of_all(error: BaseException) -> bool:

@@ -7,7 +7,8 @@ with a key of ours.
 from __future__ import annotations
 
 from collections import OrderedDict, deque
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -39,7 +40,7 @@ class NoPlaceError(Exception):
 
 
 class Known:
-    """The tensors of a file that are read: those that share memory there share it again.
+    """What is read of a file: tensors that share memory there share it again.
 
     Args:
         saved: all that the file has of an optimizer.
@@ -48,6 +49,8 @@ class Known:
     def __init__(self, *saved: Any) -> None:
         self._tensors: dict[tuple[Any, ...], Tensor] = {}
         self._memory: dict[int, Tensor] = {}
+        self._made: dict[int, Any] = {}
+        self._saved = saved  # whose containers keep their ids
         forms: dict[int, set[tuple[Any, ...]]] = {}
         found = list(saved)
         while found:
@@ -59,6 +62,12 @@ class Known:
             elif type(value) is dict:
                 found += value.values()
         self._shared = {start for start, those in forms.items() if len(those) > 1}
+
+    def once(self, saved: Any, make: Callable[[], Any]) -> Any:
+        """Make what a container of the file is to be: one that stands in two places is one again."""
+        if id(saved) not in self._made:
+            self._made[id(saved)] = make()
+        return self._made[id(saved)]
 
     def tensor(self, stored: Stored, place: str) -> Tensor:
         """Read one that is not read yet."""
@@ -91,7 +100,7 @@ def read(saved: Any, there: Any, known: Known, place: str = "") -> Any:
     Args:
         saved: as the file has it.
         there: the same of an optimizer as it is built.
-        known: the tensors that are read already: one that stands in two places is one again.
+        known: what is read already.
 
     Raises:
         ValueError: there is something in it that is no value.
@@ -100,6 +109,16 @@ def read(saved: Any, there: Any, known: Known, place: str = "") -> Any:
         return saved
     if isinstance(saved, Stored):
         return known.tensor(saved, place)
+    if type(saved) in (dict, list):
+        return known.once(saved, lambda: _read_container(saved, there, known, place))
+    if type(saved) is tuple:
+        return tuple(_read_all(saved, there, known, place))
+    if isinstance(saved, Foreign) or type(saved) not in PLAIN:
+        raise ValueError(f"{called(place)} is {shown(saved)}")
+    return saved
+
+
+def _read_container(saved: Any, there: Any, known: Known, place: str) -> Any:
     if type(saved) is dict and _KIND in saved:
         return _made(saved, known, place)
     if type(saved) is dict:
@@ -107,13 +126,13 @@ def read(saved: Any, there: Any, known: Known, place: str = "") -> Any:
         those = {k: v for k, v in saved.items() if not (k in like and _stays(v, like[k]))}
         found = {k: read(v, like.get(k), known, f"{place}[{shown(k)}]") for k, v in those.items()}
         return {**{k: v for k, v in like.items() if k not in found and not _can_write(v)}, **found}
-    if type(saved) in (list, tuple):
-        likes = there if isinstance(there, list | tuple) and len(there) == len(saved) else [None] * len(saved)
-        items = enumerate(zip(saved, likes, strict=True))
-        return type(saved)(read(v, like, known, f"{place}[{i}]") for i, (v, like) in items)
-    if isinstance(saved, Foreign) or type(saved) not in PLAIN:
-        raise ValueError(f"{called(place)} is {shown(saved)}")
-    return saved
+    return list(_read_all(saved, there, known, place))
+
+
+def _read_all(saved: Any, there: Any, known: Known, place: str) -> Iterator[Any]:
+    likes = there if isinstance(there, list | tuple) and len(there) == len(saved) else [None] * len(saved)
+    for i, (value, like) in enumerate(zip(saved, likes, strict=True)):
+        yield read(value, like, known, f"{place}[{i}]")
 
 
 def _stays(saved: Any, here: Any) -> bool:
@@ -166,24 +185,39 @@ _KINDS: dict[object, Callable[[Tensor, bool], Tensor]] = {
 
 def _can_write(value: Any) -> bool:
     try:
-        write("", value, None, set())
+        write("", value, None, Shared(set()))
     except NoPlaceError:
         return False
     return True
 
 
-def write(place: str, value: Any, there: Any, shared: set[int]) -> Any:
-    """Return a value as a file can have it, without what no file can have but what is here, too.
+@dataclass
+class Shared:
+    """What stands in several places, and is to be one again."""
 
-    Args:
-        shared: the addresses of memory that several tensors have, which is to be theirs again.
+    #: The addresses of memory that several tensors have.
+    memory: set[int]
+    #: Containers by their ids, as they were written.
+    written: dict[int, Any] = field(default_factory=dict)
+
+
+def write(place: str, value: Any, there: Any, shared: Shared) -> Any:
+    """Return a value as a file can have it, without what no file can have but what is here, too.
 
     Raises:
         NoPlaceError: something is no such value.
     """
-    kind = type(value)
-    if kind in PLAIN:
+    if type(value) in PLAIN:
         return value
+    if not isinstance(value, dict | list | set | deque):
+        return _write(place, value, there, shared)
+    if id(value) not in shared.written:
+        shared.written[id(value)] = _write(place, value, there, shared)
+    return shared.written[id(value)]
+
+
+def _write(place: str, value: Any, there: Any, shared: Shared) -> Any:
+    kind = type(value)
     if kind is np.float64:
         return float(value)
     if kind in (Tensor, nn.Parameter) and value.layout == torch.strided and value.dtype in STORAGES:
@@ -227,7 +261,7 @@ def write(place: str, value: Any, there: Any, shared: set[int]) -> Any:
     raise NoPlaceError(place, value)
 
 
-def _write_tensor(place: str, value: Tensor, shared: set[int]) -> Any:
+def _write_tensor(place: str, value: Tensor, shared: Shared) -> Any:
     for name, attribute in vars(value).items():
         raise NoPlaceError(f"{place}.{name}", attribute)
     if has_graph(value):
@@ -235,7 +269,7 @@ def _write_tensor(place: str, value: Tensor, shared: set[int]) -> Any:
     if is_leaf(value) and value.grad is not None:
         raise NoPlaceError(f"{place}.grad", value.grad)
     content = value.detach()
-    if content.untyped_storage().data_ptr() not in shared:
+    if content.untyped_storage().data_ptr() not in shared.memory:
         content = _compact(content)
     if type(value) is nn.Parameter or wants_gradient(value):
         kind = "parameter" if type(value) is nn.Parameter else "tensor"

@@ -25,6 +25,7 @@ const struct function functions[] = {
     {"opt_step_f32", try_step_f32, 0, 2},
     {"opt_group", try_group, HANDLE | BARRED, 3},
     {"opt_distribute", try_distribute, HANDLE | BARRED, 1},
+    {"opt_bind_block", try_bind_block, HANDLE | BARRED, 1},
     {"opt_step_closure", try_step_closure, DATA | HANDLE | BARRED, 10},
     {"opt_iterate", try_iterate, DATA | HANDLE | BARRED, 16},
     {"opt_check_gradient", try_check_gradient, DATA | GRAD | HANDLE | BARRED, 3},

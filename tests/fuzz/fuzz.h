@@ -194,6 +194,7 @@ int try_bind_nd(struct frame *c);
 int try_bind_sparse(struct frame *c);
 int try_group(struct frame *c);
 int try_distribute(struct frame *c);
+int try_bind_block(struct frame *c);
 int try_set(struct frame *c);
 int try_set_value(struct frame *c);
 int try_get(struct frame *c);

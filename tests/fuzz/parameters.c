@@ -257,6 +257,18 @@ int try_distribute(struct frame *c)
     return opt_distribute(c->handle, placement, collective, NULL, rank, size);
 }
 
+int try_bind_block(struct frame *c)
+{
+    const char *name = a_string(c, names);
+    int64_t sizes[9];
+    int ndim = (int)below(c->fuzzer, 5) - 1;
+    for (int i = 0; i < 9; i++)
+        sizes[i] = (int64_t)below(c->fuzzer, 5) - 1;
+    int has_shape = (int)below(c->fuzzer, 2);
+    note(c, "opt_bind_block(%d, %s, %d, ...)", c->handle, quoted(name), ndim);
+    return opt_bind_block(c->handle, name, ndim, sizes, sizes + 3, has_shape ? sizes + 6 : NULL);
+}
+
 int try_set(struct frame *c)
 {
     int group = a_group(c);

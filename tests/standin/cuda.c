@@ -92,8 +92,7 @@ cudaError_t cudaDeviceGetStreamPriorityRange(int *least, int *greatest)
 }
 cudaError_t cudaDeviceCanAccessPeer(int *can, int gpu, int peer)
 {
-    (void)gpu, (void)peer;
-    return *can = 0, cudaSuccess;
+    return (void)gpu, (void)peer, *can = 0, cudaSuccess;
 }
 static cudaError_t last_error;
 
@@ -436,16 +435,11 @@ cudaError_t cudaGetDriverEntryPointByVersion(const char *name, void **function, 
 
 int cuDevicePrimaryCtxGetState(int gpu, unsigned *flags, int *is_active)
 {
-    (void)gpu;
-    return *flags = 0, *is_active = 1, 0;
+    return (void)gpu, *flags = 0, *is_active = 1, 0;
 }
 
 #define NOT_CALLED(name)                                                                                     \
-    int name(void)                                                                                           \
-    {                                                                                                        \
-        note("wait: " #name);                                                                                \
-        return 999;                                                                                          \
-    }
+    int name(void) { return note("wait: " #name), 999; }
 NOT_CALLED(cuCtxFromGreenCtx)
 NOT_CALLED(cuCtxGetCurrent)
 NOT_CALLED(cuCtxPopCurrent)

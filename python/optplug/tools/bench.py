@@ -19,7 +19,7 @@ import torch
 import optplug
 from optplug import recipe, spec
 from optplug.recipe import Recipe
-from optplug.tools.report import progress
+from optplug.tools.report import Told
 
 SPECS = ("Adam()", "SGD(momentum=0.9)")
 SIZES = (10, 100, 1_000, 10_000, 100_000, 1_000_000)
@@ -28,7 +28,7 @@ _ROUNDS, _SECONDS = 7, 0.02  # of each measurement
 _WARM_UP = 8
 
 
-def run(specs: list[str], sizes: list[int], options: str) -> dict[str, Any]:
+def run(specs: list[str], sizes: list[int], options: str, told: Told) -> dict[str, Any]:
     """Return the machine's facts and, as rows, the median microseconds of a step of each spec and size.
 
     optplug and PyTorch take turns, round by round.
@@ -37,6 +37,7 @@ def run(specs: list[str], sizes: list[int], options: str) -> dict[str, Any]:
         specs: of optimizers that step one array of float32, of each size.
         sizes: in values.
         options: for opt_init; PyTorch here gets the num_threads among them.
+        told: is told how far it has come.
 
     Raises:
         ValueError: a spec that cannot be read, or an optimizer that cannot step such an array.
@@ -48,16 +49,15 @@ def run(specs: list[str], sizes: list[int], options: str) -> dict[str, Any]:
     load = f"{os.getloadavg()[0]:.1f} before, of {os.cpu_count()} cores"
     rows = []
     with _Host(options) as host:
-        progress("starting a C host ...")
+        told("starting a C host", 0, 0)
         host.seconds(specs[0], sizes[0])  # which says what is wrong with the options
         threads = spec.arguments(options).get("num_threads")
         if threads:
             torch.set_num_threads(threads)
         for done, (text, size) in enumerate(cases):
-            progress(f"[{done + 1}/{len(cases)}] {text}, {size} values")
+            told(f"{text}, {size} values", done, len(cases))
             rows.append(_measure(host, text, size))
         facts = host.facts()
-    progress("")
     return facts | {"load": load, TABLE: rows}
 
 
@@ -98,7 +98,6 @@ class _Host:
             self._stdin.flush()
         word, _, said = self._stdout.readline().strip().partition(": ")
         if word != "seconds":
-            progress("")
             raise ValueError(said or "the C host has ended: `python -m optplug doctor` may say why")
         return float(said)
 

@@ -10,13 +10,14 @@ import doctest
 import importlib
 import inspect
 import re
-from collections.abc import Collection, Iterator
+from collections.abc import Callable, Collection, Iterator
 from typing import Any
 
 import numpy as np
 
 from optplug import ctypes_api, methods, outside, recipe, schedules, spec
 from optplug.ctypes_api import Error, Optimizer
+from optplug.tools.report import Told
 
 _PAGES = "https://docs.pytorch.org/docs/stable/generated"
 _STEPS = 7  # until steps are recorded
@@ -25,15 +26,23 @@ KINDS = ("optimizers", "schedulers", "dtypes", "devices")
 _BATCHES = 100  # what stands for len(data_loader) in an example of torch's
 
 
-def lists(kind: str | None) -> dict[str, list[dict[str, Any]]]:
+def lists(kind: str | None, told: Told) -> dict[str, list[dict[str, Any]]]:
     """Return rows for one of `KINDS`, or for the optimizers of a package; None for the first two kinds."""
     about = {"optimizers": _optimizer, "schedulers": _scheduler}
     if kind is not None and kind not in KINDS:
-        return {"optimizers": [{"name": line} | _optimizer(line) for line in _of_package(kind)]}
+        return {"optimizers": _rows(_of_package(kind), _optimizer, told)}
     return {
-        name: [{"name": line} | about.get(name, lambda _: {})(line) for line in _sorted(name)]
+        name: _rows(_sorted(name), about.get(name, lambda _: {}), told)
         for name in ([kind] if kind else about)
     }
+
+
+def _rows(names: list[str], about: Callable[[str], dict[str, Any]], told: Told) -> list[dict[str, Any]]:
+    rows = []
+    for done, name in enumerate(names):
+        told(name, done, len(names))
+        rows.append({"name": name} | about(name))
+    return rows
 
 
 def _sorted(kind: str) -> list[str]:

@@ -8,10 +8,11 @@ from collections.abc import Callable
 from typing import Any
 
 import optplug
-from optplug.tools import new
+from optplug.tools import new, report
 
 _FLAGS = "python -m optplug config --cflags --libs"
 _EVAL = f"eval cc main.c $({_FLAGS})"
+_IMPORTING = "importing PyTorch"
 _EPILOG = "Exit status: 0 if all went well, 1 if not, 2 for a command line that cannot be understood."
 
 
@@ -195,33 +196,42 @@ def _doctor(given: argparse.Namespace) -> int:
 
 
 def _list(given: argparse.Namespace) -> int:
-    from optplug.tools import catalog, report
+    with report.progress(_IMPORTING) as told:
+        from optplug.tools import catalog
 
-    report.show(catalog.lists(given.kind), given.json)
+        found = catalog.lists(given.kind, told)
+    report.show(found, given.json)
     return 0
 
 
 def _describe(given: argparse.Namespace) -> int:
-    from optplug.tools import catalog, report
+    with report.progress(_IMPORTING):
+        from optplug.tools import catalog
 
-    report.show(catalog.describe(given.name), given.json)
+        found = catalog.describe(given.name)
+    report.show(found, given.json)
     return 0
 
 
 def _inspect(given: argparse.Namespace) -> int:
-    from optplug.tools import inspection, report
+    with report.progress(_IMPORTING) as told:
+        from optplug.tools import inspection
 
-    report.show(inspection.read(given.file), given.json)
+        found = inspection.read(given.file, told)
+    report.show(found, given.json)
     return 0
 
 
 def _bench(given: argparse.Namespace) -> int:
-    from optplug.tools import bench, plot, report
+    with report.progress(_IMPORTING) as told:
+        from optplug.tools import bench, plot
 
-    options = given.options if given.threads is None else f"{given.options}, num_threads={given.threads}"
-    found = bench.run(given.spec or list(bench.SPECS), given.sizes or list(bench.SIZES), options)
-    if given.plot:
-        found["picture"] = plot.draw(given.plot, "values", bench.curves(found), logarithmic=True)
+        specs, sizes = given.spec or list(bench.SPECS), given.sizes or list(bench.SIZES)
+        threads = "" if given.threads is None else f", num_threads={given.threads}"
+        found = bench.run(specs, sizes, given.options + threads, told)
+        if given.plot:
+            told("drawing", 0, 0)
+            found["picture"] = plot.draw(given.plot, "values", bench.curves(found), logarithmic=True)
     report.show(found, given.json)
     return 0
 

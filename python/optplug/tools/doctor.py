@@ -70,10 +70,9 @@ class _Host:
 
 def main(as_json: bool) -> int:
     """Print the report and return the exit status: 0 if nothing is wrong."""
-    progress("starting a C host ...")
-    host = _start()
-    progress("")
-    problems = [*_wrong(host), *_notes(host)]
+    with progress("starting a C host"):
+        host = _start()
+        problems = [*_wrong(host), *_notes(host)]
     count = sum(problem.level == "WRONG" for problem in problems)
     if as_json:
         found = {"ok": not count, "host": host.report, "problems": [asdict(p) for p in problems]}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import pathlib
 from collections.abc import Iterator
 from typing import Any
@@ -12,24 +13,24 @@ from optplug.checks import of_checkpoint
 from optplug.spec import shown
 from optplug.state import find
 from optplug.stored import Stored
-from optplug.tools.report import printable
+from optplug.tools.report import Told, printable, silent
 
 _LONGEST, _MANY = 1000, 64  # characters of a text, numbers in a row
 _NUMBER, _BITS = 16, 1000
 
 
-def read(path: str) -> dict[str, Any]:
+def read(path: str, told: Told = silent) -> dict[str, Any]:
     """Return the facts of a checkpoint, and rows for its groups, parameters, state and schedulers.
 
     Raises:
         FileError: the system refuses.
         ValueError: it is damaged, or no checkpoint.
     """
-    try:
-        with checkpoint.load(path) as content, of_checkpoint():
-            return {"file": path, "bytes": pathlib.Path(path).stat().st_size} | _contents(content)
-    except ValueError as error:
-        raise ValueError(f"path {shown(path)}: {error}") from error
+    with (
+        checkpoint.load(path, functools.partial(told, f"checking {printable(path)}")) as content,
+        of_checkpoint(),
+    ):
+        return {"file": path, "bytes": pathlib.Path(path).stat().st_size} | _contents(content)
 
 
 def _contents(content: dict[str, Any]) -> dict[str, Any]:

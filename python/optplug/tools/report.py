@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import contextlib
 import importlib.util
 import json
 import shutil
 import sys
 import textwrap
-from collections.abc import Mapping, Sequence
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 Row = Mapping[str, object]
+#: Takes what is being done, and how much of how much is done; 0 of 0 where that is unknown.
+Told = Callable[[str, int, int], None]
 
 
 def show(content: Mapping[str, Any], as_json: bool = False) -> None:
@@ -36,10 +40,72 @@ def show(content: Mapping[str, Any], as_json: bool = False) -> None:
         _table(rows)
 
 
-def progress(text: str) -> None:
-    """Say on stderr, if that is a terminal, what is being done; "" takes it away."""
-    if sys.stderr and sys.stderr.isatty():
-        print(f"\r\N{ESC}[K{text}", end="", file=sys.stderr, flush=True)
+@contextlib.contextmanager
+def progress(text: str) -> Iterator[Told]:
+    """Show what is being done, for a block, on stderr if that is a terminal: a bar, by rich if it is there.
+
+    It is drawn only when the block tells something, so it takes no time from what a command measures, and
+    is gone after the block, however that ends.
+    """
+    if not (sys.stderr and sys.stderr.isatty()):
+        yield silent
+    elif importlib.util.find_spec("rich"):
+        with _bar(text) as told:
+            yield _seldom(told)
+    else:
+        try:
+            _line(text, 0, 0)
+            yield _seldom(_line)
+        finally:
+            _line("", 0, 0)
+
+
+def silent(text: str, done: int, total: int) -> None:
+    """Show nothing."""
+
+
+def _seldom(told: Told) -> Told:
+    """Leave out what comes within a twentieth of a second: files are checked in thousands of pieces."""
+    last = 0.0
+
+    def some(text: str, done: int, total: int) -> None:
+        nonlocal last
+        now = time.monotonic()
+        if now - last >= 0.05:
+            last = now
+            told(text, done, total)
+
+    return some
+
+
+def _line(text: str, done: int, total: int) -> None:
+    part = f"{100 * done // total:3} % " if total else ""
+    print(f"\r\N{ESC}[K{part}{text}", end="", file=sys.stderr, flush=True)
+
+
+@contextlib.contextmanager
+def _bar(text: str) -> Iterator[Told]:
+    from rich import console, markup, progress
+
+    columns = "{task.description}", progress.BarColumn(), progress.TaskProgressColumn()
+    output = console.Console(stderr=True)
+    bar = progress.Progress(
+        *columns,
+        console=output,
+        auto_refresh=False,
+        transient=True,
+        redirect_stdout=False,
+        redirect_stderr=False,
+    )
+    with bar:
+        task = bar.add_task(markup.escape(text), total=None)
+        bar.refresh()
+
+        def told(text: str, done: int, total: int) -> None:
+            bar.update(task, description=markup.escape(text), completed=done, total=total or None)
+            bar.refresh()
+
+        yield told
 
 
 def _is_table(value: object) -> bool:

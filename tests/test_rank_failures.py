@@ -1,0 +1,259 @@
+"""Ranks that are killed, stopped or out of disk: the others are told, and files stay whole."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import pathlib
+import re
+import shutil
+import signal
+import subprocess
+import time
+from collections.abc import Iterator
+
+import numpy as np
+import pytest
+import torch
+
+import hosts
+from optplug.ctypes_api import Optimizer
+from rank_processes import started, wait_for
+from test_readme import build
+
+needs_gloo = pytest.mark.skipif(
+    not torch.distributed.is_available() or not torch.distributed.is_gloo_available(),
+    reason="this PyTorch has no torch.distributed with gloo",
+)
+ranks_of = contextlib.contextmanager(started)
+N = 300_000
+
+SAVING = """
+opt = Optimizer("SGD(lr=1.0, momentum=0.5)")
+opt.distribute("Shard(0)")
+u, du = np.zeros(300_000 // size), np.ones(300_000 // size)
+opt.bind("u", u, du)
+opt.distribute("Replicate(), Replicate()")
+c, dc = np.zeros(1000), np.ones(1000)
+opt.bind("c", c, dc)
+opt.checkpoint("parameters=True")
+try:
+    for i in range(1000000):
+        opt.step()
+        opt.save("file")
+        say("saved", i)
+except Error as error:
+    say("error", error)
+opt.free()
+os._exit(0)  # torch.distributed waits for the one that is gone
+"""
+
+
+def values_in(path) -> np.ndarray:
+    """Load what ranks have saved, in one process, and return all of it: values, and momentum buffers."""
+    u, c = np.zeros(N), np.zeros(1000)
+    with Optimizer("SGD(lr=1.0, momentum=0.5)") as opt:
+        opt.bind("u", u, np.zeros_like(u))
+        opt.bind("c", c, np.zeros_like(c))
+        opt.checkpoint("parameters=True")
+        opt.load(path)
+        steps = opt.get(0, "step")
+    state = torch.load(path, weights_only=True)["optimizer"]["state"]
+    value, momentum = 0.0, 0.0
+    for _ in range(int(steps)):
+        momentum = 0.5 * momentum + 1
+        value -= momentum
+    assert (u == value).all()
+    assert (c == value).all()
+    assert all((state[i]["momentum_buffer"] == momentum).all() for i in state)
+    return steps
+
+
+def errors(ranks) -> list[str]:
+    return [line for rank in ranks for line in rank.said() if line.startswith("error")]
+
+
+@pytest.mark.parametrize("victim", [0, 1, 2])
+def test_a_rank_that_is_killed_leaves_a_whole_file_and_an_error_on_the_others(victim, tmp_path):
+    with ranks_of(SAVING, 3, tmp_path) as ranks:
+        wait_for(lambda: len(ranks[0].said()) > 3 + 2 * victim, ranks)
+        time.sleep(0.013 * (1 + victim))
+        ranks[victim].running.kill()
+        others = [rank for rank in ranks if rank is not ranks[victim]]
+        wait_for(lambda: all(errors([rank]) for rank in others), ranks)
+        last = max(int(line.split()[1]) for line in ranks[victim].said() if line.startswith("saved"))
+    assert values_in(tmp_path / "file") >= last + 1
+    with Optimizer("SGD()") as opt:  # and what is left of the one that did not end is swept up
+        opt.bind("w", np.zeros(2), np.ones(2))
+        opt.save(tmp_path / "file")
+    assert [p.name for p in tmp_path.iterdir() if "optplug" in p.name] == []
+
+
+@needs_gloo
+def test_a_rank_that_is_stopped_is_an_error_on_the_others_within_the_timeout(tmp_path):
+    with ranks_of(SAVING, 3, tmp_path, timeout=10) as ranks:
+        wait_for(lambda: len(ranks[0].said()) > 3, ranks)
+        ranks[1].running.send_signal(signal.SIGSTOP)
+        wait_for(lambda: len(errors(ranks)) == 2, ranks)
+        ranks[1].running.send_signal(signal.SIGCONT)
+        wait_for(lambda: len(errors(ranks)) == 3, ranks)
+    values_in(tmp_path / "file")
+
+
+FULL = """
+opt = Optimizer("SGD(lr=1.0, momentum=0.5)")
+opt.distribute("Shard(0)")
+u, du = np.zeros(300_000 // size), np.ones(300_000 // size)
+opt.bind("u", u, du)
+opt.checkpoint("parameters=True")
+opt.step()
+opt.save("file")
+old = pathlib.Path("file").read_bytes()
+opt.step()
+before = u.copy()
+if rank == 1:  # its parts lie beyond a megabyte
+    resource.setrlimit(resource.RLIMIT_FSIZE, (1 << 20, resource.RLIM_INFINITY))
+try:
+    opt.save("file")
+except Error as error:
+    say("error", error)
+resource.setrlimit(resource.RLIMIT_FSIZE, (resource.RLIM_INFINITY, resource.RLIM_INFINITY))
+left = [p.name for p in pathlib.Path().iterdir() if "optplug" in p.name]
+say("whole", pathlib.Path("file").read_bytes() == old, np.array_equal(u, before), left)
+torch.distributed.barrier()
+opt.save("file")
+say("step", opt.get(0, "step"))
+opt.free()
+torch.distributed.destroy_process_group()
+"""
+
+
+@needs_gloo
+def test_a_rank_that_may_not_write_is_an_error_on_all_and_the_old_file_stays(tmp_path):
+    with ranks_of(FULL, 3, tmp_path) as ranks:
+        for rank in ranks:
+            assert rank.running.wait() == 0, rank.said()
+        said = [rank.said() for rank in ranks]
+    line = "error rank 1: path 'file': File too large: ulimit -f allows 1048576 bytes"
+    assert said == [[line, "whole True True []", "step 2.0"]] * 3
+
+
+FORKING = """
+opt = Optimizer("Adam(lr=0.1)")
+opt.distribute("Replicate()")
+w, dw = np.ones(100), np.ones(100)
+opt.bind("w", w, dw)
+opt.step()
+child = os.fork()
+if child == 0:
+    for call in (opt.step, lambda: opt.clip_grad_norm(1.0), lambda: opt.save("file")):
+        try:
+            call()
+        except Error as error:
+            say("child", error.status, error)
+    os._exit(7)
+say("ended", os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]))
+opt.step()
+say("step", opt.get(0, "step"))
+opt.free()
+torch.distributed.destroy_process_group()
+"""
+
+
+@needs_gloo
+def test_a_fork_of_a_rank_is_told_so_and_the_ranks_go_on(tmp_path):
+    with ranks_of(FORKING, 2, tmp_path) as ranks:
+        for rank in ranks:
+            assert rank.running.wait() == 0, rank.said()
+        for rank in ranks:
+            line = "child -3 the ranks are those of the parent process: step this optimizer there"
+            assert [s for s in rank.said() if "warn" not in s] == [line] * 3 + ["ended 7", "step 2.0"]
+
+
+# ---- over MPI ----
+
+MPI = r"""
+#include <stdio.h>
+#include <stdlib.h>
+#include <unistd.h>
+#include <optplug_mpi.h>
+
+static double u[300000], du[300000], c[1000], dc[1000];
+
+int main(int argc, char **argv)
+{
+    int rank, size, count = atoi(argv[argc - 1]);
+    MPI_Init(&argc, &argv);
+    MPI_Comm_rank(MPI_COMM_WORLD, &rank);
+    MPI_Comm_size(MPI_COMM_WORLD, &size);
+    for (int i = 0; i < 300000; i++)
+        du[i] = dc[i % 1000] = 1;
+    int opt = opt_create("SGD(lr=1.0, momentum=0.5)");
+    int failed = opt < 0 || opt_distribute_mpi(opt, "Shard(0)", MPI_COMM_WORLD) < 0 ||
+                 opt_bind(opt, "u", "float64", 300000 / size, u, du) < 0 ||
+                 opt_distribute_mpi(opt, "Replicate(), Replicate()", MPI_COMM_WORLD) < 0 ||
+                 opt_bind(opt, "c", "float64", 1000, c, dc) < 0 ||
+                 opt_checkpoint(opt, "parameters=True") < 0;
+    printf("rank %d is %d\n", rank, (int)getpid());
+    for (int i = 0; i < count && !failed; i++) {
+        failed = opt_step(opt) < 0 || opt_save(opt, "file") < 0;
+        if (rank == 0)
+            printf("saved %d\n", i);
+        fflush(stdout);
+    }
+    if (failed) {
+        fprintf(stderr, "rank %d: %s\n", rank, opt_error());
+        MPI_Abort(MPI_COMM_WORLD, 1);
+    }
+    opt_free(opt);
+    return MPI_Finalize() != MPI_SUCCESS;
+}
+"""
+
+
+@contextlib.contextmanager
+def mpi_ranks(folder: pathlib.Path, count: int) -> Iterator[tuple[subprocess.Popen[str], dict[int, int]]]:
+    """Run the program on 3 ranks, and give mpiexec, and the ranks' ids, when they have saved thrice."""
+    build(MPI, folder, compiler=("mpicc",))
+    said = folder / "said"
+    with said.open("w") as output:
+        running = subprocess.Popen(
+            [str(shutil.which("mpiexec")), "-n", "3", folder / "main", str(count)],
+            cwd=folder,
+            env={**os.environ, **hosts.MPI_ENVIRONMENT},
+            stdout=output,
+            stderr=output,
+            text=True,
+        )
+    try:
+        while "saved 2\n" not in said.read_text():
+            assert running.poll() is None, said.read_text()
+            time.sleep(0.01)
+        yield running, {int(r): int(p) for r, p in re.findall(r"rank (\d) is (\d+)", said.read_text())}
+    finally:
+        running.kill()
+        running.wait()
+
+
+@hosts.needs_mpi
+@pytest.mark.parametrize("victim", [0, 1])
+def test_a_rank_of_mpis_that_is_killed_ends_the_job_and_leaves_a_whole_file(victim, tmp_path):
+    with mpi_ranks(tmp_path, 1_000_000) as (running, ranks):
+        time.sleep(0.017 * (1 + victim))
+        os.kill(ranks[victim], signal.SIGKILL)
+        assert running.wait(hosts.PATIENCE) != 0
+    assert values_in(tmp_path / "file") >= 3
+
+
+@hosts.needs_mpi
+def test_a_rank_of_mpis_that_is_stopped_is_waited_for(tmp_path):
+    with mpi_ranks(tmp_path, 12) as (running, ranks):
+        os.kill(ranks[1], signal.SIGSTOP)
+        time.sleep(1)
+        stopped = (tmp_path / "said").read_text().count("saved")
+        assert running.poll() is None
+        time.sleep(1)
+        assert (tmp_path / "said").read_text().count("saved") <= stopped < 12
+        os.kill(ranks[1], signal.SIGCONT)
+        assert running.wait(hosts.PATIENCE) == 0
+    assert values_in(tmp_path / "file") == 12
