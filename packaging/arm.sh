@@ -9,7 +9,7 @@
 # that is an ARM, `cmake --workflow --preset test` does more.
 set -eu
 project=$(cd "$(dirname "$0")/.." && pwd)
-core='averages|closures|gradients|plans|scarce|schedules|staged|step' # without those that watch stderr
+core='averages|gradients|scarce|schedules|staged|step' # without those that watch stderr
 tests=${1:-"^(test_($core)|(plans|records|lbfgs)\.py)$"}
 folder=${2:-$project/build/arm}
 root=$folder/root
