@@ -80,6 +80,16 @@ static int threads(void)
 #endif
 }
 
+/* Tell whether a file is the one that libffi 3.5, which ctypes calls, keeps open: its own, and no child's. */
+static int is_libffis(int file)
+{
+    char link[32], path[512];
+    snprintf(link, sizeof link, "/proc/self/fd/%d", file);
+    ssize_t n = readlink(link, path, sizeof path - 1);
+    path[n > 0 ? n : 0] = '\0';
+    return strstr(path, "/libffi.so") && (fcntl(file, F_GETFD) & FD_CLOEXEC);
+}
+
 static void look(struct state *now)
 {
     memset(now, 0, sizeof *now);
@@ -101,7 +111,7 @@ static void look(struct state *now)
     now->umask = umask(0);
     umask(now->umask);
     for (int i = 0; i < FILES; i++)
-        now->files[i] = fcntl(i, F_GETFD);
+        now->files[i] = is_libffis(i) ? -1 : fcntl(i, F_GETFD);
     now->offset = lseek(STDOUT_FILENO, 0, SEEK_CUR);
     now->priority = getpriority(PRIO_PROCESS, 0);
     const int limits[] = {RLIMIT_STACK, RLIMIT_CORE, RLIMIT_NOFILE, RLIMIT_AS};

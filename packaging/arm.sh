@@ -1,0 +1,49 @@
+#!/usr/bin/env bash
+# Build optplug for ARM (aarch64) in a Debian that qemu emulates, and run tests and the demo there.
+#
+#     packaging/arm.sh [TESTS [FOLDER]]
+#
+# TESTS is what ctest -R takes: by default C tests, and the numbers of steps without Python.
+# FOLDER, build/arm by default, takes up to 8 GB and is kept for the next run.  It needs root, and of Debian or
+# Ubuntu the packages debootstrap, debian-archive-keyring, qemu-user-static and binfmt-support; on a machine
+# that is an ARM, `cmake --workflow --preset test` does more.
+set -eu
+project=$(cd "$(dirname "$0")/.." && pwd)
+core='averages|gradients|scarce|schedules|staged|step' # without those that watch stderr
+tests=${1:-"^(test_($core)|(plans|records|lbfgs)\.py)$"}
+folder=${2:-$project/build/arm}
+root=$folder/root
+release=bookworm python=3.11 # its own
+
+[ "$(id -u)" = 0 ] || { echo "$0: needs root, for chroot" >&2; exit 1; }
+[ -d /proc/sys/fs/binfmt_misc/ ] && mount -t binfmt_misc none /proc/sys/fs/binfmt_misc 2>/dev/null || true
+[ -e /proc/sys/fs/binfmt_misc/qemu-aarch64 ] || { echo "$0: needs qemu-user-static, and its binfmt" >&2; exit 1; }
+
+# Run a command there; what is mounted for it goes with it.  Not /sys: torch looks there for an ARM's processors,
+# and crashes on this machine's.  It says on stderr that it has not found them.
+inside() {
+  # shellcheck disable=SC2016 # it is the inner shell's
+  unshare --mount sh -c 'mount -t proc proc "$0/proc" && mount --rbind /dev "$0/dev" && exec chroot "$0" "$@"' \
+    "$root" env -C /optplug HOME=/root OMP_WAIT_POLICY=passive PIP_NO_INDEX=1 "$@"
+}
+
+if [ ! -e "$folder/made" ]; then
+  debootstrap --arch=arm64 --variant=minbase \
+    --include=python3-dev,python3-venv,gcc,g++,make,cmake $release "$root" http://deb.debian.org/debian
+  touch "$folder/made"
+fi
+mkdir -p "$root/optplug"
+git -C "$project" ls-files -z | tar -C "$project" --null -T - -c | tar -C "$root/optplug" -x
+
+inside cmake --preset default
+site=$root/optplug/build/venv/lib/python$python/site-packages
+if [ ! -d "$site/torch" ]; then # by this machine's own pip, which takes a tenth of the time
+  platforms=(--platform manylinux2014_aarch64)
+  for minor in {17..36}; do platforms+=(--platform "manylinux_2_${minor}_aarch64"); done
+  python3 -m pip install --target "$site" --upgrade \
+    --only-binary=:all: --implementation cp --python-version $python "${platforms[@]}" \
+    -c "$project/constraints.txt" torch numpy cffi scikit-build-core matplotlib pytest hypothesis
+fi
+inside cmake --build build --target package demo
+inside make -C build/tests
+inside ctest --test-dir build -R "$tests" --output-on-failure
