@@ -56,7 +56,8 @@ def _bytes_of(content: Any) -> int:
         value = rest.pop()
         if id(value) in sizes:
             continue
-        sizes[id(value)] = value.nbytes if isinstance(value, torch.Tensor) else 0
+        is_strided = isinstance(value, torch.Tensor) and value.layout == torch.strided
+        sizes[id(value)] = value.nbytes if is_strided else 0  # sparse ones come into files of tests only
         if isinstance(value, dict):
             rest.extend(value.values())
         elif isinstance(value, list | tuple):
