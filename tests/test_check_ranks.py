@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import threading
 from collections.abc import Iterator
 
 import numpy as np
@@ -50,7 +51,9 @@ def test_different_calls_are_an_error_on_all_ranks(first, second, placement):
             opt.step()
             return str(error.value), error.value.status
 
-    line = f"ranks differ: call is '{second}' on rank 1, '{first}' on rank 0"
+    named = {"opt_average_get": "opt_average_get of w"}
+    there, here = (named.get(call, call) for call in (second, first))
+    line = f"ranks differ: call is '{there}' on rank 1, '{here}' on rank 0"
     assert on_ranks(3, work) == [(line, -1)] * 3
 
 
@@ -81,6 +84,42 @@ def test_the_first_calls_are_compared_too():
 
     messages = [str(error) for error in on_ranks(2, work)]
     assert messages == ["ranks differ: call is 'opt_clip_grad_value' on rank 1, 'opt_step' on rank 0"] * 2
+
+
+@pytest.mark.parametrize("end", ["a", "b" * 200])
+def test_averages_of_different_parameters_are_different_calls(end):
+    names = "w" * 100 + "v", "w" * 100 + end
+
+    def work(comm):
+        with made("SGD(lr=0.1)", "Replicate()", comm) as opt:
+            for name in names:
+                opt.bind(name, np.ones(10), np.ones(10))
+            opt.average("AveragedModel()")
+            opt.step()
+            with pytest.raises(Error, match="ranks differ: call is 'opt_average_get of www"):
+                opt.average_get(names[comm.Get_rank()])
+            return opt.average_get(names[0]).tolist()
+
+    first, second = on_ranks(2, work)
+    assert first == second
+
+
+@pytest.mark.parametrize("where", [0, 1])
+def test_one_rank_that_is_to_check_is_an_error_on_all(where):
+    barrier = threading.Barrier(2)
+
+    def work(comm):
+        for rank in range(2):
+            if comm.Get_rank() == rank:
+                load().optplug_init(b"check_ranks=True" if rank == where else b"check_ranks=False")
+                opt = ready(comm, "Replicate()")
+            barrier.wait()
+        with opt, pytest.raises(Error) as error:
+            opt.step()
+        return str(error.value)
+
+    line = f"ranks differ: check_ranks is {where == 1} on rank 1, {where == 0} on rank 0"
+    assert on_ranks(2, work) == [line] * 2
 
 
 def test_calls_that_are_alike_have_the_same_bits_and_send_96_bytes_more():

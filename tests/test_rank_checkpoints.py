@@ -254,6 +254,66 @@ def test_other_values_than_at_the_save_are_warned_of_by_those_of_the_whole(tmp_p
     assert len(caught) == 2
 
 
+def test_a_save_before_the_first_step_is_loaded_before_it(tmp_path):
+    def work(comm, call: str):
+        opt = made("Adam(lr=0.01)", FIELD, comm)
+        n = 6 // comm.Get_size()
+        opt.bind("u", np.ones(n), np.ones(n))
+        getattr(opt, call)(tmp_path / "file")
+        opt.step()
+        return opt.get(-1, "step")
+
+    assert on(2, lambda comm: work(comm, "save")) == [1, 1]
+    assert on(3, lambda comm: work(comm, "load")) == [1, 1, 1]
+
+
+def test_ranks_with_and_without_ghost_cells_save_what_each_goes_on_from(tmp_path):
+    def work(comm, count: int, call: str):
+        rank = comm.Get_rank()
+        w = np.ones((4, 5 + rank))[:, :5]  # rank 0 has no gaps, and so its step is fused
+        dw = np.empty((4, 5))
+        opt = made("Adam(lr=0.01)", FIELD, comm)
+        opt.bind("u", w, dw)
+        opt.checkpoint("parameters=True")
+        if call == "load":
+            opt.load(tmp_path / "file")
+        for i in range(count):
+            dw[:] = np.sin(3 * w + rank)
+            opt.step()
+            if call == "save" and i == 4:
+                opt.save(tmp_path / "file")
+        return w.copy()
+
+    before = on(2, lambda comm: work(comm, 9, "save"))
+    assert torch.load(tmp_path / "file", weights_only=True)["optimizer"]["param_groups"][0]["fused"] is True
+    assert all(map(np.array_equal, before, on(2, lambda comm: work(comm, 4, "load"))))
+
+
+def torchs_own(path, *grads: float) -> None:
+    """Save what plain PyTorch has of parameters of 4 values after a step with these gradients."""
+    parameters = [torch.nn.Parameter(torch.zeros(4, dtype=torch.float64)) for _ in grads]
+    optimizer = torch.optim.SGD(parameters, lr=1, momentum=0.5)
+    for p, grad in zip(parameters, grads, strict=True):
+        p.grad = torch.full_like(p, grad)
+    optimizer.step()
+    torch.save(optimizer.state_dict(), path)
+
+
+def test_a_file_without_names_has_the_order_of_rank_0(tmp_path):
+    torchs_own(tmp_path / "file", 1, 100)
+
+    def work(comm):
+        arrays = {name: np.zeros(2) for name in "uv"}
+        opt = made("SGD(lr=1, momentum=0.5)", FIELD, comm)
+        for name in "vu" if comm.Get_rank() else "uv":
+            opt.bind(name, arrays[name], np.zeros(2))
+        opt.load(tmp_path / "file")
+        opt.step()
+        return {name: w.tolist() for name, w in arrays.items()}
+
+    assert on(2, work) == [{"u": [-0.5, -0.5], "v": [-50.0, -50.0]}] * 2
+
+
 # ---- what fails ----
 
 
@@ -320,6 +380,50 @@ def test_files_that_differ_change_nothing_on_any_rank(tmp_path):
     saved("Adam(lr=0.02)", 2, tmp_path / "other")
     message = fails(3, tmp_path / "file", on_rank_1(lambda _: tmp_path / "other"), call="load")
     assert message.startswith("ranks differ: file is ")
+
+
+def test_files_of_pytorchs_that_differ_by_numbers_alone_are_an_error_of_all(tmp_path):
+    def work(comm):
+        path = tmp_path / str(comm.Get_rank())
+        torchs_own(path, 1 + comm.Get_rank())
+        opt = made("SGD(lr=1, momentum=0.5)", FIELD, comm)
+        opt.bind("u", np.zeros(2), np.zeros(2))
+        with pytest.raises(Error) as error:
+            opt.load(path)
+        return str(error.value)
+
+    (message,) = set(on(2, work))
+    assert message.startswith("ranks differ: file is ")
+
+
+def test_ranks_of_which_one_saves_and_one_loads_say_so(tmp_path):
+    saved("Adam(lr=0.01)", 2, tmp_path / "file")
+
+    def work(comm):
+        run = Run("Adam(lr=0.01)", comm)
+        with pytest.raises(Error) as error:
+            (run.opt.load if comm.Get_rank() else run.opt.save)(tmp_path / "file")
+        run.steps(1)
+        with pytest.raises(Error) as again:
+            (run.opt.load if comm.Get_rank() else run.opt.save)(tmp_path / "file")
+        return str(error.value), str(again.value)
+
+    line = "ranks differ: call is 'opt_load' on rank 1, 'opt_save' on rank 0"
+    assert on(2, work) == [(line, line)] * 2
+
+
+def test_a_parameter_that_is_new_after_ranks_have_compared_theirs_is_refused(tmp_path):
+    def work(comm):
+        opt = made("Adam(lr=0.01)", FIELD, comm)
+        opt.bind("u", np.ones(3), np.ones(3))
+        opt.save(tmp_path / "file")
+        if comm.Get_rank():
+            with pytest.raises(Error, match="'v' is new after the first call that all ranks make") as error:
+                opt.bind("v", np.ones(3), np.ones(3))
+            assert error.value.status == -3
+        opt.save(tmp_path / "file")
+
+    on(2, work)
 
 
 def test_another_whole_is_refused_by_its_shape(tmp_path):

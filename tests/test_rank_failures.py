@@ -148,6 +148,8 @@ def test_a_rank_that_may_not_write_is_an_error_on_all_and_the_old_file_stays(lim
 
 
 FORKING = """
+from optplug.ctypes_api import load
+load().optplug_init(CHECK_RANKS)
 opt = Optimizer("Adam(lr=0.1)")
 opt.distribute("Replicate()")
 w, dw = np.ones(100), np.ones(100)
@@ -170,8 +172,9 @@ torch.distributed.destroy_process_group()
 
 
 @needs_gloo
-def test_a_fork_of_a_rank_is_told_so_and_the_ranks_go_on(tmp_path):
-    with ranks_of(FORKING, 2, tmp_path) as ranks:
+@pytest.mark.parametrize("options", [b"check_ranks=False", b"check_ranks=True"])
+def test_a_fork_of_a_rank_is_told_so_and_the_ranks_go_on(options, tmp_path):
+    with ranks_of(FORKING.replace("CHECK_RANKS", repr(options)), 2, tmp_path) as ranks:
         for rank in ranks:
             assert rank.running.wait() == 0, rank.said()
         for rank in ranks:

@@ -68,7 +68,7 @@ def _read_zip(file: BinaryIO, is_checked: bool) -> Any:
         start = entry.header_offset + 30 + sum(struct.unpack("<26xHH", file.read(30)))
         if start + entry.file_size > end:
             raise DamagedError("damaged: too short")
-        return Storage(file, start, entry.file_size, None if is_checked else entry.CRC)
+        return Storage(file, start, entry.file_size, entry.CRC, is_checked)
 
     def text(name: str) -> bytes:
         record = find(name)

@@ -158,8 +158,9 @@ class Hosted:
             world = World(collective, rank, size) if collective else torchs(rank, size, self._timeout)
             if world.size == 1:
                 return
-            world.is_checked = self._check_ranks
-            self.ranks = Ranks(world, self.recipe, self.parameters, self.error_if_nonfinite)
+            self.ranks = Ranks(
+                world, self.recipe, self.parameters, self.error_if_nonfinite, self._check_ranks
+            )
             self._binder.make = self.ranks.make
         self.ranks.place(placement)
 

@@ -37,7 +37,7 @@ def save(path: str, content: dict[str, Any], world: World) -> None:
         FileError: the system refuses on some rank.
         ValueError: ranks have other paths.
     """
-    world.agree({"path": path, "parameters": {}})
+    world.agree({"call": "opt_save", "path": path, "parameters": {}})
     wholes = list(_wholes(content))
 
     def begin() -> str:

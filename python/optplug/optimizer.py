@@ -282,8 +282,7 @@ class HostedOptimizer(Hosted):
 
     def read_average(self, name: str) -> Tensor:
         """Return the average of one parameter."""
-        if self.ranks:
-            self.ranks.world.check("opt_average_get")
+        self.meet(f"opt_average_get of {name}")
         names = self.parameters.names()
         check_name(name, names, "parameter")
         average, p = self.run.averaged().read(names.index(name)), self.parameters[name]
@@ -291,8 +290,7 @@ class HostedOptimizer(Hosted):
 
     def swap_average(self) -> None:
         """Exchange all parameters with their averages, in place; again: back."""
-        if self.ranks:
-            self.ranks.world.check("opt_average_swap")
+        self.meet("opt_average_swap")
         self._check_idle("opt_average_swap")
         self.run.averaged().swap(self.parameters.module)
         self.planner.pause()  # a step is refused while they are swapped in

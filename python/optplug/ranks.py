@@ -76,12 +76,15 @@ class Ranks:
         recipe: the optimizer's.
         parameters: those that are bound here.
         checks_gradients: whether a gradient with an inf or a nan in it is an error.
+        checks_calls: whether ranks compare each call that all of them make.
 
     Raises:
         ValueError: the optimizer's class cannot be stepped so.
     """
 
-    def __init__(self, world: World, recipe: Recipe, parameters: Parameters, checks_gradients: bool) -> None:
+    def __init__(
+        self, world: World, recipe: Recipe, parameters: Parameters, checks_gradients: bool, checks_calls: bool
+    ) -> None:
         if not recipe.is_torchs or not (recipe.is_lbfgs or recipe.name in _ELEMENTWISE):
             raise ValueError(
                 f"opt_distribute with {recipe.name} is not built: keep all of its parameters on every rank, "
@@ -89,7 +92,7 @@ class Ranks:
             )
         self.world = world
         self._recipe, self._parameters = recipe, parameters
-        self._checks_gradients = checks_gradients
+        self._checks_gradients, self._checks_calls = checks_gradients, checks_calls
         #: What moves the gradients and values of parameters that all ranks have.
         self.exchange = Exchange(world)
         self._placement, self._placements = "", dict[str, str]()
@@ -113,6 +116,11 @@ class Ranks:
 
     def make(self, name: str, data: Tensor, grad: Grad, has_master: bool) -> Parameter:
         """Return a parameter of these arrays: `parameters.make`, where they lie on ranks."""
+        if self._is_agreed:
+            raise StateError(
+                f"name {shown(name)} is new after the first call that all ranks make: "
+                "bind all parameters before"
+            )
         if isinstance(grad, SparseGrad):
             raise ValueError(f"parameter {shown(name)}: sparse rows over ranks are not built: bind it dense")
         if data.device.type != "cpu":
@@ -153,7 +161,7 @@ class Ranks:
     @property
     def reason(self) -> str:
         """Why steps run by Python; "" if they need not."""
-        if self.world.is_checked:
+        if self._checks_calls:
             return "check_ranks compares every call"
         if self._recipe.is_lbfgs or (self.sliced() and self.together() is None):
             return "they communicate with other ranks"
@@ -165,7 +173,7 @@ class Ranks:
         sliced = self.sliced()
         exchanges = (
             self.exchange.stated(sliced)
-            if function is not None and not (self._checks_gradients or self.world.is_checked)
+            if function is not None and not (self._checks_gradients or self._checks_calls)
             else None
         )
         if exchanges is None:
@@ -208,6 +216,7 @@ class Ranks:
             statement = statement_of(error)
         self.world.agree(statement)
         self._is_agreed = True
+        self.world.is_checked = self._checks_calls  # by all ranks, as they know now
         return True
 
     def _statement(self, what: str, run: Run) -> dict[str, Any]:
@@ -217,6 +226,7 @@ class Ranks:
             "spec": f"{self._recipe.name}({arguments})",
             "torch": str(torch.__version__),
             "error_if_nonfinite": self._checks_gradients,
+            "check_ranks": self._checks_calls,
             "groups": [repr(sorted(group.options.items())) for group in self._parameters.groups],
             "schedules": [text for text, _ in run.schedules],
             "average": run.average.text if run.average else None,
@@ -283,14 +293,15 @@ class Ranks:
         def merge(state: Callable[[Mapping[str, Any]], None]) -> dict[str, Any]:
             merged = wholes.merge(state_dict(wholes))
             optimizer, about = merged["optimizer"], merged["optplug"]
+            groups = optimizer["param_groups"]
             rest = {key: told(value) for key, value in merged.items() if key != "optimizer"}
-            named = zip((n for g in optimizer["param_groups"] for n in g["param_names"]), itertools.count())
+            named = zip((n for g in groups for n in g["param_names"]), itertools.count())
             state(
                 {
                     "call": "opt_save",
                     "opt_checkpoint": repr(options),
                     "steps": about["steps"],
-                    "groups": told(optimizer["param_groups"]),
+                    "groups": told([{k: v for k, v in g.items() if k != "fused"} for g in groups]),
                     "schedulers": rest["schedulers"],
                     "average": rest["average"],
                     "attributes": rest["attributes"],
@@ -300,10 +311,13 @@ class Ranks:
             return merged
 
         merged = self.world.all_or_none(merge)
-        about = merged["optplug"]
+        groups, about = merged["optimizer"]["param_groups"], merged["optplug"]
+        # Each rank's arrays tell whether they can be fused, at the save and at the load.
+        fused = self.world.numbers(*(group.get("fused") is True for group in groups))
+        for group, is_fused in zip(groups, zip(*fused, strict=True), strict=True):
+            group |= {"fused": True} if any(is_fused) else {}
         about["checksums"] = self._combined(wholes, about["checksums"])
-        merged = wholes.share(merged)
-        return cast(dict[str, Any], merged)
+        return cast(dict[str, Any], wholes.share(merged))
 
     def load(
         self,

@@ -173,7 +173,7 @@ class Resumption:
         # Those that wrap another one may save whatever they like, and nothing that torch's own classes have.
         is_free = self._recipe.wraps and type(content.get("optimizer")) is dict
         saved = content["optimizer"] if by_its_own and (is_ours or is_free) else find(content)
-        names = [group.names for group in parameters.groups]
+        names = wholes.order if wholes else [group.names for group in parameters.groups]
         if not by_its_own:
             names = order(saved, names)
         with parameters.values_as_before():  # the host's or the file's, not the class's

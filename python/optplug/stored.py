@@ -77,20 +77,42 @@ def memory(size: int) -> Tensor:
 
 
 class Storage:
-    """A part of a file, with the memory of one tensor or more."""
+    """A part of a file, with the memory of one tensor or more.
 
-    def __init__(self, file: BinaryIO, start: int, size: int, checksum: int | None = None) -> None:
-        self._file, self.start, self.size, self._checksum = file, start, size, checksum
+    Args:
+        checksum: its CRC-32, if the file says that.
+        is_checked: whether somebody knows already that it has this.
+    """
+
+    def __init__(
+        self,
+        file: BinaryIO,
+        start: int,
+        size: int,
+        checksum: int | None = None,
+        is_checked: bool = False,
+    ) -> None:
+        self._file, self.start, self.size = file, start, size
+        self._checksum, self._is_checked = checksum, is_checked
+
+    @property
+    def checksum(self) -> int:
+        """Its CRC-32."""
+        if self._checksum is None:
+            self._checksum, self._is_checked = self._found(), True
+        return self._checksum
 
     def read(self, offset: int, into: Tensor) -> None:
         """Read what is from an offset on."""
-        if self._checksum is not None:
-            self._check()
+        if self._checksum is not None and not self._is_checked:
+            if self._found() != self._checksum:
+                raise DamagedError("damaged: checksum mismatch")
+            self._is_checked = True
         self._file.seek(self.start + offset)
         if self._file.readinto(into.numpy()) != into.numel():  # type: ignore[attr-defined]
             raise DamagedError("damaged: it shrank while it was being read")
 
-    def _check(self) -> None:
+    def _found(self) -> int:
         self._file.seek(self.start)
         found, rest = 0, self.size
         while rest:
@@ -98,6 +120,4 @@ class Storage:
             if not chunk:
                 raise DamagedError("damaged: it shrank while it was being read")
             found, rest = zlib.crc32(chunk, found), rest - len(chunk)
-        if found != self._checksum:
-            raise DamagedError("damaged: checksum mismatch")
-        self._checksum = None
+        return found

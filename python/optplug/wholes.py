@@ -26,7 +26,7 @@ class Wholes:
     Args:
         parameters: those of this rank, ...
         places: ... where they lie in the wholes, ...
-        order: ... and all names, by group, in the order that all ranks save them in.
+        order: ... and all names, by group, in the order that all ranks save and load them in.
         is_first: whether this rank saves what all ranks have alike.
     """
 
@@ -34,7 +34,7 @@ class Wholes:
         self, parameters: Parameters, places: Mapping[str, Place], order: list[list[str]], is_first: bool
     ) -> None:
         self._parameters, self._places = parameters, places
-        self._order, self._is_first = order, is_first
+        self.order, self._is_first = order, is_first
 
     def shape(self, name: str) -> tuple[int, ...]:
         """Return the shape of the whole of a parameter."""
@@ -45,7 +45,7 @@ class Wholes:
     def merge(self, content: dict[str, Any]) -> dict[str, Any]:
         """Return what all ranks save, each array a `Whole`, from what this one would save."""
         average, about = content["average"], content["optplug"]
-        names = [name for group in self._order for name in group]
+        names = [name for group in self.order for name in group]
         merged = {
             **content,
             "optimizer": self._merge_optimizer(content["optimizer"]),
@@ -63,7 +63,7 @@ class Wholes:
         # LBFGS has one state for all, as that of the first.
         is_one = any("func_evals" in state for state in saved["state"].values())
         states, groups, count = {}, [], 0
-        for group, names in zip(saved["param_groups"], self._order, strict=True):
+        for group, names in zip(saved["param_groups"], self.order, strict=True):
             keys = dict(zip(group["param_names"], group["params"], strict=True))
             for i, name in enumerate(names, count):
                 key = i if is_one else keys[name]
@@ -182,7 +182,10 @@ class Wholes:
 
 
 def told(value: Any) -> str:
-    """Return what a part of a checkpoint says, apart from the numbers in arrays that lie on several ranks."""
+    """Return what a part of a checkpoint says, of arrays in a file by their checksums.
+
+    The numbers in arrays that lie on several ranks are left out.
+    """
     return repr(_told(value))
 
 
@@ -190,7 +193,7 @@ def _told(value: Any) -> Any:
     if isinstance(value, Whole):
         return name_of(value.dtype), value.shape
     if isinstance(value, Stored):
-        return name_of(value.dtype), value.shape
+        return name_of(value.dtype), value.shape, value.strides, value.offset, value.storage.checksum
     if isinstance(value, dict):
         return {key: _told(v) for key, v in value.items()}
     if isinstance(value, list | tuple):

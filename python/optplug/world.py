@@ -59,8 +59,6 @@ class World:
         self._differ: ValueError | None = None
 
     def _run(self, what: str, send: Tensor, receive: Tensor) -> None:
-        if os.getpid() != self._process:
-            raise StateError("the ranks are those of the parent process: step this optimizer there")
         count = min(send.numel(), receive.numel()) * send.itemsize
         if self.is_checked:
             self._compare_calls(f"{self.call}, in {what} of {count} bytes")
@@ -68,6 +66,8 @@ class World:
         self._send(what, send, receive)
 
     def _send(self, what: str, send: Tensor, receive: Tensor) -> None:
+        if os.getpid() != self._process:
+            raise StateError("the ranks are those of the parent process: step this optimizer there")
         if self.caller:
             self.caller(functools.partial(self.collective, what, send, receive))
         else:
@@ -88,7 +88,7 @@ class World:
     def _compare_calls(self, mine: str) -> None:
         if self._differ:
             raise self._differ
-        send = torch.frombuffer(bytearray(mine.encode()[:_TAG].ljust(_TAG)), dtype=torch.uint8)
+        send = torch.frombuffer(bytearray(_tag(mine)), dtype=torch.uint8)
         receive = bytearray(_TAG * self.size)
         self._send("all_gather", send, torch.frombuffer(receive, dtype=torch.uint8))
         calls = [receive[i : i + _TAG].decode().rstrip() for i in range(0, len(receive), _TAG)]
@@ -117,6 +117,8 @@ class World:
     def numbers(self, *values: float) -> list[tuple[float, ...]]:
         """Return some numbers of each rank, by rank."""
         count = len(values)
+        if not count:
+            return [()] * self.size
         send = torch.frombuffer(bytearray(struct.pack(f"{count}d", *values)), dtype=torch.uint8)
         receive = bytearray(8 * count * self.size)
         self._run("all_gather", send, torch.frombuffer(receive, dtype=torch.uint8))
@@ -193,6 +195,14 @@ class World:
             raise
 
 
+def _tag(call: str) -> bytes:
+    """Return what names a call, a long one by its beginning and a digest."""
+    name = call.encode("ascii", "backslashreplace")
+    if len(name) > _TAG:
+        name = name[: _TAG - 16] + hashlib.sha256(name).hexdigest()[:16].encode()
+    return name.ljust(_TAG)
+
+
 def is_of_all(error: BaseException) -> bool:
     """Tell whether all ranks have raised an error together."""
     return "is_of_all" in vars(error)
@@ -209,7 +219,7 @@ def compare(statements: Sequence[dict[str, Any]]) -> None:
             raise _made(statement["kind"], f"rank {rank}: {statement['error']}")
     first = statements[0]
     for rank, statement in enumerate(statements):
-        for key in first:
+        for key in sorted(first, key=lambda key: key != "call"):  # by which the others are others
             if key != "parameters" and statement[key] != first[key]:
                 raise ValueError(
                     f"ranks differ: {key} is {statement[key]!r} on rank {rank}, {first[key]!r} on rank 0"
