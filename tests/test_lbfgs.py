@@ -351,6 +351,17 @@ def test_a_run_that_is_saved_and_loaded_goes_on_the_same(tmp_path):
     assert others.is_on_rows()
 
 
+def test_a_run_that_was_begun_anew_in_plain_pytorch_goes_on_the_same(tmp_path):
+    twins = Twins("max_iter=5, line_search_fn='strong_wolfe'")
+    for _ in range(3):
+        twins.step()  # which proves steps of this kind
+    next(iter(twins.reference.state.values()))["n_iter"] = 0  # torch then drops the history
+    torch.save(twins.reference.state_dict(), tmp_path / "run.pt")
+    twins.opt.load(tmp_path / "run.pt")
+    for _ in range(3):
+        twins.step()
+
+
 @pytest.mark.parametrize("change", ["tolerance_grad=1.0", "history_size=9"])
 def test_a_run_whose_options_were_set_in_between_is_loaded_too(change, tmp_path):
     twins = Twins("lr=1e-3, max_iter=1, history_size=5")

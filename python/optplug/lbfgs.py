@@ -114,8 +114,11 @@ class Steps:
 
 
 def _has_history(state: State) -> bool:
-    """Tell whether a step begins with pairs to loop over, by which it is made in another way."""
-    return bool(state.get("old_dirs"))
+    """Tell whether a step begins with pairs to loop over, by which it is made in another way.
+
+    Torch drops them where no iteration is counted, as in a file in which somebody has begun anew.
+    """
+    return bool(state.get("old_dirs") and state["n_iter"])
 
 
 def _can(optimizer: torch.optim.Optimizer) -> bool:

@@ -253,7 +253,7 @@ def _write(place: str, value: Any, there: Any, shared: Shared) -> Any:
     if kind is set and all(map(is_key, value)):
         return {_KIND: "set", "of": list(value)}
     if kind is deque:
-        return {_KIND: "deque", "of": write(place, list(value), None, shared), "maxlen": value.maxlen}
+        return {_KIND: "deque", "of": _write(place, list(value), None, shared), "maxlen": value.maxlen}
     if kind is np.ndarray and value.dtype.name in _DTYPES and value.dtype.isnative:
         return {_KIND: "array", "of": torch.from_numpy(np.ascontiguousarray(value).copy())}
     if kind is torch.Generator and value.device.type == "cpu":
