@@ -14,8 +14,8 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
 
 from optplug import kinds
@@ -30,7 +30,7 @@ from optplug.spec import shown
 from optplug.torch_private import has_hooks, schema_arguments
 
 Group = dict[str, Any]
-Array = NDArray[Any]
+Array = np.ndarray[Any, Any]
 
 
 _serials = itertools.count(1)
