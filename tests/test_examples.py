@@ -51,27 +51,11 @@ def test_digits_are_read(tmp_path):
     assert numbers(r": ([\d.]+) % of", draw("digits", tmp_path))[0] > 95
 
 
-@hosts.needs_mpi
-def test_digits_are_read_by_many_ranks(tmp_path):
-    read = re.findall(r"on (\d) ranks: ([\d.]+) % of", draw("digits_ranks", tmp_path))
-    assert [ranks for ranks, _ in read] == ["1", "2", "3", "4"]
-    assert all(float(percent) > 95 for _, percent in read)
-
-
 @hosts.needs_fortran
 def test_the_conductivity_is_found(tmp_path):
     misfit, error = numbers(r"misfit +([\d.]+), relative error +([\d.]+)", draw("heat_inverse", tmp_path))
     assert misfit < 1.1
     assert error < 0.35
-
-
-@hosts.needs_fortran
-@hosts.needs_mpi
-def test_the_conductivity_is_found_by_many_ranks(tmp_path):
-    printed = draw("heat_inverse_ranks", tmp_path)
-    misfit, error = numbers(r"on 4 ranks: misfit +([\d.]+), relative error +([\d.]+)", printed)
-    assert misfit < 1.1
-    assert error < 0.3
 
 
 @needs_eigen
