@@ -11,6 +11,20 @@ import numpy as np
 from optplug.ctypes_api import Error, Optimizer
 
 _PATIENCE = 300
+#: Classes whose steps need nothing of other ranks.
+ELEMENTWISE = [
+    "Adadelta()",
+    "Adagrad(lr=0.1)",
+    "Adam(lr=0.01, amsgrad=True)",
+    "AdamW(lr=0.01)",
+    "Adamax(lr=0.01)",
+    "ASGD(lr=0.01)",
+    "NAdam(lr=0.01)",
+    "RAdam(lr=0.01)",
+    "RMSprop(lr=0.01, centered=True)",
+    "Rprop(lr=0.01)",
+    "SGD(lr=0.1, momentum=0.9)",
+]
 
 
 class Comm:

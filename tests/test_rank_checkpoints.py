@@ -9,21 +9,9 @@ import pytest
 import torch
 
 from optplug.ctypes_api import Error, Optimizer, load
-from rank_threads import bounds, drawn, made, on_ranks
+from rank_threads import ELEMENTWISE, bounds, drawn, made, on_ranks
 
 N, ROWS = 64 * 7 + 5, (13, 64)
-ELEMENTWISE = [
-    "Adadelta()",
-    "Adagrad(lr=0.1)",
-    "Adam(lr=0.01, amsgrad=True)",
-    "Adamax(lr=0.01)",
-    "ASGD(lr=0.01)",
-    "NAdam(lr=0.01)",
-    "RAdam(lr=0.01)",
-    "RMSprop(lr=0.01, centered=True)",
-    "Rprop(lr=0.01)",
-    "SGD(lr=0.1, momentum=0.9)",
-]
 LBFGS = ["LBFGS(lr=0.1, max_iter=5)", "LBFGS(line_search_fn='strong_wolfe', max_iter=10, history_size=7)"]
 FIELD, REST = "Shard(0)", "Replicate(), Replicate()"
 

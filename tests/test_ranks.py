@@ -9,21 +9,8 @@ import pytest
 import torch
 
 from optplug import _bridge
-from rank_threads import bounds, drawn, made, on_ranks
+from rank_threads import ELEMENTWISE, bounds, drawn, made, on_ranks
 
-ELEMENTWISE = [
-    "Adadelta()",
-    "Adagrad(lr=0.1)",
-    "Adam(lr=0.01, amsgrad=True)",
-    "AdamW(lr=0.01)",
-    "Adamax(lr=0.01)",
-    "ASGD(lr=0.01)",
-    "NAdam(lr=0.01)",
-    "RAdam(lr=0.01)",
-    "RMSprop(lr=0.01, centered=True)",
-    "Rprop(lr=0.01)",
-    "SGD(lr=0.1, momentum=0.9)",
-]
 SHAPES = {"b": (5,), "w": (37, 29), "c": (64,)}
 STEPS = 6
 
