@@ -100,18 +100,16 @@ int apart_decide(void)
     find_allocator();
     is_apart = *blas && (!wish || !*wish ? !*allocator : strcmp(wish, "0") != 0);
     if (!CAN_KEEP_APART && *blas && has_64_bit_integers())
-        return fail(
-            OPT_ESTART,
-            "the host's BLAS in '%.200s' has integers of 64 bits, so PyTorch cannot use it, and this C "
-            "library cannot keep PyTorch apart: leave it out",
-            blas);
+        return fail(OPT_ESTART,
+                    "the host's BLAS in '%.200s' uses 64-bit integers, which PyTorch cannot use, and this C "
+                    "library cannot load PyTorch apart from it: link the program without it",
+                    blas);
     if (!is_apart && *blas && !(wish && *wish) && has_64_bit_integers())
-        return fail(
-            OPT_ESTART,
-            "the host's BLAS in '%.200s' has integers of 64 bits, so PyTorch cannot use it, and its %s "
-            "is that of '%.200s', so PyTorch cannot be kept apart: leave out one of them, or set "
-            "OPTPLUG_DEEPBIND=1 where that one hands on to the C library's",
-            blas, function, allocator);
+        return fail(OPT_ESTART,
+                    "the host's BLAS in '%.200s' uses 64-bit integers, which PyTorch cannot use, and "
+                    "'%.200s' replaces %s, so PyTorch cannot be loaded apart from it: leave out one of them, "
+                    "or set OPTPLUG_DEEPBIND=1 if that one passes on to the C library's",
+                    blas, allocator, function);
     return is_apart;
 }
 

@@ -60,8 +60,8 @@ static int check_arrays(struct slot *slot)
     const char *name = staging_first(handle_staging(slot));
     return !name ? OPT_OK
                  : fail(OPT_ESTATE,
-                        "parameter '%.200s' has arrays only in opt_step_f64 and opt_step_f32: bind it to "
-                        "arrays for this",
+                        "parameter '%.200s' has arrays only during opt_step_f64 and opt_step_f32: bind it to "
+                        "arrays first",
                         name);
 }
 

@@ -113,7 +113,7 @@ static int find_base(struct environment *found, const char *source)
     char folder[PATH_MAX], file[PATH_MAX], version[PATH_MAX];
     strcpy(folder, found->python);
     if (!realpath(found->python, file))
-        return fail(OPT_ESTART, "%s: '%.500s' cannot be followed to a file", source, found->python);
+        return fail(OPT_ESTART, "%s: '%.500s' cannot be resolved to a file", source, found->python);
     if (!parent(folder) || !parent(folder) || !read_pyvenv(folder, "home", found->base)) {
         strcpy(found->base, file);
         parent(found->base);
@@ -133,15 +133,14 @@ static int find_base(struct environment *found, const char *source)
     }
     const char *name = strrchr(file, '/');
     if (name && strcmp(name, "/python" PYTHON_VERSION "t") == 0)
-        return fail(
-            OPT_ESTART,
-            "%s: '%.400s' is a free-threaded Python, on which optplug has never run: use one with the "
-            "global interpreter lock",
-            source, found->python);
+        return fail(OPT_ESTART,
+                    "%s: '%.400s' is a free-threaded Python, which optplug does not support: use one with "
+                    "the global interpreter lock",
+                    source, found->python);
     return fail(
         OPT_ESTART,
-        "%s: '%.300s' is no Python " PYTHON_VERSION ", for which this liboptplug was built (looked for "
-        "'%.300s/lib/python" PYTHON_VERSION "'): name the interpreter itself, no script that starts it",
+        "%s: '%.300s' is not Python " PYTHON_VERSION ", for which this liboptplug was built (looked for "
+        "'%.300s/lib/python" PYTHON_VERSION "'): name the interpreter itself, not a script that starts it",
         source, found->python, found->base);
 }
 
@@ -183,7 +182,7 @@ int find_python(struct environment *found, const char *wanted)
     if (find_around(found))
         return find_base(found, "the environment of liboptplug");
     return fail(OPT_ESTART,
-                "'%.500s' lies in no environment of Python " PYTHON_VERSION ": set OPTPLUG_PYTHON to the "
+                "'%.500s' is not in an environment of Python " PYTHON_VERSION ": set OPTPLUG_PYTHON to the "
                 "bin/python3 of the one where optplug is installed",
                 found->library);
 }

@@ -109,7 +109,7 @@ int handle_lock(int handle, enum handle_use use, struct slot **locked)
     if (slot)
         pthread_mutex_unlock(&slot->lock);
     if (live)
-        return fail(OPT_ESTATE, "opt=%d is in the middle of a step that has called this function", handle);
+        return fail(OPT_ESTATE, "opt=%d is in the middle of the step that called this function", handle);
     if (handle < 0 && error_kept()[0])
         return fail(OPT_EHANDLE, "opt=%d is not an optimizer: opt_create failed: %s", handle, error_kept());
     return fail(OPT_EHANDLE,

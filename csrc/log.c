@@ -138,7 +138,7 @@ int log_set_function(opt_log_function function, void *user)
 {
     const struct timespec millisecond = {0, 1000000};
     if (inside) /* it would wait for itself */
-        return fail(OPT_ESTATE, "opt_log in the function that it has named: call it elsewhere");
+        return fail(OPT_ESTATE, "opt_log must not be called from the log function: call it elsewhere");
     log_start();
     struct listener *new = function ? malloc(sizeof *new) : NULL;
     if (function && !new)

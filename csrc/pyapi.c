@@ -20,7 +20,7 @@ static int check_version(void *library, const char *liboptplug)
     const char *version = get_version ? get_version() : "of unknown version";
     if (strstr(version, "free-threading"))
         return fail(OPT_ESTART,
-                    "this process runs a free-threaded Python %.*s, on which optplug has never run: use one "
+                    "this process runs a free-threaded Python %.*s, which optplug does not support: use one "
                     "with the global interpreter lock",
                     (int)strcspn(version, " "), version);
     if (strncmp(version, PYTHON_VERSION ".", strlen(PYTHON_VERSION) + 1) == 0)
@@ -40,8 +40,8 @@ int pyapi_find(void *library, const char *liboptplug)
 #define LOOK_UP(name)                                                                                        \
     py.name##_ = (__typeof__(name) *)dlsym(library, #name);                                                  \
     if (!py.name##_)                                                                                         \
-        return fail(OPT_ESTART, "the Python of this process has no %s, so it is no CPython " PYTHON_VERSION, \
-                    #name);
+        return fail(OPT_ESTART,                                                                              \
+                    "the Python of this process has no %s, so it is not CPython " PYTHON_VERSION, #name);
     PYTHON_FUNCTIONS(LOOK_UP)
 #undef LOOK_UP
     void *get = dlsym(library, "PyThreadState_GetUnchecked");

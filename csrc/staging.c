@@ -38,8 +38,7 @@ static int span(const char *name, size_t value, int ndim, const int64_t *shape, 
     wrong |= __builtin_add_overflow(last, 1, &total);
     wrong |= __builtin_mul_overflow(total, (int64_t)value, &total);
     if (wrong)
-        return fail(OPT_EINVAL, "parameter '%.200s': there can be no array of this shape and these strides",
-                    name);
+        return fail(OPT_EINVAL, "parameter '%.200s': no array can have this shape and these strides", name);
     *bytes = (size_t)total;
     return OPT_OK;
 }
@@ -127,7 +126,8 @@ int staging_check(const struct staging *staging, const char *dtype)
     for (const struct staged *s = staging->first; s; s = s->next)
         if (s->value != bytes_of(dtype))
             return fail(OPT_EINVAL,
-                        "parameter '%.200s' is not %s: arrays come with a step where all are of one dtype",
+                        "parameter '%.200s' is not %s: all parameters without bound arrays must have this "
+                        "call's dtype",
                         s->name, dtype);
     return OPT_OK;
 }

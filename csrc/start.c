@@ -178,9 +178,8 @@ int start_python(const char *python)
     if (runtime.started)
         return check_choice(python);
     if (runtime.torn)
-        return fail(OPT_ESTART,
-                    "this process was forked while another thread started Python: fork before, or "
-                    "after opt_init has returned");
+        return fail(OPT_ESTART, "this process was forked while another thread was starting Python: fork "
+                                "before opt_init, or after it has returned");
     pthread_once(&watching, fork_watch);
 
     /* Twice, since the shield is whole only when OpenMP and Python's functions are found. */

@@ -67,8 +67,8 @@ def comment(text: str, language: str = "c") -> str:
             elif lines.startswith("    "):
                 parts.append(f"```{language}\n{textwrap.dedent(lines)}\n```")
             else:
-                rows = re.findall(r"^  (\S+)  +(.*(?:\n {4}.*)*)", lines, re.M)
-                parts.append(table("| option | what it does |", [(f"`{a}`", prose(b)) for a, b in rows]))
+                rows = re.findall(r"^  (\S+(?: \S+)*)  +(.*(?:\n {4}.*)*)", lines, re.M)
+                parts.append(table("| value | meaning |", [(f"`{a}`", prose(b)) for a, b in rows]))
     return "\n\n".join(parts)
 
 

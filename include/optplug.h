@@ -14,10 +14,9 @@
  *     }
  *     opt_free(opt);
  *
- * Names.  Anything that PyTorch names is the string that PyTorch uses: optimizers and their arguments
- * ("AdamW(lr=3e-4, betas=(0.9, 0.99))"), dtypes ("float32", "float64", "bfloat16"), devices ("cpu",
- * "cuda:0", also for AMD GPUs).  PyTorch's documentation is the manual for them.  Strings are parsed, never
- * evaluated.
+ * Names.  Optimizers and their arguments ("AdamW(lr=3e-4, betas=(0.9, 0.99))"), dtypes ("float32",
+ * "float64", "bfloat16") and devices ("cpu", "cuda:0", also for AMD GPUs) are strings, spelled as in
+ * PyTorch.  PyTorch's documentation is the manual for them.  Strings are parsed, never evaluated.
  *
  * Memory.  The arrays stay yours.  optplug borrows them from opt_bind to opt_free, reads and writes
  * them only during a call on that optimizer, and never frees them.  The optimizer's own state
@@ -25,14 +24,14 @@
  * optplug: do not free them.
  *
  * Errors.  A negative result is a failure: one of the OPT_E... values below.  opt_error() then
- * returns a line that names the argument and its value.  A call that fails changes nothing.  Zero or a
+ * returns one line that names the argument and its value.  A call that fails changes nothing.  Zero or a
  * positive result is success.  Nothing here exits, aborts, prints, or throws.
  *
  * Threads.  Any thread may call.  Calls on one optimizer run one after the other; calls on different
- * optimizers may run in parallel.  The first call that needs Python starts it (a few seconds, to import
- * PyTorch), and it stays until the process ends.  pthread_cancel takes effect where a call begins or in a
- * callback, never inside a call.  A child of fork() may use the optimizers that no other thread was
- * calling; using the others is an error there. */
+ * optimizers may run in parallel.  The first call that needs Python starts it, which takes a few seconds
+ * to import PyTorch; it stays until the process ends.  pthread_cancel takes effect at the start of a call
+ * or in a callback, never inside a call.  A child of fork() may use every optimizer except those that
+ * another thread was calling at the fork: calls on these fail there. */
 #ifndef OPTPLUG_H
 #define OPTPLUG_H
 
@@ -47,7 +46,7 @@ extern "C" {
 
 #ifndef OPTPLUG_NO_SHORT_NAMES
 
-/* What a call returns.  These numbers never change; new ones may be added. */
+/* What a call returns.  These numbers never change, but new ones may be added. */
 enum {
     OPT_OK = 0,
     OPT_DONE = 0,        /* opt_iterate: the step is complete */
@@ -68,27 +67,28 @@ enum {
  * parameters or with a placeholder for them: "SGD(lr=0.1, momentum=0.9)", "optim.SGD(params, lr=0.1)".
  *
  * Supports every class of torch.optim; LBFGS needs opt_step_closure or opt_iterate, SparseAdam needs
- * opt_bind_sparse.  Other classes are written with their module, if third_party allows that (see opt_init):
- * "pytorch_optimizer:Lion(lr=1e-4)".  Their arguments may be dtypes, classes and optimizers, too:
+ * opt_bind_sparse.  For other classes, allow them by third_party (see opt_init) and write the module first:
+ * "pytorch_optimizer:Lion(lr=1e-4)".  Their arguments may also be dtypes, classes and optimizers:
  * "pytorch_optimizer:SAM(base_optimizer=SGD, lr=0.1)", "pytorch_optimizer:Lookahead(SGD(lr=0.1), k=5)".
  *
- * Returns a positive handle.  PyTorch checks the hyperparameters here.  Unless the spec
- * sets fused, foreach, capturable or differentiable, optplug uses PyTorch's fused kernels where the class
- * and the arrays allow it, and foreach from eight parameters on where that gives the same bits. */
+ * Returns a positive handle.  PyTorch checks the hyperparameters here.  Unless the spec sets fused, foreach,
+ * capturable or differentiable, optplug uses PyTorch's fused kernels where the class and the arrays allow it,
+ * and foreach for eight or more parameters where the result is the same bit for bit. */
 int opt_create(const char *spec);
 
 /* Lend the optimizer one parameter: n values, and the array that receives its gradient.
  *
  * Both stay yours, are read and written in place, and must outlive the optimizer or the next bind of
  * the same name.  Bind every parameter before the first step.  Arrays must not overlap.  After the first
- * step, binding a name again moves that parameter to other arrays of the same shape and dtype, and keeps
- * its state. */
+ * step, binding a name again moves that parameter to other arrays of the same shape and dtype; its state
+ * is kept. */
 int opt_bind(int opt, const char *name, const char *dtype, int64_t n, void *data, void *grad);
 
 /* Make one step: update every bound array from its gradient array.
  *
- * The first steps go through Python.  Later steps bypass it where they are known to give PyTorch's bits, and
- * hold only this optimizer's lock: half a microsecond for 50 values.  opt_describe says how they run. */
+ * The first steps run in Python.  Later ones bypass it where they are known to match PyTorch bit for bit:
+ * they hold only this optimizer's lock, and take half a microsecond for 50 values.  opt_describe says how
+ * steps run. */
 int opt_step(int opt);
 
 /* Free an optimizer and its state.  The bound arrays are left unchanged. */
@@ -106,8 +106,8 @@ int opt_zero_grad(int opt);
  * before scaling.  If error_if_nonfinite is not 0, an inf or nan norm is OPT_ENONFINITE and nothing is
  * scaled.
  *
- * Norms of CPU gradients with more than 1e7 values are computed in pieces: PyTorch sums their squares in
- * float32, which is off by a third at 2^28 values. */
+ * For CPU gradients of more than 1e7 values the norm is computed in pieces, and is more accurate than
+ * PyTorch's, which sums the squares in float32 and is off by a third at 2^28 values. */
 int opt_clip_grad_norm(int opt, double max_norm, double norm_type, int error_if_nonfinite,
                        double *total_norm);
 
@@ -119,39 +119,39 @@ int opt_clip_grad_value(int opt, double clip_value);
 /* Get one hyperparameter of a parameter group as a number: "lr", "betas[0]"; True is 1.
  *
  * Group 0 is the first; -1 means all groups, which must agree.  "step" is the number of steps so far,
- * including those before an opt_load; after a file from plain PyTorch, as many as its state counts.  Of LBFGS
- * "n_iter" and "func_evals" are the iterations and evaluations so far; opt_describe says which of its limits
- * ended the last step. */
+ * including those before an opt_load; for a file from plain PyTorch, those are the count in its state.
+ * LBFGS also has "n_iter" and "func_evals", its iterations and evaluations so far; opt_describe says which
+ * limit ended its last step. */
 int opt_get(int opt, int group, const char *name, double *value);
 
 /* Set hyperparameters of one group, or of all (-1): "lr=1e-4, betas=(0.9, 0.99)". */
 int opt_set(int opt, int group, const char *options);
 
-/* Set one hyperparameter, named as in opt_get, of one group, or of all (-1): for values that change at each
+/* Set one hyperparameter, named as in opt_get, of one group, or of all (-1): for values that change at every
  * step.
  *
- * PyTorch checks the value as in opt_set; options that are True or False need opt_set.  Where steps bypass
- * Python and no scheduler is attached, later calls for the same name and group do so too: a tenth of a
- * microsecond. */
+ * PyTorch checks the value as in opt_set; use opt_set for options that are True or False.  Where steps bypass
+ * Python and no scheduler is attached, so do repeated calls for the same name and group, which then take a
+ * tenth of a microsecond. */
 int opt_set_value(int opt, int group, const char *name, double value);
 
 /* Attach a scheduler of torch.optim.lr_scheduler, once every parameter is bound:
  * "StepLR(step_size=30)", or nested, "SequentialLR([LinearLR(total_iters=5),
  * CosineAnnealingLR(T_max=100)], milestones=[5])".
  *
- * It sets the learning rate immediately.  Attaching another one chains them.  NULL removes all of them:
- * learning rates keep their current values, and a scheduler attached later starts from those. */
+ * It sets the learning rate immediately.  Several schedulers are chained.  NULL removes them all: learning
+ * rates keep their current values, and a scheduler attached later starts from those. */
 int opt_schedule(int opt, const char *spec);
 
-/* Step all schedulers but ReduceLROnPlateau, in the order in which they were attached.
+/* Step all schedulers except ReduceLROnPlateau, in the order in which they were attached.
  *
  * Call it after opt_step, once per step or per epoch, whichever unit their arguments use. */
 int opt_schedule_step(int opt);
 
 /* Step only ReduceLROnPlateau, which watches the value: a validation loss, for example.
  *
- * If none is attached, step CosineAnnealingWarmRestarts, for which the value is the epoch, possibly
- * fractional.  Beside a ReduceLROnPlateau, opt_schedule_step steps that one by whole epochs. */
+ * If none is attached, step CosineAnnealingWarmRestarts, for which the value is the epoch and may be a
+ * fraction.  If both are attached, opt_schedule_step steps CosineAnnealingWarmRestarts, by whole epochs. */
 int opt_schedule_step_metric(int opt, double value);
 
 /* ---- when something goes wrong ---- */
@@ -161,7 +161,7 @@ int opt_schedule_step_metric(int opt, double value);
  * Valid until this thread's next failing call. */
 const char *opt_error(void);
 
-/* Return that error's status, 0 if there was none.  Use it after functions that return NULL on failure:
+/* Return that error's status, 0 if there was none.  You need it after functions that return NULL on failure:
  * opt_describe, opt_list and opt_attribute_get. */
 int opt_error_status(void);
 
@@ -177,10 +177,10 @@ const char *opt_traceback(void);
 
 /* Lend the optimizer one parameter of ndim dimensions, contiguous or strided.
  *
- * shape has ndim values, as do strides and grad_strides, which count elements, not bytes.  NULL strides
+ * shape, strides and grad_strides have ndim values each; strides count elements, not bytes.  NULL strides
  * mean row-major (C order).  A column-major (Fortran) array of shape {m, n} has strides {1, m}, which only
  * LBFGS rejects: bind it flat.  Strides must not be negative; elements must not share memory, and rows
- * must not interleave.  ndim 0 is a scalar.  If both arrays are NULL, they come with each step: see
+ * must not interleave.  ndim 0 is a scalar.  If both arrays are NULL, you pass them with each step: see
  * opt_step_f64.
  *
  * device is where both arrays are, "cpu" or "cuda:0"; "cuda" is this thread's current GPU.  An unavailable
@@ -193,14 +193,14 @@ int opt_bind_nd(int opt, const char *name, const char *dtype, const char *device
  * short-lived.
  *
  * Pack all parameters that were bound with NULL arrays back to back, in the order of binding; they are
- * copied in and out.  Clipping, closures and opt_average_swap need bound arrays. */
+ * copied in and out.  Clipping, closures and opt_average_swap require bound arrays. */
 int opt_step_f64(int opt, double *data, const double *grad);
 int opt_step_f32(int opt, float *data, const float *grad);
 
 /* Lend the optimizer a table of parameters, rows * columns in C order, whose gradient is zero except in a
  * few rows: an embedding.
  *
- * At each step *count, at most capacity, is the number of rows with a gradient; that of row indices[i] is
+ * At each step, *count rows have a gradient, at most capacity of them: row indices[i] has the gradient
  * grad_rows[i * columns ...].  Duplicate rows are summed.  SparseAdam accepts only such tables; SGD and
  * Adagrad accept them too.  Clipping uses grad_rows as given, so duplicate rows count twice. */
 int opt_bind_sparse(int opt, const char *name, const char *dtype, int64_t rows, int64_t columns, void *data,
@@ -209,73 +209,80 @@ int opt_bind_sparse(int opt, const char *name, const char *dtype, int64_t rows, 
 /* Start a parameter group: parameters bound from now on belong to it and use these options,
  * "lr=1e-4, weight_decay=0".  Before any bind it sets the options of group 0.
  *
- * Groups of a class outside torch.optim take any option, "use_muon=True", also one that the class has no
- * argument for: it is judged when a parameter is bound, and opt_warning tells of one that nothing in the
- * class's module mentions. */
+ * For a class outside torch.optim, a group may have any option, "use_muon=True", even if the constructor has
+ * no such argument: it is checked when a parameter is bound, and opt_warning reports one that the class's
+ * module never mentions. */
 int opt_group(int opt, const char *options);
 
 /* ---- many ranks ---- */
 
-/* A collective of your ranks: do what on count values of dtype, and return 0, or a negative number to fail.
+/* A collective over your ranks, which you provide: carry out the operation that what names on count values of
+ * dtype, and return 0, or a negative number on failure.
  *
- * "all_gather": receive gets the count values in send of every rank, by rank; dtype is "uint8".
- * "reduce_scatter": send has count values for each rank, by rank; receive gets the sums of those for this rank
- * over all ranks; dtype is "float32" or "float64".  The two arrays do not overlap.
+ * "all_gather": send has count values of this rank; receive gets those of all ranks, in the order of ranks;
+ * dtype is "uint8".  "reduce_scatter": send has count values for each rank, in the order of ranks; receive
+ * gets, for the count values that are this rank's, the sum over all ranks; dtype is "float32" or "float64".
+ * The two arrays do not overlap.
  *
  * All ranks call it in the same order, each on the thread that called optplug, with your floating-point
  * environment.  It must return, and must not call optplug.  optplug_mpi.h has one for MPI. */
 typedef int (*opt_collective)(void *user, const char *what, const char *dtype, const void *send,
                               void *receive, int64_t count);
 
-/* Let size ranks of a parallel program step this optimizer together, of which this is number rank.
+/* Let the size ranks of a parallel program step this optimizer together; this one is number rank.
  *
- * Call it before opt_bind.  Parameters bound from now on lie as placement says, in the words of
- * torch.distributed.tensor; call it again, with another placement, for parameters of both kinds.
- * "Replicate()": every rank has all of it, and a gradient of its own data; gradients and losses are averaged.
- * "Replicate(), Partial('sum')": the same, but they are added up.  "Replicate(), Replicate()": the same, and you
- * have reduced them already.  "Shard(0)": every rank has a part of it, along dimension 0 in the order of ranks,
- * of any size, even 0; norms are those of the whole, and losses and metrics are added up.
+ * Call it before opt_bind.  placement, in the words of torch.distributed.tensor, says how the parameters
+ * bound from now on are spread over the ranks:
+ *   "Replicate()"                   every rank has the whole parameter, and the gradient of its own data;
+ *                                   gradients and losses are averaged
+ *   "Replicate(), Partial('sum')"   the same, but gradients and losses are added up
+ *   "Replicate(), Replicate()"      the same, but you have reduced gradients and losses already
+ *   "Shard(0)"                      every rank has a part, along dimension 0 in the order of ranks, of any
+ *                                   size, even 0; norms are those of the whole, and losses and metrics are
+ *                                   added up
+ * For parameters of several kinds, call it again with another placement.
  *
- * If it is replicated, each rank steps a slice and keeps the state of that only; all ranks then get the same
- * values.  Gradients are reduced once, by the first clip or step; changes until the step or opt_zero_grad are
- * not seen.  Your gradient arrays keep this rank's own.
+ * Of a replicated parameter each rank steps a slice, and keeps the state of that slice only; then all ranks
+ * receive all values.  Gradients are reduced once, by the first clip or step; changes that you make between
+ * that and the step, or opt_zero_grad, are not seen.  Your gradient arrays keep this rank's values.
  *
- * All ranks then call opt_step, opt_step_closure, opt_iterate, opt_check_gradient, opt_clip_grad_norm,
- * opt_clip_grad_value, opt_average_get, opt_average_swap, opt_schedule_step_metric, opt_save and opt_load in the
- * same order.  At the first of these they compare spec, groups, schedulers, PyTorch's version, and parameters by
- * name: what differs is an error on all, and so is what fails on one rank, wherever ranks communicate.
- * Element-wise steps in "Shard(0)" do not, unless opt_grad_scale was called, on all ranks: found_inf of one then
- * leaves a step out on all.
+ * From then on all ranks call opt_step, opt_step_closure, opt_iterate, opt_check_gradient,
+ * opt_clip_grad_norm, opt_clip_grad_value, opt_average_get, opt_average_swap, opt_schedule_step_metric,
+ * opt_save and opt_load, in the same order.  The first of these compares spec, groups, schedulers, PyTorch's
+ * version, and parameters by name: a difference is an error on all ranks.  So is a failure of one rank, in
+ * every call that communicates.  Element-wise steps of "Shard(0)" parameters communicate only after
+ * opt_grad_scale, which all ranks must call: if found_inf is set on one rank, all ranks skip the step.
  *
- * NULL for collective: the ranks are torch.distributed's, over gloo, as torchrun starts them; pass 0 for rank
- * and size.  A world of 1 communicates nothing.  Supports the element-wise classes of torch.optim, and LBFGS. */
+ * With NULL for collective, the ranks are torch.distributed's, over gloo, as torchrun starts them; pass 0 for
+ * rank and size.  With one rank nothing is communicated.  Supports the element-wise classes of torch.optim,
+ * and LBFGS. */
 int opt_distribute(int opt, const char *placement, opt_collective collective, void *user, int rank, int size);
 
-/* Say which block of a grid this rank's part of a "Shard(0)" parameter is, if parts do not lie along dimension 0
- * in the order of ranks.
+/* Say which block of a grid this rank's part of a "Shard(0)" parameter is, if the parts do not follow each
+ * other along dimension 0 in the order of ranks.
  *
- * global_shape is that of the whole grid, offset where this rank's block begins in it, and shape the block's;
- * NULL for the shape that was bound.  Each has ndim values, and the blocks of all ranks fill the grid.  A
- * parameter that was bound as n values may have any shape of n values: the grid is then in checkpoints as it
- * lies in memory, in C order.  Leave out ghost cells: bind what is stepped, by strides.
+ * global_shape is the whole grid's shape, offset is where this rank's block begins in it, and shape is the
+ * block's, NULL for the shape that was bound.  Each has ndim values.  The blocks of all ranks must fill the
+ * grid.  A parameter that was bound as n values may have any shape of n values, in C order; checkpoints then
+ * contain the grid in that order.  Exclude ghost cells: bind, by strides, only what is stepped.
  *
- * Call it on all ranks before the first step.  Only opt_save and opt_load go by it. */
+ * Call it on all ranks before the first step.  Only opt_save and opt_load use it. */
 int opt_bind_block(int opt, const char *name, int ndim, const int64_t *global_shape, const int64_t *offset,
                    const int64_t *shape);
 
 /* ---- functions of yours that a step or a schedule calls ---- */
 
-/* A callback: set *value, and return 0, or a negative number to fail; a positive one fails too.
+/* A callback: set *value and return 0; any other number fails, and should be negative.
  *
  * For a step it is a closure: write the loss to *value, and the gradients to their arrays.  A closure that
- * returns 0 without setting *value fails.  For a schedule, value[0] is the epoch, to be replaced by the
- * factor, and value[1] the parameter group.  If it leaves value[0] unchanged, opt_warning says so, once.
+ * returns 0 without setting *value fails.  For a schedule, value[0] is the epoch, which you replace by the
+ * factor, and value[1] is the parameter group; if value[0] stays unchanged, opt_warning says so, once.
  *
  * It runs on the calling thread, with your floating-point environment.  It may query and clip the same
  * optimizer, but not step, bind or free it.  Callbacks on two threads that call into each other's
- * optimizer deadlock, as does one that waits for another thread's call on the same optimizer.  It should
- * return: after a callback that is left by an exception, longjmp or the end of its thread, its optimizer
- * can only be freed. */
+ * optimizer deadlock, as does one that waits for another thread's call on the same optimizer.  It must
+ * return: if an exception, longjmp or the end of its thread leaves it instead, its optimizer can only be
+ * freed. */
 typedef int (*opt_callback)(void *user, double *value);
 
 /* Make one step with a closure, which LBFGS calls several times and other classes once.
@@ -295,39 +302,39 @@ int opt_iterate(int opt, double loss);
 
 /* Check a closure's gradients against differences of its losses, at the parameters as they are.
  *
- * Up to 20 values of each parameter are compared one by one, at least 2 and 50 of all, and then all of them
- * along a random direction; each comparison takes 4 calls of the closure, at distances that suit the dtype:
- * prefer float64.  Values near a kink of the loss are not judged.  A gradient that is not the loss's
- * derivative is OPT_EINVAL, and opt_error() says of which parameter, where, and what the gradient is
- * instead, if that can be told: twice the derivative, its negative, zero, in the other order, or added to
- * what was there.  *error, if not NULL, receives the largest relative error of a parameter's gradient.
- * Arrays and state are left unchanged. */
+ * Single values are compared first: about 50 in all, at least 2 and at most 20 of each parameter.  Then all
+ * values are, along a random direction.  Each comparison calls the closure 4 times, at distances that suit
+ * the dtype: prefer float64.  Values near a kink of the loss are skipped.  A gradient that is not the loss's
+ * derivative is OPT_EINVAL, and opt_error() names the parameter, the place and, if it can tell, the mistake:
+ * twice the derivative, its negative, zero, in the other order, or added to what was there.  *error, if not
+ * NULL, receives the largest relative error of a parameter's gradient.  Arrays and state are left unchanged.
+ * */
 int opt_check_gradient(int opt, opt_callback closure, void *user, double *error);
 
 /* Make the same check by reverse communication, as opt_iterate makes a step: compute the loss and the
- * gradients while it returns OPT_EVALUATE.  *error is set with OPT_DONE. */
+ * gradients while it returns OPT_EVALUATE.  *error is set when it returns OPT_DONE. */
 int opt_check_gradient_iterate(int opt, double loss, double *error);
 
-/* Attach a scheduler that calls a function of yours: as lr_lambda of LambdaLR and MultiplicativeLR,
- * "LambdaLR()", or as scale_fn of CyclicLR.  The function and user must outlive the optimizer. */
+/* Attach a scheduler that calls a function of yours: the lr_lambda of LambdaLR and MultiplicativeLR,
+ * "LambdaLR()", or the scale_fn of CyclicLR.  The function and user must outlive the optimizer. */
 int opt_schedule_callback(int opt, const char *spec, opt_callback function, void *user);
 
 /* ---- GPUs ---- */
 
-/* Put an optimizer's work on one GPU onto a stream of yours, a cudaStream_t or hipStream_t.
+/* Run an optimizer's work for one GPU on a stream of yours, a cudaStream_t or hipStream_t.
  *
- * Parameters must be bound on that GPU first.  NULL returns to PyTorch's current stream on all GPUs: the
- * legacy default stream, unless a Python host has chosen another one for its thread.  The stream stays
- * yours and must outlive the optimizer or the next opt_stream.
+ * Bind the parameters on that GPU first.  NULL returns to PyTorch's current stream on all GPUs: the legacy
+ * default stream, unless a Python host has chosen another one for its thread.  The stream stays yours and
+ * must outlive the optimizer or the next opt_stream.
  *
  * Calls enqueue their work and return, as a kernel launch does.  They wait for the GPU only to return
  * numbers or CPU memory: total_norm, error_if_nonfinite, opt_average_get into CPU memory, opt_save,
- * opt_load and the first step after it.  Later calls of opt_step may be captured into a CUDA graph, with
- * the hyperparameters of that moment. */
+ * opt_load and the first step after it.  Later calls of opt_step may be captured into a CUDA graph, which
+ * keeps the hyperparameters of that moment. */
 int opt_stream(int opt, void *stream);
 
-/* Divide the gradients by *scale, your loss's factor, in each later step, and skip steps where *found_inf
- * is 1 rather than 0: what torch.amp.GradScaler does in PyTorch programs.
+/* From now on, divide the gradients in each step by *scale, the factor of your loss, and skip steps where
+ * *found_inf is 1 rather than 0: what torch.amp.GradScaler does in PyTorch programs.
  *
  * Each is one float32 on the parameters' device, or NULL for none.  They stay yours and must outlive the
  * optimizer or the next opt_grad_scale; a step reads them when it runs, and may leave the divided gradients
@@ -338,24 +345,23 @@ int opt_grad_scale(int opt, const void *scale, const void *found_inf);
 
 /* ---- averages of the weights ---- */
 
-/* Average the parameters after each step from now on, as torch.optim.swa_utils does: "AveragedModel()"
+/* From now on, average the parameters after each step, as torch.optim.swa_utils does: "AveragedModel()"
  * with equal weights, "AveragedModel(multi_avg_fn=get_ema_multi_avg_fn(0.999))" exponentially. */
 int opt_average(int opt, const char *spec);
 
-/* Copy the average of one parameter into data, which has the parameter's dtype and shape, in C order, and
- * is memory of the parameter's GPU or of the CPU. */
+/* Copy the average of one parameter into data, in the parameter's dtype and shape and in C order.  data is on
+ * the parameter's GPU or on the CPU. */
 int opt_average_get(int opt, const char *name, void *data);
 
 /* Swap the values of all parameters with their averages, in your arrays; the next call swaps them back.
  * No step is possible in between. */
 int opt_average_swap(int opt);
 
-/* Call a method that the optimizer's class, one outside torch.optim, documents for its user: "train" or
- * "eval".
+/* Call a method that a class outside torch.optim documents for its users: "train" or "eval".
  *
  * A schedule-free class averages within its steps: opt_call(opt, "eval") puts the weights to evaluate or
- * keep into your arrays, and opt_call(opt, "train") those to go on from.  It starts in training mode, and
- * the mode is in checkpoints. */
+ * keep into your arrays, and opt_call(opt, "train") those to continue training from.  It starts in training
+ * mode, and checkpoints include the mode. */
 int opt_call(int opt, const char *method);
 
 /* ---- checkpoints ---- */
@@ -364,30 +370,34 @@ int opt_call(int opt, const char *method);
  * step counts, with the names, shapes and dtypes of its parameters.  The parameters' values are yours to
  * keep, unless opt_checkpoint(opt, "parameters=True") includes them.
  *
- * At every moment the file is the complete old one or the complete new one: it is written under a temporary
- * name beside it, flushed to disk and renamed.  If several processes save to one path, the last to finish
- * wins.  A symbolic link is kept: the file that it points to is replaced.  The new file gets the old one's
- * mode, group and ACL.  Anything but a regular file, such as a device or a pipe, is rejected.  PyTorch can
- * read it: torch.load(path, weights_only=True)["optimizer"] is what load_state_dict of the same torch.optim
- * class accepts.
+ * At every moment path is the complete old file or the complete new one: the new one is written under a
+ * temporary name beside it, flushed to disk and renamed.  If several processes save to one path, the last to
+ * finish wins.  A symbolic link is kept: the file that it points to is replaced.  The new file gets the old
+ * one's mode, group and ACL.  Anything but a regular file, such as a device or a pipe, is rejected.
  *
- * Ranks (opt_distribute) write one file together, each its own parts: what one process that has all of it
- * would write.  It can be loaded on any number of ranks, and in one process.  All pass the same path, on a file
- * system that they share.
+ * PyTorch can read the file: load_state_dict of the same torch.optim class accepts
+ * torch.load(path, weights_only=True)["optimizer"].
  *
- * A class outside torch.optim saves and loads by its own methods, and an optimizer whose state would not come
- * back is rejected here rather than by opt_load: OPT_ESTATE. */
+ * Ranks (opt_distribute) write one file together, each its own parts.  It is the file that a single process
+ * would write, and can be loaded on any number of ranks or in one process.  All ranks pass the same path, on
+ * a shared file system.
+ *
+ * A class outside torch.optim saves and loads by its own methods.  If the result would not restore all of its
+ * state, opt_save fails with OPT_ESTATE, so opt_load does not have to. */
 int opt_save(int opt, const char *path);
 
-/* Resume from a file that opt_save wrote, in an optimizer of the same class with the same parameters bound
- * by name in the same groups; order and addresses may differ.
+/* Resume from a file that opt_save wrote, in an optimizer of the same class with parameters of the same names
+ * bound in the same groups; order and addresses may differ.
  *
  * Later steps are those of the saved optimizer, bit for bit, except with sqrt='processor' (see opt_init).
  * Schedulers and averages come from the file; if you have attached some, they must match it.  Attach a
- * schedule with a function of yours before loading.  Files that PyTorch saved also work: a state_dict, or a
- * dict that contains one (as "optimizer", if there are several).  Their parameters are matched by
- * param_names, or else by order; schedulers and averages then stay as they are here.  Loading runs no code,
- * whatever the file contains.  If anything is wrong with it, nothing changes. */
+ * schedule with a function of yours before loading.
+ *
+ * Files that PyTorch saved also work: a state_dict, or a dict that contains one (as "optimizer", if there are
+ * several).  Parameters are then matched by param_names, or else by order, and your schedulers and averages
+ * stay as they are.
+ *
+ * Loading runs no code, whatever the file contains.  If anything is wrong with it, nothing changes. */
 int opt_load(int opt, const char *path);
 
 /* Choose what opt_save writes for this optimizer and what opt_load restores, from now on:
@@ -400,7 +410,7 @@ int opt_load(int opt, const char *path);
 int opt_checkpoint(int opt, const char *options);
 
 /* Attach a UTF-8 text of yours to the optimizer: opt_save writes it, and opt_load replaces all texts by
- * those in the file.  NULL for the text removes it.  Names and texts may total at most 1 MiB. */
+ * those in the file.  NULL removes it.  Names and texts may total at most 1 MiB. */
 int opt_attribute(int opt, const char *name, const char *text);
 
 /* Return such a text.
@@ -408,8 +418,8 @@ int opt_attribute(int opt, const char *name, const char *text);
  * NULL on failure: OPT_EINVAL if there is none of that name.  Valid as long as opt_describe's text. */
 const char *opt_attribute_get(int opt, const char *name);
 
-/* Write what opt_save writes to a buffer of size bytes, and return how many were used; with a NULL buffer,
- * return how many are needed.  Not for ranks. */
+/* Write what opt_save would write into a buffer of size bytes, and return how many were used; with a NULL
+ * buffer, return how many are needed.  Not for ranks. */
 int64_t opt_save_memory(int opt, void *buffer, int64_t size);
 
 /* Resume from what opt_save_memory wrote. */
@@ -427,34 +437,34 @@ int opt_load_memory(int opt, const void *buffer, int64_t size);
  *                                   cost of one pass over each gradient
  *   third_party=True                let a spec name a class outside torch.optim, with its module:
  *                                   "pytorch_optimizer:Lion(lr=1e-4)".  The module is imported, which runs
- *                                   its code; third_party=['pytorch_optimizer'] allows those packages alone.
- *                                   Before each step of such a class through Python its values, gradients
- *                                   and state are copied, because it may replace them, and so that a failed
- *                                   step changes nothing; opt_warning names what could not be put back
- *   undo=False                      leave out the copies of values and state, half of what such steps take
- *                                   beyond PyTorch's: one that fails then leaves both half changed
+ *                                   its code; third_party=['pytorch_optimizer'] allows only those packages.
+ *                                   Before each step of such a class in Python, values, gradients and state
+ *                                   are copied: the class may replace them, and a failed step must change
+ *                                   nothing.  opt_warning names what could not be restored
+ *   undo=False                      do without the copies of values and state, half the cost of such steps
+ *                                   over PyTorch's; a step that fails then leaves both half changed
  *   seed=0                          the seed of such a class's random numbers, 0 by default.  Each optimizer
- *                                   draws from a stream of its own, as after torch.manual_seed(seed), and
- *                                   random's and numpy's alike; checkpoints include it, and your program's
- *                                   generators stay as they are
- *   check_ranks=True                let ranks (opt_distribute) compare every call that all of them make, so
- *                                   that different calls are an error on all and not a hang; steps go through
- *                                   Python then, and send 96 bytes more for each collective
+ *                                   has its own stream, as after torch.manual_seed(seed) and the same for
+ *                                   random and numpy; checkpoints include it, and your program's generators
+ *                                   stay as they are
+ *   check_ranks=True                let ranks (opt_distribute) compare every call that all of them make: a
+ *                                   mismatch is then an error on all ranks instead of a hang.  Steps run in
+ *                                   Python, and each collective sends 96 bytes more
  *   master_weights=True             step a float32 copy of each float16 and bfloat16 parameter: your arrays
  *                                   receive it rounded, and anything else written to them is lost unless
  *                                   they are bound again
- *   sqrt='processor'                in recorded steps, use the processor's square root, rounded correctly, in
- *                                   place of Intel's, which is PyTorch's and takes a third to a half of the
- *                                   time of a million values; every fifth float32 root differs in the last bit
+ *   sqrt='processor'                in recorded steps, use the processor's square root instead of Intel's,
+ *                                   which PyTorch uses and which takes a third to a half of a step of a
+ *                                   million values; one in five float32 roots then differs in the last bit
  *   timeout=300                     seconds for which ranks of torch.distributed wait for each other
  *   log='debug'                     what opt_log's function receives: 'info', 'debug', or False for nothing
- *   plans=False                     run every step through Python; 'stable' or 'direct': bypass it through
- *                                   PyTorch's stable C ABI or, a microsecond faster, its kernels' own
- *                                   entries, the default unless the host is Python
+ *   plans=False                     run every step in Python; 'direct' bypasses it by calling PyTorch's
+ *                                   kernels, 'stable' by PyTorch's stable C ABI, which takes a microsecond
+ *                                   longer and is the default if the host is Python
  * python, num_threads and log act on the process; the others on optimizers created later.  False switches an
  * option off.
  *
- * Without python=, the environment is the one named by the environment variable OPTPLUG_PYTHON, or else the
+ * Without python=, the environment is the one that the environment variable OPTPLUG_PYTHON names, or else the
  * one recorded when cmake (not pip) built optplug, or else the one that contains liboptplug.
  * OPTPLUG_LIBPYTHON names a libpython to load.  Set-uid programs ignore both variables. */
 int opt_init(const char *options);
@@ -463,7 +473,7 @@ int opt_init(const char *options);
  *
  * level is 1 for info, the default, and 2 for debug; line has no newline and is valid only during the call.
  * The function runs at the end of a library call, on the thread that made it, with your floating-point
- * environment and none of our locks held; possibly on several threads at once.  It must not call optplug,
+ * environment and none of our locks held; it may run on several threads at once.  It must not call optplug,
  * and must return.  Set it before opt_init to see the start.  When opt_log returns, the previous function is
  * no longer called.
  *
@@ -471,9 +481,10 @@ int opt_init(const char *options);
 typedef void (*opt_log_function)(void *user, int level, const char *line);
 int opt_log(opt_log_function function, void *user);
 
-/* Describe an optimizer in a few lines of "name: value"; with opt = 0 the library: which Python, libpython,
+/* Describe an optimizer in a few lines of "name: value"; with opt = 0, the library: which Python, libpython,
  * torch and devices it uses, and the options in force.  Starts nothing.  An optimizer's "way" is how its next
- * step runs: "direct" or "stable" (see plans= of opt_init), "recorded" as operations of C's own, or "Python".
+ * step runs: "direct" or "stable" (see plans= of opt_init), "recorded" (operations of our own C), or
+ * "Python".
  *
  * NULL on failure.  Valid until this thread's next opt_describe, opt_list or opt_attribute_get. */
 const char *opt_describe(int opt);
@@ -481,13 +492,13 @@ const char *opt_describe(int opt);
 /* List what is available, one per line: "optimizers", "schedulers", "dtypes", "devices"; or, for the name
  * of an optimizer or scheduler, its arguments with their defaults.
  *
- * The optimizers of packages that third_party names follow PyTorch's, each with its module,
- * "pytorch_optimizer:Lion", by which its arguments are asked for; the packages are imported for that.
+ * The optimizers of the packages that third_party names follow PyTorch's, each as "module:class", which also
+ * lists its arguments: "pytorch_optimizer:Lion".  This imports the packages.
  *
  * Starts Python if necessary.  NULL on failure.  Valid as long as opt_describe's text. */
 const char *opt_list(const char *kind);
 
-/* Return the version of the loaded library: OPTPLUG_VERSION at its build. */
+/* Return the version of the loaded library: the OPTPLUG_VERSION that it was built with. */
 const char *opt_version(void);
 
 #endif /* OPTPLUG_NO_SHORT_NAMES */

@@ -17,7 +17,7 @@ COMMANDS = ("config", "doctor", "list", "describe", "inspect", "bench", "plot")
 # How a step, or a command, begins that a doctor tells you to do.
 STEP = re.compile(
     r"((/\S+|'/[^']+') -m pip install|apt-get|call|chmod|chown|export|install|link|look|name|see|set|start"
-    r"|take|ulimit|unset) "
+    r"|remove|ulimit|unset) "
 )
 
 

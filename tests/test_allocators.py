@@ -43,7 +43,7 @@ def test_with_an_allocator_of_its_own_a_host_shares_its_blas():
 def test_what_can_be_neither_kept_apart_nor_shared_is_an_error():
     said = preloaded("allocator", "blas64")
     assert said.startswith("-4 the host's BLAS in '")
-    assert "has integers of 64 bits" in said
+    assert "uses 64-bit integers" in said
     assert "OPTPLUG_DEEPBIND=1" in said
 
 

@@ -63,7 +63,7 @@ static void mistakes_are_errors(void)
                 opt_average(opt, "AveragedModel(avg_fn=update_bn())"));
     CHECK_FAILS(OPT_EINVAL, "avg_fn must be one of get_ema_avg_fn()",
                 opt_average(opt, "AveragedModel(avg_fn='x')"));
-    CHECK_FAILS(OPT_EINVAL, "device is the parameters' own",
+    CHECK_FAILS(OPT_EINVAL, "the average is on the parameters' device",
                 opt_average(opt, "AveragedModel(device='meta')"));
     CHECK_FAILS(OPT_EINVAL, "Invalid decay value",
                 opt_average(opt, "AveragedModel(avg_fn=get_ema_avg_fn(2))"));

@@ -230,7 +230,7 @@ def test_memory_that_is_too_small_stays_as_it_was(count):
     content = {"optimizer": torch.ones(count)}
     size = checkpoint.save_memory(None, content)
     room = bytearray(b"x" * (size + 5))
-    with pytest.raises(ValueError, match=f"size must be {size} at least, got {size - 1}"):
+    with pytest.raises(ValueError, match=f"size must be at least {size}, got {size - 1}"):
         checkpoint.save_memory(memoryview(room)[: size - 1], content)
     assert room == b"x" * (size + 5)
     assert checkpoint.save_memory(room, content) == size

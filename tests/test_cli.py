@@ -291,9 +291,9 @@ def test_plot_draws_a_picture(tmp_path):
 
 def test_plot_of_no_table_is_an_error(tmp_path):
     table = tmp_path / "no.csv"
-    assert "no.csv is no table of numbers" in command("plot", str(table)).stderr
+    assert "no.csv is not a table of numbers" in command("plot", str(table)).stderr
     table.write_text("epoch\n1\n")
-    assert "is no table of numbers" in command("plot", str(table)).stderr
+    assert "is not a table of numbers" in command("plot", str(table)).stderr
     table.write_text("epoch,loss\n1,1\n")
     assert "cannot be written" in command("plot", str(table), "/nowhere/x.png").stderr
     table.write_text("epoch,loss\n1,much\n")

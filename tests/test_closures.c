@@ -195,7 +195,7 @@ static int meddle(void *user, double *value)
 {
     struct problem *p = user;
     *value = loss_and_gradient(p);
-    CHECK_FAILS(OPT_ESTATE, "is in the middle of a step that has called this function", opt_step(p->opt));
+    CHECK_FAILS(OPT_ESTATE, "is in the middle of the step that called this function", opt_step(p->opt));
     CHECK_FAILS(OPT_ESTATE, "is in the middle", opt_free(p->opt));
     CHECK_FAILS(OPT_ESTATE, "is in the middle", opt_bind(p->opt, "w", "float64", N, p->w, p->dw));
     double lr = 0, norm = 0;

@@ -32,13 +32,13 @@ def test_doctor_knows_other_allocators():
     library = hosts.PROGRAMS / "allocator.so"
     done = command("doctor", LD_PRELOAD=str(library))
     assert done.returncode == 0
-    assert f"NOTE: malloc is that of {library}, so a program with a BLAS" in done.stdout
+    assert f"NOTE: malloc comes from {library}, so a program with its own BLAS" in done.stdout
 
 
 def test_doctor_says_what_to_do():
     done = command("doctor", OPTPLUG_PYTHON="/nowhere/python3", OPTPLUG_LIBPYTHON="/nowhere/libpython.so")
     assert done.returncode == 1
-    assert "names '/nowhere/python3', which is not there\n   DO: unset OPTPLUG_PYTHON" in done.stdout
+    assert "names '/nowhere/python3', which does not exist\n   DO: unset OPTPLUG_PYTHON" in done.stdout
     assert "OPTPLUG_LIBPYTHON names '/nowhere/libpython.so'" in done.stdout
     assert f"library:            {optplug.library()}" in done.stdout
     assert (
@@ -63,9 +63,9 @@ def test_doctor_notes_what_may_become_wrong(tmp_path):
     assert {problem["level"] for problem in found["problems"]} == {"NOTE"}
     notes = {problem["what"]: problem["do"] for problem in found["problems"]}
     expected = {
-        "PYTHONPATH is set, which programs that are no Python ignore": "unset PYTHONPATH",
+        "PYTHONPATH is set, which programs other than Python ignore": "unset PYTHONPATH",
         "OMP_NUM_THREADS": "OMP_ variables",
-        f"LD_LIBRARY_PATH puts {tmp_path}/libiomp5.so before": "without LD_LIBRARY_PATH",
+        f"LD_LIBRARY_PATH puts {tmp_path}/libiomp5.so ahead of": "without LD_LIBRARY_PATH",
     }
     if int(found["host"]["threads"]) > 1:
         expected["one of 4 processes (SLURM_NTASKS)"] = 'opt_init("num_threads=1")'
@@ -106,9 +106,10 @@ def test_doctor_sees_a_library_that_comes_before(tmp_path):
     done = command("doctor", **{name: str(tmp_path)})
     assert done.returncode == 1
     assert (
-        f"WRONG: a program that links {optplug.library()} gets {copy}\n   DO: take its folder" in done.stdout
+        f"WRONG: a program that links {optplug.library()} gets {copy}\n   DO: remove its folder"
+        in done.stdout
     )
-    assert f"'{copy}' lies in no environment of Python" in done.stdout
+    assert f"'{copy}' is not in an environment of Python" in done.stdout
 
 
 def test_doctor_names_what_is_not_installed_too_old_or_missing(bare):
@@ -142,7 +143,7 @@ def test_doctor_survives_a_torch_that_ends_the_process(bare):
     (bare / "torch.py").write_text("import os, signal\nos.kill(os.getpid(), signal.SIGILL)")
     done = command("doctor", python=bare.parents[2] / "bin/python")
     assert done.returncode == 1
-    assert "WRONG: a program that links optplug is ended by SIGILL when it starts it" in done.stdout
+    assert "WRONG: a program that links optplug is ended by SIGILL when it starts optplug" in done.stdout
     assert "optplug-probe; torch alone fails too" in done.stdout
 
 
@@ -168,7 +169,7 @@ def test_doctor_sees_a_library_of_another_version(bare):
     library.write_bytes(library.read_bytes().replace(version + b"\0", b"9" * len(version) + b"\0"))
     done = command("doctor", python=bare.parents[2] / "bin/python", OPTPLUG_PYTHON=sys.executable)
     assert done.returncode == 1
-    assert "is of another version than the package optplug" in done.stdout
+    assert "has a different version from the package optplug" in done.stdout
 
 
 def test_doctor_sees_what_prints_and_another_optplug(bare):
@@ -183,7 +184,7 @@ def test_doctor_sees_a_variable_that_names_another_environment(bare):
     python = bare.parents[2] / "bin/python"
     done = command("doctor", OPTPLUG_PYTHON=str(python))
     assert done.returncode == 0, done.stdout
-    assert f"NOTE: OPTPLUG_PYTHON lets programs use {python}, and this is {sys.executable}" in done.stdout
+    assert f"NOTE: OPTPLUG_PYTHON makes programs use {python}, but this is {sys.executable}" in done.stdout
 
 
 def test_doctor_knows_a_package_that_was_copied_out_of_its_environment(tmp_path):
@@ -192,7 +193,7 @@ def test_doctor_knows_a_package_that_was_copied_out_of_its_environment(tmp_path)
     done = command("doctor", PYTHONPATH=str(tmp_path))
     assert done.returncode == 1
     library = tmp_path / "optplug/lib" / pathlib.Path(optplug.library()).name
-    assert f"'{library}' lies in no environment of Python" in done.stdout
+    assert f"'{library}' is not in an environment of Python" in done.stdout
     assert f"there is another optplug in {SITE}, and this one is in {tmp_path}" in done.stdout
 
 

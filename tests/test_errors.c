@@ -32,7 +32,7 @@ static void bad_specs(void)
     CHECK_FAILS(OPT_EINVAL, "not UTF-8", opt_create("Adam(lr=\xff)"));
     CHECK_FAILS(OPT_EINVAL, "`fused` and `foreach` cannot be `True` together",
                 opt_create("Adam(fused=True, foreach=True)"));
-    CHECK_FAILS(OPT_EINVAL, "argument 'lr' comes twice", opt_create("Adam(lr=0.1, lr=0.2)"));
+    CHECK_FAILS(OPT_EINVAL, "argument 'lr' is given twice", opt_create("Adam(lr=0.1, lr=0.2)"));
     CHECK_FAILS(OPT_EINVAL,
                 "spec \"ASGD(t0='s')\": ", opt_create("ASGD(t0='s')")); /* only its steps see that */
     CHECK_FAILS(OPT_EINVAL, "in-place operation", opt_create("Adam(differentiable=True)"));
@@ -78,7 +78,8 @@ static void bad_options(void)
     CHECK_FAILS(OPT_EINVAL, "a quoted path", opt_init("python=/usr/bin/python3"));
     CHECK_FAILS(OPT_EINVAL, "no option 'python3'", opt_init("python3='/usr/bin/python3'"));
     CHECK_FAILS(OPT_EINVAL, "got 10000000000000", opt_init("num_threads=10000000000000"));
-    CHECK_FAILS(OPT_EINVAL, "argument 'num_threads' comes twice", opt_init("num_threads=1, num_threads=1"));
+    CHECK_FAILS(OPT_EINVAL, "argument 'num_threads' is given twice",
+                opt_init("num_threads=1, num_threads=1"));
     CHECK_FAILS(OPT_EINVAL, "a quote is not closed", opt_init("python='/usr/bin/python3"));
     CHECK_FAILS(OPT_EINVAL, "'name=value, name=value'", opt_init("num_threads=1)(2"));
     CHECK_FAILS(OPT_ESTATE, "python='/nowhere' is too late", opt_init("num_threads=1, python='/nowhere'"));
@@ -125,9 +126,9 @@ static void bad_parameters(int opt)
                 opt_bind_nd(opt, "v", "float64", "cpu", 2, huge, w, NULL, dw, NULL));
     CHECK_FAILS(OPT_EINVAL, "strides[0] must not be negative, got -2",
                 opt_bind_nd(opt, "v", "float64", "cpu", 2, matrix, w, back, dw, NULL));
-    CHECK_FAILS(OPT_EINVAL, "is 1, so that elements share memory",
+    CHECK_FAILS(OPT_EINVAL, "is 1, so elements share memory",
                 opt_bind_nd(opt, "v", "float64", "cpu", 2, matrix, w, overlap, dw, NULL));
-    CHECK_FAILS(OPT_EINVAL, "grad_strides[0] is 0, so that elements share memory",
+    CHECK_FAILS(OPT_EINVAL, "grad_strides[0] is 0, so elements share memory",
                 opt_bind_nd(opt, "v", "float64", "cpu", 2, matrix, w, NULL, dw, broadcast));
     CHECK_FAILS(OPT_EINVAL, "data: 2 x 2 values of float64 reach beyond",
                 opt_bind_nd(opt, "v", "float64", "cpu", 2, matrix, w, far, dw, NULL));

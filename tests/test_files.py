@@ -330,7 +330,7 @@ def test_a_file_system_that_gives_no_lock_is_an_error_and_no_endless_loop(tmp_pa
         raise BlockingIOError(errno.EAGAIN, os.strerror(errno.EAGAIN))
 
     monkeypatch.setattr(fcntl, "flock", flock)
-    with pytest.raises(FileExistsError, match="stays ours"):
+    with pytest.raises(FileExistsError, match="keep removing the new file"):
         save(tmp_path / "c.pt")
     assert names(tmp_path) == []
 

@@ -103,7 +103,7 @@ def test_a_list_of_lbfgs_that_is_another_is_refused():
         for value in (-1, 0.5, "x", 1 << 60, None):
             victim.refuses_change(lambda c, key=key, value=value: state_of(c)[0].update({key: value}), key)
     victim.refuses_change(lambda c: state_of(c)[0].update(al=[]), "al must have")
-    victim.refuses_change(lambda c: state_of(c).update({1: state_of(c)[0]}), "which the first parameter has")
+    victim.refuses_change(lambda c: state_of(c).update({1: state_of(c)[0]}), "but the first parameter holds")
     victim.goes_on()
 
 

@@ -53,8 +53,8 @@ static void fork_while_another_thread_starts_python(void)
     while (!python_runs())
         usleep(1000);
     if (in_child(&child)) {
-        CHECK_FAILS(OPT_ESTART, "forked while another thread started Python", opt_create("SGD()"));
-        CHECK_FAILS(OPT_ESTART, "forked while another thread started Python", opt_init(NULL));
+        CHECK_FAILS(OPT_ESTART, "forked while another thread was starting Python", opt_create("SGD()"));
+        CHECK_FAILS(OPT_ESTART, "forked while another thread was starting Python", opt_init(NULL));
         _exit(0);
     }
     CHECK(pthread_join(thread, NULL) == 0);
@@ -77,7 +77,7 @@ static void state_is_the_childs_own(void)
         CHECK(w[0] < stepped && w[MANY - 1] == w[0]);
         int fresh = opt_create("SGD(lr=1)");
         CHECK(fresh > 0 && opt_bind(fresh, "w", "float32", MANY, w, dw) == OPT_OK);
-        CHECK_FAILS(OPT_ESTATE, "is the parent process's", opt_iterate(begun, 0));
+        CHECK_FAILS(OPT_ESTATE, "was begun in the parent process", opt_iterate(begun, 0));
         CHECK(opt_free(begun) == OPT_OK);
         CHECK(opt_step(fresh) == OPT_OK && opt_free(fresh) == OPT_OK);
         _exit(0);
@@ -158,7 +158,7 @@ static int fork_inside(void *user, double *value)
     *value = 1;
     if (in_child(&child)) {
         check_one_step();
-        CHECK_FAILS(OPT_ESTATE, "in the middle of a step", opt_step(*opt));
+        CHECK_FAILS(OPT_ESTATE, "in the middle of the step", opt_step(*opt));
         exit(0);
     }
     check_child(child);

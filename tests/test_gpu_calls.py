@@ -58,8 +58,8 @@ def test_without_cuda_there_is_no_device():
     opt = lib.opt_create(b"Adam()")
     assert lib.opt_bind_nd(opt, b"w", b"float32", b"cuda:0", 0, None, 4096, None, 4096, None) == -1
     assert lib.opt_error().decode() == (
-        f"no device 'cuda:0': torch {torch.__version__} is built for the CPU alone; "
-        "https://pytorch.org/get-started/locally has it with CUDA or ROCm"
+        f"no device 'cuda:0': torch {torch.__version__} is a CPU-only build; "
+        f"https://pytorch.org/get-started/locally has builds with CUDA or ROCm"
     )
     assert lib.opt_bind_nd(opt, b"w", b"float32", b"tpu", 0, None, 4096, None, 4096, None) == -1
     assert lib.opt_error() == b"no device 'tpu': there are cpu"

@@ -193,7 +193,7 @@ static void what_is_between_or_missing_is_refused(void)
     int opt = opt_create("SGD(lr=0.5)");
     CHECK_FAILS(OPT_ESTATE, "nothing is bound", opt_check_gradient(opt, closure, &p, NULL));
     CHECK(opt_bind(opt, "w", "float64", 2, NULL, NULL) == OPT_OK);
-    CHECK_FAILS(OPT_ESTATE, "has arrays only in", opt_check_gradient(opt, closure, &p, NULL));
+    CHECK_FAILS(OPT_ESTATE, "has arrays only during", opt_check_gradient(opt, closure, &p, NULL));
     CHECK(opt_free(opt) == OPT_OK);
 }
 

@@ -96,7 +96,7 @@ def test_inspect_of_a_damaged_or_foreign_file_is_a_line(call, saved, tmp_path):
         (lambda: bad.write_bytes(saved.read_bytes()[:-1]), "damaged"),
         (lambda: bad.write_bytes(b""), "it is empty"),
         (lambda: bad.write_text("epoch,loss"), "not a checkpoint"),
-        (lambda: torch.save({"a": 1}, bad), "it has no state of an optimizer in it"),
+        (lambda: torch.save({"a": 1}, bad), "it contains no optimizer state"),
         (lambda: torch.save({"state": 1, "param_groups": [1]}, bad), "an entry has the wrong type"),
         (lambda: torch.save({"state": {}, "param_groups": [{}]}, bad), "it has no 'params'"),
         (lambda: torch.save(torch.ones(1), bad), "it has a Tensor in it"),

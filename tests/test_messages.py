@@ -99,23 +99,23 @@ def test_an_average_is_what_it_is_in_pytorchs_words(bound, weight, text):
     [
         ("create", "Adam", "it must be a call, such as 'Adam()'"),
         ("create", "torch.optim.Adam", "it must be a call, such as 'Adam()'"),
-        ("create", "Adam(w, lr=0.1)", "'w' is a name, and its value is unknown here: write the value"),
-        ("create", "LBFGS(line_search_fn=strong_wolfe)", "write the value, and text in quotes"),
+        ("create", "Adam(w, lr=0.1)", "'w' is a name whose value is unknown here: write the value"),
+        ("create", "LBFGS(line_search_fn=strong_wolfe)", "write the value, with quotes if it is text"),
         ("create", "Adam([w], lr=0.1)", "parameters, optimizer and model are left out"),
         ("create", "Adam(lr=params)", "'params' is a name"),
         ("create", "Adam(amsgrad=.true.)", "write True and False, without dots"),
-        ("create", "SGD([{'params': net.parameters()}])", "groups of them by opt_group"),
+        ("create", "SGD([{'params': net.parameters()}])", "and groups with opt_group"),
         ("create", "torch.optim.lr_scheduler.Adam()", "write torch.optim.Adam"),
-        ("create", "torch.optim:optim.Adam()", "it has two modules"),
+        ("create", "torch.optim:optim.Adam()", "it names two modules"),
         ("schedule", "StepLR(optimizer, step_size=n)", "'n' is a name"),
         ("schedule", "lr_scheduler.SWALR(optimizer, swa_lr=1)", "write torch.optim.swa_utils.SWALR"),
         ("schedule", "somebodys:StepLR(1)", "write torch.optim.lr_scheduler.StepLR"),
         ("schedule", "SequentialLR([optim.StepLR(1)], [])", "write torch.optim.lr_scheduler.StepLR"),
-        ("schedule", "LambdaLR(optimizer, lr_lambda=lambda n: 1)", "which opt_schedule_callback takes"),
+        ("schedule", "LambdaLR(optimizer, lr_lambda=lambda n: 1)", "pass yours to opt_schedule_callback"),
         ("schedule", "LambdaLR(optimizer, lr_lambda=[f, g])", "lr_lambda=[f, g] is a function"),
         ("average", "ema", "'AveragedModel(multi_avg_fn=get_ema_multi_avg_fn(0.999))' for an exponential"),
         ("average", "EMA(0.99)", "no average 'EMA': write 'AveragedModel()' for equal weights"),
-        ("average", "AveragedModel(0.99)", "device=0.99: device is the parameters' own: write"),
+        ("average", "AveragedModel(0.99)", "device=0.99: the average is on the parameters' device: write"),
         ("average", "AveragedModel(model, decay=0.99)", "no argument 'decay': write"),
         ("average", "somebodys:AveragedModel()", "write torch.optim.swa_utils.AveragedModel"),
         ("average", "AveragedModel(avg_fn=optim.get_ema_avg_fn())", "write torch.optim.swa_utils.get_ema"),
@@ -168,9 +168,9 @@ EXAMPLES = examples()
 
 REMEDIES = (
     "write the value",
-    "which opt_schedule_callback takes",
+    "pass yours to opt_schedule_callback",
     "it cannot be read",
-    "parameters come by opt_bind",
+    "pass parameters with opt_bind",
 )
 
 
@@ -213,7 +213,7 @@ def test_pytorch_has_examples():
         ("schedule", "ReduceLROnPlateau('least')", "mode must be 'min' or 'max', got 'least'"),
         ("schedule", "ExponentialLR(-1)", "gamma=-1: lr becomes -0.5"),
         ("schedule", "LambdaLR(0.5)", "leave lr_lambda out here"),
-        ("schedule", "StepLR(3, last_epoch=2)", "last_epoch must be left out, got 2: opt_load goes on with"),
+        ("schedule", "StepLR(3, last_epoch=2)", "last_epoch must be left out, got 2: opt_load resumes"),
         (
             "schedule",
             "SequentialLR([ConstantLR(), StepLR(0)], [1])",

@@ -50,5 +50,5 @@ def test_a_torch_that_lacks_something_is_an_error_of_the_start(name):
     said = run("-c", START.format(GONE[name]))
     assert "has no attribute" in said
     assert name.rpartition(".")[2] in said
-    assert "is not as optplug knows it, which is up to 2." in said
+    assert "is unknown to optplug, which knows torch up to 2." in said
     assert "-m pip install 'torch==2." in said

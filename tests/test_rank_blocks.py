@@ -163,10 +163,10 @@ def refused(size: int, call, status: int = -1) -> str:
     [
         (lambda o: o.bind_block("v", (4, 3), (0, 0)), "no parameter 'v'"),
         (lambda o: o.bind_block("c", (6,), (0,)), "every rank has all of it"),
-        (lambda o: o.bind_block("u", (4,), (0,)), "pass its shape as well"),
+        (lambda o: o.bind_block("u", (4,), (0,)), "so pass shape as well"),
         (lambda o: o.bind_block("u", (4, 3), (0, 0), (3, 2)), "it was bound with shape (2, 3)"),
-        (lambda o: o.bind_block("u", (4, 3), (3, 0)), "is not within it"),
-        (lambda o: o.bind_block("u", (4, 3), (-1, 0)), "is not within it"),
+        (lambda o: o.bind_block("u", (4, 3), (3, 0)), "lies outside of it"),
+        (lambda o: o.bind_block("u", (4, 3), (-1, 0)), "lies outside of it"),
         (lambda o: o.bind_block("u", (), ()), "ndim must be positive"),
         (lambda o: (o.step(), o.bind_block("u", (4, 3), (0, 0))), "call opt_bind_block before"),
     ],

@@ -237,7 +237,7 @@ def test_other_values_than_at_the_save_are_warned_of_by_those_of_the_whole(tmp_p
         warnings.simplefilter("always")
         on(2, lambda comm: work(comm, ""))
     assert not none
-    with pytest.warns(UserWarning, match="are in the parameters 'u': restore") as caught:
+    with pytest.warns(UserWarning, match="in the parameters 'u': restore") as caught:
         on(2, lambda comm: work(comm, "u"))
     assert len(caught) == 2
 
@@ -422,7 +422,7 @@ def test_another_whole_is_refused_by_its_shape(tmp_path):
         opt.save(tmp_path / "file")
     message = fails(2, tmp_path / "file", lambda *_: None, call="load")
     assert message.endswith(
-        f"parameter 'u' is float64 of shape ({N + 1},) in it, and float64 of shape ({N},) here"
+        f"parameter 'u' is float64 of shape ({N + 1},) in the file, and float64 of shape ({N},) here"
     )
 
 
@@ -438,7 +438,7 @@ def test_a_value_that_is_damaged_is_an_error_of_all(tmp_path):
 def test_memory_is_refused(call):
     def work(comm):
         run = Run("Adam(lr=0.01)", comm)
-        with pytest.raises(Error, match="after opt_distribute is not built: call opt_") as error:
+        with pytest.raises(Error, match="after opt_distribute is not supported: call opt_") as error:
             run.opt.save_memory() if call == "save_memory" else run.opt.load_memory(b"a")
         return error.value.status
 

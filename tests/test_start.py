@@ -78,13 +78,13 @@ def test_a_python_that_is_none_is_refused(host, tmp_path):
         "-4 python: '/nowhere/python3' is neither an environment's folder"
     )
     if pathlib.Path("/usr/bin/env").exists():
-        assert "'/usr/bin/env' is no Python" in say(host, OPTPLUG_PYTHON="/usr/bin/env")
+        assert "'/usr/bin/env' is not Python" in say(host, OPTPLUG_PYTHON="/usr/bin/env")
     shim = tmp_path / "bin" / "python3"
     shim.parent.mkdir()
     shim.write_text('#!/bin/sh\nexec python3 "$@"\n')
     shim.chmod(0o755)
     assert say(host, OPTPLUG_PYTHON=str(shim)).startswith(
-        f"-4 OPTPLUG_PYTHON: '{shim}' is no Python {VERSION}, for which this liboptplug was built"
+        f"-4 OPTPLUG_PYTHON: '{shim}' is not Python {VERSION}, for which this liboptplug was built"
     )
     (tmp_path / "pyvenv.cfg").write_text("home = /usr/bin\nversion = 3.4.1\n")
     assert say(host, OPTPLUG_PYTHON=str(shim)).startswith(
@@ -108,7 +108,7 @@ def test_a_named_libpython_that_is_missing_is_an_error(host):
 def test_a_copy_of_the_library_outside_of_any_environment_asks_for_one(tmp_path):
     copy = shutil.copy(optplug.library(), tmp_path)
     host = hosts.PROGRAMS / "host_dlopened"
-    assert say(host, OPTPLUG_TEST_LIBRARY=str(copy)).startswith(f"-4 '{copy}' lies in no environment")
+    assert say(host, OPTPLUG_TEST_LIBRARY=str(copy)).startswith(f"-4 '{copy}' is not in an environment")
     assert say(host, OPTPLUG_TEST_LIBRARY=str(copy), OPTPLUG_PYTHON=sys.executable).startswith(STEPPED)
 
 
@@ -118,7 +118,7 @@ def test_a_free_threaded_python_is_refused_by_name(tmp_path):
     shutil.copy(sys.executable, folder / f"python{VERSION}t")
     (folder / "python3").symlink_to(f"python{VERSION}t")
     said = say(hosts.PROGRAMS / "host", OPTPLUG_PYTHON=str(folder / "python3"))
-    assert said.startswith(f"-4 OPTPLUG_PYTHON: '{folder}/python3' is a free-threaded Python, on which")
+    assert said.startswith(f"-4 OPTPLUG_PYTHON: '{folder}/python3' is a free-threaded Python, which")
 
 
 def test_a_missing_torch_is_an_error_that_says_what_to_install(bare):
@@ -142,7 +142,7 @@ def test_a_bridge_of_another_version_is_refused(bare):
     said = say(
         hosts.PROGRAMS / "host_dlopened", OPTPLUG_TEST_LIBRARY=str(library), OPTPLUG_PYTHON=sys.executable
     )
-    assert "is of another version than the package optplug" in said
+    assert "has a different version from the package optplug" in said
 
 
 def test_a_start_that_has_failed_in_torch_is_tried_once(bare):
@@ -212,7 +212,7 @@ def test_without_threads_to_be_made_torch_uses_one_or_says_so():
     assert shell(with_one, *AS_SOMEBODY).startswith(STEPPED)
     if len(os.sched_getaffinity(0)) == 1:
         return
-    assert "and numpy's BLAS would make" in shell("exec prlimit --nproc=1 $1", *AS_SOMEBODY)
+    assert "and numpy's BLAS needs" in shell("exec prlimit --nproc=1 $1", *AS_SOMEBODY)
     enough_to_start = "export OPENBLAS_NUM_THREADS=1; exec prlimit --nproc=1 $1"
     said = shell(enough_to_start, *AS_SOMEBODY)
     assert said.startswith(STEPPED)
@@ -240,7 +240,7 @@ def test_without_a_thread_a_step_by_reverse_communication_says_what_to_do(tmp_pa
     (tmp_path / "iterate.py").write_text(ITERATE)
     line = f"export OMP_NUM_THREADS=1; exec prlimit --nproc=1 $1 {tmp_path}/iterate.py"
     said = shell(line, *AS_SOMEBODY, program=sys.executable).splitlines()
-    assert ["opt_iterate makes a thread" in line for line in said] == [True, True, False]
+    assert ["opt_iterate needs a thread" in line for line in said] == [True, True, False]
     assert said[2] == "stepped"
 
 

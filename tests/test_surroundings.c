@@ -56,8 +56,8 @@ static void a_deleted_folder_is_an_error_until_there_is_another(void)
 {
     char folder[] = "/tmp/optplug-gone-XXXXXX";
     CHECK(mkdtemp(folder) && chdir(folder) == 0 && rmdir(folder) == 0);
-    CHECK_FAILS(OPT_ESTART, "the working directory is deleted", opt_init(NULL));
-    CHECK_FAILS(OPT_ESTART, "the working directory is deleted", opt_create("Adam()"));
+    CHECK_FAILS(OPT_ESTART, "the working directory has been deleted", opt_init(NULL));
+    CHECK_FAILS(OPT_ESTART, "the working directory has been deleted", opt_create("Adam()"));
     CHECK(chdir("/tmp") == 0);
     check_one_step();
     strcpy(folder, "/tmp/optplug-gone-XXXXXX");

@@ -109,7 +109,7 @@ def test_without_leave_nothing_is_imported(tmp_path, monkeypatch):
     (tmp_path / "trap.py").write_text("raise SystemExit('imported')")
     monkeypatch.syspath_prepend(tmp_path)
     assert lib.opt_create(b"trap:Sign()") == -1
-    assert b'allow that with opt_init("third_party=True")' in lib.opt_error()
+    assert b'allow it with opt_init("third_party=True")' in lib.opt_error()
 
 
 @pytest.fixture

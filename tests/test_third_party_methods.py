@@ -262,5 +262,5 @@ def test_arrays_that_come_with_each_step_are_asked_for():
     opt = lib.opt_create(b"somebodys:ScheduleFree()")
     assert lib.opt_bind(opt, b"w", b"float64", 2, None, None) == 0
     assert lib.opt_call(opt, b"eval") == STATUSES["OPT_ESTATE"]
-    assert b"bind it to arrays for this" in lib.opt_error()
+    assert b"bind it to arrays first" in lib.opt_error()
     assert lib.opt_free(opt) == 0

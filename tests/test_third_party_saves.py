@@ -108,7 +108,7 @@ def as_kind(kind: str, of: object) -> dict[str, object]:
         (lambda own: own.update(__class__=1), "its optimizer has an attribute '__class__'"),
         (lambda own: own.update(mark=as_kind("array", 3)), "mark is of no known kind"),
         (lambda own: own.update(mark=as_kind("parameter", INTEGERS)), "mark is of no known kind"),
-        (lambda own: own.update(mark=as_kind("generator", BYTES)), "mark is no generator's state"),
+        (lambda own: own.update(mark=as_kind("generator", BYTES)), "mark is not a generator's state"),
         (lambda own: own.update(mark=as_kind("ordered", [[[], 1]])), "mark is of no known kind"),
     ],
 )

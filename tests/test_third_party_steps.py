@@ -177,7 +177,7 @@ def test_a_tensor_in_another_is_put_back_where_it_was_replaced():
 def test_a_parameter_that_becomes_another_is_an_error():
     ours = Hosted("Reshaping")
     ours.fill(0)
-    with pytest.raises(RuntimeError, match=r"'w0': the step has made it .*15.* is bound as .*5"):
+    with pytest.raises(RuntimeError, match=r"'w0': the step changed it to .*15.* is bound as .*5"):
         ours.opt.step()
     assert same(ours.values, drawn(0))
 

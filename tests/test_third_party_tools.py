@@ -74,7 +74,7 @@ def test_optimizers_of_packages_that_are_named_are_in_the_list():
     assert ctypes_api.listing("tools_package:Around") == ["inner_optimizer", "rho=1.0", "kwargs"]
     ctypes_api.init("third_party=False")
     assert not [name for name in ctypes_api.listing("optimizers") if ":" in name]
-    with pytest.raises(Error, match=r"outside torch\.optim and would be imported: allow that with"):
+    with pytest.raises(Error, match=r"outside torch\.optim and would be imported: allow it with"):
         ctypes_api.listing("tools_package:Lino")
 
 

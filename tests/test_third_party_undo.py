@@ -68,7 +68,7 @@ def test_what_cannot_be_put_back_is_said():
         ours.fill(i)
         ours.opt.step()
     lib.opt_warning()
-    with pytest.warns(UserWarning, match="HoldsIterator holds what cannot be put back .*: count"):
+    with pytest.warns(UserWarning, match="HoldsIterator holds objects that cannot be restored .*: count"):
         fail(ours, "step")
 
 

@@ -377,7 +377,7 @@ def test_what_plain_pytorch_has_saved_is_gone_on_from(spec, tmp_path):
         ),
         (
             "wrappers:Slow(SGD(lr=0.1), lr=0.5)",
-            r"lr is an argument of SGD: write it within optimizer=SGD\(...\)",
+            r"lr is an argument of SGD: write it inside optimizer=SGD\(...\)",
         ),
         ("wrappers:Slow(Foo())", r"optimizer=Foo\(\): no optimizer 'Foo'"),
         ("wrappers:Slow(SGD(rate=1))", r"optimizer=SGD\(rate=1\): no argument of SGD 'rate'"),
@@ -390,10 +390,10 @@ def test_what_plain_pytorch_has_saved_is_gone_on_from(spec, tmp_path):
         ),
         ("wrappers:Slow(SGD(), k=SGD)", "k must be a literal"),
         ("wrappers:Sharp(base_optimizer=os:path)", "module 'os' is in no package that may be imported"),
-        ("wrappers:Sharp(base_optimizer=torch)", "'torch' is a name, and its value is unknown here"),
+        ("wrappers:Sharp(base_optimizer=torch)", "'torch' is a name whose value is unknown here"),
         ("wrappers:Typed(kind=torch.float33)", "no dtype of torch's 'float33': did you mean"),
         ("wrappers:Typed(kind=torch.load)", "no dtype of torch's 'load'"),
-        ("wrappers:Typed(kind=torch.float32.__class__)", "is a name, and its value is unknown here"),
+        ("wrappers:Typed(kind=torch.float32.__class__)", "is a name whose value is unknown here"),
         ("wrappers:Typed(kind=[SGD])", "kind must be a literal"),
         ("wrappers:Typed(kind=[torch.load])", "no dtype of torch's 'load'"),
         ("wrappers:Typed(params=3)", "Typed gets params from optplug: leave it out"),
@@ -430,7 +430,7 @@ def test_options_of_groups_are_values_dtypes_or_optimizers_and_nothing_else():
 
 
 def test_a_wrapper_that_hides_the_weights_to_evaluate_is_warned_of():
-    words = r"Slow has no train\(\) and eval\(\), which the ScheduleFree in it has: its weights to evaluate"
+    words = r"Slow has no train\(\) and eval\(\), which the ScheduleFree in it has: the weights to evaluate"
     with pytest.warns(UserWarning, match=words):
         ours = Optimizer("wrappers:Slow(somebodys:ScheduleFree())")
     ours.bind("w", np.ones(2, "f4"), np.ones(2, "f4"))

@@ -77,7 +77,7 @@ def _read_zip(file: BinaryIO, is_checked: bool) -> Any:
         return content.numpy().tobytes()
 
     if roots[0] + "byteorder" in records and text("byteorder") != sys.byteorder.encode():
-        raise DamagedError("it was saved on a machine with another byte order")
+        raise DamagedError("it was saved on a machine with a different byte order")
     known: dict[str, Storage] = {}
 
     def storage(identity: tuple[Any, ...]) -> Storage:

@@ -46,9 +46,7 @@ def check_kinds(function: Callable[..., Any], arguments: Mapping[str, Any]) -> N
     """
     for name, value in arguments.items():
         if name == "last_epoch" and value != -1:
-            raise SpecError(
-                f"last_epoch must be left out, got {shown(value)}: opt_load goes on with a schedule"
-            )
+            raise SpecError(f"last_epoch must be left out, got {shown(value)}: opt_load resumes schedules")
         hint = _hints(function).get(name) if name != "last_epoch" else None
         if name in _FOR_EACH_GROUP:
             hint = float | list[float]
@@ -111,7 +109,7 @@ def said(error: BaseException) -> str:
     if message and (is_torchs or _is_raised_by_python_code(error)):
         return message
     if isinstance(error, KeyError):
-        return f"PyTorch has no {message!r} for it"
+        return f"PyTorch does not know {message!r}"
     return f"PyTorch rejects it ({type(error).__name__})"
 
 

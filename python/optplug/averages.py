@@ -41,7 +41,7 @@ class Average:
             arguments = spec.check_arguments(swa_utils.AveragedModel, call, {"model"})
             if "device" in arguments:
                 raise SpecError(
-                    f"device={shown(arguments['device'])}: device is the parameters' own: {_HINT}"
+                    f"device={shown(arguments['device'])}: the average is on the parameters' device: {_HINT}"
                 )
             made: dict[str, Any] = {name: _argument(name, value) for name, value in arguments.items()}
             check_kinds(swa_utils.AveragedModel, arguments)
@@ -108,7 +108,7 @@ class Average:
         """Return the average of the parameter of that index."""
         self._check()
         if self.swapped:
-            raise StateError("the averages are swapped in, and lie where the parameters did")
+            raise StateError("the averages are swapped in: call opt_average_swap again first")
         return list(self._averaged.parameters())[index].detach()
 
     def memory(self) -> list[Tensor]:
@@ -151,7 +151,7 @@ class Average:
 
     def _check(self) -> None:
         if not self._averaged.n_averaged:
-            raise StateError("no step has been averaged yet: opt_average takes in those after it")
+            raise StateError("no step has been averaged yet: opt_average averages the steps that follow it")
 
 
 def _read(text: str) -> Call:

@@ -48,8 +48,8 @@ class Binder:
             raise ValueError(f"parameter {shown(name)}: sparse gradients have no master copy")
         if self._recipe.must_fuse and not has_master and not self._recipe.can_fuse(data, grad):
             raise ValueError(
-                f"parameter {shown(name)}: with fused=True data and grad must be real, without gaps, of one "
-                f"layout, and of a dtype that PyTorch's fused {self._recipe.name} steps rightly, got "
+                f"parameter {shown(name)}: with fused=True, data and grad must be real, without gaps, in the "
+                f"same layout, and of a dtype that PyTorch's fused {self._recipe.name} steps correctly, got "
                 f"{layout(data)} and {layout(grad)}: leave fused out"
             )
         known = self._parameters.get(name)
@@ -61,7 +61,7 @@ class Binder:
             )
         if known is None and run.built is not None:
             raise StateError(
-                f"name {shown(name)} is new after the first step or schedule: bind all parameters before"
+                f"name {shown(name)} is new after the first step or schedule: bind all parameters earlier"
             )
         claims = self._claims.check(name, data, memory)
         if known is not None:

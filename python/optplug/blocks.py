@@ -61,12 +61,12 @@ def block_of(
     block = Block(tuple(whole), tuple(start), tuple(shape if size is None else size))
     what = f"parameter {shown(name)}: a block of shape {block.size} at {block.start} of {block.shape}"
     if len(block.size) != len(block.shape):
-        raise ValueError(f"{what}: it has {len(block.shape)} dimensions there, pass its shape as well")
+        raise ValueError(f"{what}: the whole has {len(block.shape)} dimensions, so pass shape as well")
     if block.size != tuple(shape) and (math.prod(block.size),) != tuple(shape):
         raise ValueError(f"{what}: it was bound with shape {tuple(shape)}")
     ranges = zip(block.start, block.size, block.shape, strict=True)
     if not all(first >= 0 and n >= 0 and first + n <= most for first, n, most in ranges):
-        raise ValueError(f"{what} is not within it")
+        raise ValueError(f"{what} lies outside of it")
     return block
 
 

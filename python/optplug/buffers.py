@@ -200,8 +200,7 @@ def _check_strides(name: str, shape: Sequence[int], strides: Sequence[int]) -> N
     for s, n, i in sorted((s, n, i) for i, (n, s) in enumerate(zip(shape, strides, strict=True)) if n > 1):
         if s <= inside and 0 not in shape:
             raise ValueError(
-                f"{name}[{i}] is {s}, so that elements share memory or rows interleave: "
-                f"it must be over {inside}"
+                f"{name}[{i}] is {s}, so elements share memory or rows interleave: it must exceed {inside}"
             )
         inside += s * (n - 1)
 

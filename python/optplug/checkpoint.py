@@ -238,7 +238,7 @@ def save_memory(room: Any, content: dict[str, Any]) -> int:
     if room is None:
         return size
     if size > len(room):
-        raise ValueError(f"size must be {size} at least, got {len(room)}")
+        raise ValueError(f"size must be at least {size}, got {len(room)}")
     if in_one_pass:
         room[:size] = made.room[:size]
     else:

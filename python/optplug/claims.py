@@ -126,7 +126,7 @@ class Claims:
                 continue
             if not are_grads:
                 raise ValueError(f"{claim} shares memory with the {other}: each needs an array of its own")
-            warn(f"{claim} shares memory with the {other}: clipping, for one, scales it twice")
+            warn(f"{claim} shares memory with the {other}: clipping, for example, would scale it twice")
             is_told = True
 
     def _near(self, claim: _Claim) -> Iterator[_Claim]:

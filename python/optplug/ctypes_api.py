@@ -148,10 +148,9 @@ class Optimizer:
         for what, array in (("data", data), ("grad", grad)):
             memory = memory_of(array)
             if memory is None or not memory.is_writable:
-                shown = type(array).__name__ if memory is None else "one that is read-only"
+                shown = type(array).__name__ if memory is None else "a read-only one"
                 raise TypeError(
-                    f"parameter {name!r}: {what} must be a numpy array, or one of a GPU, to write to, "
-                    f"got {shown}"
+                    f"parameter {name!r}: {what} must be a writable numpy or GPU array, got {shown}"
                 )
             if any(stride % memory.dtype.itemsize for stride in memory.strides or ()):
                 raise ValueError(
@@ -159,13 +158,13 @@ class Optimizer:
                     f"values of {memory.dtype.itemsize} bytes do not divide"
                 )
             if not memory.dtype.isnative:  # whose name is that of the others
-                raise ValueError(f"parameter {name!r}: {what} is {memory.dtype}, of another byte order")
+                raise ValueError(f"parameter {name!r}: {what} is {memory.dtype}, not in native byte order")
             memories.append(memory)
         a, b = memories
         if (a.shape, a.dtype) != (b.shape, b.dtype):
             raise ValueError(
                 f"parameter {name!r}: data is {a.dtype} of shape {a.shape} and grad {b.dtype} "
-                f"of {b.shape}: they must be alike"
+                f"of {b.shape}: they must match"
             )
         strides = [m.strides and tuple(s // m.dtype.itemsize for s in m.strides) for m in memories]
         self.bind_device(

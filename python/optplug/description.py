@@ -72,7 +72,7 @@ def way(hosted: HostedOptimizer) -> str:
     reasons = {
         of_ranks: bool(of_ranks),
         "plans=False": not (hosted.planner.makes_plans or hosted.planner.proofs.reason or of_ranks),
-        "hooks of PyTorch's watch them": has_hooks(optimizer),
+        "PyTorch hooks watch them": has_hooks(optimizer),
         hosted.planner.proofs.reason: bool(hosted.planner.proofs.reason),
         f"they cannot be recorded: {hosted.planner.records.reason}": bool(hosted.planner.records.reason)
         and not hosted.planner.proofs.reason,
@@ -115,5 +115,5 @@ def _path(hosted: HostedOptimizer, optimizer: torch.optim.Optimizer) -> str:
     arrays = zip(hosted.parameters.names(), hosted.parameters.arrays(), strict=True)
     unfit = [name for name, (data, grad) in arrays if not recipe.can_fuse(data, grad)]
     reason = f"parameter {unfit[0]!r} is" if unfit else "a parameter was"
-    wanted = "real, dense, laid out as its gradient and of a dtype that it steps rightly"
+    wanted = "real, dense, in its gradient's layout and of a dtype that it steps correctly"
     return f"torch.optim.{name}, not fused, since {reason} not {wanted}"

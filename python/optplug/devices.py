@@ -55,14 +55,14 @@ def find(text: str) -> torch.device:
         raise ValueError(f"no device {shown(text)}: there are {', '.join(names())}")
     if not torch.backends.cuda.is_built():
         raise ValueError(
-            f"no device {shown(text)}: torch {torch.__version__} is built for the CPU alone; "
-            "https://pytorch.org/get-started/locally has it with CUDA or ROCm"
+            f"no device {shown(text)}: torch {torch.__version__} is a CPU-only build; "
+            "https://pytorch.org/get-started/locally has builds with CUDA or ROCm"
         )
     count = torch.cuda.device_count()
     if not count:
         raise ValueError(
             f"no device {shown(text)}: torch {torch.__version__} finds no GPU; "
-            "see that nvidia-smi or rocm-smi does, and that CUDA_VISIBLE_DEVICES hides none"
+            "check that nvidia-smi or rocm-smi does, and that CUDA_VISIBLE_DEVICES does not hide it"
         )
     if device.index is not None and device.index >= count:
         raise ValueError(f"no device {shown(text)}: there are {', '.join(names())}")
@@ -86,7 +86,7 @@ def check_place(name: str, address: int, size: int, device: torch.device) -> Non
         if owner is not None:
             raise ValueError(
                 f"{name} is at address {address:#x}, which is memory of cuda:{owner}, not of the CPU: "
-                f"bind it by opt_bind_nd with the device 'cuda:{owner}'"
+                f"bind it with opt_bind_nd and the device 'cuda:{owner}'"
             )
         return
     for place, where in ((address, "is at"), (address + size - 1, "reaches to")):
@@ -213,7 +213,7 @@ class Streams:
         """Raise StateError if there is work on a GPU that a process before a fork has begun."""
         if self._process not in (None, os.getpid()):
             raise StateError(
-                "its parameters are on a GPU, which a forked process cannot use: create it there"
+                "its parameters are on a GPU, which a forked process cannot use: create the optimizer there"
             )
 
     def take(self, address: int, gpus: set[int], tensors: Iterable[Tensor]) -> None:
@@ -238,7 +238,7 @@ class Streams:
             there = ", ".join(f"cuda:{i}" for i in sorted(gpus))
             raise ValueError(
                 f"stream {address:#x} is of cuda:{gpu}, and the parameters are on {there}: "
-                "bind them before, or take a stream of theirs"
+                "bind them first, or pass a stream of that GPU"
             )
         if address == _LEGACY_STREAM:
             stream = torch.cuda.default_stream(gpu)
@@ -315,7 +315,7 @@ def _gpu_of_stream(address: int, gpus: set[int]) -> int:
     status = ask(ctypes.c_void_p(address), ctypes.byref(gpu))
     if status != 0:
         _function("cudaGetLastError")()
-        raise ValueError(f"stream {address:#x} is none: CUDA's error {status}")
+        raise ValueError(f"stream {address:#x} is not a stream: CUDA's error {status}")
     return gpu.value
 
 

@@ -78,7 +78,7 @@ def _find(path: str) -> tuple[str, os.stat_result | None]:
         target = os.path.realpath(path)
         if _is_same(found, _follow(path)) and _is_same(found, _follow(target)):
             return target, found
-    raise OSError(errno.EBUSY, "it is another file each time")
+    raise OSError(errno.EBUSY, "other processes keep replacing it")
 
 
 def _is_same(found: os.stat_result | None, other: os.stat_result | None) -> bool:
@@ -130,7 +130,7 @@ def _beside(target: str, mode: int) -> Iterator[tuple[str, BinaryIO]]:
                 os.unlink(temporary)  # noqa: PTH108 (after a failure: otherwise it has its other name)
             with contextlib.suppress(OSError):
                 file.close()
-    raise FileExistsError(errno.EEXIST, "no new file beside it stays ours")
+    raise FileExistsError(errno.EEXIST, "other processes keep removing the new file")
 
 
 class _Limited(io.FileIO):

@@ -218,7 +218,7 @@ def _evaluate_twice(
     for v, gradient, second in zip(values, gradients, seconds, strict=True):
         name = shown(v.parameter.name)
         if not np.isfinite(gradient).all():
-            raise ValueError(f"the gradient of parameter {name} has an inf or a nan in it")
+            raise ValueError(f"the gradient of parameter {name} contains inf or nan")
         if gradient.any() and np.allclose(second, 2 * gradient, rtol=100 * v.epsilon, atol=0):
             raise ValueError(
                 f"the gradient of parameter {name} is added to what was there before: let the closure set it "

@@ -25,7 +25,7 @@ from optplug.spec import shown
 table = lib.attach()
 if table == ffi.NULL:
     raise ImportError(
-        "the liboptplug of this process is of another version than the package optplug in "
+        "the liboptplug of this process has a different version from the package optplug in "
         f"{pathlib.Path(__file__).parent}: link to the one that `python -m optplug config --library` names"
     )
 #: Lines for whoever listens.
@@ -57,7 +57,7 @@ def _message(error: BaseException) -> str:
     try:
         return str(error)
     except Exception:
-        return "an error that cannot say what it is"
+        return "an error without a message"
 
 
 def _status(error: BaseException) -> int:
@@ -173,7 +173,8 @@ def factor_of(function: Any, user: Any) -> schedules.Function:
         if place[0] == value != 1 and not is_told:
             is_told = True
             warn(
-                f"the host's function returned 0 and left value[0] alone: the factor is the epoch, {value:g}"
+                f"the host's function returned 0 and left value[0] unchanged: the factor is the epoch, "
+                f"{value:g}"
             )
         return place[0]
 

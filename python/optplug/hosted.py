@@ -42,7 +42,7 @@ class Hosted:
         text: the spec, ``"Adam(lr=1e-3)"``: see `optplug.spec`.
         third_party: whether the spec may name a class outside ``torch.optim``, with its module; or of which
             packages.
-        error_if_nonfinite: whether a step is refused where a gradient has an inf or a nan in it.
+        error_if_nonfinite: whether a step is refused where a gradient contains inf or nan.
         makes_plans: whether to state steps as plans, which then run elsewhere instead of ``step``; or how
             they do.
         rounds_sqrt: whether recorded steps take the processor's square root, whose bits may not be torch's.
@@ -243,7 +243,7 @@ class Hosted:
         self._check_idle("opt_stream")
         gpus = self.parameters.gpus()
         if address and not gpus:
-            raise StateError(f"stream {address:#x}: no parameter is on a GPU, bind one before")
+            raise StateError(f"stream {address:#x}: no parameter is on a GPU, bind one first")
         memory = [t for p in self.parameters.mastered() for t in (p.tensor.detach(), p.stepped_memory())]
         memory += self.run.memory() + (self.plan.memory() if self.plan else [])
         self.streams.take(address, gpus, memory)
@@ -276,7 +276,7 @@ class Hosted:
             called = self._iteration.called
             raise StateError(f"{what} in the middle of a step: call {called} until it returns OPT_DONE")
         if self.run.average and self.run.average.swapped and what != "opt_average_swap":
-            raise StateError(f"{what} while the averages are swapped in: call opt_average_swap again before")
+            raise StateError(f"{what} while the averages are swapped in: call opt_average_swap again first")
 
     def check_alone(self, what: str, remedy: str) -> None:
         """Refuse a call that is not built for ranks.
@@ -285,7 +285,7 @@ class Hosted:
             StateError: there are ranks.
         """
         if self.ranks:
-            raise StateError(f"{what} after opt_distribute is not built: {remedy}")
+            raise StateError(f"{what} after opt_distribute is not supported: {remedy}")
 
     def _check_unscaled(self, what: str) -> None:
         if self._scale:

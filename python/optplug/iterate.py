@@ -53,7 +53,7 @@ class Iteration:
             StateError: the thread has stayed behind in the process that has forked this one.
         """
         if os.getpid() != self._process:
-            raise StateError(f"what {self.called} has begun is the parent process's: end it there")
+            raise StateError(f"{self.called} was begun in the parent process: finish it there")
         if self._started:
             self._to_step.put(loss)
         else:
@@ -62,7 +62,7 @@ class Iteration:
                 self._thread.start()
             except RuntimeError as error:
                 raise RuntimeError(
-                    f"{self.called} makes a thread, and this process can make none more: raise the limit "
+                    f"{self.called} needs a thread, and this process can create no more: raise the limit "
                     f"(ulimit -u, ulimit -v), or call {self._instead}"
                 ) from error
         while callable(message := self._to_host.get()):

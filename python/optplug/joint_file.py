@@ -27,7 +27,7 @@ from optplug.world import World, is_of_all
 
 _CHUNK = 1 << 22
 _HAS_DESCRIPTOR = 8  # in an entry's flags: its checksum follows its data
-_LOST = "not all is there that ranks have written: is this one file system, which all of them share?"
+_LOST = "some of what the ranks wrote is missing: do they share this file system?"
 
 
 def save(path: str, content: dict[str, Any], world: World) -> None:

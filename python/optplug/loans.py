@@ -76,8 +76,8 @@ class Loan:
         """Raise RuntimeError where what the class has put there cannot be the host's array."""
         if (self.tensor.shape, self.tensor.dtype) != (self.data.shape, self.data.dtype):
             raise RuntimeError(
-                f"parameter {shown(self.name)}: the step has made it {layout_of(self.tensor)}, "
-                f"and it is bound as {layout_of(self.data)}"
+                f"parameter {shown(self.name)}: the step changed it to {layout_of(self.tensor)}, but it is "
+                f"bound as {layout_of(self.data)}"
             )
 
     def take_back(self) -> None:

@@ -118,13 +118,13 @@ def read_init(text: str, before: OptimizerOptions) -> InitOptions:
         given = spec.arguments(text)
         if "save_parameters" in given:
             raise ValueError(
-                "save_parameters is said to each optimizer: write "
+                "save_parameters is set for each optimizer: call "
                 f'opt_checkpoint(opt, "parameters={given["save_parameters"]}")'
             )
         if "compile" in given:
             raise ValueError(
-                "compile is gone: steps bypass Python without a compiler, with PyTorch's bits; "
-                "sqrt='processor' makes them faster and those of long arrays less exact"
+                "compile has been removed: steps bypass Python without a compiler and match PyTorch bit for "
+                "bit; sqrt='processor' makes steps of long arrays faster, with other last bits"
             )
         given = _read(text, ("python", "num_threads", "log", *vars(before)))
     except ValueError as error:

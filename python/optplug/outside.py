@@ -45,13 +45,13 @@ def check_allowed(module: str, allowed: Allowed) -> None:
     """Check, before a module is imported, that it may be, or raise SpecError."""
     if not allowed:
         raise SpecError(
-            f"module {shown(module)} is outside torch.optim and would be imported: allow that with "
+            f"module {shown(module)} is outside torch.optim and would be imported: allow it with "
             'opt_init("third_party=True")'
         )
     if isinstance(allowed, tuple) and not any(_is_within(module, name) for name in allowed):
         packages = [*allowed, module.partition(".")[0]]
         raise SpecError(
-            f"module {shown(module)} is in no package that may be imported: allow that with "
+            f"module {shown(module)} is in no package that may be imported: allow it with "
             f'opt_init("third_party={packages}")'
         )
 

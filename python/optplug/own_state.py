@@ -74,7 +74,7 @@ def save(
         load(other, read(content, there, known), {})
         place = difference(other.state_dict(), state, "")
         if place is not None:
-            raise StateError(f"{called(place)} is another one after its load_state_dict")
+            raise StateError(f"{called(place)} is a different one after its load_state_dict")
         extra = _attributes(optimizer, other, shared, needs_closure)
         if extra:
             load(other, read(content, there, known), _check_attributes(other, extra, known))
@@ -86,12 +86,12 @@ def save(
                 raise StateError(reason)
         return content, extra
     except NoPlaceError as error:
-        reason = f"{called(error.place)} is a {type(error.value).__name__}, which no file can give back"
+        reason = f"{called(error.place)} is a {type(error.value).__name__}, which no file can restore"
     except Exception as error:
         reason = str(error) or type(error).__name__
     raise StateError(
-        f"opt_save cannot save {type(optimizer).__name__}: {reason}; to go on later, choose other options or "
-        "another class"
+        f"opt_save cannot save {type(optimizer).__name__}: {reason}; to be able to resume, choose other "
+        f"options or another class"
     )
 
 

@@ -123,11 +123,11 @@ class Parameters:
         """Check the host's gradients.
 
         Raises:
-            NonFiniteError: one has an inf or a nan in it.
+            NonFiniteError: one contains inf or nan.
         """
         for p in self:
             if not _is_finite(p.memory()):
-                raise NonFiniteError(f"the gradient of parameter {shown(p.name)} has an inf or a nan in it")
+                raise NonFiniteError(f"the gradient of parameter {shown(p.name)} contains inf or nan")
 
     def publish(self) -> None:
         """Write what a step has made into the host's arrays, where it is not there yet."""

@@ -459,7 +459,7 @@ def check_state(optimizer: torch.optim.Optimizer) -> None:
                         found = f"{kind_of(value)} of shape {tuple(value.shape)}"
                         raise StateError(
                             f"parameter {shown(parameter)}: its state {name} does not fit, {found}: "
-                            "load a checkpoint, or create the optimizer anew"
+                            "load a checkpoint, or create the optimizer again"
                         ) from None
 
 

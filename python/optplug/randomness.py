@@ -370,5 +370,5 @@ def _checked(name: str, saved: Any) -> Any:
             state = check_tensor(what, saved, torch.uint8, generator.get_state().shape).tensor()
             generator.set_state(state)
     except (OverflowError, RuntimeError, TypeError, ValueError) as error:
-        raise ValueError(f"{what} are none that go on: {error}") from error
+        raise ValueError(f"{what} cannot be resumed: {error}") from error
     return state

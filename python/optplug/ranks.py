@@ -87,7 +87,7 @@ class Ranks:
     ) -> None:
         if not recipe.is_torchs or not (recipe.is_lbfgs or recipe.name in _ELEMENTWISE):
             raise ValueError(
-                f"opt_distribute with {recipe.name} is not built: keep all of its parameters on every rank, "
+                f"opt_distribute with {recipe.name} is not supported: keep its parameters on every rank, "
                 "reduce the gradients yourself, and call opt_step without opt_distribute"
             )
         self.world = world
@@ -122,21 +122,21 @@ class Ranks:
                 "bind all parameters before"
             )
         if isinstance(grad, SparseGrad):
-            raise ValueError(f"parameter {shown(name)}: sparse rows over ranks are not built: bind it dense")
+            raise ValueError(f"parameter {shown(name)}: ranks cannot have sparse rows: bind it dense")
         if data.device.type != "cpu":
-            raise ValueError(f"parameter {shown(name)}: GPU arrays over ranks are not built: bind CPU memory")
+            raise ValueError(f"parameter {shown(name)}: ranks cannot have GPU arrays: bind CPU memory")
         if self._placement == "Shard(0)":
             if not data.dim():
                 raise ValueError(f'parameter {shown(name)}: "Shard(0)" needs a dimension 0, got a scalar')
             made = make(name, data, grad, has_master)
         elif has_master:
             raise ValueError(
-                f"parameter {shown(name)}: master copies with {shown(self._placement)} are not built: "
+                f"parameter {shown(name)}: master copies with {shown(self._placement)} are not supported: "
                 'call opt_init("master_weights=False") before opt_create, or bind float32'
             )
         elif self._recipe.is_lbfgs and not data.is_contiguous():
             raise ValueError(
-                f"parameter {shown(name)}: LBFGS wants C order, got {layout_of(data)}: bind it flat"
+                f"parameter {shown(name)}: LBFGS needs C order, got {layout_of(data)}: bind it flat"
             )
         else:
             made = Sliced(name, data, grad, PLACEMENTS[self._placement], self.exchange)
@@ -148,10 +148,10 @@ class Ranks:
         if self._placements[name] != "Shard(0)":
             raise ValueError(
                 f"parameter {shown(name)}: every rank has all of it, by {shown(self._placements[name])}: "
-                'blocks are of parameters in "Shard(0)"'
+                'blocks are for "Shard(0)"'
             )
         if self._is_agreed:
-            raise StateError(f"parameter {shown(name)} was stepped by all ranks: call opt_bind_block before")
+            raise StateError(f"parameter {shown(name)} has been stepped: call opt_bind_block before that")
         self._blocks[name] = block
 
     def sliced(self) -> list[Sliced]:
@@ -368,7 +368,7 @@ class Ranks:
             for p in reduces:
                 if error is None and not torch.isfinite(p.stepped_memory()).all():
                     error = NonFiniteError(
-                        f"the reduced gradient of parameter {shown(p.name)} has an inf or a nan in it"
+                        f"the reduced gradient of parameter {shown(p.name)} contains inf or nan"
                     )
             self.world.exchange(error)
 

@@ -149,8 +149,8 @@ class Recipe:
         for inner in self.wrapped().values():
             if methods.has(inner.class_) and not methods.has(self.class_):
                 warn(
-                    f"{self.name} has no train() and eval(), which the {inner.name} in it has: "
-                    "its weights to evaluate cannot be reached"
+                    f"{self.name} has no train() and eval(), which the {inner.name} in it has: the weights "
+                    "to evaluate are out of reach"
                 )
             inner.warn_of_modes()
 
@@ -351,7 +351,7 @@ def _recipe_of(call: Call, third_party: Allowed) -> Recipe:
         for name in arguments.keys() - outside.options(class_):
             if isinstance(inner, Recipe) and name in inner.options():
                 raise SpecError(
-                    f"{name} is an argument of {inner.name}: write it within {key}={inner.name}(...)"
+                    f"{name} is an argument of {inner.name}: write it inside {key}={inner.name}(...)"
                 )
     closure = spec.signature_of(class_.step).parameters.get("closure")
     return Recipe(

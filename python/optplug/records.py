@@ -315,7 +315,7 @@ class Records:
     def _check(self, optimizer: torch.optim.Optimizer) -> None:
         """Raise where C could not step these parameters, whatever the step."""
         if has_hooks(optimizer):
-            raise NotRecordedError("hooks of PyTorch's watch its steps")
+            raise NotRecordedError("PyTorch hooks watch its steps")
         for group in optimizer.param_groups:
             for name in ("fused", "capturable", "differentiable"):
                 if group.get(name):

@@ -208,8 +208,8 @@ class Snapshot:
             put_back()
         if self._strange:
             warn(
-                f"{type(self._optimizer).__name__} holds what cannot be put back after a step that failed, "
-                f"where that has changed it: {', '.join(self._strange)}"
+                f"{type(self._optimizer).__name__} holds objects that cannot be restored after a failed step "
+                f"and may have changed: {', '.join(self._strange)}"
             )
 
 

@@ -56,8 +56,8 @@ class Resumption:
         staged = [p.name for p in self._parameters if p.is_staged]
         if options.parameters and staged:
             raise StateError(
-                f"parameter {shown(staged[0])} has arrays only in a step, and none for {what}: "
-                'call opt_checkpoint(opt, "parameters=False"), and keep its values yourself'
+                f"parameter {shown(staged[0])} has arrays only during a step, not for {what}: "
+                'call opt_checkpoint(opt, "parameters=False"), and save its values yourself'
             )
 
     # ---- saving ----
@@ -154,7 +154,7 @@ class Resumption:
             if theirs is not None and theirs != ours:
                 raise ValueError(
                     f"parameter {shown(p.name)} is {word(theirs['dtype'])} of shape "
-                    f"{shown(tuple(theirs['shape']))} in it, and {ours['dtype']} of shape "
+                    f"{shown(tuple(theirs['shape']))} in the file, and {ours['dtype']} of shape "
                     f"{tuple(ours['shape'])} here"
                 )
 
@@ -281,7 +281,7 @@ class Resumption:
         saved = content.get("parameters")
         if saved is None:
             raise ValueError(
-                'it has no parameters in it: call opt_checkpoint(opt, "parameters=True") before opt_save, or '
+                'it contains no parameters: call opt_checkpoint(opt, "parameters=True") before opt_save, or '
                 '"parameters=False" before opt_load and restore your arrays yourself'
             )
         found = {

@@ -83,8 +83,8 @@ class Sliced(Beside):
             and same_order(data.shape, data.stride(), grad.stride())
         ):
             raise ValueError(
-                f"parameter {shown(name)}: with a placement of Replicate() data and grad must be dense, "
-                f"without gaps and laid out alike, got {layout_of(data)} and "
+                f"parameter {shown(name)}: with a placement of Replicate(), data and grad must be dense, "
+                f"without gaps and in the same layout, got {layout_of(data)} and "
                 f"{layout_of(grad) if isinstance(grad, Tensor) else grad}: bind it contiguous"
             )
         self._data, self._grad = data, grad

@@ -358,7 +358,7 @@ def _call(node: ast.Call) -> Call:
     if not colon:
         module, _, name = name.rpartition(".")
     if "." in name:
-        raise SpecError(f"it has two modules, {module} and {name.rpartition('.')[0]}")
+        raise SpecError(f"it names two modules, {module} and {name.rpartition('.')[0]}")
     if not name or _COLON in module or (module and not colon and module not in _WRITTEN):
         raise SpecError(_complaint(node))
     args = [_argument("", a) if i == 0 else _value(a) for i, a in enumerate(node.args)]
@@ -388,8 +388,8 @@ def _argument(name: str, node: ast.expr) -> Any:
     except SpecError as error:
         if name in ("lr_lambda", "scale_fn"):
             raise SpecError(
-                f"{name}={_source(node)} is a function, which opt_schedule_callback takes: "
-                f"leave {name} out here"
+                f"{name}={_source(node)} is a function: pass yours to opt_schedule_callback, and leave "
+                f"{name} out here"
             ) from None
         if name in ("", *_PARAMETERS):
             raise SpecError(f"{error}; parameters, optimizer and model are left out") from None
@@ -402,7 +402,7 @@ def _keywords(node: ast.Call) -> list[ast.keyword]:
         raise SpecError(_complaint(node))
     for name in names:
         if names.count(name) > 1:
-            raise SpecError(f"argument {shown(name)} comes twice")
+            raise SpecError(f"argument {shown(name)} is given twice")
     return node.keywords
 
 
@@ -418,12 +418,12 @@ def _dotted(node: ast.expr) -> str:
 def _complaint(node: ast.expr) -> str:
     source = shown(_source(node))
     if isinstance(node, ast.Lambda):
-        return f"{source} is a function, and none can be written here: give yours to opt_schedule_callback"
+        return f"{source} is a function, which a spec cannot contain: pass yours to opt_schedule_callback"
     name = _dotted(node.func if isinstance(node, ast.Call) else node)
     if name.endswith("parameters"):
-        return f"{source}: parameters come by opt_bind, and groups of them by opt_group"
+        return f"{source}: pass parameters with opt_bind, and groups with opt_group"
     if name and not isinstance(node, ast.Call):
-        return f"{source} is a name, and its value is unknown here: write the value, and text in quotes"
+        return f"{source} is a name whose value is unknown here: write the value, with quotes if it is text"
     return f"{source} is neither a literal (a number, True, a tuple, ...) nor a plain call"
 
 

@@ -41,8 +41,10 @@ def find(content: dict[str, Any]) -> dict[str, Any]:
         return next(iter(found.values()))
     keys = ", ".join(map(shown, list(found or content)[:20])) or "(none)"
     if found:
-        raise ValueError(f"it has states of several optimizers: {keys}; save one alone, or as 'optimizer'")
-    raise ValueError(f"not a checkpoint: it has no state of an optimizer in it, and the keys {keys}")
+        raise ValueError(
+            f"it contains the states of several optimizers: {keys}; save only one, or one as 'optimizer'"
+        )
+    raise ValueError(f"not a checkpoint: it contains no optimizer state; its keys are {keys}")
 
 
 def _is_state(value: object) -> bool:
@@ -69,7 +71,7 @@ def order(saved: dict[str, Any], groups: list[list[str]]) -> list[list[str]]:
     """
     theirs = saved["param_groups"]
     if type(theirs) is not list or not all(isinstance(group, dict) for group in theirs):
-        raise ValueError("not a checkpoint: param_groups is no list of groups")
+        raise ValueError("not a checkpoint: param_groups is not a list of groups")
     if len(theirs) != len(groups):
         raise ValueError(f"it has {len(theirs)} parameter groups, and this optimizer {len(groups)}")
     keys: set[int] = set()
@@ -77,7 +79,7 @@ def order(saved: dict[str, Any], groups: list[list[str]]) -> list[list[str]]:
         if type(group.get("params")) is not list or not all(type(key) is int for key in group["params"]):
             raise ValueError(f"group {i} has no list of parameters in it")
         if keys & set(group["params"]) or len(set(group["params"])) < len(group["params"]):
-            raise ValueError(f"group {i} has a parameter in it that comes twice")
+            raise ValueError(f"group {i} has a parameter in it that is given twice")
         keys |= set(group["params"])
     return [_names(i, group, here) for i, (group, here) in enumerate(zip(theirs, groups, strict=True))]
 
@@ -89,15 +91,15 @@ def _names(i: int, group: dict[str, Any], here: list[str]) -> list[str]:
             raise ValueError(f"group {i} has {count} parameters in it, and {len(here)} here")
         return here
     if type(names) is not list or not all(type(name) is str for name in names):
-        raise ValueError(f"group {i}: its param_names are no list of names, got {shown(names)}")
+        raise ValueError(f"group {i}: its param_names are not a list of names, got {shown(names)}")
     ours, theirs = set(here), set(names)
     for name in here:
         if name not in theirs:
             there = ", ".join(map(shown, names[:20]))
-            raise ValueError(f"group {i} has no parameter {shown(name)} in it: there are {there}")
+            raise ValueError(f"group {i} has no parameter {shown(name)}: there are {there}")
     for name in names:
         if name not in ours:
-            raise ValueError(f"group {i} has a parameter {shown(name)} in it, to which nothing is bound here")
+            raise ValueError(f"group {i} has a parameter {shown(name)}, which is not bound here")
     if not len(names) == count == len(here):
         raise ValueError(f"group {i} has {count} parameters in it, and {len(here)} here")
     return list(names)
@@ -163,7 +165,7 @@ def put(
         if options.get("fused") and 0 < have < len(group["params"]) and "momentum_buffer" in like:
             groups[-1]["fused"] = None  # SGD's fused kernel takes momentum buffers of all or of none
     if states.keys() - known:
-        raise ValueError("it has state of parameters that are in none of its groups")
+        raise ValueError("it has state for parameters that are in none of its groups")
     # All that can be checked is: now read.
     state: dict[Tensor, dict[str, Any]] = defaultdict(dict)
     for p, fits in fitting.items():
@@ -299,7 +301,7 @@ def _fit(
     what = f"parameter {shown(name)}"
     if "func_evals" in like:  # and no directions, where the trial's gradients are within the tolerance
         if p is not everything[0]:
-            raise ValueError(f"{what} has a state, which the first parameter has for all")
+            raise ValueError(f"{what} has a state, but the first parameter holds LBFGS's state for all")
         return _fit_lbfgs(what, state, everything, options)
     if not like.keys() and all(value is None for value in state.values()):
         return {}  # as SGD's momentum_buffer was without a momentum, until torch 2.3

@@ -27,13 +27,14 @@ def check(threads: int, wanted: int) -> None:
         pathlib.Path.cwd()
     except FileNotFoundError as error:
         raise ImportError(
-            "the working directory is deleted, where PyTorch's MKL ends the process: change to another"
+            "the working directory has been deleted, and PyTorch's MKL would end the process: change to "
+            "another one"
         ) from error
     if sys.platform == "linux" and not os.access("/proc/cpuinfo", os.R_OK):
-        raise ImportError("/proc/cpuinfo cannot be read, of which PyTorch complains on stderr: mount /proc")
+        raise ImportError("/proc/cpuinfo cannot be read, and PyTorch would complain on stderr: mount /proc")
     if threads < wanted and "numpy" not in sys.modules and importlib.util.find_spec("numpy"):
         raise ImportError(
-            f"this process can make {threads} threads more, and numpy's BLAS would make {wanted}: "
+            f"this process can create only {threads} more threads, and numpy's BLAS needs {wanted}: "
             "raise the limit (ulimit -u, ulimit -v, or the container's), or set OMP_NUM_THREADS=1"
         )
     for size, access in zip(memory(wanted), (0, mmap.PROT_READ | mmap.PROT_WRITE), strict=True):
@@ -70,8 +71,9 @@ def misfit(error: BaseException) -> BaseException:
     ):
         return error
     return ImportError(
-        f"{type(cause).__name__}: {cause}: torch {torch.__version__} is not as optplug knows it, which is up "
-        f"to {NEWEST}: install a newer optplug, or run {_python()} -m pip install 'torch=={NEWEST}.*'"
+        f"{type(cause).__name__}: {cause}: torch {torch.__version__} is unknown to optplug, which knows "
+        f"torch up to {NEWEST}: install a newer optplug, or run {_python()} -m pip install "
+        f"'torch=={NEWEST}.*'"
     )
 
 
@@ -102,6 +104,6 @@ def _check_memory(size: int, access: int) -> None:
         mmap.mmap(-1, size, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS, prot=access).close()
     except OSError as error:
         raise ImportError(
-            f"PyTorch needs {size >> 20} MiB of memory to start, and this process cannot have them: "
-            "raise the limit (ulimit -v, ulimit -d), or set OMP_NUM_THREADS=1, which needs less"
+            f"PyTorch needs {size >> 20} MiB of memory to start, and this process cannot get them: raise the "
+            f"limit (ulimit -v, ulimit -d), or set OMP_NUM_THREADS=1, which needs less"
         ) from error

@@ -78,7 +78,7 @@ class Unpickler:
 
     def _protocol(self) -> None:
         if self._unpack("B") != 2:
-            raise DamagedError("not a checkpoint: it has another pickle_protocol than 2")
+            raise DamagedError("not a checkpoint: its pickle protocol is not 2")
 
     def _long(self) -> None:
         self._push(pickle.decode_long(self._file.read(self._unpack("B"))))

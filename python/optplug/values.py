@@ -65,6 +65,7 @@ def compare(saved: Mapping[str, int], here: Mapping[str, int]) -> None:
     if len(different) > _MOST_NAMES:
         names += f" and {len(different) - _MOST_NAMES} more"
     warn(
-        f"other values than at opt_save are in the parameters {names}: restore your arrays before the first "
+        f"values differ from those at opt_save in the parameters {names}: restore your arrays before the "
+        f"first "
         'step, or let opt_load do so: opt_checkpoint(opt, "parameters=True") before opt_save and opt_load'
     )

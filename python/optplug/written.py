@@ -165,7 +165,7 @@ def _made(saved: dict[str, Any], known: Known, place: str) -> Any:
                 generator = torch.Generator()
                 generator.set_state(values)
             except RuntimeError as error:
-                raise ValueError(f"{called(place)} is no generator's state: {error}") from error
+                raise ValueError(f"{called(place)} is not a generator's state: {error}") from error
             return generator
     raise ValueError(f"{called(place)} is of no known kind: {shown(saved)}")
 

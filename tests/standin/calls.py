@@ -59,7 +59,7 @@ def test_memory_that_is_elsewhere_is_refused():
     assert run.bind(0, "cpu") < 0
     assert lib.opt_error().decode() == (
         f"data is at address {p:#x}, which is memory of cuda:0, not of the CPU: "
-        "bind it by opt_bind_nd with the device 'cuda:0'"
+        "bind it with opt_bind_nd and the device 'cuda:0'"
     )
     assert run.bind(0) == 0
     assert cuda.cudaFreeHost(memory) == 0
@@ -172,7 +172,7 @@ def test_a_stream_of_another_gpu_is_refused():
     ours = run.describe()
     assert lib.opt_stream(run.opt, other.cuda_stream) < 0
     assert re.fullmatch(
-        r"stream 0x[0-9a-f]+ is of cuda:0, and the parameters are on cuda:1: bind them before, or .*",
+        r"stream 0x[0-9a-f]+ is of cuda:0, and the parameters are on cuda:1: bind them first, or .*",
         lib.opt_error().decode(),
     )
     assert run.describe() == ours
@@ -181,7 +181,7 @@ def test_a_stream_of_another_gpu_is_refused():
 def test_a_stream_needs_a_parameter_on_a_gpu():
     opt, s = lib.opt_create(b"Adam()"), torch.cuda.Stream(0)
     assert lib.opt_stream(opt, s.cuda_stream) < 0
-    assert b"no parameter is on a GPU, bind one before" in lib.opt_error()
+    assert b"no parameter is on a GPU, bind one first" in lib.opt_error()
     assert lib.opt_stream(opt, None) == 0
     assert lib.opt_free(opt) == 0
 

@@ -42,8 +42,8 @@ _STEPS = (
         r"or export OPTPLUG_LIBPYTHON=ITS_PATH",
     ),
     (r"OPTPLUG_LIBPYTHON: .*", "unset OPTPLUG_LIBPYTHON"),
-    (r"OPTPLUG_PYTHON: .*|.* lies in no environment .*", f"export OPTPLUG_PYTHON={_PYTHON}"),
-    (r".* is of another version .*", f"link to what {_PYTHON} -m optplug config --library prints"),
+    (r"OPTPLUG_PYTHON: .*|.* is not in an environment .*", f"export OPTPLUG_PYTHON={_PYTHON}"),
+    (r".* has a different version .*", f"link to what {_PYTHON} -m optplug config --library prints"),
 )
 # What torch's wheels bring or need in versions of their own.
 _SHADOWS = re.compile(r"lib(?:python3\.\d+|stdc\+\+|gomp|iomp5|omp)\.(?:so|dylib)")
@@ -113,7 +113,7 @@ def _start() -> _Host:
         name = signal.Signals(-done.returncode).name
         last = done.stderr.strip().rpartition("\n")[2]
         host.failure = (
-            f"a program that links optplug is ended by {name} when it starts it{last and ': ' + last}"
+            f"a program that links optplug is ended by {name} when it starts optplug{last and ': ' + last}"
         )
         host.remedy = f"see where: gdb -ex run {_PROBE}; {_torch_alone()}"
     elif done.returncode > 0:
@@ -152,7 +152,7 @@ def _files() -> Iterator[tuple[str, str]]:
         if not path.exists() and file.suffix != ".pyc":
             yield f"{path} is missing", _reinstall()
     if _PROBE.exists() and not os.access(_PROBE, os.X_OK):
-        yield f"{_PROBE} may not be run", f"chmod +x {shlex.quote(str(_PROBE))}"
+        yield f"{_PROBE} is not executable", f"chmod +x {shlex.quote(str(_PROBE))}"
 
 
 def _requirements() -> Iterator[tuple[str, str]]:
@@ -179,7 +179,7 @@ def _variables() -> Iterator[tuple[str, str]]:
     for name in ("OPTPLUG_PYTHON", "OPTPLUG_LIBPYTHON"):
         value = os.environ.get(name)
         if value and not os.access(value, os.R_OK):
-            yield f"the environment variable {name} names {value!r}, which is not there", f"unset {name}"
+            yield f"the environment variable {name} names {value!r}, which does not exist", f"unset {name}"
 
 
 def _library(host: _Host) -> Iterator[tuple[str, str]]:
@@ -187,7 +187,7 @@ def _library(host: _Host) -> Iterator[tuple[str, str]]:
     if theirs and pathlib.Path(theirs) != pathlib.Path(optplug.library()).resolve():
         yield (
             f"a program that links {optplug.library()} gets {theirs}",
-            "take its folder out of LD_LIBRARY_PATH, or it out of LD_PRELOAD",
+            "remove its folder from LD_LIBRARY_PATH, or the library from LD_PRELOAD",
         )
 
 
@@ -196,7 +196,7 @@ def _torch_alone() -> str:
     done = subprocess.run([sys.executable, "-c", "import torch"], capture_output=True, check=False)
     if done.returncode == 0:
         return "torch alone can be imported"
-    return f"torch alone fails too: mind the notes, if there are any, or {_PIP} --force-reinstall torch"
+    return f"torch alone fails too: see the notes, if any, or run {_PIP} --force-reinstall torch"
 
 
 # ---- what may become wrong ----
@@ -225,7 +225,7 @@ def _another_python(host: _Host) -> Iterator[tuple[str, str]]:
     used = re.search(r"\((.*)\)$", host.report.get("python", ""))
     if name and used and not pathlib.Path(used[1]).is_relative_to(sys.prefix):
         yield (
-            f"OPTPLUG_PYTHON lets programs use {used[1]}, and this is {sys.executable}",
+            f"OPTPLUG_PYTHON makes programs use {used[1]}, but this is {sys.executable}",
             f"unset OPTPLUG_PYTHON, or ask that one: {shlex.quote(used[1])} -m optplug doctor",
         )
 
@@ -234,8 +234,8 @@ def _allocator(host: _Host) -> Iterator[tuple[str, str]]:
     function, _, library = host.report.get("allocator", "").partition(" in ")
     if library:
         yield (
-            f"{function} is that of {library}, so a program with a BLAS of its own shares that with PyTorch",
-            "start the program without it where LBFGS and Muon must be PyTorch's to the last bit",
+            f"{function} comes from {library}, so a program with its own BLAS shares it with PyTorch",
+            "start the program without it if LBFGS and Muon must match PyTorch to the last bit",
         )
 
 
@@ -246,7 +246,7 @@ def _others() -> Iterator[tuple[str, str]]:
         if path != here and ((path / "__init__.py").exists() or path.with_suffix(".py").exists()):
             yield (
                 f"there is another optplug in {path.parent}, and this one is in {here.parent}",
-                "take one of them away, or link and run with the same one: "
+                "remove one of them, or link and run with the same one: "
                 f"{_PYTHON} -m optplug config --library",
             )
 
@@ -255,8 +255,8 @@ def _ignored() -> Iterator[tuple[str, str]]:
     for name in ("PYTHONHOME", "PYTHONPATH"):
         if os.environ.get(name):
             yield (
-                f"{name} is set, which programs that are no Python ignore",
-                f"unset {name}, or install what is only there into this environment",
+                f"{name} is set, which programs other than Python ignore",
+                f"unset {name}, or install what is found only there into this environment",
             )
 
 
@@ -267,8 +267,8 @@ def _shadows() -> Iterator[tuple[str, str]]:
         found = [str(file) for file in files if _SHADOWS.match(file.name)]
         if found:
             yield (
-                f"{name} puts {', '.join(found[:5])} before what torch and Python bring",
-                f"start the program without {name}, where torch fails or numbers differ",
+                f"{name} puts {', '.join(found[:5])} ahead of the libraries that come with torch and Python",
+                f"start the program without {name}, if torch fails or numbers differ",
             )
 
 
@@ -277,7 +277,7 @@ def _ranks(host: _Host) -> Iterator[tuple[str, str]]:
     threads = int(host.report.get("threads", 1))
     if name and threads > 1:
         yield (
-            f"this is one of {os.environ[name]} processes ({name}), and steps of each get {threads} threads",
+            f"this is one of {os.environ[name]} processes ({name}), and each steps on {threads} threads",
             'call opt_init("num_threads=1"), or set OMP_NUM_THREADS=1',
         )
 
