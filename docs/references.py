@@ -26,7 +26,7 @@ HEADER = "include/optplug.h"
 CODE = (
     r'(torch(?:\.\w+)+(?:\([^)]*\)(?:\[[^\]]*\])?)?|"[^"]*"'  # what is Python's, and strings
     r"|\w+\[[^\]]*\]|\{[^}]*\}|\*\w+|(?<!\w)\.(?:data|grad)\b"  # indices[i], {1, m}, *count, .grad
-    r"|\w*_\w+(?:\.\.\.)?(?:\((?:\"[^\"]*\")?\))?|\w+\(\)|\w+=(?:\w+)?|NULL|INFINITY)"  # names, fork()
+    r"|\w*_\w+(?::\w+|\.\.\.)?(?:\((?:\"[^\"]*\")?\))?|\w+\(\)|\w+=(?:\w+)?|NULL|INFINITY)"  # names, fork()
 )
 
 
