@@ -103,7 +103,8 @@ def c() -> str:
         is_short = all(name.startswith(("opt_", "OPT_")) for name in declared)
         title, _, rest = part.comment.partition("." if part.statuses else "\n")
         if re.fullmatch("-+ .* -+", part.comment):
-            parts.append(f"## {part.comment.strip('- ').capitalize()}")
+            title = part.comment.strip("- ")
+            parts.append(f"## {title[0].upper()}{title[1:]}")
         elif part.statuses and is_short:
             rows = [(f"`{s.name}`", str(s.value), prose(s.comment or "success")) for s in part.statuses]
             parts += [f"## {title}", prose(rest), table("| status | number | what it says |", rows)]

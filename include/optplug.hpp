@@ -9,10 +9,10 @@
  *         opt.step();
  *     }
  *
- * What fails throws optplug::Error, and changes nothing.  An exception out of a function of yours that a
- * step calls ends that step, and comes out of it as it is.  An optimizer can be moved and not copied.
+ * A call that fails throws optplug::Error and changes nothing.  If a function of yours that a step calls
+ * throws, the step fails and rethrows that exception.  An optimizer can be moved but not copied.
  *
- * In a program that has an opt_init or an OPT_OK of its own, define OPTPLUG_NO_SHORT_NAMES before. */
+ * If your program has an opt_init or an OPT_OK of its own, define OPTPLUG_NO_SHORT_NAMES first. */
 #ifndef OPTPLUG_HPP
 #define OPTPLUG_HPP
 

@@ -79,7 +79,8 @@ def test_pythons_logging_takes_the_lines(caplog):
     assert [line.partition(": ")[2] for line in caplog.messages if "SGD" in line] == ["SGD(lr=0.125)"]
 
 
-def test_a_long_save_and_load_say_how_far_they_are(tmp_path, monkeypatch):
+@pytest.mark.parametrize("where", [r"'.*run\.pt'", "memory"])
+def test_a_long_save_and_load_say_how_far_they_are(where, tmp_path, monkeypatch):
     monkeypatch.setattr("optplug.log._EVERY", 0)
     lines = []
     ctypes_api.log(lambda _, line: lines.append(line))
@@ -87,11 +88,14 @@ def test_a_long_save_and_load_say_how_far_they_are(tmp_path, monkeypatch):
     with ctypes_api.Optimizer("Adam()") as opt:
         opt.bind("w", w, dw)
         opt.step()
-        opt.save(tmp_path / "run.pt")
-        opt.load(tmp_path / "run.pt")
+        if where == "memory":
+            opt.load_memory(opt.save_memory())
+        else:
+            opt.save(tmp_path / "run.pt")
+            opt.load(tmp_path / "run.pt")
     ctypes_api.log(None)
     for doing, done in (("saving to", "saved to"), ("checking", "loaded from")):
-        told = [re.search(rf": {doing} '.*run\.pt': ([\d.]+) of ([\d.]+) GB$", line) for line in lines]
+        told = [re.search(rf": {doing} {where}: ([\d.]+) of ([\d.]+) GB$", line) for line in lines]
         told = [(float(part), float(whole)) for part, whole in (m.groups() for m in told if m)]
         parts, wholes = zip(*told, strict=True)
         assert sorted(parts) == list(parts)

@@ -14,14 +14,14 @@
 !>
 !> The procedures are those of the C library, whose manual is optplug.h.  What differs:
 !>
-!> * Errors are told as ALLOCATE tells them: in stat, one of the opt_e... below, or 0, and errmsg.  Without
-!>   stat an error stops the program.  A call that fails changes nothing.
-!> * An array is bound as what it is: its kind gives the dtype, and PyTorch sees its true shape, in Fortran's
-!>   order.  The compiler refuses what it would have to copy: data and grad must have TARGET and no gaps.  What
-!>   has gaps, the inside of a field with halos for example, goes into pointers of yours, and bind_section; what
-!>   is in a GPU's memory goes into bind_device, by its addresses.
+!> * Errors are reported as by ALLOCATE: in stat, one of the opt_e... below, or 0, and errmsg.  Without stat an
+!>   error stops the program.  A call that fails changes nothing.
+!> * An array's kind gives the dtype, and PyTorch sees its true shape, in Fortran's order.  The compiler rejects
+!>   what it would have to copy: data and grad must have TARGET and no gaps.  For a section with gaps, such as
+!>   the inside of a field with halos, use bind_section with pointers of yours; for GPU memory, use bind_device
+!>   with addresses.
 !> * An optimizer ends with its variable (FINAL) or by free.  It owns its handle and cannot be copied.
-!> * It has been run with gfortran 12.2, and with no other compiler yet.
+!> * It has been run with gfortran 12.2 only.
 !> * Parameter groups, the schedules' epochs and the rows of sparse gradients count from 0, as in PyTorch.
 module optplug
   use, intrinsic :: iso_c_binding, only: c_associated, c_char, c_double, c_f_pointer, &
@@ -783,7 +783,7 @@ contains
     call settle(status, stat, errmsg)
   end subroutine
 
-  !> End an optimizer and release its state.  The bound arrays are left as they are.
+  !> Free an optimizer and its state.  The bound arrays are left unchanged.
   subroutine free_optimizer(self, stat, errmsg)
     class(optimizer), intent(inout) :: self
     integer, intent(out), optional :: stat
@@ -806,9 +806,9 @@ contains
     call settle(c_zero_grad(self%handle), stat, errmsg)
   end subroutine
 
-  !> Scale all gradients together so that their norm is max_norm at the most.
+  !> Scale all gradients together so that their norm is at most max_norm.
   !>
-  !> norm_type is the p of the p-norm, 2 if it is absent, and total_norm gets the norm there was before.
+  !> norm_type is the p of the p-norm, 2 if absent; total_norm receives the norm before scaling.
   !> With error_if_nonfinite, a norm that is inf or nan is opt_enonfinite, and nothing is scaled.
   subroutine clip_grad_norm(self, max_norm, norm_type, error_if_nonfinite, total_norm, stat, errmsg)
     class(optimizer), intent(inout) :: self
@@ -915,7 +915,7 @@ contains
     call settle(status, stat, errmsg)
   end subroutine
 
-  !> Take all schedulers off, and let go of their functions; the learning rates stay as they are.
+  !> Remove all schedulers and their functions; learning rates keep their current values.
   subroutine schedule_none(self, stat, errmsg)
     class(optimizer), intent(inout) :: self
     integer, intent(out), optional :: stat
@@ -927,7 +927,7 @@ contains
     call settle(status, stat, errmsg)
   end subroutine
 
-  !> Step the schedulers, all but ReduceLROnPlateau, after a step or an epoch, as their numbers are meant.
+  !> Step all schedulers except ReduceLROnPlateau: once per step or per epoch, whichever unit they use.
   subroutine schedule_step_epoch(self, stat, errmsg)
     class(optimizer), intent(inout) :: self
     integer, intent(out), optional :: stat
@@ -949,7 +949,7 @@ contains
 
   ! ---- sparse gradients and groups ----
 
-  !> Lend the optimizer a table of parameters whose gradient is zero but for some rows: an embedding.
+  !> Lend the optimizer a table of parameters whose gradient is zero except in a few rows: an embedding.
   !>
   !> A row of PyTorch's is a column here: data(:, 1 + indices(i)) has the gradient grad_rows(:, i), for i of
   !> 1 to count.  indices count from 0.
@@ -1022,7 +1022,7 @@ contains
     call settle(status, stat, errmsg)
   end subroutine
 
-  !> Let the parameters bound from now on be a group of their own, with options: "lr=1e-4, weight_decay=0".
+  !> Start a parameter group: parameters bound from now on use these options, "lr=1e-4, weight_decay=0".
   subroutine group(self, options, stat, errmsg)
     class(optimizer), intent(inout) :: self
     character(*), intent(in) :: options
@@ -1032,8 +1032,8 @@ contains
     call settle(c_group(self%handle, trim(options) // c_null_char), stat, errmsg)
   end subroutine
 
-  !> Let ranks of a parallel program step this optimizer together; parameters bound from now on lie as placement
-  !> says: "Replicate()", "Replicate(), Partial('sum')", "Replicate(), Replicate()" or "Shard(0)".
+  !> Let ranks of a parallel program step this optimizer together.  placement says how the parameters bound from
+  !> now on are spread: "Replicate()", "Replicate(), Partial('sum')", "Replicate(), Replicate()" or "Shard(0)".
   !>
   !> Over MPI, call distribute of the module optplug_mpi instead.  This takes a collective in C, as optplug.h
   !> describes it; without one the ranks are those of torch.distributed.
@@ -1104,8 +1104,8 @@ contains
 
   !> Make one step with a closure, which LBFGS calls several times and the others once.
   !>
-  !> loss gets the first loss.  evaluate may be a procedure inside of yours, or be handed a context.  In it you
-  !> may ask and clip the same optimizer, but not step, bind or free it.
+  !> loss receives the first loss.  evaluate may be an internal procedure of yours, or receive a context.  It
+  !> may query and clip the same optimizer, but not step, bind or free it.
   subroutine step_closure(self, evaluate, loss, context, stat, errmsg)
     class(optimizer), intent(inout) :: self
     procedure(closure) :: evaluate
@@ -1222,8 +1222,8 @@ contains
 
   ! ---- GPUs ----
 
-  !> Let the optimizer's work on a GPU go onto this stream of yours, a cudaStream_t as CUDA's C has it, from now
-  !> on; c_null_ptr: onto PyTorch's current one again.  An integer for it is one by transfer(it, c_null_ptr).
+  !> From now on, run the optimizer's work for a GPU on a stream of yours, a cudaStream_t as in CUDA's C;
+  !> c_null_ptr returns to PyTorch's current one.  Convert an integer by transfer(it, c_null_ptr).
   !>
   !> A call then returns as a kernel launch does, before the work is done: see opt_stream in optplug.h.
   subroutine set_stream(self, stream, stat, errmsg)

@@ -413,7 +413,8 @@ def py_save(opt, path):
 def py_save_memory(opt, buffer, size, written):
     optimizers[opt].check_alone("opt_save_memory", "call opt_save")
     room = ffi.buffer(buffer, size) if buffer != ffi.NULL else None
-    written[0] = checkpoint.save_memory(room, _counted(opt).state_dict())
+    progress = log.progress(f"opt={opt}: saving to memory")
+    written[0] = checkpoint.save_memory(room, _counted(opt).state_dict(), progress)
     if room is not None:
         log.info(f"opt={opt}: saved to {written[0]} bytes of memory")
 

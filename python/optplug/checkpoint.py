@@ -221,7 +221,7 @@ class _Room:
         """Do nothing: torch asks for it."""
 
 
-def save_memory(room: Any, content: dict[str, Any]) -> int:
+def save_memory(room: Any, content: dict[str, Any], progress: Progress = _silent) -> int:
     """Write a checkpoint to memory, and return its size; with None for the memory, only that.
 
     Raises:
@@ -230,7 +230,7 @@ def save_memory(room: Any, content: dict[str, Any]) -> int:
     in_one_pass = room is not None and len(room) <= _SPARE
     made: Any = _Room(bytearray(len(room)) if in_one_pass else b"")
     if in_one_pass:
-        write(made, content)
+        write(made, content, progress)
         size = made.written
     else:
         torch.save(content, made)
@@ -242,7 +242,7 @@ def save_memory(room: Any, content: dict[str, Any]) -> int:
     if in_one_pass:
         room[:size] = made.room[:size]
     else:
-        write(_Room(room), content)
+        write(_Room(room), content, progress)
     return size
 
 
