@@ -130,9 +130,9 @@ static int is_read_later(const optplug_record *record, int i)
 static int make_record(struct records *records, struct record *record, const optplug_record *given)
 {
     const int bytes = worked_in(records->lists.formats[0]);
-    const int blocks =
-        given->temporary_count + (records->is_half ? records->lists.count : records->gapped.count);
-    int has_wide = 0;
+    const int copies = records->is_half ? records->lists.count : records->gapped.count;
+    const int blocks = given->temporary_count + copies;
+    int is_small = copies == 0;
     record->store_count = given->store_count;
     record->instruction_count = given->instruction_count;
     record->temporary_count = given->temporary_count;
@@ -163,7 +163,7 @@ static int make_record(struct records *records, struct record *record, const opt
             .rounds = records->is_half && is_read_later(given, i) && !is_exact(from->elementwise)};
         if (!to->runs[0] || !to->runs[1])
             return 0;
-        has_wide |= to->is_wide;
+        is_small &= !to->is_wide;
         const int numbers[] = {to->a, to->b, to->c, to->to};
         for (int k = 0; k < 4; k++)
             if (numbers[k] >= 0 && numbers[k] < records->lists.count)
@@ -171,7 +171,7 @@ static int make_record(struct records *records, struct record *record, const opt
         if (to->to < records->lists.count)
             record->is_written[to->to] = 1;
     }
-    record->block = !has_wide ? FEW : blocks * MOST <= ROOM ? MOST : ROOM / blocks / FEW * FEW;
+    record->block = is_small ? FEW : blocks * MOST <= ROOM ? MOST : ROOM / blocks / FEW * FEW;
     return 1;
 }
 
