@@ -31,17 +31,16 @@ static int setup(const char *name, int parameters, long size)
 
 static void sgd(float *restrict w, const float *restrict g, long n)
 {
-#pragma omp parallel for simd if (n > 16384)
+#pragma omp parallel for simd if (parallel : n > 16384)
     for (long i = 0; i < n; i++)
         w[i] -= 0.001f * g[i];
 }
 
-static void adam(float *restrict w, const float *restrict g, float *restrict m, float *restrict v, long n)
+static void adam(float *restrict w, const float *restrict g, float *restrict m, float *restrict v, long n,
+                 float rate, float correction)
 {
     const float keep = decay;
-    float rate = (float)(0.001 / (1 - pow(0.9, count)));
-    float correction = (float)(1 / sqrt(1 - pow(0.999, count)));
-#pragma omp parallel for simd if (n > 16384)
+#pragma omp parallel for simd if (parallel : n > 16384)
     for (long i = 0; i < n; i++) {
         m[i] = 0.9f * m[i] + 0.1f * g[i];
         v[i] = 0.999f * v[i] + 0.001f * g[i] * g[i];
@@ -51,12 +50,16 @@ static void adam(float *restrict w, const float *restrict g, float *restrict m, 
 
 static void step(void)
 {
-    count++;
-    for (int i = 0; i < used; i++)
-        if (is_adam)
-            adam(data[i], grad[i], mean[i], square[i], length);
-        else
+    if (!is_adam) {
+        for (int i = 0; i < used; i++)
             sgd(data[i], grad[i], length);
+        return;
+    }
+    count++;
+    const float rate = (float)(0.001 / (1 - pow(0.9, count)));
+    const float correction = (float)(1 / sqrt(1 - pow(0.999, count)));
+    for (int i = 0; i < used; i++)
+        adam(data[i], grad[i], mean[i], square[i], length, rate, correction);
 }
 
 static void teardown(void)
@@ -84,7 +87,7 @@ static void copy(void)
 static void update(void)
 {
     float *a = data[0], *b = grad[0];
-#pragma omp parallel for simd if (length > 16384)
+#pragma omp parallel for simd if (parallel : length > 16384)
     for (long i = 0; i < length; i++) {
         a[i] *= 0.999f;
         b[i] *= 0.999f;

@@ -65,6 +65,7 @@ typedef enum {
     ELEMENTWISE_ADDCMUL_FMA,       /* the same, the sum rounded once */
     ELEMENTWISE_ADDCMUL_RIGHT,     /* a + v * (b * c) */
     ELEMENTWISE_ADDCMUL_RIGHT_FMA, /* the same, the sum rounded once */
+    ELEMENTWISE_MUL_ADDCMUL_FMA,   /* a * u + (v * b) * c, the sum rounded once */
     ELEMENTWISE_ADDCDIV,           /* a + (v * b) / c */
     ELEMENTWISE_ADDCDIV_RIGHT,     /* a + v * (b / c) */
     ELEMENTWISE_ADDCDIV_RIGHT_FMA, /* the same, the sum rounded once */

@@ -8,22 +8,26 @@
 #include "scalars.h"
 #include "strided.h"
 
-/* A block's bytes, so that what a record works on stays in the first cache: half as many where it needs many
- * blocks besides the arrays, temporary ones and arrays with gaps, which must have room on the stack of a thread
- * that has little. */
-enum { BLOCK = 4096, MAX_BLOCKS = 16, ROOM = MAX_BLOCKS * BLOCK / 2 };
+/* A block's bytes: as many as there is room for, on the stack of a thread that has little, beside temporary
+ * arrays and those with gaps.  Within a block all operations are made on so few bytes that the processor, which
+ * looks ahead, begins the next one while it still divides and waits for memory: but Intel's square root, whose
+ * call takes as long as 1000 of its values, is made on all of it. */
+enum { MOST = 8192, LEAST = 2048, FEW = 1024, MAX_BLOCKS = 16, ROOM = MAX_BLOCKS * LEAST };
+/* How many arrays a record may work on. */
+enum { MAX_ARRAYS = 64 };
 /* How many values must lie together to be worth calls of their own. */
 enum { WORTH_A_CALL = 64 };
 
 struct instruction {
     elementwise runs[2]; /* for whole vectors, and at the end of a thread's share */
     int to, a, b, c, v, u;
-    int rounds; /* whether, in half precision, values are read again that are not rounded by themselves */
+    int is_wide; /* whether it is made on a whole block at once */
+    int rounds;  /* whether, in half precision, values are read again that are not rounded by themselves */
 };
 
 struct record {
     struct scalars scalars;
-    int store_count, instruction_count;
+    int store_count, instruction_count, temporary_count;
     int *stores;
     struct instruction *instructions;
     int *is_used, *is_written; /* which lists it reads or changes, and changes */
@@ -58,15 +62,15 @@ const optplug_tensor *records_list(const struct records *records, int list)
 int records_all(const struct records *records, int list,
                 int (*holds)(const void *values, int64_t n, const void *context), const void *context)
 {
-    _Alignas(64) char block[BLOCK];
+    _Alignas(64) char block[LEAST];
     const int size = records->size;
     for (int p = 0; p < records->lists.length; p++) {
         const optplug_tensor *t = tensor(records, list, p);
         const struct strided *gaps = gapped_find(&records->gapped, list, p);
         if (!gaps && !holds(t->data, t->n, context))
             return 0;
-        for (int64_t i = 0; gaps && i < t->n; i += BLOCK / size) {
-            int64_t n = t->n - i < BLOCK / size ? t->n - i : BLOCK / size;
+        for (int64_t i = 0; gaps && i < t->n; i += LEAST / size) {
+            int64_t n = t->n - i < LEAST / size ? t->n - i : LEAST / size;
             strided_read(gaps, t->data, size, i, n, block);
             if (!holds(block, n, context))
                 return 0;
@@ -126,18 +130,20 @@ static int is_read_later(const optplug_record *record, int i)
 static int make_record(struct records *records, struct record *record, const optplug_record *given)
 {
     const int bytes = worked_in(records->lists.formats[0]);
-    const int blocks =
-        given->temporary_count + (records->is_half ? records->lists.count : records->gapped.count);
+    const int copies = records->is_half ? records->lists.count : records->gapped.count;
+    const int blocks = given->temporary_count + copies;
+    int is_small = copies == 0;
     record->store_count = given->store_count;
     record->instruction_count = given->instruction_count;
+    record->temporary_count = given->temporary_count;
     record->stores = copy(given->stores, 2 * given->store_count, sizeof *given->stores);
     record->instructions = calloc((size_t)given->instruction_count + 1, sizeof *record->instructions);
     record->is_used = calloc((size_t)records->lists.count, sizeof *record->is_used);
     record->is_written = calloc((size_t)records->lists.count, sizeof *record->is_written);
     record->lanes = given->lanes > 0 ? given->lanes : 1;
-    record->block = blocks * BLOCK <= ROOM ? BLOCK : ROOM / MAX_BLOCKS;
     if (!scalars_make(&record->scalars, given) || !record->stores || !record->instructions ||
-        !record->is_used || !record->is_written || blocks > MAX_BLOCKS)
+        !record->is_used || !record->is_written || blocks > MAX_BLOCKS ||
+        records->lists.count + given->temporary_count > MAX_ARRAYS)
         return 0;
     for (int i = 0; i < given->scalar_count; i++)
         if (given->scalars[i].kind == SCALAR_ITEM)
@@ -153,9 +159,11 @@ static int make_record(struct records *records, struct record *record, const opt
             .c = from->c,
             .v = from->v,
             .u = from->u,
-            .rounds = is_read_later(given, i) && !is_exact(from->elementwise)};
+            .is_wide = from->elementwise == ELEMENTWISE_SQRT_MKL,
+            .rounds = records->is_half && is_read_later(given, i) && !is_exact(from->elementwise)};
         if (!to->runs[0] || !to->runs[1])
             return 0;
+        is_small &= !to->is_wide;
         const int numbers[] = {to->a, to->b, to->c, to->to};
         for (int k = 0; k < 4; k++)
             if (numbers[k] >= 0 && numbers[k] < records->lists.count)
@@ -163,6 +171,7 @@ static int make_record(struct records *records, struct record *record, const opt
         if (to->to < records->lists.count)
             record->is_written[to->to] = 1;
     }
+    record->block = is_small ? FEW : blocks * MOST <= ROOM ? MOST : ROOM / blocks / FEW * FEW;
     return 1;
 }
 
@@ -336,13 +345,36 @@ static void put_back(const struct job *job, int64_t first, int64_t n, char *bloc
     }
 }
 
-/* Make an instruction's operation on n values, by its number in `runs`. */
-static void run_one(const struct job *job, const struct instruction *instruction, int which, int64_t n,
-                    char *const *arrays)
+/* Make the instructions from first to last on n values, from a place in each array on. */
+static void run_instructions(const struct job *job, int first, int last, int which, char *const *arrays,
+                             int64_t place, int64_t n)
 {
-    instruction->runs[which](n, arrays[0], arrays[1], arrays[2], arrays[3],
-                             instruction->v < 0 ? 0 : job->values[instruction->v],
-                             instruction->u < 0 ? 0 : job->values[instruction->u]);
+    for (int k = first; k < last; k++) {
+        const struct instruction *instruction = &job->record->instructions[k];
+        char *to = arrays[instruction->to] + place;
+        instruction->runs[which](n, to, instruction->a < 0 ? NULL : arrays[instruction->a] + place,
+                                 instruction->b < 0 ? NULL : arrays[instruction->b] + place,
+                                 instruction->c < 0 ? NULL : arrays[instruction->c] + place,
+                                 instruction->v < 0 ? 0 : job->values[instruction->v],
+                                 instruction->u < 0 ? 0 : job->values[instruction->u]);
+        if (instruction->rounds)
+            job->records->half.round(n, to, to, NULL, NULL, 0, 0);
+    }
+}
+
+/* Make all of them on a block of n values, few at a time between those that are made on all. */
+static void run_block(const struct job *job, int which, char *const *arrays, int64_t n)
+{
+    const struct record *record = job->record;
+    const int size = worked_in(job->records->lists.formats[0]), few = FEW / size;
+    for (int last, first = 0; first < record->instruction_count; first = last) {
+        const int is_wide = record->instructions[first].is_wide;
+        for (last = first + 1; last < record->instruction_count && !is_wide; last++)
+            if (record->instructions[last].is_wide)
+                break;
+        for (int64_t i = 0, some = is_wide ? n : few; i < n; i += some)
+            run_instructions(job, first, last, which, arrays, i * size, n - i < some ? n - i : some);
+    }
 }
 
 /* Run a record over a part of a parameter's arrays. */
@@ -353,25 +385,23 @@ static void run_part(const struct job *job, int64_t begin, int64_t end, int whic
     const int lists = records->lists.count, gapped = records->gapped.count;
     const int64_t block = record->block / records->size;
     _Alignas(64) char blocks[ROOM]; /* of arrays with gaps, and temporary ones */
-    char *found[MAX_BLOCKS];
+    char *found[MAX_BLOCKS], *arrays[MAX_ARRAYS];
     int is_copied = 0;
+    for (int i = 0; i < record->temporary_count; i++)
+        arrays[lists + i] = blocks + (gapped + i) * record->block;
     for (int64_t n, i = begin; i < end; i += n) {
         n = end - i < block ? end - i : block;
         if (gapped)
             n = find_gapped(job, i, n, blocks, found, &is_copied);
-        for (int k = 0; k < record->instruction_count; k++) {
-            const struct instruction *instruction = &record->instructions[k];
-            const int numbers[] = {instruction->to, instruction->a, instruction->b, instruction->c};
-            char *arrays[4];
-            for (int j = 0; j < 4; j++)
-                arrays[j] =
-                    numbers[j] < 0        ? NULL
-                    : numbers[j] >= lists ? blocks + (gapped + numbers[j] - lists) * record->block
-                    : records->gapped.places[numbers[j]] >= 0
-                        ? found[records->gapped.places[numbers[j]]]
-                        : (char *)tensor(records, numbers[j], job->parameter)->data + i * records->size;
-            run_one(job, instruction, which, n, arrays);
+        for (int list = 0; list < lists; list++) {
+            if (!record->is_used[list])
+                continue;
+            const int place = records->gapped.places[list];
+            arrays[list] = place >= 0
+                               ? found[place]
+                               : (char *)tensor(records, list, job->parameter)->data + i * records->size;
         }
+        run_block(job, which, arrays, n);
         if (is_copied)
             put_back(job, i, n, blocks);
     }
@@ -383,7 +413,7 @@ static void convert(const struct job *job, int list, int64_t first, int64_t n, v
     const struct half *half = &job->records->half;
     const struct strided *gaps = gapped_find(&job->records->gapped, list, job->parameter);
     void *data = tensor(job->records, list, job->parameter)->data;
-    uint16_t together[BLOCK / sizeof(float)], *values = gaps ? together : (uint16_t *)data + first;
+    uint16_t together[MOST / sizeof(float)], *values = gaps ? together : (uint16_t *)data + first;
     if (gaps && !back)
         strided_read(gaps, data, 2, first, n, together);
     if (back)
@@ -401,24 +431,18 @@ static void run_half_part(const struct job *job, int64_t begin, int64_t end, int
     const int lists = job->records->lists.count;
     const int64_t block = record->block / (int64_t)sizeof(float);
     _Alignas(64) char blocks[ROOM];
+    char *arrays[MAX_ARRAYS];
+    for (int i = 0; i < lists + record->temporary_count; i++)
+        arrays[i] = blocks + i * record->block;
     for (int64_t n, i = begin; i < end; i += n) {
         n = end - i < block ? end - i : block;
         for (int list = 0; list < lists; list++)
             if (record->is_used[list])
-                convert(job, list, i, n, blocks + list * record->block, 0);
-        for (int k = 0; k < record->instruction_count; k++) {
-            const struct instruction *instruction = &record->instructions[k];
-            const int numbers[] = {instruction->to, instruction->a, instruction->b, instruction->c};
-            char *arrays[4];
-            for (int j = 0; j < 4; j++)
-                arrays[j] = numbers[j] < 0 ? NULL : blocks + numbers[j] * record->block;
-            run_one(job, instruction, which, n, arrays);
-            if (instruction->rounds)
-                job->records->half.round(n, arrays[0], arrays[0], NULL, NULL, 0, 0);
-        }
+                convert(job, list, i, n, arrays[list], 0);
+        run_block(job, which, arrays, n);
         for (int list = 0; list < lists; list++)
             if (record->is_written[list])
-                convert(job, list, i, n, blocks + list * record->block, 1);
+                convert(job, list, i, n, arrays[list], 1);
     }
 }
 

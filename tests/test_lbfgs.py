@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import pathlib
 import sys
 
@@ -149,6 +150,22 @@ def test_every_step_and_its_state_are_torchs(dtype, shapes, search, history):
         for _ in range(8):
             twins.step()
         assert twins.is_on_rows()
+
+
+@pytest.mark.usefixtures("_nothing_proven")
+def test_all_of_a_first_step_is_compared(monkeypatch):
+    """Rows that go wrong after the sixth point."""
+    moves, move = itertools.count(), lbfgs._Rows._add_grad
+
+    def wrong(self, size, direction):
+        move(self, size * 2 if next(moves) > 6 else size, direction)
+
+    monkeypatch.setattr(lbfgs._Rows, "_add_grad", wrong)
+    twins, second = Twins("lr=0.01"), Twins("lr=0.01")
+    twins.step()
+    assert next(moves) > 6
+    assert not twins.is_on_rows()
+    second.step()
 
 
 @pytest.mark.parametrize("search", ["", ", line_search_fn='strong_wolfe'"])

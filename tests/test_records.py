@@ -225,6 +225,19 @@ def test_an_operation_that_is_not_torchs_is_noticed(monkeypatch):
     assert {"mul scalar", "addcmul", "addcdiv", "sqrt", "lerp"} <= used
 
 
+def test_a_product_and_the_sum_that_follows_are_one_operation():
+    """Where torch rounds both as C has them in one, as on processors that fuse them."""
+    twins = Twins("RMSprop(lr=0.1)", [("float32", 50), ("float64", 50)])
+    for _ in range(5):
+        twins.step()
+    is_fused = elementwise.choose("addcmul", torch.float32) == numbers.ELEMENTWISE_ADDCMUL_FMA
+    for kind in twins.planner().records._kinds.values():
+        made = [one.elementwise for record in kind.records for one in record.instructions]
+        assert (numbers.ELEMENTWISE_MUL_ADDCMUL_FMA in made) == is_fused
+        assert (numbers.ELEMENTWISE_MUL_SCALAR in made) != is_fused
+    twins.end()
+
+
 @pytest.mark.parametrize(
     ("kind", "others"),
     [

@@ -3,8 +3,8 @@
 Its two loops over the history, which are most of its time, are left out of it and made by C at once, where
 a step begins with one.  Nobody has to know that this is what torch's step does.  A step is made by torch
 until one like it has been repeated on rows, from copies, with what the host's function has returned, and
-every bit of parameters and state was the same; of a step with many values, or without a history before it,
-only the first points that the host's function was called at.
+every bit of parameters and state was the same; of a step with many values only the first points that the
+host's function was called at.
 """
 
 from __future__ import annotations
@@ -82,7 +82,7 @@ class Steps:
         if "prev_flat_grad" in before:
             before["prev_flat_grad"] = before["prev_flat_grad"].clone()
         had_history = _has_history(before)
-        most = _MOST_HEARD // sum(p.numel() for p in parameters) if had_history else 0
+        most = _MOST_HEARD // sum(p.numel() for p in parameters)
         copies = _copied(parameters)
         heard: list[tuple[list[Tensor], list[Tensor], float]] = []
         is_cut = False

@@ -293,7 +293,9 @@ class Recording(TorchFunctionMode, Computation):
         stores = [
             (i, now) for i, first in self._first.items() if (now := self._items[id(self.lists[i])]) != first
         ]
-        instructions, temporaries = _packed(self._instructions, len(self.lists))
+        is_half = real(self.lists[0]).dtype in elementwise.HALVES  # which is rounded in between
+        instructions = self._instructions if is_half else _merged(self._instructions)
+        instructions, temporaries = _packed(instructions, len(self.lists))
         return Record(
             tuple(self.scalars),
             tuple(self.guards.items()),
@@ -311,6 +313,21 @@ def _alone(arguments: Any) -> Any:
     if any(type(a) in (list, tuple) and len(a) != 1 for a in arguments):
         raise ValueError("lists of one tensor are understood only")
     return tuple(a[0] if type(a) in (list, tuple) else a for a in arguments)
+
+
+def _merged(instructions: list[Instruction]) -> list[Instruction]:
+    """Make one operation of a product and the sum that follows on it, where C has both as one."""
+    merged = list[Instruction]()
+    for one in instructions:
+        first = merged[-1] if merged else one
+        is_product = first.elementwise == first.end == lib.ELEMENTWISE_MUL_SCALAR
+        is_sum = one.elementwise == one.end == lib.ELEMENTWISE_ADDCMUL_FMA
+        if is_product and is_sum and one.to == one.a == first.to and one.to not in (one.b, one.c):
+            number = lib.ELEMENTWISE_MUL_ADDCMUL_FMA
+            one = replace(one, elementwise=number, end=number, a=first.a, u=first.v)
+            merged.pop()
+        merged.append(one)
+    return merged
 
 
 def _packed(instructions: list[Instruction], lists: int) -> tuple[list[Instruction], int]:
