@@ -4,6 +4,7 @@
 #include <string.h>
 
 #include "callback.h"
+#include "contents.h"
 #include "elementwise.h"
 #include "end.h"
 #include "error.h"
@@ -87,6 +88,8 @@ __attribute__((visibility("default"))) const optplug_host *optplug_attach(const 
         .take = rows_take,
         .put = rows_put,
         .move = rows_move,
+        .copy = rows_copy,
+        .note = contents_note,
         .multiply = rows_multiply,
         .clip_grad_norm = clip_grad_norm,
         .take_steps = take_steps,

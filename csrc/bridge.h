@@ -247,6 +247,16 @@ typedef struct optplug_parts {
     const int64_t *lengths;
 } optplug_parts;
 
+/* What dicts and lists of Python's held.  Its objects are given by their addresses. */
+typedef struct optplug_contents {
+    int count;
+    void *const *containers;
+    const int64_t *lengths; /* how many values each had */
+    void *keys, *values;    /* lists: the keys of the dicts, and all values */
+    const char *leads_on;   /* of each value: whether it is no mere number or word */
+    int64_t *others;        /* room for the places of those that do */
+} optplug_contents;
+
 /* An inverse Hessian, known by pairs of rows of n values in float32 (4 bytes) or float64 (8), oldest first:
  * steps, and the differences of gradients along them. */
 typedef struct optplug_inverse {
@@ -346,6 +356,11 @@ typedef struct optplug_host {
     void (*put)(const optplug_parts *parts, const void *row);
     int (*move)(const optplug_parts *parts, int add, const void *row, double factor);
     int (*multiply)(const optplug_inverse *by, void *row);
+    /* Copy arrays to others of the same lengths. */
+    void (*copy)(const optplug_parts *from, const optplug_parts *to);
+    /* Note the values that containers have now, and return how many of those that lead on are others than noted
+     * before, after their places; -1 where there is another number of values, another key or type. */
+    int64_t (*note)(const optplug_contents *noted);
     /* Clip gradients by their norm, and return 1; 0 if they are not clipped. */
     int (*clip_grad_norm)(const optplug_gradients *gradients, double max_norm, double *total_norm);
     /* Return how many steps plans have made since this was last asked. */

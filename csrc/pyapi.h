@@ -23,6 +23,8 @@
     F(PyDict_New)                                                                                            \
     F(PyDict_SetItemString)                                                                                  \
     F(PyDict_GetItemString)                                                                                  \
+    F(PyDict_Next)                                                                                           \
+    F(PyList_SetItem)                                                                                        \
     F(PyUnicode_DecodeFSDefault)                                                                             \
     F(PyUnicode_AsUTF8)                                                                                      \
     F(PyCFunction_NewEx)                                                                                     \

@@ -121,6 +121,12 @@ void rows_put(const optplug_parts *parts, const void *row)
     }
 }
 
+void rows_copy(const optplug_parts *from, const optplug_parts *to)
+{
+    for (int i = 0; i < from->count; i++)
+        copy(from->bytes, from->lengths[i], to->arrays[i], from->arrays[i]);
+}
+
 int rows_move(const optplug_parts *parts, int add, const void *row, double factor)
 {
     elementwise run = elementwise_find(add, parts->bytes);

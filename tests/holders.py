@@ -411,6 +411,44 @@ class MarkingObjects(Marking):
         return super().direction(p, group)
 
 
+class Tool:
+    """Turns gradients, by what it has kept of them."""
+
+    def __init__(self, inner=None):
+        self.seen, self.last, self.inner = [], None, inner
+
+    def turn(self, grad):
+        self.last = grad.clone() if self.last is None else self.last * 0.5 + grad
+        self.seen.append(float(grad.sum()))
+        if self.inner is not None:
+            return self.inner.turn(self.last) * len(self.seen)
+        return self.last / (1 + abs(sum(self.seen)))
+
+
+class Tooling(Somebodys):
+    """Keeps objects of its own in its state, as GaLore does, and one that all of them have."""
+
+    def __init__(self, params, lr=0.1, momentum=0.9):
+        super().__init__(params, lr, momentum)
+        self.tool = Tool()
+
+    def direction(self, p, group):
+        state = self.state[p]
+        if not state:
+            state["tool"], state["shared"] = Tool(Tool()), self.tool
+        self.tool.seen.append(1.0)
+        return group["lr"] * state["tool"].turn(p.grad) / len(state["shared"].seen)
+
+
+class LateTooling(Tooling):
+    """Has another object from its second step on."""
+
+    def direction(self, p, group):
+        if self.state[p]:
+            self.state[p]["late"] = Tool()
+        return super().direction(p, group)
+
+
 class MarkingState(Somebodys):
     """Sets an attribute on a tensor of its state."""
 

@@ -108,11 +108,11 @@ def test_schedulers_averages_and_the_parameters_own_values_come_back():
 
 
 def test_what_cannot_come_back_is_refused_by_the_save(tmp_path):
-    ours, theirs = Hosted("Owning"), Plain("Owning")
+    ours, theirs = Hosted("LateTooling"), Plain("LateTooling")
     run(ours, 0, SAVED)
     (tmp_path / "run.pt").write_bytes(b"the file before")
     with pytest.raises(
-        Error, match=r"cannot save Owning: state\[0\]\['object'\] is a Thing, which no file"
+        Error, match=r"cannot save LateTooling: state\[0\]\['late'\] is a Tool, which no file"
     ) as e:
         ours.opt.save(tmp_path / "run.pt")
     assert e.value.status == ctypes_api.statuses()["OPT_ESTATE"]

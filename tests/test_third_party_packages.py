@@ -325,6 +325,36 @@ def test_a_class_is_itself(module, name, order):
     note(module, case.call, order, "its own", saved, steps)
 
 
+def a_dozen() -> list[tuple[str, str, str]]:
+    """Return the specs of docs/modern.md whose packages are here, whether they are recorded, their groups."""
+    page = (hosts.PROJECT / "docs" / "modern.md").read_text()
+    rows = re.findall(r'^\| `"([\w.:]+\(.*?\))"` \| (yes|no|one .*?) \|.*\|(.*)\|$', page, re.MULTILINE)
+    assert len(rows) > 12
+    here = {module for module, _ in found()}
+    groups = (re.search(r'opt_group\(opt, "(.*)"\)', needs) for *_, needs in rows)
+    return [
+        (spec, is_recorded, group[1] if group else "")
+        for (spec, is_recorded, _), group in zip(rows, groups, strict=True)
+        if ":" not in spec or spec.partition(":")[0] in here
+    ]
+
+
+@pytest.mark.parametrize(("spec", "is_recorded", "group"), a_dozen())
+def test_a_line_of_the_page_is_as_it_says(spec, is_recorded, group):
+    for count in (1, 3):
+        values = [np.random.default_rng(i).standard_normal((10, 5)).astype("float32") for i in range(count)]
+        before, opt = [v.copy() for v in values], Optimizer(spec)
+        if group:
+            opt.group(group)
+        for i, value in enumerate(values):
+            opt.bind(f"w{i}", value, value.copy())
+        for _ in range(10):
+            opt.step()
+        assert not any(np.array_equal(v, b) for v, b in zip(values, before, strict=True))
+        recorded = "\nstep: recorded " in opt.describe()
+        assert recorded == (is_recorded == "yes" or (is_recorded != "no" and count == 1))
+
+
 def reason_of(module: str, name: str, errors: list[Exception]) -> str:
     words = [f"{module}:{name} {type(error).__name__}: {error}" for error in errors]
     found = [reason for pattern, reason in REASONS.items() if any(re.search(pattern, w) for w in words)]

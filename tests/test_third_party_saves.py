@@ -26,7 +26,7 @@ def _allowed():
     "name",
     [
         *("Rowed", "RowedInside", "Tying", "Learned", "Ordering", "Dundering", "Marking"),
-        *("HoldsArray", "HoldsGenerator", "HoldsOrder"),
+        *("HoldsArray", "HoldsGenerator", "HoldsOrder", "Tooling", "Owning"),
     ],
 )
 def test_a_run_goes_on_bit_for_bit(name):
@@ -117,6 +117,32 @@ def test_forged_attributes_are_refused(change, words):
     run(ours, 0, SAVED)
     content = forgery.read(ours.opt.save_memory())
     change(content["own"])
+    with pytest.raises(Error, match=words):
+        ours.opt.load_memory(forgery.forge(content))
+    run(ours, SAVED, LAST), run(theirs, 0, LAST)
+    assert same(ours.values, theirs.values)
+
+
+def an_object(**attributes: object) -> dict[str, object]:
+    return {"optplug kind": "object", "of": attributes}
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        (lambda c: c["optimizer"]["state"][0].update(other=an_object()), "here it is none"),
+        (lambda c: c["optimizer"]["state"][0]["tool"].update(of=3), "here it is none"),
+        (lambda c: c["optimizer"]["state"][0]["tool"]["of"].update(turn=1), "has an attribute 'turn'"),
+        (lambda c: c["optimizer"]["state"][0]["tool"]["of"].update(__class__=1), "attribute '__class__'"),
+        (lambda c: c["optimizer"]["state"][0]["tool"]["of"].update(seen=1), "rejects it"),
+        (lambda c: c["own"].update(mark=an_object()), "here it is none"),
+    ],
+)
+def test_forged_objects_are_refused(change, words):
+    ours, theirs = Hosted("Tooling"), Plain("Tooling")
+    run(ours, 0, SAVED)
+    content = forgery.read(ours.opt.save_memory())
+    change(content)
     with pytest.raises(Error, match=words):
         ours.opt.load_memory(forgery.forge(content))
     run(ours, SAVED, LAST), run(theirs, 0, LAST)

@@ -186,6 +186,12 @@ def test_schedulers_and_averages_are_of_no_other_module(third_party):
         opt.average("os:AveragedModel()")
     with pytest.raises(Error, match="module 'os' is not the one of get_ema_multi_avg_fn"):
         opt.average("AveragedModel(multi_avg_fn=os:get_ema_multi_avg_fn(0.9))")
+    with pytest.raises(
+        Error, match=r"module 'os': schedulers are PyTorch's own only: set a rate .* opt_set_value"
+    ):
+        opt.schedule("os:WarmupLR(3)")
+    with pytest.raises(Error, match="module 'os': averages are PyTorch's own only: write 'AveragedModel"):
+        opt.average("os:ModelEma()")
     with pytest.raises(Error, match="multi_avg_fn must be one of"):
         opt.average("AveragedModel(multi_avg_fn=os:get_ema_multi_avg_fn)")
     opt.schedule("torch.optim.lr_scheduler:StepLR(3)")

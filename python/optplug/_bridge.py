@@ -203,7 +203,8 @@ def py_plan_refused(opt, has_failed):
         reason = f"PyTorch has failed in {', '.join(planner.plan.names())}"
         warn(f"opt={opt}: steps run through Python from now on, since {reason}, which it ran before")
     planner.refuse(reason)
-    log.steps(opt, lambda: description.way(optimizers[opt]))
+    if log.is_wanted():
+        log.steps(opt, description.way(optimizers[opt]))
 
 
 @callback

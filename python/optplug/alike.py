@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import random
 from collections import OrderedDict, deque
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Set
 from functools import partial
 from types import FunctionType, MethodType
 from typing import Any
@@ -24,8 +24,12 @@ _ROWS = (list, tuple, deque)
 Overlaps = dict[str, tuple[str, int]]
 
 
-def difference(there: Any, state: Any, place: str) -> str | None:
-    """Return the place of what is another one than it was, or None if all is the same."""
+def difference(there: Any, state: Any, place: str, packages: Set[str] = frozenset()) -> str | None:
+    """Return the place of what is another one than it was, or None if all is the same.
+
+    Args:
+        packages: those whose objects are looked into.
+    """
     if isinstance(there, dict) and isinstance(state, dict):
         if place and isinstance(state, OrderedDict) and list(there) != list(state):
             return place
@@ -33,7 +37,7 @@ def difference(there: Any, state: Any, place: str) -> str | None:
             where = f"{place}[{shown(key)}]"
             if key not in there or key not in state:
                 return where
-            found = difference(there[key], state[key], where)
+            found = difference(there[key], state[key], where, packages)
             if found is not None:
                 return found
         return None
@@ -41,10 +45,11 @@ def difference(there: Any, state: Any, place: str) -> str | None:
         return place
     if isinstance(there, _ROWS) and isinstance(state, _ROWS) and len(there) == len(state):
         found_ = (
-            difference(a, b, f"{place}[{i}]") for i, (a, b) in enumerate(zip(there, state, strict=True))
+            difference(a, b, f"{place}[{i}]", packages)
+            for i, (a, b) in enumerate(zip(there, state, strict=True))
         )
         return next((f for f in found_ if f is not None), None)
-    return None if is_the_same(there, state) else place
+    return None if is_equal(there, state, set(packages), set()) else place
 
 
 def is_the_same(value: Any, other: Any) -> bool:
@@ -56,10 +61,8 @@ def is_the_same(value: Any, other: Any) -> bool:
         return is_alike and difference(dict(value.state_dict()), dict(other.state_dict()), "") is None
     if value is other:
         return True
-    if isinstance(value, FunctionType | MethodType | partial):
-        return is_equal(value, other, set(), set()) if type(value) is type(other) else False
-    if callable(value) and type(value) is type(other) and not isinstance(value, type):
-        return is_equal(_attributes_of(value), _attributes_of(other), set(), set())
+    if _is_made_of_parts(value):
+        return type(value) is type(other) and is_equal(value, other, set(), set())
     if is_thing(value) and type(value) is type(other):
         return _are_same_things(value, other)
     try:
@@ -127,11 +130,20 @@ def is_equal(value: Any, other: Any, packages: set[str], seen: set[int]) -> bool
         return len(value) == len(other) and all(
             is_equal(v, o, packages, seen) for v, o in zip(value, other, strict=True)
         )
-    is_own = type(value) is type(other) and any(is_its_own(value, package) for package in packages)
-    if is_own and (hasattr(value, "__dict__") or slots_of(type(value))):  # type: ignore[arg-type]
+    is_own = any(is_its_own(value, package) for package in packages) and _has_inside(value)
+    if type(value) is type(other) and (is_own or _is_made_of_parts(value)):
         seen.add(id(value))
         return is_equal(_attributes_of(value), _attributes_of(other), packages, seen)
     return is_the_same(value, other)
+
+
+def _has_inside(value: Any) -> bool:
+    return hasattr(value, "__dict__") or bool(slots_of(type(value)))  # type: ignore[arg-type]
+
+
+def _is_made_of_parts(value: Any) -> bool:
+    """Tell whether something that can be called is known by what is in it."""
+    return callable(value) and not isinstance(value, type | nn.Module) and _has_inside(value)
 
 
 def _made_of(value: Any) -> list[Any]:

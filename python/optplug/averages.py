@@ -159,6 +159,7 @@ def _read(text: str) -> Call:
         raise SpecError(_HINT)
     call = spec.parse(text)
     if call.name != "AveragedModel":
+        spec.check_is_torchs(call, "averages", _HINT)
         raise SpecError(f"no average {shown(call.name)}: {_HINT}")
     if "decay" in call.kwargs:
         raise SpecError(f"no argument 'decay': {_HINT}")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import functools
 from collections.abc import Callable
 
@@ -24,12 +23,15 @@ def callback(function: Callable[..., int | None]) -> Callable[..., int]:
     @ffi.def_extern(name=function.__name__, error=lib.OPT_ERUNTIME, onerror=host.record)
     @functools.wraps(function)
     def call(*args: object) -> int:
-        before, caught.here.sink = caught.here.sink, host.warned  # `caught.to`, which takes longer
+        here = caught.here
+        before, here.sink = here.sink, host.warned  # `caught.to`, which takes longer
         try:
+            if modes.are_off():  # without a context, which takes as long as all of this
+                return function(*args) or 1
             with modes.set_aside():
                 return function(*args) or 1
         finally:
-            caught.here.sink = before
+            here.sink = before
 
     return call
 
@@ -51,7 +53,8 @@ def tells(function: Callable[..., int | None]) -> Callable[..., int | None]:
     @functools.wraps(function)
     def call(opt: int, *args: object) -> int | None:
         result = function(opt, *args)
-        log.steps(opt, lambda: description.way(optimizers[opt]))
+        if log.is_wanted():
+            log.steps(opt, description.way(optimizers[opt]))
         return result
 
     return call
@@ -64,7 +67,10 @@ def on_streams(function: Callable[..., None]) -> Callable[..., None]:
     def call(opt: int, *args: object) -> None:
         streams = optimizers[opt].streams
         streams.check_process()
-        with streams.current() if streams else contextlib.nullcontext():
+        if not streams:
+            function(opt, *args)
+            return
+        with streams.current():
             function(opt, *args)
 
     return call

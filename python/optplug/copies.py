@@ -14,10 +14,11 @@ from optplug.torch_private import foreach_copy_, grad_mode
 
 #: Of more bytes, torch's threads copy faster.
 _MOST_BYTES = 1 << 18
+_copy, _take = host.table.copy, host.table.take
 
 
 class Moves:
-    """Values that are copied from some tensors to others of the same forms, by way of a row.
+    """Values that are copied from some tensors to others of the same forms.
 
     The memory of all of them stays where it is.
     """
@@ -28,13 +29,11 @@ class Moves:
         by_torch = [pair for pair in pairs if not _lie_alike(*pair)]
         self._from, self._to = _Parts([a for a, _ in by_c]), _Parts([b for _, b in by_c])
         self._sources, self._targets = [a for a, _ in by_torch], [b for _, b in by_torch]
-        self._row = memory_for(self._from)
 
     def make(self) -> None:
         """Copy all."""
         if self._from.count:
-            host.table.take(self._from.stated, self._row)
-            host.table.put(self._to.stated, self._row)
+            _copy(self._from.stated, self._to.stated)
         if self._sources:
             with grad_mode(False):
                 foreach_copy_(self._targets, self._sources)
@@ -47,7 +46,7 @@ class Copies:
         whole = [_without_repeats(t.detach()) for t in tensors]
         plain, others = [t for t in whole if _is_plain(t)], [t for t in whole if not _is_plain(t)]
         self._parts, self._others = _Parts(plain), others
-        self._row = memory_for(self._parts)
+        self._row = ffi.new("char[]", max(self._parts.bytes, 1))
         self._copies = [torch.empty_like(t) for t in others]
         counts = [0, 0]
         #: Of each tensor: whether C copies it, and where it is among those.
@@ -69,7 +68,7 @@ class Copies:
     def take(self) -> None:
         """Copy what is there now."""
         if self._parts.count:
-            host.table.take(self._parts.stated, self._row)
+            _take(self._parts.stated, self._row)
         if self._others:
             with grad_mode(False):
                 foreach_copy_(self._copies, self._others)
@@ -98,11 +97,6 @@ class _Parts:
         """Take another tensor, of as many bytes, in the place of one."""
         self._tensors[i] = tensor
         self._arrays[i] = ffi.cast("void *", tensor.data_ptr())
-
-
-def memory_for(parts: _Parts) -> object:
-    """Return memory for a row of all of them."""
-    return ffi.new("char[]", max(parts.bytes, 1))
 
 
 def _is_plain(t: Tensor) -> bool:

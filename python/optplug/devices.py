@@ -211,7 +211,7 @@ class Streams:
 
     def check_process(self) -> None:
         """Raise StateError if there is work on a GPU that a process before a fork has begun."""
-        if self._process not in (None, os.getpid()):
+        if self._process is not None and self._process != os.getpid():
             raise StateError(
                 "its parameters are on a GPU, which a forked process cannot use: create the optimizer there"
             )

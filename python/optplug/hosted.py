@@ -189,12 +189,14 @@ class Hosted:
 
         All ranks must make it; with check_ranks each time, else the first.
         """
+        if self.ranks is None:
+            return
 
         def run() -> Run:
             self._check_bound(what)
             return self.run
 
-        if self.ranks is not None and self.ranks.meet(what, run):
+        if self.ranks.meet(what, run):
             self.planner.makes_plans = self.planner.makes_plans and not self.ranks.reason
             self.planner.together = self.ranks.together
 

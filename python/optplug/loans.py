@@ -22,6 +22,7 @@ from optplug.snapshot import holdings
 from optplug.spec import shown
 from optplug.torch_private import foreach_copy_, grad_mode, is_shared, owners, storage_of, use_count
 
+_is, _is_set_to = operator.is_, Tensor.is_set_to
 _grad_of = operator.attrgetter("grad")
 
 
@@ -118,23 +119,20 @@ class Gradients:
         self._places = [place for _, place in self._storages]
         self._counts = self._count()
 
-    def _count(self) -> list[list[int]]:
+    def _count(self) -> list[int]:
         """Return how many owners each has."""
         if use_count is None:
             return []
-        return [
-            list(map(sys.getrefcount, self._lent)),
-            list(map(use_count, self._lent)),
-            list(map(owners, self._places)),
-        ]
+        lent = self._lent
+        return [*map(sys.getrefcount, lent), *map(use_count, lent), *map(owners, self._places)]
 
     def are_free(self) -> bool:
         """Tell whether these can be lent again: what the class has kept stays what it was."""
         return (
             use_count is not None
             and self._count() == self._counts
-            and all(map(Tensor.is_set_to, self._lent, self._memory))
-            and all(map(operator.is_, map(_grad_of, self._tensors), self.hosts))
+            and all(map(_is_set_to, self._lent, self._memory))
+            and all(map(_is, map(_grad_of, self._tensors), self.hosts))
         )
 
     def lend(self) -> None:
@@ -145,7 +143,7 @@ class Gradients:
 
     def take_back(self) -> bool:
         """Let the parameters have the host's gradients; False if they are elsewhere."""
-        if not all(map(Tensor.is_set_to, self._tensors, self._data)):
+        if not all(map(_is_set_to, self._tensors, self._data)):
             return False
         for p, grad in zip(self._tensors, self.hosts, strict=True):
             p.grad = grad
@@ -185,8 +183,9 @@ class Loans:
 
     def finish(self) -> None:
         """Take back what is lent, at the end of the step."""
-        self.take_back()
-        self._optimizer = None
+        optimizer, self._optimizer = self._optimizer, None
+        if optimizer is not None and self._are_lent:
+            self._take_back(optimizer)
 
     def give_up(self) -> None:
         """Take away what is lent, and let the class have the memory that it had before a step that fails."""

@@ -22,6 +22,10 @@ class Log:
         self._wanted, self._tell = wanted, tell
         self._steps: dict[int, str] = {}
 
+    def is_wanted(self) -> bool:
+        """Tell whether anybody listens."""
+        return self._wanted() >= INFO
+
     def info(self, line: str) -> None:
         """Tell what a host may want to know of each run."""
         if self._wanted() >= INFO:
@@ -45,13 +49,11 @@ class Log:
 
         return tell
 
-    def steps(self, opt: int, way: Callable[[], str]) -> None:
-        """Tell how an optimizer's steps are made, where that is new: ``way`` says so if it is wanted."""
-        if self._wanted() >= INFO:
-            now = way()
-            if self._steps.get(opt) != now:
-                self._steps[opt] = now
-                self._tell(INFO, f"opt={opt}: steps by {now}")
+    def steps(self, opt: int, way: str) -> None:
+        """Tell how an optimizer's steps are made, where that is new."""
+        if self._steps.get(opt) != way:
+            self._steps[opt] = way
+            self.info(f"opt={opt}: steps by {way}")
 
     def forget(self, opt: int) -> None:
         """Know nothing of an optimizer that has ended."""

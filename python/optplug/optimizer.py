@@ -47,7 +47,8 @@ class HostedOptimizer(Hosted):
                 f"{self.recipe.name} evaluates the loss several times a step: "
                 "call opt_step_closure or opt_iterate"
             )
-        self._compare_values()
+        if self.run.expected:
+            self._compare_values()
         self.parameters.read(not self.run.stepped)
         if self.run.stepped and self.run.built:
             if self.recipe.is_torchs:  # without a context, which takes microseconds
@@ -68,8 +69,9 @@ class HostedOptimizer(Hosted):
 
     def _step_again(self, optimizer: torch.optim.Optimizer) -> None:
         self._gather()
-        if self._scales().apply(optimizer, self.parameters, self.planner.has_recorded):
-            self.planner.step(optimizer, self.parameters, self._scale)
+        scale = self._scale
+        if not scale or self._scales().apply(optimizer, self.parameters, self.planner.has_recorded):
+            self.planner.step(optimizer, self.parameters, scale)
 
     def _scales(self) -> Scale:
         return self.ranks.scale(self._scale) if self.ranks and self._scale else self._scale

@@ -11,7 +11,7 @@ import functools
 import math
 import random
 from collections import OrderedDict, deque
-from collections.abc import Iterator, Set
+from collections.abc import Callable, Iterator, Set
 from typing import Any
 
 import numpy as np
@@ -37,7 +37,7 @@ from optplug.kinds import some_gradient
 from optplug.randomness import random_numbers_kept
 from optplug.snapshot import holdings, is_leaf, opaque
 from optplug.spec import shown
-from optplug.written import PLAIN, Known, NoPlaceError, Shared, called, read, write
+from optplug.written import PLAIN, Known, NoPlaceError, Shared, called, has_objects, objects_of, read, write
 
 # Where the attributes of parameters stand among those of an optimizer: no name.
 _OF_PARAMETERS = "of parameters"
@@ -52,27 +52,29 @@ def _torchs() -> set[str]:
 
 
 def save(
-    optimizer: torch.optim.Optimizer, other: torch.optim.Optimizer, needs_closure: bool
+    optimizer: torch.optim.Optimizer, build: Callable[[], torch.optim.Optimizer], needs_closure: bool
 ) -> tuple[dict[str, Any], dict[str, Any]]:
     """Return an optimizer's state and the attributes that are not in it, as a file can have them.
 
     Args:
         optimizer: whose they are.
-        other: one like it as it was built, on parameters of the same values; it is loaded and stepped.
+        build: returns one like it as it was built, on parameters of the same values.
         needs_closure: whether it steps with a closure only.
 
     Raises:
         StateError: something would not come back.
     """
+    other, packages = build(), _packages(optimizer)
     try:
         state = optimizer.state_dict()
         there = other.state_dict()
         overlaps, memory = overlapping(_parts_of(optimizer))
-        shared = Shared(memory)
+        objects = _objects(build, needs_closure) if any(_objects_in(optimizer)) else {}
+        shared = Shared(memory, objects=objects)
         content = write("", state, there, shared)
-        known = Known(content)
+        known = Known(content, objects=objects)
         load(other, read(content, there, known), {})
-        place = difference(other.state_dict(), state, "")
+        place = difference(other.state_dict(), state, "", packages)
         if place is not None:
             raise StateError(f"{called(place)} is a different one after its load_state_dict")
         extra = _attributes(optimizer, other, shared, needs_closure)
@@ -87,6 +89,8 @@ def save(
         return content, extra
     except NoPlaceError as error:
         reason = f"{called(error.place)} is a {type(error.value).__name__}, which no file can restore"
+        if isinstance(error.value, bytes):
+            reason = f"{called(error.place)} is bytes, which a class may unpickle, and a load runs no code"
     except Exception as error:
         reason = str(error) or type(error).__name__
     raise StateError(
@@ -98,6 +102,23 @@ def save(
 def _packages(optimizer: torch.optim.Optimizer) -> set[str]:
     """Return the packages of an optimizer's class and its bases."""
     return {base.__module__.partition(".")[0] for base in type(optimizer).__mro__} - {"torch", "builtins"}
+
+
+def _objects_in(optimizer: torch.optim.Optimizer) -> Iterator[tuple[str, Any]]:
+    """Yield the objects that an optimizer has in its state and its attributes, each with its place."""
+    packages = _packages(optimizer)
+    yield from objects_of(optimizer.state_dict(), "", packages)
+    for name, value in vars(optimizer).items():
+        if name not in _torchs():
+            yield from objects_of(value, f".{name}", packages)
+
+
+def _objects(build: Callable[[], torch.optim.Optimizer], needs_closure: bool) -> dict[str, Any]:
+    """Return the objects that an optimizer makes by itself, in its first step at the latest."""
+    with random_numbers_kept():
+        made = build()
+        _try(made, needs_closure)
+    return dict(_objects_in(made))
 
 
 def _parameters(optimizer: torch.optim.Optimizer) -> list[Tensor]:
@@ -219,12 +240,18 @@ def load(optimizer: torch.optim.Optimizer, state: dict[str, Any], attributes: di
 
 def resume(
     optimizer: torch.optim.Optimizer,
-    other: torch.optim.Optimizer,
+    build: Callable[[], torch.optim.Optimizer],
     saved: Any,
     attributes: Any,
     needs_closure: bool,
 ) -> None:
     """Let an optimizer go on from what a file has, once another one on copies has loaded it and stepped.
+
+    Args:
+        optimizer: is to go on.
+        build: returns another one.
+        saved, attributes: what the file has.
+        needs_closure: whether it steps with a closure only.
 
     Raises:
         ValueError: the class does not take it.
@@ -232,7 +259,13 @@ def resume(
     if not isinstance(saved, dict):
         raise ValueError("not a checkpoint: the state of its optimizer is malformed")
     _check_rates(saved.get("param_groups"))
-    known = Known(saved, attributes)
+    with random_numbers_kept():
+        other = build()
+    try:
+        objects = _objects(build, needs_closure) if has_objects(saved, attributes) else {}
+    except Exception as error:
+        raise ValueError(f"{type(optimizer).__name__} cannot step here: {said(error)}") from error
+    known = Known(saved, attributes, objects=objects)
     extra = _check_attributes(other, attributes, known)
     try:
         with random_numbers_kept():

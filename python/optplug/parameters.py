@@ -75,6 +75,7 @@ class Parameters:
     def replace(self, parameter: Parameter) -> None:
         """Take a parameter of another kind, in the place of the one of its name."""
         self._all[parameter.name] = parameter
+        self._stepped = list(self._stepped)  # for whoever goes by where they are
         self._kinds = {}
         for p in self:
             self._kinds.setdefault(type(p), []).append(p)
@@ -98,9 +99,9 @@ class Parameters:
 
     def all_tensors(self) -> Sequence[Tensor]:
         """Return what is stepped, and the host's arrays where those are others."""
-        masters = self.mastered()
-        stepped = self._stepped
-        return [*stepped, *(p.data for p in masters)] if masters else stepped
+        if Mastered not in self._kinds:
+            return self._stepped
+        return [*self._stepped, *(p.data for p in self.mastered())]
 
     def mastered(self) -> list[Mastered]:
         """Return those that have master copies."""
@@ -108,7 +109,7 @@ class Parameters:
 
     def read(self, is_first: bool) -> None:
         """Let master copies take values before a step: from new arrays, or, before the first, from all."""
-        for p in self.mastered():
+        for p in self.mastered() if Mastered in self._kinds else ():
             if is_first or p.is_unread:
                 p.read(is_first)
 

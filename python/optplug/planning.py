@@ -123,8 +123,9 @@ class Planner:
 
     def check_state(self, optimizer: torch.optim.Optimizer) -> None:
         """Look at the state, before a step, where it may be another than the last step's."""
-        if not self._is_checked and self._recipe.is_torchs:
-            plans.check_state(optimizer)
+        if not self._is_checked:
+            if self._recipe.is_torchs:
+                plans.check_state(optimizer)
             self._is_checked = True
 
     def step(self, optimizer: torch.optim.Optimizer, parameters: Parameters, scale: Scale) -> None:
@@ -165,6 +166,7 @@ class Planner:
         """Tell whether steps may run as records of what Python does."""
         return (
             bool(self.makes_plans)
+            and self.records.may_begin
             and not self._recipe.needs_closure
             and not (parameters.loans and parameters.loans.have_own())
             and not scale
@@ -185,7 +187,7 @@ class Planner:
             return
         if not self.records.give():  # this step may have moved them
             self.plan = None
-        if self.plan is None:
+        if self.plan is None and (self._recipe.is_torchs or self.records.are_complete):
             self.plan = self._state(run, run.built, parameters, scale)
             if self.plan:
                 self._replay.forget()  # the state may lie elsewhere now

@@ -67,6 +67,16 @@ class Records:
         self._looks = self._patience = 0
         self._waits = _FIRST
 
+    @property
+    def are_complete(self) -> bool:
+        """Whether there are records for all of a step."""
+        return bool(self._kinds) and all(kind.records for kind in self._kinds.values())
+
+    @property
+    def may_begin(self) -> bool:
+        """Whether a step may be looked at, now or later."""
+        return self._looks < _MOST_LOOKS * self._proofs
+
     def forget(self) -> None:
         """Begin anew, since the parameters, the state or what a step does may be others.
 
@@ -82,8 +92,8 @@ class Records:
         """Look at the step that Python is about to make; True if `finish` is to be called after it."""
         self._new, self._copies = [], None
         try:
-            if self._waits or self._looks >= _MOST_LOOKS * self._proofs:
-                self._waits -= bool(self._waits)
+            if self._waits:
+                self._waits -= 1
             else:
                 self._looks += 1
                 self._look(optimizer)
@@ -103,8 +113,7 @@ class Records:
     def _begins_to_watch(self, optimizer: torch.optim.Optimizer) -> bool:
         """Watch a step that may change by what others go, which records do not see: of torch's the proofs."""
         self._watch = None
-        has_some = not self._is_torchs and any(kind.records for kind in self._kinds.values())
-        if not (self._new or has_some):
+        if not self._new and (self._is_torchs or not any(kind.records for kind in self._kinds.values())):
             return False
         try:
             known, changing = self._own(optimizer), self._changing(optimizer)
@@ -159,7 +168,7 @@ class Records:
 
     def operations(self, optimizer: torch.optim.Optimizer) -> list[Operation]:
         """State the next step; nothing where there are no records for all of it."""
-        if not self._kinds or any(not kind.records for kind in self._kinds.values()):
+        if not self.are_complete:
             return []
         if not self._holds(optimizer):
             self.forget()

@@ -9,36 +9,39 @@ from __future__ import annotations
 import operator
 import random
 import sys
-from collections import deque
+from collections import defaultdict, deque
 from collections.abc import Callable, Iterator, Sequence
-from itertools import chain
+from itertools import chain, islice
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from optplug import host
+from optplug._optplug import ffi
 from optplug.copies import Copies
 from optplug.errors import warn
 from optplug.snapshot import ENDS, Slots, holdings, is_leaf
 from optplug.torch_private import grad_mode
 
-_is, _place = operator.is_, Tensor.data_ptr
+_is, _is_set_to = operator.is_, Tensor.is_set_to
 _values_of = operator.methodcaller("values")
 _grad_of = operator.attrgetter("grad")
 
 
-def _count_of_three() -> int:
-    """Return what the count of references says of a tensor that two lists and a tuple have."""
+def _count_of_two() -> int:
+    """Return what the count of references says of a tensor that two lists have."""
     tensors = [torch.empty(0)]
-    others = list(tensors), tuple(tensors)
+    others = list(tensors)
     count = sys.getrefcount(tensors[0])
     del others
     return count
 
 
-_ALONE = _count_of_three()
+_ALONE = _count_of_two()
 _NONE = Copies([])
+_note = host.table.note
 
 
 class Snapshot:
@@ -52,21 +55,20 @@ class Snapshot:
         self._keys: list[Any] = []
         self._rows: list[Any] = []
         self._lengths: list[int] = []
-        self._containers: list[Any] = []
-        # ... all these values, their types, and those that are no mere numbers or words.
+        # ... all these values, and by their places those that are no mere numbers or words.
         self._values: list[Any] = []
-        self._kinds: list[type] = []
-        self._pick: Callable[[list[Any]], tuple[Any, ...]] = tuple
-        self._steady: tuple[Any, ...] = ()
-        self._tensor_of: dict[
-            int, tuple[int, int, int]
-        ] = {}  # of those by their places: which tensor it is, if steps may make it anew
+        self._steady: dict[int, Any] = {}
+        self._noted: Any = None  # all of that, as C takes it, and its memory
+        self._memory_of_noted: list[Any] = []
+        self._sequences: list[tuple[int, Any]] = []  # the rows that C cannot read, and where they are
+        self._ordered: list[tuple[Any, list[Any]]] = []  # dicts with an order that it cannot, and keys
+        #: Of the steady ones that are tensors which steps may make anew: which tensor it is.
+        self._tensor_of: dict[int, tuple[int, int, int]] = {}
+        self._forms: dict[int, tuple[Any, ...]] = {}  # of those
         self._bare: list[dict[str, Any]] = []  # attributes of tensors that have none
         self._tensors: list[Tensor] = []
         self._memory: list[Tensor] = []  # where these were
-        self._places: list[int] = []
-        self._all_forms: list[Any] = []
-        self._forms: list[Any] = []  # of those that are no parameters, which stay the host's arrays
+        self._watched = 0  # how many of them, the first, are no parameters and may be elsewhere after a step
         self._own: list[Tensor] = []  # those that are no parameters, and their gradients
         self._grads: list[Tensor | None] = []
         self._copies = _NONE
@@ -89,33 +91,50 @@ class Snapshot:
 
     def _look(self, optimizer: torch.optim.Optimizer, parameters: Sequence[Tensor]) -> None:
         held = holdings(optimizer, parameters)
-        self._parameters = list(parameters)
+        self._parameters = parameters
         self._dicts = [c for c in held.containers if isinstance(c, dict)]
         self._rows = [c for c in held.containers if not isinstance(c, dict)]
-        self._containers = [*self._dicts, *self._rows]
         self._keys = list(chain.from_iterable(self._dicts))
-        self._lengths = list(map(len, self._containers))
-        self._values = self._found()
-        self._kinds = list(map(type, self._values))
-        steady = [i for i, kind in enumerate(self._kinds) if kind not in ENDS]
-        self._pick = operator.itemgetter(*steady)  # many: an optimizer has its groups, and its state
-        self._steady = self._pick(self._values)
+        self._lengths = list(map(len, [*self._dicts, *self._rows]))
+        self._values = [
+            *chain.from_iterable(map(_values_of, self._dicts)),
+            *chain.from_iterable(self._rows),
+        ]
+        self._steady = {i: value for i, value in enumerate(self._values) if type(value) not in ENDS}
         self._bare = held.bare
-        self._tensor_of = {}
-        strided = [t for t in held.tensors if t.layout == torch.strided]
+        known = set(map(id, parameters))
+        strided = sorted((t for t in held.tensors if t.layout == torch.strided), key=lambda t: id(t) in known)
+        self._watched = sum(id(t) not in known for t in strided)
         self._others = [(t, t) for t in held.tensors if t.layout != torch.strided]
         if not self._tensors_are(strided):
             self._copies = _NONE  # whose memory may be needed for the new ones
-            self._tensors, self._places = strided, list(map(_place, strided))
-            self._all_forms = _forms(strided)
+            self._tensors = strided
             with grad_mode(False):
                 self._memory = [t.detach() for t in strided]
                 self._copies = Copies(strided)
-        known = set(map(id, self._parameters))
         self._own = [t for t in held.tensors if id(t) not in known and is_leaf(t)]
+        self._grads = list(map(_grad_of, self._own))
         self._note_tensors()
-        self._grads, self._forms = list(map(_grad_of, self._own)), _forms(self._own)
         self._things, self._strange = held.things, list(held.strange)
+        self._state()
+
+    def _state(self) -> None:
+        """State for C what is noted."""
+        containers = [*self._dicts, *self._rows, *self._bare]
+        self._sequences = [(i, c) for i, c in enumerate(containers) if not isinstance(c, dict | list)]
+        self._ordered = [(c, list(c)) for c in self._dicts if type(c) not in (dict, defaultdict)]
+        count = len(self._values)
+        memory = [
+            ffi.new("void *[]", [_address(c) for c in containers]),
+            ffi.new("int64_t[]", [*self._lengths, *(0 for _ in self._bare)]),
+            ffi.new("char[]", bytes(i in self._steady for i in range(count))),
+            ffi.new("int64_t[]", count),
+        ]
+        places, lengths, leads_on, others = self._memory_of_noted = memory
+        keys, values = _address(self._keys), _address(self._values)
+        self._noted = ffi.new(
+            "optplug_contents *", [len(containers), places, lengths, keys, values, leads_on, others]
+        )
 
     def _note_tensors(self) -> None:
         """Note which of the steady values are tensors that a step may replace by others like them."""
@@ -124,62 +143,61 @@ class Snapshot:
         where = {
             id(t): (i, own[id(t)]) for i, t in enumerate(self._tensors) if id(t) in own and type(t) is Tensor
         }
-        self._tensor_of = {}
-        for place, value in enumerate(self._steady):
-            if id(value) in where and id(vars(value)) in bare:
-                self._tensor_of[place] = (*where[id(value)], bare[id(vars(value))])
+        self._tensor_of = {
+            place: (*where[id(value)], bare[id(vars(value))])
+            for place, value in self._steady.items()
+            if id(value) in where and id(vars(value)) in bare
+        }
+        self._forms = {place: _form(self._steady[place]) for place in self._tensor_of}
 
-    def _takes(self, steady: tuple[Any, ...]) -> bool:
+    def _takes(self, changed: list[int]) -> bool:
         """Take the tensors that a step has made in the place of others of their form, which it has let go."""
-        changed = [i for i, (new, old) in enumerate(zip(steady, self._steady, strict=True)) if new is not old]
         if not all(map(self._tensor_of.__contains__, changed)):
             return False
         optimizer, self._optimizer = self._optimizer, None  # until all of them are taken
+        first_bare = len(self._dicts) + len(self._rows)
         for place in changed:
             at, own, bare = self._tensor_of[place]
-            new, memory = steady[place], self._memory[at]
+            new = self._steady[place] = self._values[place]
+            attributes = vars(new)
             if (
                 sys.getrefcount(self._tensors[at]) > _ALONE  # somebody else has it still
-                or vars(new)
+                or attributes
                 or new.requires_grad
                 or new.grad is not None
-                or (new.dtype, new.device, new.layout) != (memory.dtype, memory.device, memory.layout)
-                or (new.size(), new.stride()) != (memory.size(), memory.stride())
+                or _form(new) != self._forms[place]
             ):
                 return False
             memory = new.detach()
             self._copies.replace(at, memory)
-            self._tensors[at], self._memory[at], self._places[at] = new, memory, _place(new)
-            self._own[own], self._bare[bare] = new, vars(new)
-        self._steady, self._optimizer = steady, optimizer
+            self._tensors[at], self._memory[at] = new, memory
+            self._own[own], self._bare[bare] = new, attributes
+            self._memory_of_noted[0][first_bare + bare] = _address(attributes)
+        self._optimizer = optimizer
         return True
-
-    def _found(self) -> list[Any]:
-        return [*chain.from_iterable(map(_values_of, self._dicts)), *chain.from_iterable(self._rows)]
 
     def _tensors_are(self, tensors: list[Tensor]) -> bool:
         """Tell whether these are the tensors of the snapshot before, in the same memory."""
-        is_there = _are(tensors, self._tensors) and list(map(_place, tensors)) == self._places
-        return is_there and _forms(tensors) == self._all_forms
+        return _are(tensors, self._tensors) and all(map(_is_set_to, tensors, self._memory))
 
     def _is_alike(self, parameters: Sequence[Tensor]) -> bool:
         """Tell whether only numbers are others than in the snapshot before, and note those of Python's."""
-        if list(map(len, self._containers)) != self._lengths or any(self._bare):
+        watched = self._watched
+        if parameters is not self._parameters:  # as it is where nothing was bound since
+            if not _are(parameters, self._parameters):
+                return False
+            watched, self._parameters = len(self._tensors), parameters
+        if self._sequences:
+            fresh = [(i, list(container)) for i, container in self._sequences]
+            for i, values in fresh:
+                self._memory_of_noted[0][i] = _address(values)
+        count = _note(self._noted)
+        if count and (count < 0 or not self._takes(ffi.unpack(self._memory_of_noted[3], count))):
             return False
-        self._values = values = self._found()  # the old ones are in `_steady`, as far as they matter here
-        if (
-            list(map(type, values)) != self._kinds
-            or not all(map(_is, chain.from_iterable(self._dicts), self._keys))
-            or not _are(parameters, self._parameters)
-        ):
+        if self._ordered and not all(_are(list(container), keys) for container, keys in self._ordered):
             return False
-        steady = self._pick(values)
-        if not all(map(_is, steady, self._steady)) and not self._takes(steady):
-            return False
-        return not (
-            list(map(_place, self._tensors)) != self._places
-            or _forms(self._own) != self._forms
-            or not all(map(_is, map(_grad_of, self._own), self._grads))
+        return all(map(_is_set_to, self._tensors, islice(self._memory, watched))) and all(
+            map(_is, map(_grad_of, self._own), self._grads)
         )
 
     def restore(self) -> None:
@@ -213,9 +231,14 @@ class Snapshot:
             )
 
 
-def _forms(tensors: list[Tensor]) -> list[Any]:
-    """Return how tensors lie."""
-    return [*map(Tensor.size, tensors), *map(Tensor.stride, tensors)]
+def _form(t: Tensor) -> tuple[Any, ...]:
+    """Return how a tensor lies, and as what."""
+    return t.size(), t.stride(), t.dtype, t.device, t.layout
+
+
+def _address(value: Any) -> Any:
+    """Return an object of Python's as C takes it; it is to be kept meanwhile."""
+    return ffi.cast("void *", id(value))
 
 
 def _take(values: Iterator[Any], count: int) -> list[Any]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Callable
 from typing import Any
@@ -111,8 +112,8 @@ class Resumption:
             saved["state"] = {key: _apart(state) for key, state in saved["state"].items()}
             return saved, {}
         with random_numbers_kept():
-            other = build(self._parameters.groups, on_copies=True)
-            return own_state.save(optimizer, other, self._recipe.needs_closure)
+            another = functools.partial(build, self._parameters.groups, on_copies=True)
+            return own_state.save(optimizer, another, self._recipe.needs_closure)
 
     # ---- loading ----
 
@@ -197,9 +198,8 @@ class Resumption:
         masters = self._read_masters(content.get("masters", {}), wholes) if is_ours else {}
         stepped = about is not None and about["stepped"]
         if by_its_own:
-            with random_numbers_kept():
-                other = build(groups, on_copies=True)
-            own_state.resume(optimizer, other, saved, content.get("own", {}), self._recipe.needs_closure)
+            another = functools.partial(build, groups, on_copies=True)
+            own_state.resume(optimizer, another, saved, content.get("own", {}), self._recipe.needs_closure)
             parameters.settle()
         else:
             sparse = {p.tensor for p in parameters if isinstance(p, Sparse)}

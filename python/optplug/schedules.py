@@ -108,6 +108,10 @@ class _Builder:
 
     def build(self, call: Call) -> LRScheduler:
         known = classes()
+        if call.name not in known:
+            spec.check_is_torchs(
+                call, "schedulers", "set a rate of your own with opt_set_value before each step"
+            )
         spec.check_name(call.name, known, "scheduler")
         class_ = known[call.name]
         spec.check_module(call, class_.__module__)

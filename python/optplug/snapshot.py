@@ -285,6 +285,8 @@ def _is_seen_through(value: Any, package: str) -> bool:
         return True
     if isinstance(value, FunctionType):
         return _is_constant(value, 0)
+    if type(value) is partial:  # whose keywords are among the containers
+        return not vars(value) and all(_is_seen_through(v, package) for v in (value.func, *value.args))
     if isinstance(value, dict | list | set | deque):
         return not getattr(value, "__dict__", None)
     has_slots = any(vars(each).get("__slots__") for each in kind.__mro__)

@@ -30,6 +30,7 @@ from typing import Any
 _ASSIGNED = re.compile(r"\s*(>>>\s*)?([A-Za-z_][\w.]*\s*=(?!=))?")  # what an example has before a call
 #: Whose names a spec may have in front of a call.
 MODULES = ("torch.optim", "torch.optim.lr_scheduler", "torch.optim.swa_utils")
+_TORCHS = {"", "torch", *MODULES}
 # As programs write them, whatever they import: "lr_scheduler".
 _WRITTEN = {full.split(".", i)[-1]: full for full in MODULES for i in range(full.count(".") + 1)}
 # What programs call what optplug supplies itself, alone or as the last part of a longer name.
@@ -181,7 +182,7 @@ def modules(value: Any) -> set[str]:
     """Return the modules outside torch that a call names, in its arguments as well."""
     found: set[str] = set()
     if isinstance(value, Call | Name):
-        found = {value.module} - {"", "torch", *MODULES}
+        found = {value.module} - _TORCHS
     if isinstance(value, Call):
         found |= modules(value.args) | modules(value.kwargs)
     if isinstance(value, dict):
@@ -189,6 +190,12 @@ def modules(value: Any) -> set[str]:
     if isinstance(value, list | tuple):
         found = found.union(*map(modules, value))
     return found
+
+
+def check_is_torchs(call: Call | Name, what: str, remedy: str) -> None:
+    """Check that a call or a name is of no module outside torch, of which we take no ``what``."""
+    if call.module not in _TORCHS:
+        raise SpecError(f"module {shown(call.module)}: {what} are PyTorch's own only: {remedy}")
 
 
 def check_module(call: Call | Name, module: str) -> None:

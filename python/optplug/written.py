@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from optplug.alike import MISSING, is_the_same
 from optplug.buffers import is_dense, name_of
-from optplug.snapshot import has_graph, is_leaf, wants_gradient
+from optplug.snapshot import has_graph, is_leaf, package_of, slots_of, wants_gradient
 from optplug.spec import shown
 from optplug.stored import DamagedError, Foreign, Stored
 from optplug.unpickle import STORAGES, is_key
@@ -44,9 +44,11 @@ class Known:
 
     Args:
         saved: all that the file has of an optimizer.
+        objects: what stands for those of its class's package: see `objects_of`.
     """
 
-    def __init__(self, *saved: Any) -> None:
+    def __init__(self, *saved: Any, objects: dict[str, Any] | None = None) -> None:
+        self.objects = objects or {}
         self._tensors: dict[tuple[Any, ...], Tensor] = {}
         self._memory: dict[int, Tensor] = {}
         self._made: dict[int, Any] = {}
@@ -119,6 +121,8 @@ def read(saved: Any, there: Any, known: Known, place: str = "") -> Any:
 
 
 def _read_container(saved: Any, there: Any, known: Known, place: str) -> Any:
+    if type(saved) is dict and saved.get(_KIND) == "object":
+        return _object(saved.get("of"), known, place)
     if type(saved) is dict and _KIND in saved:
         return _made(saved, known, place)
     if type(saved) is dict:
@@ -170,6 +174,34 @@ def _made(saved: dict[str, Any], known: Known, place: str) -> Any:
     raise ValueError(f"{called(place)} is of no known kind: {shown(saved)}")
 
 
+def _object(saved: Any, known: Known, place: str) -> Any:
+    """Return an object as a step has made one in this place, with the attributes that a file has."""
+    like = known.objects.get(place)
+    if like is None or type(saved) is not dict:
+        raise ValueError(f"{called(place)} is an object, and here it is none")
+    for name in saved:
+        # A class may have a plain value that its steps replace in the object.
+        is_free = type(name) is str and name.isidentifier() and type(getattr(type(like), name, None)) in PLAIN
+        if not is_free:
+            raise ValueError(f"{called(place)} has an attribute {shown(name)}")
+    made = object.__new__(type(like))
+    vars(made).update(_read_container(saved, vars(like), known, place))
+    return made
+
+
+def has_objects(*saved: Any) -> bool:
+    """Tell whether a file has objects of a class's package in what is saved."""
+    found, seen = list(saved), set[int]()
+    while found:
+        value = found.pop()
+        if type(value) in (list, tuple, dict) and id(value) not in seen:
+            seen.add(id(value))
+            if type(value) is dict and value.get(_KIND) == "object":
+                return True
+            found += value.values() if type(value) is dict else value
+    return False
+
+
 def _is_pair(value: Any) -> bool:
     return type(value) in (list, tuple) and len(value) == 2 and is_key(value[0])
 
@@ -178,6 +210,30 @@ _KINDS: dict[object, Callable[[Tensor, bool], Tensor]] = {
     "parameter": nn.Parameter,
     "tensor": Tensor.requires_grad_,
 }
+
+
+def _is_plain(class_: Any) -> bool:
+    """Tell whether a class's objects are made of attributes in a dict alone."""
+    is_made_so = bool(class_.__dictoffset__) and class_.__new__ is object.__new__ and not slots_of(class_)
+    return is_made_so and not any(hasattr(class_, n) for n in ("__setstate__", "__deepcopy__", "__del__"))
+
+
+def objects_of(value: Any, place: str, packages: set[str]) -> Iterator[tuple[str, Any]]:
+    """Yield objects of these packages in a value that are no more than their attributes, with their places.
+
+    A file has no class's name in it: what it says of an object is for one that a step makes in that place.
+    """
+    if isinstance(value, dict | list | tuple):
+        items = value.items() if isinstance(value, dict) else enumerate(value)
+        for key, item in items:
+            yield from objects_of(item, f"{place}[{shown(key)}]", packages)
+    elif (
+        package_of(value) in packages
+        and not isinstance(value, type | Tensor | nn.Module | torch.optim.Optimizer)
+        and _is_plain(type(value))
+    ):
+        yield place, value
+        yield from objects_of(vars(value), place, packages)
 
 
 # ---- into a file ----
@@ -199,6 +255,8 @@ class Shared:
     memory: set[int]
     #: Containers by their ids, as they were written.
     written: dict[int, Any] = field(default_factory=dict)
+    #: What stands for objects of the class's package: see `objects_of`.
+    objects: dict[str, Any] = field(default_factory=dict)
 
 
 def write(place: str, value: Any, there: Any, shared: Shared) -> Any:
@@ -209,7 +267,7 @@ def write(place: str, value: Any, there: Any, shared: Shared) -> Any:
     """
     if type(value) in PLAIN:
         return value
-    if not isinstance(value, dict | list | set | deque):
+    if not isinstance(value, dict | list | set | deque) and place not in shared.objects:
         return _write(place, value, there, shared)
     if id(value) not in shared.written:
         shared.written[id(value)] = _write(place, value, there, shared)
@@ -258,6 +316,9 @@ def _write(place: str, value: Any, there: Any, shared: Shared) -> Any:
         return {_KIND: "array", "of": torch.from_numpy(np.ascontiguousarray(value).copy())}
     if kind is torch.Generator and value.device.type == "cpu":
         return {_KIND: "generator", "of": value.get_state()}
+    stands_for = shared.objects.get(place)
+    if type(stands_for) is kind:
+        return {_KIND: "object", "of": _write(place, vars(value), vars(stands_for), shared)}
     raise NoPlaceError(place, value)
 
 

@@ -1,0 +1,11 @@
+/* What dicts and lists of Python's hold: compared with what they held, at a hundredth of the time that Python
+ * takes. */
+#ifndef OPTPLUG_CONTENTS_H
+#define OPTPLUG_CONTENTS_H
+
+#include "bridge.h"
+
+/* `optplug_host`'s. */
+int64_t contents_note(const optplug_contents *noted);
+
+#endif
