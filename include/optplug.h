@@ -237,18 +237,20 @@ typedef int (*opt_collective)(void *user, const char *what, const char *dtype, c
  * of any size, even 0; norms are those of the whole, and losses and metrics are added up.
  *
  * If it is replicated, each rank steps a slice and keeps the state of that only; all ranks then get the same
- * values.  Gradients are reduced once, by the first clip or step; changes until the step or opt_zero_grad are
+ * values.  Muon and Adafactor, which need whole parameters, are stepped parameter by parameter, each by one rank,
+ * and cannot be in "Shard(0)".  Gradients are reduced once, by the first clip or step; changes until the step or opt_zero_grad are
  * not seen.  Your gradient arrays keep this rank's own.
  *
  * All ranks then call opt_step, opt_step_closure, opt_iterate, opt_check_gradient, opt_clip_grad_norm,
  * opt_clip_grad_value, opt_average_get, opt_average_swap, opt_schedule_step_metric, opt_save and opt_load in the
  * same order.  At the first of these they compare spec, groups, schedulers, PyTorch's version, and parameters by
- * name: what differs is an error on all, and so is what fails on one rank, wherever ranks communicate.
- * Element-wise steps in "Shard(0)" do not, unless opt_grad_scale was called, on all ranks: found_inf of one then
+ * name; hyperparameters, which opt_set or a schedule may have changed since, whenever gradients are reduced, at
+ * opt_clip_grad_norm, at every evaluation of a closure and at opt_save.  What differs is an error on all, and so is
+ * what fails on one rank, wherever ranks communicate.  Element-wise steps in "Shard(0)" do not, unless opt_grad_scale was called, on all ranks: found_inf of one then
  * leaves a step out on all.
  *
  * NULL for collective: the ranks are torch.distributed's, over gloo, as torchrun starts them; pass 0 for rank
- * and size.  A world of 1 communicates nothing.  Supports the element-wise classes of torch.optim, and LBFGS. */
+ * and size.  A world of 1 communicates nothing.  Supports the dense classes of torch.optim, and CPU arrays. */
 int opt_distribute(int opt, const char *placement, opt_collective collective, void *user, int rank, int size);
 
 /* Say which block of a grid this rank's part of a "Shard(0)" parameter is, if parts do not lie along dimension 0
@@ -386,7 +388,8 @@ int opt_save(int opt, const char *path);
  * Schedulers and averages come from the file; if you have attached some, they must match it.  Attach a
  * schedule with a function of yours before loading.  Files that PyTorch saved also work: a state_dict, or a
  * dict that contains one (as "optimizer", if there are several).  Their parameters are matched by
- * param_names, or else by order; schedulers and averages then stay as they are here.  Loading runs no code,
+ * param_names, or else by order, over ranks that of rank 0; schedulers and averages then stay as they are here.
+ * Loading runs no code,
  * whatever the file contains.  If anything is wrong with it, nothing changes. */
 int opt_load(int opt, const char *path);
 
@@ -409,7 +412,8 @@ int opt_attribute(int opt, const char *name, const char *text);
 const char *opt_attribute_get(int opt, const char *name);
 
 /* Write what opt_save writes to a buffer of size bytes, and return how many were used; with a NULL buffer,
- * return how many are needed.  Not for ranks. */
+ * return how many are needed.  Not for ranks: each would have a part that no other number of ranks could load.
+ * They call opt_save. */
 int64_t opt_save_memory(int opt, void *buffer, int64_t size);
 
 /* Resume from what opt_save_memory wrote. */
@@ -437,9 +441,10 @@ int opt_load_memory(int opt, const void *buffer, int64_t size);
  *                                   draws from a stream of its own, as after torch.manual_seed(seed), and
  *                                   random's and numpy's alike; checkpoints include it, and your program's
  *                                   generators stay as they are
- *   check_ranks=True                let ranks (opt_distribute) compare every call that all of them make, so
- *                                   that different calls are an error on all and not a hang; steps go through
- *                                   Python then, and send 96 bytes more for each collective
+ *   check_ranks=True                let ranks (opt_distribute) compare every call that all of them make, and
+ *                                   hyperparameters before each, so that different ones are an error on all
+ *                                   and not a hang; steps go through Python then, and send 32 bytes more, and
+ *                                   96 for each collective
  *   master_weights=True             step a float32 copy of each float16 and bfloat16 parameter: your arrays
  *                                   receive it rounded, and anything else written to them is lost unless
  *                                   they are bound again

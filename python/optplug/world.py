@@ -219,11 +219,11 @@ def compare(statements: Sequence[dict[str, Any]]) -> None:
             raise _made(statement["kind"], f"rank {rank}: {statement['error']}")
     first = statements[0]
     for rank, statement in enumerate(statements):
-        for key in sorted(first, key=lambda key: key != "call"):  # by which the others are others
-            if key != "parameters" and statement[key] != first[key]:
-                raise ValueError(
-                    f"ranks differ: {key} is {statement[key]!r} on rank {rank}, {first[key]!r} on rank 0"
-                )
+        keys = (first.keys() | statement.keys()) - {"parameters"}
+        for key in sorted(keys, key=lambda key: (key != "call", key)):  # by which the others are others
+            theirs, ours = statement.get(key), first.get(key)
+            if theirs != ours:
+                raise ValueError(f"ranks differ: {key} is {theirs!r} on rank {rank}, {ours!r} on rank 0")
         theirs, ours = statement["parameters"], first["parameters"]
         for name in sorted(ours.keys() | theirs.keys()):
             if (name in ours) != (name in theirs):
