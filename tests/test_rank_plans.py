@@ -252,3 +252,50 @@ def test_a_child_of_fork_is_no_rank(placement, is_clipped):
     _, status = os.wait()
     assert os.waitstatus_to_exitcode(status) == 3
     assert found[0] == found[1] == pytest.approx(0.5)
+
+
+FAILING = """
+import threading, traceback
+import torch
+from optplug.ctypes_api import load
+from rank_threads import made, on_ranks
+import numpy as np
+
+load().optplug_init(b"plans='stable'")
+here = threading.local()
+library = torch.library.Library("aten", "IMPL")
+
+def fails_without_python(params, grads, *_, **__):
+    if here.fails and not any(frame.name == "_fused_adam" for frame in traceback.extract_stack()):
+        raise ValueError
+    for p, g in zip(params, grads):
+        p.add_(g)
+
+def work(comm):
+    here.fails = False
+    w, dw = np.zeros(100), np.full(100, 1.0 + comm.Get_rank())
+    with made("Adam()", "Replicate(), Partial('sum')", comm) as opt:
+        opt.bind("w", w, dw)
+        for _ in range(3):
+            opt.step()
+        assert "way: stable" in opt.describe()
+        w[:], here.fails, before = 0, comm.Get_rank() == 1, len(comm.calls)
+        barrier.wait()  # until all have stated their plans
+        if comm.Get_rank() == 0:
+            library.impl("_fused_adam_", fails_without_python, "CPU")
+        barrier.wait()
+        opt.step()
+        opt.step()
+        way = opt.describe().partition("way: ")[2].partition(chr(10))[0]
+        return w.tolist(), way, [call for call, _ in comm.calls[before:]]
+
+barrier = threading.Barrier(2)
+exchange = ["reduce_scatter", "all_gather"]
+for rank, found in enumerate(on_ranks(2, work)):
+    assert found == ([6.0] * 100, ["stable", "Python"][rank], exchange * 2), found
+"""
+
+
+def test_gradients_that_are_reduced_are_not_reduced_again_where_torch_fails_in_a_plan():
+    done = hosts.python("-c", f"import sys; sys.path.insert(0, {str(hosts.PROJECT / 'tests')!r})\n" + FAILING)
+    assert done.returncode == 0, done.stderr
