@@ -312,7 +312,7 @@ def _start(timeout: datetime.timedelta) -> None:
 
 
 def _by_torch(what: str, send: Tensor, receive: Tensor) -> None:
-    if what == "all_gather":
-        torch.distributed.all_gather_into_tensor(receive, send)
-    else:
-        torch.distributed.reduce_scatter_tensor(receive, send)
+    # From 2.13 on torch warns of the names before.
+    names = ("single", "into_tensor") if what == "all_gather" else ("single", "tensor")
+    found = (getattr(torch.distributed, f"{what}_{name}", None) for name in names)
+    next(function for function in found if function)(receive, send)
