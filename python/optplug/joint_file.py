@@ -57,7 +57,10 @@ def save(path: str, content: dict[str, Any], world: World, progress: Progress) -
         with file_errors(path), files.joining(name) as file:
             for whole, start in zip(wholes, starts, strict=True):
                 for offset, run in whole.runs():
-                    _write_at(file.fileno(), run, start + offset, tell)
+                    for begin in range(0, len(run), _CHUNK):
+                        piece = run[begin : begin + _CHUNK]
+                        files.write_at(file, piece, start + offset + begin)
+                        tell(len(piece))
         return [blocks.checksum_part(whole) for whole in wholes]
 
     def end() -> None:
@@ -89,16 +92,6 @@ class _Told:
     def __call__(self, count: int) -> None:
         self._done += count
         self._progress(min(self._done, self._total), self._total)
-
-
-def _write_at(file: int, content: memoryview, at: int, tell: _Told) -> None:
-    """Write at a place of a file, without a look at others: short runs may be many."""
-    for begin in range(0, len(content), _CHUNK):
-        piece = content[begin : begin + _CHUNK]
-        done = os.pwrite(file, piece, at + begin)
-        while done < len(piece):
-            done += os.pwrite(file, piece[done:], at + begin + done)
-        tell(len(piece))
 
 
 def _wholes(content: Any) -> Iterator[Whole]:
