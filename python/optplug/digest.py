@@ -56,13 +56,17 @@ class Stated:
     """The digest for C, which changes some hyperparameters by itself: their places in a plan, and the rest.
 
     Args:
+        rest: becomes the digest of all that C does not change; C reads it for as long as it has the plan.
         places: returns which of a plan's scalars are a hyperparameter of a group.
     """
 
-    def __init__(self, groups: Groups, places: Callable[[dict[str, Any], str], list[int]]) -> None:
-        self._groups = groups
-        #: The digest of all that C does not change.
-        self.rest = np.zeros(1, np.uint64)
+    def __init__(
+        self,
+        groups: Groups,
+        rest: np.ndarray[Any, Any],
+        places: Callable[[dict[str, Any], str], list[int]],
+    ) -> None:
+        self._groups, self._rest = groups, rest
         self._moving = [
             (i, name, found[0])
             for i, name, value in _entries(groups)
@@ -76,7 +80,7 @@ class Stated:
         """Take over hyperparameters that have changed by Python."""
         moving = {(i, name) for i, name, _ in self._moving}
         rest = (_one(*entry) for entry in _entries(self._groups) if entry[:2] not in moving)
-        self.rest[0] = sum(rest) & _MASK
+        self._rest[0] = sum(rest) & _MASK
 
 
 def _one(group: int, name: str, value: Any) -> int:

@@ -88,7 +88,7 @@ class Planner:
         """Return a plan with what is known of the schedulers, and of other ranks."""
         plan.together = self.together()
         if plan.together:
-            plan.digest = Stated(plan.together.groups, plan.places)
+            plan.digest = Stated(plan.together.groups, plan.together.rest, plan.places)
         schedule = self.schedule_records.schedule
         if schedule:
             plan.schedulers = schedule.stated(plan)

@@ -187,6 +187,7 @@ class Together:
     state: Array
     sent: Array
     table: Array
+    rest: Array
     #: Whose hyperparameters must be alike on all.
     groups: Groups
     #: Slices of one dtype, room for what is sent and received, and the operation that divides as torch does.

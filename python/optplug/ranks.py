@@ -111,7 +111,8 @@ class Ranks:
         #: Which blocks of grids parameters are.
         self.blocks = dict[str, Block]()
         self._is_agreed = False
-        self._table = np.zeros(6 * (world.size + 1))  # room for C's numbers
+        # Room for C's numbers, and the part of the digest that it does not compute.
+        self._table, self._rest = np.zeros(6 * (world.size + 1)), np.zeros(1, np.uint64)
         self._found_inf = torch.zeros(())  # of all ranks: the same tensor for good, as steps are made again
 
     # ---- parameters ----
@@ -200,6 +201,7 @@ class Ranks:
             self.exchange.state,
             self.world.sent,
             self._table,
+            self._rest,
             self._groups(),
             exchanges,
         )

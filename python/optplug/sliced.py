@@ -90,8 +90,9 @@ class Sliced(Beside):
         self.reduction, self._exchange, self.is_owned = reduction, exchange, is_owned
         self._take(name, data, grad)
         self._width = 2 if data.is_complex() else 1
-        owner = exchange.world.rank if is_owned else None
-        self.slices = Slices(data.numel(), self._width, exchange.world, owner)
+        self._owner: int | None = None
+        of_all = exchange.world.rank if is_owned else None
+        self.slices = Slices(data.numel(), self._width, exchange.world, of_all)
         self._part = make(name, self._mine(data, self.flat_data), self._reduced(has_master), has_master)
         super().__init__(name, self._part.tensor)
 
@@ -103,12 +104,11 @@ class Sliced(Beside):
     @property
     def note(self) -> str:  # type: ignore[override]
         """What describe says besides."""
-        owner = self.slices.ranks.start
-        return self._part.note + (f", stepped by rank {owner}" if self.is_owned else "")
+        return self._part.note + ("" if self._owner is None else f", stepped by rank {self._owner}")
 
     def own(self, owner: int) -> None:
         """Let one rank step all of it; on the others it has no gradient, for which torch leaves it alone."""
-        self.slices = Slices(self.slices.n, self._width, self._exchange.world, owner)
+        self._owner, self.slices = owner, Slices(self.slices.n, self._width, self._exchange.world, owner)
         self.move(self._data, self._grad)
 
     def _take(self, name: str, data: Tensor, grad: Grad) -> None:

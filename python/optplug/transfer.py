@@ -100,7 +100,7 @@ def _give_together(together: Together, digest: Stated, out: Any) -> object:
             ("int32_t", together.state),
             ("int64_t", together.sent),
             ("double", together.table),
-            ("uint64_t", digest.rest),
+            ("uint64_t", together.rest),
         )
     )
     moving = ffi.new("uint64_t[]", digest.seeds), ffi.new("int[]", digest.places)
