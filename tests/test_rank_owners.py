@@ -170,7 +170,7 @@ def test_the_gradients_of_whole_parameters_are_clipped_by_the_norm_of_all():
 
 
 def saved(comm, path, spec, dtype) -> list[bytes]:
-    run = Run(spec, comm, REDUCED, dtype, average=True).steps(3)
+    run = Run(spec, comm, "Replicate()", dtype, average=dtype == "bfloat16").steps(3)
     run.opt.checkpoint("parameters=True")
     run.opt.save(path)
     return run.steps(2).bits()
@@ -199,6 +199,16 @@ def test_a_run_goes_on_with_its_bits_on_any_number_of_ranks(spec, dtype, tmp_pat
     for size in (2, 1, 3):
         assert on(size, lambda comm: resumed(comm, tmp_path / "4", spec, dtype, again)) == one * size
         assert read(again) == read(tmp_path / "1")
+
+
+def test_a_parameter_that_was_looked_at_where_it_is_not_stepped_is_saved(tmp_path):
+    def work(comm):
+        run = Run("Muon(lr=0.1)", comm).steps(4)
+        run.opt.set(0, "lr=0.1")
+        run.steps(1).opt.save(tmp_path / "file")
+
+    on(2, work)
+    assert len(torch.load(tmp_path / "file", weights_only=True)["optimizer"]["state"]) == len(SHAPES)
 
 
 @pytest.mark.parametrize("spec", WHOLE[:2])

@@ -76,7 +76,7 @@ class Wholes:
             for i, name in enumerate(names, count):
                 key = i if is_one else keys[name]
                 if name in self._forms:
-                    states[i] = self._merge_owned(self._forms[name], saved["state"].get(key))
+                    states[i] = self._merge_owned(self._forms[name], saved["state"].get(key) or None)
                 elif key in saved["state"]:
                     states[i] = self._merge_state(name, saved["state"][key], group["param_names"], names)
             groups.append({**group, "params": list(range(count, count + len(names))), "param_names": names})
