@@ -2,8 +2,8 @@
 
 python benchmarks/ranks.py
 
-Up to 8 ranks are processes, over gloo.  More are computed: an optimizer takes itself for one of so many, and
-a collective gives it its own part for that of each other rank.
+Up to 8 ranks are processes, over gloo.  More are computed with torch's fake backend: an optimizer takes
+itself for one of so many, of which the others have what it has.
 """
 
 from __future__ import annotations
@@ -14,39 +14,29 @@ import pathlib
 import re
 import subprocess
 import sys
-from typing import Any
 
 import numpy as np
+import torch
+from torch.testing._internal.distributed import fake_pg
 
 from optplug import _bridge
 from optplug.ctypes_api import Optimizer, load
 
 N = 10_000_000  # float32 values, of one parameter
 PROCESSES = (1, 2, 4, 8)
-COMPUTED = (1, 8, 64, 1000)
+COMPUTED = (8, 64, 1000)
 
 
-class One:
-    """One rank of many, as optplug asks a communicator of mpi4py's, with none of the others there."""
+def start_alone(rank: int, size: int) -> None:
+    """Let this process be one rank of many by torch's fake backend, which takes all for what this one is."""
+    store = fake_pg.FakeStore()
+    torch.distributed.init_process_group("fake", store=store, rank=rank, world_size=size)
 
-    def __init__(self, rank: int, size: int) -> None:
-        self._rank, self._size = rank, size
+    def add_up(receive: torch.Tensor, send: torch.Tensor) -> None:
+        receive.copy_(send.view(size, -1)[rank] * size)  # where torch's takes this rank's for the sum
 
-    def Get_rank(self) -> int:  # noqa: N802 (mpi4py's)
-        """Return which rank this is."""
-        return self._rank
-
-    def Get_size(self) -> int:  # noqa: N802 (mpi4py's)
-        """Return how many there are."""
-        return self._size
-
-    def Allgather(self, send: np.ndarray, receive: np.ndarray) -> None:  # noqa: N802 (mpi4py's)
-        """Let all parts be this rank's."""
-        receive.reshape(self._size, -1)[:] = send
-
-    def Reduce_scatter_block(self, send: np.ndarray, receive: np.ndarray) -> None:  # noqa: N802 (mpi4py's)
-        """Let the sums be this rank's part."""
-        receive[:] = send.reshape(self._size, -1)[self._rank]
+    for name in ("reduce_scatter_single", "reduce_scatter_tensor"):
+        setattr(torch.distributed, name, add_up)
 
 
 def resident() -> float:
@@ -54,11 +44,11 @@ def resident() -> float:
     return int(pathlib.Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE") / 1e6
 
 
-def step(comm: Any) -> tuple[float, float, int, float]:
+def step() -> tuple[float, float, int, float]:
     """Return the state and what it took to make it, in MB, and a step's collectives and MB sent."""
     w, dw = np.zeros(N, np.float32), np.ones(N, np.float32)
     with Optimizer("Adam(lr=0.1)") as opt:
-        opt.distribute("Replicate()", comm)
+        opt.distribute("Replicate()")
         opt.bind("w", w, dw)
         before = resident()
         sent = []
@@ -70,7 +60,7 @@ def step(comm: Any) -> tuple[float, float, int, float]:
         states = _bridge.optimizer_of(opt._handle).run.built.state.values()
         state = sum(t.nbytes for values in states for t in values.values()) / 1e6
     calls, sent_bytes = (b - a for a, b in zip(*sent, strict=True))
-    size = comm.Get_size() if comm else int(os.environ["WORLD_SIZE"])
+    size = torch.distributed.get_world_size()
     return state, after - before, calls, sent_bytes * (size - 1) / 1e6
 
 
@@ -80,7 +70,7 @@ def main() -> None:
     parser.add_argument("--one", action="store_true", help="be one of torchrun's processes")
     load().optplug_init(b"num_threads=1")
     if parser.parse_args().one:
-        state, grown, calls, sent = step(None)
+        state, grown, calls, sent = step()
         if int(os.environ["RANK"]) == 0:
             size = os.environ["WORLD_SIZE"]
             print(f"| {size} | {state:.1f} | {grown:.0f} | {calls} | {sent:.1f} |", flush=True)
@@ -93,7 +83,11 @@ def main() -> None:
         subprocess.run(command, check=True, stderr=subprocess.DEVNULL)
     print("computed:")
     for size in COMPUTED:
-        found = [step(One(rank, size)) for rank in sorted({0, size // 2, size - 1})]
+        found = []
+        for rank in sorted({0, size // 2, size - 1}):
+            start_alone(rank, size)
+            found.append(step())
+            torch.distributed.destroy_process_group()
         state, _, calls, sent = (max(column) for column in zip(*found, strict=True))
         print(f"| {size} | {state:.3f} | | {calls} | {sent:.1f} |", flush=True)
 

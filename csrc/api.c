@@ -65,8 +65,12 @@ int opt_zero_grad(int opt)
     int status = call_begin(&call, opt, CALL_ZERO_GRAD);
     if (status < 0)
         return status;
-    if (gradients_zero(gradients_of(&call)))
+    if (gradients_zero(gradients_of(&call))) {
+        struct ranks *ranks = plan_ranks(handle_plan(call.slot));
+        if (ranks)
+            ranks_zero(ranks);
         return call_end(&call, call_keeps_plan(&call));
+    }
     int result = call_tell_python(&call);
     return call_end(&call, result > 0 ? runtime.python->zero_grad(opt) : result);
 }
@@ -112,7 +116,8 @@ int opt_clip_grad_value(int opt, double clip_value)
     int status = call_begin(&call, opt, CALL_CLIP_GRAD_VALUE);
     if (status < 0)
         return status;
-    if (gradients_clip_value(gradients_of(&call), clip_value))
+    struct ranks *ranks = plan_ranks(handle_plan(call.slot));
+    if (!(ranks && ranks_reduces(ranks)) && gradients_clip_value(gradients_of(&call), clip_value))
         return call_end(&call, call_keeps_plan(&call));
     int result = call_tell_python(&call);
     return call_end(&call, result > 0 ? runtime.python->clip_grad_value(opt, clip_value) : result);

@@ -194,8 +194,13 @@ typedef struct optplug_exchange {
     int div_scalar; /* the operation that divides as torch does */
 } optplug_exchange;
 
-/* Whether this step's gradients have been reduced: not yet; they have; a rank has failed while they were. */
-enum { RANKS_NEW = 0, RANKS_REDUCED = 1, RANKS_FAILED = -1 };
+/* Whether this step's gradients have been reduced: not yet; they have; a rank has failed before; their
+ * hyperparameters differ. */
+enum { RANKS_NEW = 0, RANKS_REDUCED = 1, RANKS_FAILED = -1, RANKS_DIFFER = -2 };
+
+/* How many numbers a rank sends with its gradients: whether it has failed, and the bits of its digest, whose
+ * sums over ranks tell all of them whether these are alike. */
+enum { RANKS_FLAGS = 33 };
 
 /* Ranks that step together, and what they send. */
 typedef struct optplug_ranks {
@@ -204,7 +209,12 @@ typedef struct optplug_ranks {
     void *user;
     int32_t *state;
     int64_t *sent; /* how many collectives, and bytes to each other rank */
-    double *table; /* room for five numbers of each rank, and once more */
+    double *table; /* room for six numbers of each rank, and once more */
+    /* The digest of the hyperparameters: of all that stay, and of the plan's scalars that move. */
+    const uint64_t *rest;
+    int moving;
+    const uint64_t *seeds;
+    const int *places;
     int count;
     const optplug_exchange *exchanges;
 } optplug_ranks;

@@ -210,24 +210,27 @@ int gradients_clip_norm(const struct gradients *gradients, double max_norm, doub
 }
 
 /* The numbers that ranks tell each other, as ranks.py has them. */
-enum { HAS_FAILED, NORM, MAX_NORM, NORM_TYPE, IS_ERROR, NUMBERS };
+enum { HAS_FAILED, NORM, MAX_NORM, NORM_TYPE, IS_ERROR, DIGEST, NUMBERS };
 
 int gradients_clip_norm_of_ranks(const struct gradients *gradients, struct ranks *ranks,
                                  collective_caller call, double max_norm, int error_if_nonfinite,
                                  double *total_norm)
 {
     union value value;
+    int reduced = ranks_reduce(ranks, call);
+    if (reduced <= 0)
+        return reduced;
     if (!total_norm_of(gradients, max_norm, &value))
         return 0;
     double part = gradients->bytes == 8 ? value.f64 : value.f32, top = 0, sum = 0;
-    const double *all, mine[NUMBERS] = {0, part, max_norm, 2, error_if_nonfinite};
+    const double *all, mine[NUMBERS] = {0, part, max_norm, 2, error_if_nonfinite, ranks_digest(ranks)};
     int status = ranks_numbers(ranks, call, mine, NUMBERS, &all), size = ranks_size(ranks);
     if (status <= 0)
         return status;
     for (int r = 0; r < size; r++) {
         const double *of = all + r * NUMBERS;
         if (of[HAS_FAILED] != 0 || !isfinite(of[NORM]) || of[MAX_NORM] != max_norm || of[NORM_TYPE] != 2 ||
-            of[IS_ERROR] != error_if_nonfinite)
+            of[IS_ERROR] != error_if_nonfinite || of[DIGEST] != mine[DIGEST])
             return 2;
         top = of[NORM] > top ? of[NORM] : top;
     }

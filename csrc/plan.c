@@ -60,6 +60,14 @@ static void take_changes(struct plan *plan, const optplug_plan *stated)
     free(scalars);
 }
 
+static int take_ranks(struct plan *plan, const optplug_ranks *stated)
+{
+    double **scalars = find_scalars(plan);
+    plan->ranks = scalars ? ranks_make(stated, scalars) : NULL;
+    free(scalars);
+    return plan->ranks != NULL;
+}
+
 struct plan *plan_new(const optplug_plan *stated, int stable, int minds_modes)
 {
     struct plan *plan = calloc(1, sizeof *plan + (size_t)stated->count * sizeof *plan->operations);
@@ -72,11 +80,6 @@ struct plan *plan_new(const optplug_plan *stated, int stable, int minds_modes)
     plan->moves = stated->moves;
     plan->default_dtype = torch.default_dtype ? torch.default_dtype() : 0;
     plan->gradients = gradients_make(&stated->gradients);
-    plan->ranks = ranks_make(&stated->ranks);
-    if (stated->ranks.size > 0 && !plan->ranks) {
-        plan_free(plan);
-        return NULL;
-    }
     const double *scalars = stated->scalars;
     for (int i = 0; i < stated->count; i++) {
         const optplug_operator *given = &stated->operators[i];
@@ -88,6 +91,10 @@ struct plan *plan_new(const optplug_plan *stated, int stable, int minds_modes)
         scalars += given->doubles + given->bools;
     }
     take_changes(plan, stated);
+    if (stated->ranks.size > 0 && !take_ranks(plan, &stated->ranks)) {
+        plan_free(plan);
+        return NULL;
+    }
     return plan;
 }
 

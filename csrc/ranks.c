@@ -13,9 +13,13 @@ struct ranks {
     pid_t process; /* that is the rank: a child of fork is none */
     optplug_exchange *exchanges;
     optplug_slice *slices; /* of all exchanges */
+    struct moving {
+        uint64_t seed;
+        const double *number;
+    } *moving; /* hyperparameters that C changes */
 };
 
-struct ranks *ranks_make(const optplug_ranks *given)
+struct ranks *ranks_make(const optplug_ranks *given, double *const *scalars)
 {
     int count = 0;
     for (int i = 0; i < given->count; i++)
@@ -27,7 +31,8 @@ struct ranks *ranks_make(const optplug_ranks *given)
     ranks->process = getpid();
     ranks->exchanges = calloc((size_t)given->count + 1, sizeof *ranks->exchanges);
     ranks->slices = calloc((size_t)count + 1, sizeof *ranks->slices);
-    if (!ranks->exchanges || !ranks->slices) {
+    ranks->moving = calloc((size_t)given->moving + 1, sizeof *ranks->moving);
+    if (!ranks->exchanges || !ranks->slices || !ranks->moving) {
         ranks_free(ranks);
         return NULL;
     }
@@ -39,6 +44,8 @@ struct ranks *ranks_make(const optplug_ranks *given)
         ranks->exchanges[i].slices = slices;
         slices += exchange->count;
     }
+    for (int i = 0; i < given->moving; i++)
+        ranks->moving[i] = (struct moving){given->seeds[i], scalars[given->places[i]]};
     return ranks;
 }
 
@@ -48,10 +55,66 @@ void ranks_free(struct ranks *ranks)
         return;
     free(ranks->exchanges);
     free(ranks->slices);
+    free(ranks->moving);
     free(ranks);
 }
 
 int ranks_size(const struct ranks *ranks) { return ranks->given.size; }
+
+int ranks_reduces(const struct ranks *ranks) { return ranks->given.count > 0; }
+
+/* ---- what must be alike on all ranks ---- */
+
+/* Mix 64 bits, as digest.py does: the end of splitmix64. */
+static uint64_t mixed(uint64_t x)
+{
+    x = (x ^ x >> 30) * 0xBF58476D1CE4E5B9;
+    x = (x ^ x >> 27) * 0x94D049BB133111EB;
+    return x ^ x >> 31;
+}
+
+static uint64_t digest(const struct ranks *ranks)
+{
+    uint64_t sum = *ranks->given.rest;
+    for (int i = 0; i < ranks->given.moving; i++) {
+        double number = *ranks->moving[i].number + 0.0; /* one zero, whatever its sign */
+        uint64_t bits;
+        memcpy(&bits, &number, sizeof bits);
+        sum += mixed(ranks->moving[i].seed ^ bits);
+    }
+    return sum;
+}
+
+double ranks_digest(const struct ranks *ranks) { return (double)(digest(ranks) >> 11); }
+
+static double number(const void *numbers, int64_t i, int bytes)
+{
+    return bytes == 8 ? ((const double *)numbers)[i] : ((const float *)numbers)[i];
+}
+
+/* Write what a rank sends with its gradients: that it has not failed, and the bits of its digest. */
+static void put_flags(void *to, int bytes, uint64_t bits)
+{
+    bits <<= 1;
+    for (int i = 0; i < RANKS_FLAGS; i++, bits >>= 1)
+        if (bytes == 8)
+            ((double *)to)[i] = bits & 1;
+        else
+            ((float *)to)[i] = bits & 1;
+}
+
+/* Tell what is wrong by the sums of those of all ranks. */
+static int find_wrong(const void *flags, int bytes, int size)
+{
+    if (number(flags, 0, bytes) != 0)
+        return RANKS_FAILED;
+    for (int i = 1; i < RANKS_FLAGS; i++)
+        if (number(flags, i, bytes) != 0 && number(flags, i, bytes) != size)
+            return RANKS_DIFFER;
+    return 0;
+}
+
+/* ---- what is sent ---- */
 
 static int run(struct ranks *ranks, collective_caller call, const char *what, const char *dtype,
                const void *send, void *receive, int64_t count, int64_t bytes)
@@ -79,7 +142,7 @@ static char *part(void *whole, const optplug_slice *slice, int rank, int bytes)
     return (char *)whole + rank * slice->length * bytes;
 }
 
-static int reduce(struct ranks *ranks, collective_caller call, const optplug_exchange *exchange, int *failed)
+static int reduce(struct ranks *ranks, collective_caller call, const optplug_exchange *exchange, int *wrong)
 {
     int rank = ranks->given.rank, size = ranks->given.size, bytes = exchange->bytes;
     int64_t length = 0;
@@ -88,6 +151,7 @@ static int reduce(struct ranks *ranks, collective_caller call, const optplug_exc
             length += exchange->slices[i].length;
     if (length == 0)
         return 1;
+    uint64_t bits = digest(ranks);
     char *to = exchange->rows;
     for (int r = 0; r < size; r++) {
         for (int i = 0; i < exchange->count; i++) {
@@ -97,11 +161,11 @@ static int reduce(struct ranks *ranks, collective_caller call, const optplug_exc
             memcpy(to, part(slice->grad, slice, r, bytes), bytes_of(slice, r, bytes));
             to += slice->length * bytes;
         }
-        memset(to, 0, (size_t)bytes); /* a rank that has failed has a 1 here */
-        to += bytes;
+        put_flags(to, bytes, bits);
+        to += RANKS_FLAGS * bytes;
     }
     int status = run(ranks, call, "reduce_scatter", bytes == 8 ? "float64" : "float32", exchange->rows,
-                     exchange->got, length + 1, bytes);
+                     exchange->got, length + RANKS_FLAGS, bytes);
     if (status <= 0)
         return status;
     const char *from = exchange->got;
@@ -117,24 +181,38 @@ static int reduce(struct ranks *ranks, collective_caller call, const optplug_exc
             memcpy(slice->reduced, from, mine);
         from += slice->length * bytes;
     }
-    *failed |= bytes == 8 ? *(const double *)from != 0 : *(const float *)from != 0;
+    int found = find_wrong(from, bytes, size);
+    if (found && *wrong != RANKS_FAILED)
+        *wrong = found;
     return 1;
 }
 
 int ranks_reduce(struct ranks *ranks, collective_caller call)
 {
-    if (*ranks->given.state == RANKS_REDUCED || ranks->given.count == 0)
+    if (ranks->given.count == 0)
         return 1;
     if (getpid() != ranks->process)
         return 0;
-    int failed = 0;
+    if (*ranks->given.state == RANKS_REDUCED)
+        return 1;
+    int wrong = 0;
     for (int i = 0; i < ranks->given.count; i++) {
-        int status = reduce(ranks, call, &ranks->exchanges[i], &failed);
+        int status = reduce(ranks, call, &ranks->exchanges[i], &wrong);
         if (status <= 0)
             return status;
     }
-    *ranks->given.state = failed ? RANKS_FAILED : RANKS_REDUCED;
-    return !failed;
+    *ranks->given.state = wrong ? wrong : RANKS_REDUCED;
+    return !wrong;
+}
+
+void ranks_zero(struct ranks *ranks)
+{
+    *ranks->given.state = RANKS_NEW;
+    for (int i = 0; i < ranks->given.count; i++)
+        for (int j = 0; j < ranks->exchanges[i].count; j++) {
+            const optplug_slice *slice = &ranks->exchanges[i].slices[j];
+            memset(slice->grad, 0, (size_t)slice->n * (size_t)ranks->exchanges[i].bytes);
+        }
 }
 
 int ranks_publish(struct ranks *ranks, collective_caller call)

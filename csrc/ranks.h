@@ -10,13 +10,16 @@ struct ranks;
 typedef int (*collective_caller)(optplug_collective function, void *user, const char *what, const char *dtype,
                                  const void *send, void *receive, int64_t count);
 
-/* Copy who they are; NULL if there are none, or memory runs out. */
-struct ranks *ranks_make(const optplug_ranks *given);
+/* Copy who they are; NULL if there are none, or memory runs out.  The plan's scalars are where they stay. */
+struct ranks *ranks_make(const optplug_ranks *given, double *const *scalars);
 void ranks_free(struct ranks *ranks);
 
 /* Reduce the host's gradients to this rank's slices, unless that is done: 1 for success, or a status.  0 where
- * Python says why that does not go: a rank has failed, or this is a child of fork. */
+ * Python says why that does not go: a rank has failed, hyperparameters differ, or this is a child of fork. */
 int ranks_reduce(struct ranks *ranks, collective_caller call);
+
+/* Let all gradients of the host's that are reduced be zero, and new. */
+void ranks_zero(struct ranks *ranks);
 
 /* Let all ranks have the values of all slices: 1 for success, or a status. */
 int ranks_publish(struct ranks *ranks, collective_caller call);
@@ -25,5 +28,9 @@ int ranks_publish(struct ranks *ranks, collective_caller call);
 int ranks_numbers(struct ranks *ranks, collective_caller call, const double *mine, int count,
                   const double **all);
 int ranks_size(const struct ranks *ranks);
+int ranks_reduces(const struct ranks *ranks); /* whether it has any to reduce */
+
+/* Return what must be alike on all ranks, as a number. */
+double ranks_digest(const struct ranks *ranks);
 
 #endif

@@ -243,19 +243,26 @@ typedef int (*opt_collective)(void *user, const char *what, const char *dtype, c
  * For parameters of several kinds, call it again with another placement.
  *
  * Of a replicated parameter each rank steps a slice, and keeps the state of that slice only; then all ranks
- * receive all values.  Gradients are reduced once, by the first clip or step; changes that you make between
- * that and the step, or opt_zero_grad, are not seen.  Your gradient arrays keep this rank's values.
+ * receive all values.  Muon and Adafactor need whole parameters: each parameter is stepped by one of the ranks,
+ * and none can be in "Shard(0)".  Gradients are reduced once, by the first clip or step; changes that you make
+ * between that and the step, or opt_zero_grad, are not seen.  Your gradient arrays keep this rank's values.
  *
  * From then on all ranks call opt_step, opt_step_closure, opt_iterate, opt_check_gradient,
  * opt_clip_grad_norm, opt_clip_grad_value, opt_average_get, opt_average_swap, opt_schedule_step_metric,
  * opt_save and opt_load, in the same order.  The first of these compares spec, groups, schedulers, PyTorch's
- * version, and parameters by name: a difference is an error on all ranks.  So is a failure of one rank, in
- * every call that communicates.  Element-wise steps of "Shard(0)" parameters communicate only after
- * opt_grad_scale, which all ranks must call: if found_inf is set on one rank, all ranks skip the step.
+ * version, and parameters by name.  Hyperparameters, which opt_set or a schedule may have changed since, are
+ * compared whenever gradients are reduced, by opt_clip_grad_norm, at each evaluation of a closure, and by
+ * opt_save.  A difference is an error on all ranks, and so is a failure of one rank, in every call that
+ * communicates.  Element-wise steps of "Shard(0)" parameters communicate only after opt_grad_scale, which all
+ * ranks must call: if found_inf is set on one rank, all ranks skip the step.
+ *
+ * With equal gradients, element-wise steps give the bits of one process, with one exception: PyTorch's fused
+ * kernels round the last values of an array differently, so let the parts of "Shard(0)" have a multiple of 64
+ * values, or write fused=False.
  *
  * With NULL for collective, the ranks are torch.distributed's, over gloo, as torchrun starts them; pass 0 for
- * rank and size.  With one rank nothing is communicated.  Supports the element-wise classes of torch.optim,
- * and LBFGS. */
+ * rank and size.  With one rank nothing is communicated.  Supports the dense classes of torch.optim, with
+ * arrays on the CPU. */
 int opt_distribute(int opt, const char *placement, opt_collective collective, void *user, int rank, int size);
 
 /* Say which block of a grid this rank's part of a "Shard(0)" parameter is, if the parts do not follow each
@@ -394,8 +401,8 @@ int opt_save(int opt, const char *path);
  * schedule with a function of yours before loading.
  *
  * Files that PyTorch saved also work: a state_dict, or a dict that contains one (as "optimizer", if there are
- * several).  Parameters are then matched by param_names, or else by order, and your schedulers and averages
- * stay as they are.
+ * several).  Parameters are then matched by param_names, or else by order, over ranks by that of rank 0; your
+ * schedulers and averages stay as they are.
  *
  * Loading runs no code, whatever the file contains.  If anything is wrong with it, nothing changes. */
 int opt_load(int opt, const char *path);
@@ -419,7 +426,8 @@ int opt_attribute(int opt, const char *name, const char *text);
 const char *opt_attribute_get(int opt, const char *name);
 
 /* Write what opt_save would write into a buffer of size bytes, and return how many were used; with a NULL
- * buffer, return how many are needed.  Not for ranks. */
+ * buffer, return how many are needed.  Not for ranks, whose parts no other number of ranks could load: they
+ * call opt_save. */
 int64_t opt_save_memory(int opt, void *buffer, int64_t size);
 
 /* Resume from what opt_save_memory wrote. */
@@ -447,9 +455,10 @@ int opt_load_memory(int opt, const void *buffer, int64_t size);
  *                                   has its own stream, as after torch.manual_seed(seed) and the same for
  *                                   random and numpy; checkpoints include it, and your program's generators
  *                                   stay as they are
- *   check_ranks=True                let ranks (opt_distribute) compare every call that all of them make: a
- *                                   mismatch is then an error on all ranks instead of a hang.  Steps run in
- *                                   Python, and each collective sends 96 bytes more
+ *   check_ranks=True                let ranks (opt_distribute) compare every call that all of them make, and
+ *                                   the hyperparameters before it: a mismatch is then an error on all ranks
+ *                                   instead of a hang.  Steps run in Python; each call sends 32 bytes more,
+ *                                   and each collective 96
  *   master_weights=True             step a float32 copy of each float16 and bfloat16 parameter: your arrays
  *                                   receive it rounded, and anything else written to them is lost unless
  *                                   they are bound again

@@ -5,8 +5,8 @@ program test_mpi_ranks
   use optplug, only: optimizer
   use optplug_mpi, only: distribute
   implicit none
-  type(optimizer) :: opt, other, refused
-  real(real64), target :: w(10) = 5, dw(10), v(200) = 0, dv(200)
+  type(optimizer) :: opt, other, by_whole
+  real(real64), target :: w(10) = 5, dw(10), v(200) = 0, dv(200), m(3, 2), dm(3, 2)
   integer :: rank, i, stat
   character(200) :: message
 
@@ -28,9 +28,15 @@ program test_mpi_ranks
   if (any(abs(v + 0.5_real64 * 3 * 3) > 0)) error stop "gradients of two ranks were not added up"
   call save_in_blocks("Adam(lr=0.1)", flat=.false.)
   call save_in_blocks("LBFGS(max_iter=2)", flat=.true.)
-  call refused%create("Muon()")
-  call distribute(refused, "Shard(0)", MPI_COMM_WORLD, stat, message)
-  if (stat == 0 .or. index(message, "opt_distribute with Muon is not built") == 0) error stop "Muon was not refused"
+  call by_whole%create("Muon()")
+  call distribute(by_whole, "Shard(0)", MPI_COMM_WORLD, stat, message)
+  if (stat == 0 .or. index(message, "with Muon, whose steps take whole") == 0) error stop "Muon was not refused"
+  call distribute(by_whole, "Replicate()", MPI_COMM_WORLD)
+  call by_whole%bind("m", m, dm)
+  m = 1
+  dm = real(rank + 1, real64)
+  call by_whole%step()
+  if (any(abs(m - m(1, 1)) > 0) .or. m(1, 1) >= 1) error stop "a matrix was not stepped on all ranks"
   call MPI_Finalize()
 
 contains

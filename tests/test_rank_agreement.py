@@ -178,6 +178,121 @@ def test_averages_are_of_the_whole():
         assert is_back
 
 
+# ---- hyperparameters that differ ----
+
+
+def stepped(comm, call, change, placement, is_checked, spec="SGD(lr=0.1)"):
+    """Make some calls, once with something else on rank 1; return the line, and whether nothing changed."""
+    load().optplug_init(f"check_ranks={is_checked}".encode())
+    w, dw = np.ones(100), np.ones(100)
+    with made(spec, placement, comm) as opt:
+        opt.bind("w", w, dw)
+        for _ in range(4):  # by Python, and then without it
+            opt.step()
+        change(opt, 0.2 if comm.Get_rank() == 1 else 0.1)
+        before = w.copy(), dw.copy()
+        with pytest.raises(Error) as error:
+            CALLS[call](opt, w, dw)
+        kept = np.array_equal(w, before[0]) and (call == "closure" or np.array_equal(dw, before[1]))
+        change(opt, 0.1)
+        CALLS[call](opt, w, dw)
+        return str(error.value), kept, w.tolist()
+
+
+def loss(w, dw):
+    dw[:] = w
+    return float(w @ w) / 2
+
+
+CALLS = {
+    "step": lambda opt, *_: opt.step(),
+    "clip": lambda opt, *_: opt.clip_grad_norm(1.0),
+    "closure": lambda opt, w, dw: opt.step_closure(lambda: loss(w, dw)),
+}
+
+
+@pytest.mark.parametrize("is_checked", [False, True])
+@pytest.mark.parametrize(
+    "change", [lambda opt, lr: opt.set(0, f"lr={lr}"), lambda opt, lr: opt.set_value(0, "lr", lr)]
+)
+@pytest.mark.parametrize(
+    ("call", "placement"),
+    [
+        ("step", "Replicate()"),
+        ("clip", "Replicate(), Partial('sum')"),
+        ("clip", "Shard(0)"),
+        ("closure", "Replicate()"),
+        ("closure", "Shard(0)"),
+    ],
+)
+def test_a_rate_that_differs_is_found_before_anything_changes(call, placement, change, is_checked):
+    try:
+        found = on_ranks(3, lambda comm: stepped(comm, call, change, placement, is_checked))
+    finally:
+        load().optplug_init(b"check_ranks=False")
+    for line, kept, w in found:
+        assert line == "ranks differ: lr of group 0 is 0.2 on rank 1, 0.1 on rank 0"
+        assert kept
+        assert w == found[0][2]
+
+
+@pytest.mark.parametrize(
+    ("options", "line"),
+    [
+        ("betas=(0.9, 0.99)", "betas[1] of group 0 is 0.99 on rank 1, 0.999 on rank 0"),
+        ("amsgrad=False, maximize=True", "maximize of group 0 is 'True' on rank 1, 'False' on rank 0"),
+        ("weight_decay=1e-3", "weight_decay of group 0 is 0.001 on rank 1, 0.0 on rank 0"),
+    ],
+)
+def test_any_hyperparameter_that_differs_is_found(options, line):
+    def work(comm):
+        with made("Adam(lr=0.1)", "Replicate()", comm) as opt:
+            opt.bind("w", np.ones(100), np.ones(100))
+            for _ in range(4):
+                opt.step()
+            if comm.Get_rank() == 1:
+                opt.set(0, options)
+            opt.step()
+
+    assert {str(error) for error in on_ranks(2, work)} == {f"ranks differ: {line}"}
+
+
+def test_a_schedule_that_one_rank_does_not_step_is_found():
+    def work(comm):
+        with made("Adam(lr=0.1)", "Replicate()", comm) as opt:
+            opt.bind("w", np.ones(100), np.ones(100))
+            opt.schedule("StepLR(1, gamma=0.5)")
+            for _ in range(8):  # until C steps the schedule, too
+                opt.step()
+                opt.schedule_step()
+            opt.step()
+            if comm.Get_rank() == 1:
+                opt.schedule_step()
+            opt.step()
+
+    line = f"ranks differ: lr of group 0 is {0.1 / 512} on rank 1, {0.1 / 256} on rank 0"
+    assert {str(error) for error in on_ranks(2, work)} == {line}
+
+
+def test_values_to_clip_by_that_differ_are_an_error_of_all():
+    def work(comm):
+        w, dw = np.ones(100), np.ones(100)
+        with made("SGD(lr=0.1)", "Replicate()", comm) as opt:
+            opt.bind("w", w, dw)
+            for _ in range(4):
+                opt.clip_grad_value(0.5)
+                opt.step()
+            before = w.copy()
+            with pytest.raises(Error) as error:
+                opt.clip_grad_value(0.5 + comm.Get_rank())
+            opt.clip_grad_value(0.25)
+            opt.step()
+            return str(error.value), float(before[0] - w[0])
+
+    line = "ranks differ: clip_value is 1.5 on rank 1, 0.5 on rank 0"
+    assert on_ranks(2, work) == [(line, pytest.approx(0.025))] * 2
+
+
 # ---- what is refused ----
 
 
@@ -202,9 +317,9 @@ def test_a_world_of_one_is_as_if_it_were_none():
         (lambda o, c: o.distribute("Shard(", c), "placement must be one of "),
         (
             lambda _, c: Optimizer("Muon()").distribute("Shard(0)", c),
-            "opt_distribute with Muon is not supported: ",
+            'placement "Shard(0)" with Muon, whose steps take whole parameters: ',
         ),
-        (lambda _, c: Optimizer("Adafactor()").distribute("Replicate()", c), "opt_distribute with Adafactor"),
+        (lambda _, c: Optimizer("Adafactor()").distribute("Shard(0)", c), '"Shard(0)" with Adafactor'),
         (lambda _, c: Optimizer("SparseAdam()").distribute("Shard(0)", c), "opt_distribute with SparseAdam"),
         (
             lambda o, c: (o.bind("a", np.ones(2), np.ones(2)), o.distribute("Shard(0)", c)),

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import re
 import warnings
 
 import numpy as np
 import pytest
 import torch
 
+from optplug import ctypes_api
 from optplug.ctypes_api import Error, Optimizer, load
 from rank_threads import ELEMENTWISE, bounds, drawn, made, on_ranks
 
@@ -240,6 +242,25 @@ def test_other_values_than_at_the_save_are_warned_of_by_those_of_the_whole(tmp_p
     with pytest.warns(UserWarning, match="in the parameters 'u': restore") as caught:
         on(2, lambda comm: work(comm, "u"))
     assert len(caught) == 2
+
+
+def test_ranks_say_how_far_a_save_is(tmp_path, monkeypatch):
+    monkeypatch.setattr("optplug.log._EVERY", 0)
+    lines = []
+    ctypes_api.log(lambda _, line: lines.append(line))
+
+    def work(comm):
+        w = np.ones(1 << 20)
+        opt = made("SGD()", FIELD, comm)
+        opt.bind("w", w, w.copy())
+        opt.checkpoint("parameters=True")
+        opt.save(tmp_path / "file")
+
+    on(2, work)
+    ctypes_api.log(None)
+    told = [re.search(r"saving to '.*file': ([\d.]+) of ([\d.]+) GB$", line) for line in lines]
+    found = [match.groups() for match in told if match]
+    assert found == [("0.0", "0.0")] * 8  # 4 MB at a time: rank 1 writes 8, rank 0 as many, and reads 16
 
 
 def test_a_save_before_the_first_step_is_loaded_before_it(tmp_path):

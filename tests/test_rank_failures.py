@@ -78,7 +78,7 @@ def test_a_rank_that_is_killed_leaves_a_whole_file_and_an_error_on_the_others(vi
     with ranks_of(SAVING, 3, tmp_path) as ranks:
         wait_for(lambda: len(ranks[0].said()) > 3 + 2 * victim, ranks)
         time.sleep(0.013 * (1 + victim))
-        ranks[victim].running.kill()
+        ranks[victim].send(signal.SIGKILL)
         others = [rank for rank in ranks if rank is not ranks[victim]]
         wait_for(lambda: all(errors([rank]) for rank in others), ranks)
         last = max(int(line.split()[1]) for line in ranks[victim].said() if line.startswith("saved"))
@@ -91,11 +91,11 @@ def test_a_rank_that_is_killed_leaves_a_whole_file_and_an_error_on_the_others(vi
 
 @needs_gloo
 def test_a_rank_that_is_stopped_is_an_error_on_the_others_within_the_timeout(tmp_path):
-    with ranks_of(SAVING, 3, tmp_path, timeout=10) as ranks:
+    with ranks_of(SAVING, 3, tmp_path, timeout=5) as ranks:
         wait_for(lambda: len(ranks[0].said()) > 3, ranks)
-        ranks[1].running.send_signal(signal.SIGSTOP)
+        ranks[1].send(signal.SIGSTOP)
         wait_for(lambda: len(errors(ranks)) == 2, ranks)
-        ranks[1].running.send_signal(signal.SIGCONT)
+        ranks[1].send(signal.SIGCONT)
         wait_for(lambda: len(errors(ranks)) == 3, ranks)
     values_in(tmp_path / "file")
 
@@ -179,14 +179,14 @@ def test_a_fork_of_a_rank_is_told_so_and_the_ranks_go_on(options, tmp_path):
             assert rank.running.wait() == 0, rank.said()
         for rank in ranks:
             line = "child -3 the ranks are those of the parent process: step this optimizer there"
-            assert [s for s in rank.said() if "warn" not in s] == [line] * 3 + ["ended 7", "step 2.0"]
+            said = [s for s in rank.said() if "fork" not in s and s.strip() != "child = os.fork()"]
+            assert said == [line] * 3 + ["ended 7", "step 2.0"]
 
 
 # ---- over MPI ----
 
 MPI = r"""
 #include <stdio.h>
-#include <stdlib.h>
 #include <unistd.h>
 #include <optplug_mpi.h>
 
@@ -194,7 +194,7 @@ static double u[300000], du[300000], c[1000], dc[1000];
 
 int main(int argc, char **argv)
 {
-    int rank, size, count = atoi(argv[argc - 1]);
+    int rank, size;
     MPI_Init(&argc, &argv);
     MPI_Comm_rank(MPI_COMM_WORLD, &rank);
     MPI_Comm_size(MPI_COMM_WORLD, &size);
@@ -207,7 +207,7 @@ int main(int argc, char **argv)
                  opt_bind(opt, "c", "float64", 1000, c, dc) < 0 ||
                  opt_checkpoint(opt, "parameters=True") < 0;
     printf("rank %d is %d\n", rank, (int)getpid());
-    for (int i = 0; i < count && !failed; i++) {
+    for (int i = 0; !failed; i++) {
         failed = opt_step(opt) < 0 || opt_save(opt, "file") < 0;
         if (rank == 0)
             printf("saved %d\n", i);
@@ -217,20 +217,19 @@ int main(int argc, char **argv)
         fprintf(stderr, "rank %d: %s\n", rank, opt_error());
         MPI_Abort(MPI_COMM_WORLD, 1);
     }
-    opt_free(opt);
-    return MPI_Finalize() != MPI_SUCCESS;
+    return 0;
 }
 """
 
 
 @contextlib.contextmanager
-def mpi_ranks(folder: pathlib.Path, count: int) -> Iterator[tuple[subprocess.Popen[str], dict[int, int]]]:
+def mpi_ranks(folder: pathlib.Path) -> Iterator[tuple[subprocess.Popen[str], dict[int, int]]]:
     """Run the program on 3 ranks, and give mpiexec, and the ranks' ids, when they have saved thrice."""
     build(MPI, folder, compiler=("mpicc",))
     said = folder / "said"
     with said.open("w") as output:
         running = subprocess.Popen(
-            [str(shutil.which("mpiexec")), "-n", "3", folder / "main", str(count)],
+            [str(shutil.which("mpiexec")), "-n", "3", folder / "main"],
             cwd=folder,
             env={**os.environ, **hosts.MPI_ENVIRONMENT},
             stdout=output,
@@ -249,23 +248,22 @@ def mpi_ranks(folder: pathlib.Path, count: int) -> Iterator[tuple[subprocess.Pop
 
 @hosts.needs_mpi
 @pytest.mark.parametrize("victim", [0, 1])
-def test_a_rank_of_mpis_that_is_killed_ends_the_job_and_leaves_a_whole_file(victim, tmp_path):
-    with mpi_ranks(tmp_path, 1_000_000) as (running, ranks):
+def test_a_rank_of_mpis_that_is_stopped_is_waited_for_and_one_that_is_killed_ends_the_job(victim, tmp_path):
+    def saved() -> int:
+        return (tmp_path / "said").read_text().count("saved")
+
+    with mpi_ranks(tmp_path) as (running, ranks):
+        os.kill(ranks[1], signal.SIGSTOP)
+        time.sleep(0.5)
+        stopped = saved()
+        time.sleep(0.5)
+        assert saved() == stopped
+        os.kill(ranks[1], signal.SIGCONT)
+        while saved() == stopped:
+            assert running.poll() is None
+            time.sleep(0.01)
         time.sleep(0.017 * (1 + victim))
         os.kill(ranks[victim], signal.SIGKILL)
         assert running.wait(hosts.PATIENCE) != 0
-    assert values_in(tmp_path / "file") >= 3
-
-
-@hosts.needs_mpi
-def test_a_rank_of_mpis_that_is_stopped_is_waited_for(tmp_path):
-    with mpi_ranks(tmp_path, 12) as (running, ranks):
-        os.kill(ranks[1], signal.SIGSTOP)
-        time.sleep(1)
-        stopped = (tmp_path / "said").read_text().count("saved")
-        assert running.poll() is None
-        time.sleep(1)
-        assert (tmp_path / "said").read_text().count("saved") <= stopped < 12
-        os.kill(ranks[1], signal.SIGCONT)
-        assert running.wait(hosts.PATIENCE) == 0
-    assert values_in(tmp_path / "file") == 12
+        last = saved()
+    assert values_in(tmp_path / "file") >= last

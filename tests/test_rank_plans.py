@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import math
 import os
+import signal
 import threading
 
 import numpy as np
 import pytest
 
+import hosts
+from optplug import _bridge
 from optplug.ctypes_api import Error, load
 from rank_threads import bounds, drawn, made, on_ranks
 
@@ -196,8 +199,35 @@ def test_gradients_that_were_clipped_are_not_reduced_again():
         assert how != "way: Python"
 
 
-@pytest.mark.parametrize("placement", ["Replicate()", "Shard(0)"])
-def test_a_child_of_fork_is_no_rank(placement):
+def no_python(*_):
+    raise AssertionError("this came to Python")
+
+
+@pytest.mark.parametrize("placement", PLACEMENTS)
+def test_gradients_are_zeroed_and_clipped_without_python(placement):
+    def work(comm):
+        w, dw = np.ones(200), np.ones(200)
+        with made("Adam(lr=0.1)", placement, comm) as opt:
+            opt.bind("w", w, dw)
+            for step in range(8):
+                opt.zero_grad()
+                zeroed = not dw.any()
+                dw[:] = 2 if placement == "Replicate(), Replicate()" else 1 + comm.Get_rank()
+                norm = opt.clip_grad_norm(1)
+                opt.step()
+                if step == 3:
+                    hosted = _bridge.optimizer_of(opt._handle)
+                    hosted.zero_grad = hosted.clip_grad_norm = hosted.step = no_python
+            return norm, zeroed
+
+    of_each_value = dict(zip(PLACEMENTS, (1.5, 3, 2, math.sqrt(1 + 2**2)), strict=True))[placement]
+    assert on_ranks(2, work) == [(pytest.approx(math.sqrt(200) * of_each_value, rel=1e-14), True)] * 2
+
+
+@pytest.mark.parametrize(
+    ("placement", "is_clipped"), [("Replicate()", False), ("Replicate()", True), ("Shard(0)", False)]
+)
+def test_a_child_of_fork_is_no_rank(placement, is_clipped):
     def work(comm):
         w, dw = np.ones(100), np.ones(100)
         with made("SGD(lr=0.1)", placement, comm) as opt:
@@ -205,12 +235,15 @@ def test_a_child_of_fork_is_no_rank(placement):
             for _ in range(4):
                 opt.clip_grad_norm(100)
                 opt.step()
+            if is_clipped:  # so that the next step does not reduce
+                opt.clip_grad_norm(100)
             if comm.Get_rank() or os.fork():
                 opt.clip_grad_norm(100)
                 opt.step()
                 return w[0]
+            signal.alarm(hosts.PATIENCE)
             try:
-                opt.clip_grad_norm(100)
+                opt.step() if is_clipped else opt.clip_grad_norm(100)
             except Error as error:
                 os._exit(3 if "the ranks are those of the parent process" in str(error) else 4)
             os._exit(5)
@@ -219,3 +252,50 @@ def test_a_child_of_fork_is_no_rank(placement):
     _, status = os.wait()
     assert os.waitstatus_to_exitcode(status) == 3
     assert found[0] == found[1] == pytest.approx(0.5)
+
+
+FAILING = """
+import threading, traceback
+import torch
+from optplug.ctypes_api import load
+from rank_threads import made, on_ranks
+import numpy as np
+
+load().optplug_init(b"plans='stable'")
+here = threading.local()
+library = torch.library.Library("aten", "IMPL")
+
+def fails_without_python(params, grads, *_, **__):
+    if here.fails and not any(frame.name == "_fused_adam" for frame in traceback.extract_stack()):
+        raise ValueError
+    for p, g in zip(params, grads):
+        p.add_(g)
+
+def work(comm):
+    here.fails = False
+    w, dw = np.zeros(100), np.full(100, 1.0 + comm.Get_rank())
+    with made("Adam()", "Replicate(), Partial('sum')", comm) as opt:
+        opt.bind("w", w, dw)
+        for _ in range(3):
+            opt.step()
+        assert "way: stable" in opt.describe()
+        w[:], here.fails, before = 0, comm.Get_rank() == 1, len(comm.calls)
+        barrier.wait()  # until all have stated their plans
+        if comm.Get_rank() == 0:
+            library.impl("_fused_adam_", fails_without_python, "CPU")
+        barrier.wait()
+        opt.step()
+        opt.step()
+        way = opt.describe().partition("way: ")[2].partition(chr(10))[0]
+        return w.tolist(), way, [call for call, _ in comm.calls[before:]]
+
+barrier = threading.Barrier(2)
+exchange = ["reduce_scatter", "all_gather"]
+for rank, found in enumerate(on_ranks(2, work)):
+    assert found == ([6.0] * 100, ["stable", "Python"][rank], exchange * 2), found
+"""
+
+
+def test_gradients_that_are_reduced_are_not_reduced_again_where_torch_fails_in_a_plan():
+    done = hosts.python("-c", f"import sys; sys.path.insert(0, {str(hosts.PROJECT / 'tests')!r})\n" + FAILING)
+    assert done.returncode == 0, done.stderr

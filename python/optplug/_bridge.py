@@ -401,10 +401,10 @@ def py_attribute_get(opt, name):
 def py_save(opt, path):
     where = os.fsdecode(ffi.string(path))
     optimizer = _counted(opt)
+    progress = log.progress(f"opt={opt}: saving to {where!r}")
     if optimizer.ranks:
-        joint_file.save(where, optimizer.joint_state_dict(), optimizer.ranks.world)
+        joint_file.save(where, optimizer.joint_state_dict(), optimizer.ranks.world, progress)
     else:
-        progress = log.progress(f"opt={opt}: saving to {where!r}")
         checkpoint.save(where, optimizer.state_dict(), progress)
     log.info(f"opt={opt}: saved to {where!r}")
 

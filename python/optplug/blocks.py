@@ -7,6 +7,7 @@ import math
 import zlib
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 import torch
@@ -15,6 +16,10 @@ from torch import Tensor
 from optplug.spec import shown
 from optplug.stored import Stored
 
+Array = np.ndarray[Any, Any]
+
+_STRETCH = 1 << 18  # values that are laid out at once for their checksum
+_SPARSE = 1 << 11  # values between runs from which on it takes less to leave those out
 _ONES = 0xFFFFFFFF
 _POLYNOMIAL = 0xEDB88320  # of CRC-32, the highest power of x in the lowest bit, as everything here
 
@@ -37,17 +42,15 @@ class Block:
         """Where the part begins in the whole, in elements."""
         return sum(i * s for i, s in zip(self.start, self.strides, strict=True))
 
-    def runs(self, part: Tensor) -> Iterator[tuple[int, Tensor]]:
-        """Cut a part into runs that the whole has in one piece, each with where it begins there."""
-        if not part.numel():
-            return
+    def runs(self) -> Array:
+        """Return where the runs begin that the whole has in one piece, all of one length, in order."""
         rest = len(self.shape)
         while rest and self.size[rest - 1] == self.shape[rest - 1]:
             rest -= 1
-        outer = self.size[: max(rest - 1, 0)]
-        rows = part.contiguous().reshape(math.prod(outer), -1)
-        for row, index in zip(rows, np.ndindex(outer), strict=True):
-            yield self.offset + sum(int(i) * s for i, s in zip(index, self.strides, strict=False)), row
+        starts = np.full(1 if math.prod(self.size) else 0, self.offset)
+        for n, stride in zip(self.size[: max(rest - 1, 0)], self.strides, strict=False):
+            starts = (starts[:, None] + stride * np.arange(n)).reshape(-1)
+        return starts
 
 
 def block_of(
@@ -95,12 +98,37 @@ class Whole:
         """How many bytes the whole has."""
         return math.prod(self.shape) * self.dtype.itemsize
 
+    def _rows(self) -> Iterator[tuple[Array, Array]]:
+        """Yield where the runs of each piece begin in the whole, and their values, a row for each."""
+        kind = np.dtype((np.void, self.dtype.itemsize))
+        for base, block, part in self.pieces:
+            starts = block.runs()
+            if len(starts):
+                values = part.detach().contiguous().reshape(-1).view(torch.uint8).numpy().view(kind)
+                yield base + starts, values.reshape(len(starts), -1)
+
     def runs(self) -> Iterator[tuple[int, memoryview]]:
         """Yield all bytes that this rank has, in order, each run with where it begins in the whole."""
-        for base, block, part in self.pieces:
-            for offset, row in block.runs(part.detach()):
-                content = row.view(torch.uint8).numpy().data
-                yield (base + offset) * self.dtype.itemsize, content
+        for starts, rows in self._rows():
+            content, length = rows.view(np.uint8).reshape(-1).data, rows.nbytes // len(rows)
+            for i, start in enumerate((starts * self.dtype.itemsize).tolist()):
+                yield start, content[i * length : (i + 1) * length]
+
+    def stretches(self) -> Iterator[tuple[int, memoryview]]:
+        """Yield the same, of runs that lie close together as one, with zeros for what is between them."""
+        itemsize = self.dtype.itemsize
+        for starts, rows in self._rows():
+            first, length = 0, rows.shape[1]
+            while first < len(starts):
+                end = max(int(np.searchsorted(starts, starts[first] + _STRETCH)), first + 1)
+                places = starts[first:end] - starts[first]
+                if int(places[-1]) > len(places) * _SPARSE:
+                    end, places = first + 1, places[:1]
+                stretch = np.zeros(int(places[-1]) + length, rows.dtype) if len(places) > 1 else rows[first]
+                if len(places) > 1:
+                    stretch[places[:, None] + np.arange(length)] = rows[first:end]
+                yield int(starts[first]) * itemsize, stretch.view(np.uint8).data
+                first = end
 
     def stand_in(self) -> Tensor:
         """Return a tensor of this form whose memory nobody has touched."""
@@ -241,7 +269,7 @@ def checksum_part(whole: Whole) -> int:
     It is the remainder of the whole with zeros in the place of the others' bytes.
     """
     remainder, at = 0, 0
-    for start, content in whole.runs():
+    for start, content in whole.stretches():
         remainder = _multiply(_power(start - at), remainder)
         remainder = zlib.crc32(content, remainder ^ _ONES) ^ _ONES
         at = start + len(content)

@@ -55,6 +55,18 @@ def joining(path: str) -> Iterator[BinaryIO]:
         _sync(file)
 
 
+def write_at(file: BinaryIO, data: memoryview, place: int) -> None:
+    """Write bytes at a place of an open file, past its buffer: short runs may be many.
+
+    Raises:
+        OSError: the system refuses.
+    """
+    _check_limit(place + data.nbytes)
+    while data:
+        done = os.pwrite(file.fileno(), data, place)
+        data, place = data[done:], place + done
+
+
 def _opened(path: str, how: int, mode: int = 0) -> BinaryIO:
     return io.BufferedWriter(_Limited(path, "wb", opener=lambda path, _: os.open(path, how, mode)))
 
@@ -137,10 +149,14 @@ class _Limited(io.FileIO):
     """A file that keeps to ``ulimit -f``, beyond which the system would end the process by a signal."""
 
     def write(self, data: Any) -> int:
-        limit, _ = resource.getrlimit(resource.RLIMIT_FSIZE)
-        if limit != resource.RLIM_INFINITY and self.tell() + memoryview(data).nbytes > limit:
-            raise OSError(errno.EFBIG, f"{os.strerror(errno.EFBIG)}: ulimit -f allows {limit} bytes")
+        _check_limit(self.tell() + memoryview(data).nbytes)
         return super().write(data)
+
+
+def _check_limit(end: int) -> None:
+    limit, _ = resource.getrlimit(resource.RLIMIT_FSIZE)
+    if limit != resource.RLIM_INFINITY and end > limit:
+        raise OSError(errno.EFBIG, f"{os.strerror(errno.EFBIG)}: ulimit -f allows {limit} bytes")
 
 
 def _lock(descriptor: int, kind: int) -> bool | None:

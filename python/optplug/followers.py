@@ -94,10 +94,10 @@ def _drawn(n: int, dtype: torch.dtype) -> Tensor:
 
 
 def gradients(parameters: Parameters, clips: bool) -> Gradients | None:
-    """State how the host's gradients are zeroed, and clipped if wanted; None if only Python can do it."""
+    """State how gradients are zeroed, and clipped if wanted; None if only Python can do it."""
     if parameters.has_sparse():
         return None
-    tensors = parameters.gradient_memory()
+    tensors = [p.clipped_memory() for p in parameters]
     dtype = tensors[0].dtype
     if dtype not in elementwise.DTYPES or any(t.dtype != dtype or t.device.type != "cpu" for t in tensors):
         return None

@@ -8,6 +8,7 @@ from __future__ import annotations
 import contextlib
 import functools
 from collections.abc import Iterator, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -18,6 +19,7 @@ from optplug.binding import Binder
 from optplug.blocks import block_of
 from optplug.errors import StateError
 from optplug.iterate import Iteration
+from optplug.joint_state import JointState
 from optplug.kinds import Grad
 from optplug.loans import Loans
 from optplug.options import CheckpointOptions
@@ -100,6 +102,7 @@ class Hosted:
         self._timeout = timeout
         #: Those that step it together, where there are several.
         self.ranks: Ranks | None = None
+        self._joint_state: JointState | None = None
         self._check_ranks = check_ranks
 
     @property
@@ -154,15 +157,21 @@ class Hosted:
             raise StateError(f"parameter {shown(first)} is bound: call opt_distribute before opt_bind")
         if size == 1:
             return  # it is as if nobody had called this
-        if self.ranks is None:
+        ranks = self.ranks
+        if ranks is None:
             world = World(collective, rank, size) if collective else torchs(rank, size, self._timeout)
             if world.size == 1:
                 return
-            self.ranks = Ranks(
-                world, self.recipe, self.parameters, self.error_if_nonfinite, self._check_ranks
+            ranks = Ranks(
+                world, self.recipe, self.parameters, self._groups, self.error_if_nonfinite, self._check_ranks
             )
-            self._binder.make = self.ranks.make
-        self.ranks.place(placement)
+        ranks.place(placement)
+        if self.ranks is None:
+            self.ranks, self._binder.make = ranks, ranks.make
+            self._joint_state = JointState(ranks.world, self.parameters, ranks.blocks)
+
+    def _groups(self) -> list[dict[str, Any]]:
+        return self.run.built.param_groups if self.run.built else []
 
     def bind_block(
         self, name: str, whole: Sequence[int], start: Sequence[int], size: Sequence[int] | None

@@ -21,7 +21,7 @@ import torch
 
 from optplug import archive, blocks, files
 from optplug.blocks import Whole
-from optplug.checkpoint import SEAL, file_errors
+from optplug.checkpoint import SEAL, Progress, file_errors
 from optplug.stored import Stored
 from optplug.world import World, is_of_all
 
@@ -30,8 +30,11 @@ _HAS_DESCRIPTOR = 8  # in an entry's flags: its checksum follows its data
 _LOST = "some of what the ranks wrote is missing: do they share this file system?"
 
 
-def save(path: str, content: dict[str, Any], world: World) -> None:
+def save(path: str, content: dict[str, Any], world: World, progress: Progress) -> None:
     """Write a checkpoint whose arrays are `Whole`, so that at any moment the file is the old or the new one.
+
+    Args:
+        progress: is told how many bytes this rank has written, and checked if it is rank 0.
 
     Raises:
         FileError: the system refuses on some rank.
@@ -39,6 +42,8 @@ def save(path: str, content: dict[str, Any], world: World) -> None:
     """
     world.agree({"call": "opt_save", "path": path, "parameters": {}})
     wholes = list(_wholes(content))
+    own = sum(part.nbytes for whole in wholes for _, _, part in whole.pieces)
+    tell = _Told(own + (0 if world.rank else sum(whole.nbytes for whole in wholes)), progress)
 
     def begin() -> str:
         if world.rank:
@@ -52,14 +57,16 @@ def save(path: str, content: dict[str, Any], world: World) -> None:
         with file_errors(path), files.joining(name) as file:
             for whole, start in zip(wholes, starts, strict=True):
                 for offset, run in whole.runs():
-                    file.seek(start + offset)
-                    file.write(run)
+                    for begin in range(0, len(run), _CHUNK):
+                        piece = run[begin : begin + _CHUNK]
+                        files.write_at(file, piece, start + offset + begin)
+                        tell(len(piece))
         return [blocks.checksum_part(whole) for whole in wholes]
 
     def end() -> None:
         if world.rank == 0:
             with file_errors(path), replacing:
-                _finish(name, dict(zip(starts, zip(wholes, checksums, strict=True), strict=True)))
+                _finish(name, dict(zip(starts, zip(wholes, checksums, strict=True), strict=True)), tell)
 
     try:
         with contextlib.ExitStack() as replacing:
@@ -74,6 +81,17 @@ def save(path: str, content: dict[str, Any], world: World) -> None:
         if is_of_all(error):
             world.exchange(None)  # until rank 0 has removed what it began
         raise
+
+
+class _Told:
+    """What is told of bytes that are done."""
+
+    def __init__(self, total: int, progress: Progress) -> None:
+        self._done, self._total, self._progress = 0, total, progress
+
+    def __call__(self, count: int) -> None:
+        self._done += count
+        self._progress(min(self._done, self._total), self._total)
 
 
 def _wholes(content: Any) -> Iterator[Whole]:
@@ -115,7 +133,7 @@ def _starts(content: Any, written: Any) -> Iterator[int]:
             yield from _starts(value, there)
 
 
-def _finish(name: str, arrays: dict[int, tuple[Whole, int]]) -> None:
+def _finish(name: str, arrays: dict[int, tuple[Whole, int]], tell: _Told) -> None:
     """Add checksums and seal to a file whose arrays, with their checksums, begin there."""
     with files.joining(name) as file, _reading(name) as reading:
         for start, places in _checksum_places(reading):
@@ -127,7 +145,7 @@ def _finish(name: str, arrays: dict[int, tuple[Whole, int]]) -> None:
         seal = hashlib.sha256()
         for start, (whole, checksum) in sorted(arrays.items(), key=lambda item: item[0]):
             _feed(seal, reading, start - reading.tell())
-            if _feed(seal, reading, whole.nbytes) != checksum:
+            if _feed(seal, reading, whole.nbytes, tell) != checksum:
                 raise OSError(errno.EIO, _LOST)
         _feed(seal, reading)
         file.seek(0, os.SEEK_END)
@@ -151,7 +169,9 @@ def _checksum_places(file: BinaryIO) -> Iterator[tuple[int, list[int]]]:
         at += 46 + sum(struct.unpack("<28xHHH12x", file.read(46)))
 
 
-def _feed(found: Any, file: BinaryIO, count: int | None = None) -> int:
+def _feed(
+    found: Any, file: BinaryIO, count: int | None = None, tell: Callable[[int], None] = lambda _: None
+) -> int:
     """Read so many bytes of a file, or the rest, into a hash, and return their CRC-32."""
     checksum = 0
     while count is None or count:
@@ -160,5 +180,6 @@ def _feed(found: Any, file: BinaryIO, count: int | None = None) -> int:
             break
         found.update(chunk)
         checksum = zlib.crc32(chunk, checksum)
+        tell(len(chunk))
         count = None if count is None else count - len(chunk)
     return checksum

@@ -115,9 +115,17 @@ class Parameter:
         """Return the memory of the gradient that a step takes."""
         return self.memory()
 
+    def clipped_memory(self) -> Tensor:
+        """Return the memory of the gradient that clipping takes."""
+        return self.memory()
+
     def clippable(self) -> Tensor | None:
         """Return what torch's clipping takes for the host's gradient; None if there is nothing to clip."""
         return self.tensor
+
+    def master(self) -> Mastered | None:
+        """Return what has a copy in float32, this or a part of it; None if nothing has."""
+        return None
 
     def copied(self) -> nn.Parameter:
         """Return a parameter of the same values, with a gradient of ones."""
@@ -163,7 +171,7 @@ class Sparse(Parameter):
 
     def clippable(self) -> Tensor | None:
         rows = self.memory()
-        return _stand_in(rows) if len(rows) else None  # of no rows there is no norm
+        return stand_in(rows) if len(rows) else None  # of no rows there is no norm
 
     def copied(self) -> nn.Parameter:
         copy = super().copied()
@@ -219,7 +227,10 @@ class Mastered(Beside):
         self.is_unread, self._had_values = True, False
 
     def clippable(self) -> Tensor | None:
-        return _stand_in(self._grad)
+        return stand_in(self._grad)
+
+    def master(self) -> Mastered | None:
+        return self
 
     def move(self, data: Tensor, grad: Grad) -> None:
         assert isinstance(grad, Tensor)
@@ -269,7 +280,8 @@ def values(parameters: Iterable[Parameter]) -> tuple[list[Tensor], list[Tensor]]
     return [hosts for hosts, _ in pairs], [stepped for _, stepped in pairs]
 
 
-def _stand_in(grad: Tensor) -> Tensor:
+def stand_in(grad: Tensor) -> Tensor:
+    """Return what torch's clipping takes for a gradient alone."""
     result = torch.empty_like(grad)
     result.grad = grad
     return result

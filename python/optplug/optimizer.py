@@ -224,7 +224,7 @@ class HostedOptimizer(Hosted):
         self.parameters.check_real("clamp")
         if self.ranks:
             self.meet("opt_clip_grad_value")
-            self.ranks.gather(lambda: None)
+            self.ranks.clip_grad_value(clip_value)
         clip_grad_value_(self.parameters.clippable(), clip_value)
         if not self.ranks:
             self.planner.clip(self.parameters)
@@ -316,13 +316,13 @@ class HostedOptimizer(Hosted):
 
     def joint_state_dict(self) -> dict[str, Any]:
         """Return what `state_dict` would in one process, each array one of which all ranks have a part."""
-        assert self.ranks
+        assert self._joint_state
         self.meet("opt_save")
-        return self.ranks.save(self.checkpoint, self._state_dict)
+        return self._joint_state.save(self.run, self.checkpoint, self._state_dict)
 
     def load(self, opened: AbstractContextManager[dict[str, Any]]) -> None:
         """Go on from what is in a file, or in each rank's, which are the same: see `load_state_dict`."""
-        if self.ranks is None:
+        if self._joint_state is None:
             with opened as content:
                 self.load_state_dict(content)
             return
@@ -332,7 +332,8 @@ class HostedOptimizer(Hosted):
             with opened as content:
                 self.load_state_dict(content, wholes, lambda: confirm(content))
 
-        self.ranks.load(self.checkpoint, load)
+        self._joint_state.load(self.checkpoint, load)
+        self._joint_state.share_counts(self.run)
 
     def load_state_dict(
         self,
@@ -386,4 +387,4 @@ class HostedOptimizer(Hosted):
         if self.run.expected:
             expected, self.run.expected = self.run.expected, {}
             here = {n: data for n, data in self.parameters.read_by_steps().items() if n in expected}
-            compare(expected, self.ranks.checksums(here) if self.ranks else checksums(here))
+            compare(expected, (self._joint_state.checksums if self._joint_state else checksums)(here))

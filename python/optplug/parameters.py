@@ -38,6 +38,7 @@ class Parameters:
         self.groups = [Group()]
         self._all: dict[str, Parameter] = {}
         self._kinds: dict[type[Parameter], list[Parameter]] = {}
+        self._masters: list[Mastered] = []
         self._stepped: list[nn.Parameter] = []
 
     @functools.cached_property
@@ -69,6 +70,8 @@ class Parameters:
         self._stepped = [p.tensor for p in self]
         vars(self).pop("module", None)  # which is another one now
         self._kinds.setdefault(type(parameter), []).append(parameter)
+        if master := parameter.master():
+            self._masters.append(master)
         if self.loans:
             self.loans.put(parameter.name, parameter.tensor)
 
@@ -99,13 +102,11 @@ class Parameters:
 
     def all_tensors(self) -> Sequence[Tensor]:
         """Return what is stepped, and the host's arrays where those are others."""
-        if Mastered not in self._kinds:
-            return self._stepped
-        return [*self._stepped, *(p.data for p in self.mastered())]
+        return [*self._stepped, *(p.data for p in self._masters)] if self._masters else self._stepped
 
     def mastered(self) -> list[Mastered]:
         """Return those that have master copies."""
-        return [p for p in self._kinds.get(Mastered, []) if isinstance(p, Mastered)]
+        return self._masters
 
     def read(self, is_first: bool) -> None:
         """Let master copies take values before a step: from new arrays, or, before the first, from all."""

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 
 from optplug import followers, lbfgs, plans
+from optplug.digest import Stated
 from optplug.lean import unhooked_step
 from optplug.parameters import Parameters
 from optplug.proof import Proofs
@@ -78,16 +79,16 @@ class Planner:
         self.clips = True
 
     def _gradients(self, parameters: Parameters, clips: bool) -> plans.Gradients | None:
-        together, stated = self.together(), followers.gradients(parameters, clips)
-        if together is None or stated is None:
+        stated = followers.gradients(parameters, clips)
+        if self.together() is None or stated is None:
             return stated
-        if together.exchanges:
-            return None
         return dataclasses.replace(stated, tensors=[t for t in stated.tensors if t.numel()])
 
     def _whole(self, plan: plans.Plan) -> plans.Plan:
         """Return a plan with what is known of the schedulers, and of other ranks."""
         plan.together = self.together()
+        if plan.together:
+            plan.digest = Stated(plan.together.groups, plan.together.rest, plan.places)
         schedule = self.schedule_records.schedule
         if schedule:
             plan.schedulers = schedule.stated(plan)

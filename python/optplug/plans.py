@@ -21,6 +21,7 @@ from torch import Tensor
 from optplug import kinds
 from optplug.buffers import is_dense, same_order
 from optplug.checks import kind_of
+from optplug.digest import Groups, Stated
 from optplug.errors import StateError
 from optplug.kinds import Mastered
 from optplug.lean import lean
@@ -186,6 +187,9 @@ class Together:
     state: Array
     sent: Array
     table: Array
+    rest: Array
+    #: Whose hyperparameters must be alike on all.
+    groups: Groups
     #: Slices of one dtype, room for what is sent and received, and the operation that divides as torch does.
     exchanges: Sequence[tuple[Sequence[Slice], Sequence[Tensor], int]]
 
@@ -217,6 +221,8 @@ class Plan:
         self.operations, self.gradients = operations, gradients
         self.schedulers: Schedulers | None = None
         self.together: Together | None = None
+        #: The digest of what must be alike on all ranks.
+        self.digest: Stated | None = None
         #: By which C knows whether the plan that it has is this one.
         self.serial = next(_serials)
         self._shape = self._current_shape()
@@ -238,6 +244,8 @@ class Plan:
             return False
         for operation, values in zip(self.operations, all_scalars, strict=True):
             operation.scalars = values
+        if self.digest:
+            self.digest.refresh()
         return self._current_shape() == self._shape
 
     def is_scalar(self, group: Group, name: str, value: Any) -> bool:

@@ -6,25 +6,21 @@ A rank steps its part alone, whether the host has cut it so, "Shard(0)", or `sli
 from __future__ import annotations
 
 import contextlib
-import dataclasses
 import functools
-import hashlib
-import itertools
-import json
-import math
 from collections.abc import Callable, Iterator, Mapping
-from typing import Any, cast
+from typing import Any, NoReturn
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
 from optplug import norms, spec
-from optplug.blocks import Block, Place, check_tiling, row_major
+from optplug._optplug import lib
+from optplug.blocks import Block
 from optplug.buffers import layout_of, name_of
+from optplug.digest import Digest, Groups, told
 from optplug.errors import NonFiniteError, StateError
 from optplug.kinds import Grad, Parameter, SparseGrad
-from optplug.options import CheckpointOptions
 from optplug.over_ranks import OverRanks, add, largest, norm
 from optplug.parameters import Parameters, make
 from optplug.plans import Together
@@ -33,7 +29,6 @@ from optplug.run import Run
 from optplug.scaling import Scale
 from optplug.sliced import Exchange, Sliced
 from optplug.spec import Call, shown
-from optplug.wholes import Wholes, told
 from optplug.world import World, is_of_all, statement_of
 
 #: How ranks' gradients and losses become one, by placement.
@@ -48,6 +43,8 @@ _ELEMENTWISE = (
     *("Adadelta", "Adagrad", "Adam", "AdamW", "Adamax", "ASGD", "NAdam", "RAdam", "RMSprop", "Rprop"),
     "SGD",
 )
+# Those whose steps take whole parameters, of which each is some rank's.
+_BY_WHOLE = ("Adafactor", "Muon")
 
 
 def read_placement(text: str) -> str:
@@ -68,6 +65,21 @@ def read_placement(text: str) -> str:
     return said
 
 
+def _check_class(recipe: Recipe, placement: str) -> None:
+    """Raise ValueError if a class cannot step parameters that lie so."""
+    if recipe.is_torchs and recipe.name in _BY_WHOLE:
+        if placement == "Shard(0)":
+            raise ValueError(
+                f'placement "Shard(0)" with {recipe.name}, whose steps take whole parameters: keep them on '
+                'every rank, in "Replicate()", where each is stepped by one of them'
+            )
+    elif not recipe.is_torchs or not (recipe.is_lbfgs or recipe.name in _ELEMENTWISE):
+        raise ValueError(
+            f"opt_distribute with {recipe.name} is not supported: keep its parameters on every rank, "
+            "reduce the gradients yourself, and call opt_step without opt_distribute"
+        )
+
+
 class Ranks:
     """What one optimizer does together with those of the other ranks.
 
@@ -75,37 +87,43 @@ class Ranks:
         world: the ranks, two or more.
         recipe: the optimizer's.
         parameters: those that are bound here.
+        groups: returns the optimizer's groups, once it is built.
         checks_gradients: whether a gradient with an inf or a nan in it is an error.
         checks_calls: whether ranks compare each call that all of them make.
-
-    Raises:
-        ValueError: the optimizer's class cannot be stepped so.
     """
 
     def __init__(
-        self, world: World, recipe: Recipe, parameters: Parameters, checks_gradients: bool, checks_calls: bool
+        self,
+        world: World,
+        recipe: Recipe,
+        parameters: Parameters,
+        groups: Callable[[], Groups],
+        checks_gradients: bool,
+        checks_calls: bool,
     ) -> None:
-        if not recipe.is_torchs or not (recipe.is_lbfgs or recipe.name in _ELEMENTWISE):
-            raise ValueError(
-                f"opt_distribute with {recipe.name} is not supported: keep its parameters on every rank, "
-                "reduce the gradients yourself, and call opt_step without opt_distribute"
-            )
         self.world = world
-        self._recipe, self._parameters = recipe, parameters
+        self._recipe, self._parameters, self._groups = recipe, parameters, groups
         self._checks_gradients, self._checks_calls = checks_gradients, checks_calls
+        self._digest = Digest()
         #: What moves the gradients and values of parameters that all ranks have.
-        self.exchange = Exchange(world)
+        self.exchange = Exchange(world, lambda: self._digest.of(groups()))
         self._placement, self._placements = "", dict[str, str]()
-        self._blocks = dict[str, Block]()
+        #: Which blocks of grids parameters are.
+        self.blocks = dict[str, Block]()
         self._is_agreed = False
-        self._table = np.zeros(5 * (world.size + 1))  # room for C's numbers
+        # Room for C's numbers, and the part of the digest that it does not compute.
+        self._table, self._rest = np.zeros(6 * (world.size + 1)), np.zeros(1, np.uint64)
         self._found_inf = torch.zeros(())  # of all ranks: the same tensor for good, as steps are made again
-        self._loaded: Wholes | None = None
 
     # ---- parameters ----
 
     def place(self, placement: str) -> None:
-        """Let the parameters that are bound from now on lie so."""
+        """Let the parameters that are bound from now on lie so.
+
+        Raises:
+            ValueError: the optimizer's class cannot step them, or they go with none that are there.
+        """
+        _check_class(self._recipe, placement)
         others = {*self._placements.values(), placement} - {"Replicate(), Replicate()"}
         if len({PLACEMENTS[p] for p in others}) > 1:
             raise ValueError(
@@ -129,17 +147,13 @@ class Ranks:
             if not data.dim():
                 raise ValueError(f'parameter {shown(name)}: "Shard(0)" needs a dimension 0, got a scalar')
             made = make(name, data, grad, has_master)
-        elif has_master:
-            raise ValueError(
-                f"parameter {shown(name)}: master copies with {shown(self._placement)} are not supported: "
-                'call opt_init("master_weights=False") before opt_create, or bind float32'
-            )
         elif self._recipe.is_lbfgs and not data.is_contiguous():
             raise ValueError(
                 f"parameter {shown(name)}: LBFGS needs C order, got {layout_of(data)}: bind it flat"
             )
         else:
-            made = Sliced(name, data, grad, PLACEMENTS[self._placement], self.exchange)
+            reduction, is_owned = PLACEMENTS[self._placement], self._recipe.name in _BY_WHOLE
+            made = Sliced(name, data, grad, reduction, self.exchange, has_master, is_owned)
         self._placements[name] = self._placement
         return made
 
@@ -152,7 +166,7 @@ class Ranks:
             )
         if self._is_agreed:
             raise StateError(f"parameter {shown(name)} has been stepped: call opt_bind_block before that")
-        self._blocks[name] = block
+        self.blocks[name] = block
 
     def sliced(self) -> list[Sliced]:
         """Return the parameters of which each rank steps a slice."""
@@ -187,6 +201,8 @@ class Ranks:
             self.exchange.state,
             self.world.sent,
             self._table,
+            self._rest,
+            self._groups(),
             exchanges,
         )
 
@@ -208,6 +224,8 @@ class Ranks:
             state: checks whether this rank can make it, and returns its run.
         """
         self.world.check(what)
+        if self.world.is_checked:
+            self._compare_hyperparameters()
         if self._is_agreed:
             return False
         try:
@@ -217,7 +235,16 @@ class Ranks:
         self.world.agree(statement)
         self._is_agreed = True
         self.world.is_checked = self._checks_calls  # by all ranks, as they know now
+        self.exchange.share_out(self.sliced())
         return True
+
+    def _compare_hyperparameters(self) -> None:
+        """Fail on all ranks, which all call this, if their hyperparameters differ."""
+        self.world.agree({**told(self._groups()), "parameters": {}})
+
+    def _fail_of_digests(self) -> NoReturn:
+        self._compare_hyperparameters()
+        raise RuntimeError("ranks differ in their hyperparameters' digests, and not in their values")
 
     def _statement(self, what: str, run: Run) -> dict[str, Any]:
         arguments = ", ".join(f"{k}={v!r}" for k, v in sorted(self._recipe.arguments.items()))
@@ -238,7 +265,7 @@ class Ranks:
         }
 
     def _form(self, p: Parameter, group: int) -> str:
-        block, shape = self._blocks.get(p.name), [*p.data.shape]
+        block, shape = self.blocks.get(p.name), [*p.data.shape]
         if not isinstance(p, Sliced):
             shape = ["..."] * len(shape) if block else ["...", *shape[1:]]
         order = f", strides {p.data.stride()}" if isinstance(p, Sliced) and p.data.dim() > 1 else ""
@@ -251,101 +278,6 @@ class Ranks:
         """Return the parameters' names in the order that all ranks share."""
         return [name for group in self._parameters.groups for name in sorted(group.names)]
 
-    # ---- checkpoints ----
-
-    def wholes(self) -> Wholes:
-        """Return where all parameters lie in what a checkpoint has of them.
-
-        Raises:
-            ValueError: the ranks' parts are no whole.
-        """
-        parameters = self._parameters
-        order = [group.names for group in parameters.groups]
-        blocks = {name: dataclasses.astuple(block) for name, block in self._blocks.items()}
-        mine = order, {p.name: [*p.data.shape] for p in parameters}, blocks
-        ranks = [json.loads(text) for text in self.world.texts(json.dumps(mine))]
-        for name in blocks:
-            check_tiling(name, [Block(*map(tuple, theirs[name])) for _, _, theirs in ranks])
-        places = {p.name: self._place(p, [shapes[p.name] for _, shapes, _ in ranks]) for p in parameters}
-        return Wholes(parameters, places, ranks[0][0], self.world.rank == 0)
-
-    def _place(self, p: Parameter, shapes: list[list[int]]) -> Place:
-        shape = tuple(p.data.shape)
-        if isinstance(p, Sliced):
-            first = p.slices.mine.start // (1 + p.data.is_complex())
-            block = Block((p.data.numel(),), (first,), tuple(p.tensor.shape))
-            return Place(shape, p.data.stride(), block, tuple(p.tensor.shape))
-        if p.name in self._blocks:
-            block = self._blocks[p.name]
-            whole = block.shape if block.size == shape else (math.prod(block.shape),)
-            return Place(whole, row_major(whole), block, shape)
-        lengths = [first for first, *_ in shapes]
-        whole = (sum(lengths), *shape[1:])
-        start = (sum(lengths[: self.world.rank]), *(0 for _ in shape[1:]))
-        return Place(whole, row_major(whole), Block(whole, start, shape), shape)
-
-    def save(
-        self, options: CheckpointOptions, state_dict: Callable[[Wholes], dict[str, Any]]
-    ) -> dict[str, Any]:
-        """Return what all ranks save, from what each would."""
-        wholes = self.wholes()
-
-        def merge(state: Callable[[Mapping[str, Any]], None]) -> dict[str, Any]:
-            merged = wholes.merge(state_dict(wholes))
-            optimizer, about = merged["optimizer"], merged["optplug"]
-            groups = optimizer["param_groups"]
-            rest = {key: told(value) for key, value in merged.items() if key != "optimizer"}
-            named = zip((n for g in groups for n in g["param_names"]), itertools.count())
-            state(
-                {
-                    "call": "opt_save",
-                    "opt_checkpoint": repr(options),
-                    "steps": about["steps"],
-                    "groups": told([{k: v for k, v in g.items() if k != "fused"} for g in groups]),
-                    "schedulers": rest["schedulers"],
-                    "average": rest["average"],
-                    "attributes": rest["attributes"],
-                    "parameters": {name: told(optimizer["state"].get(i)) for name, i in named},
-                }
-            )
-            return merged
-
-        merged = self.world.all_or_none(merge)
-        groups, about = merged["optimizer"]["param_groups"], merged["optplug"]
-        # Each rank's arrays tell whether they can be fused, at the save and at the load.
-        fused = self.world.numbers(*(group.get("fused") is True for group in groups))
-        for group, is_fused in zip(groups, zip(*fused, strict=True), strict=True):
-            group |= {"fused": True} if any(is_fused) else {}
-        about["checksums"] = self._combined(wholes, about["checksums"])
-        return cast(dict[str, Any], wholes.share(merged))
-
-    def load(
-        self,
-        options: CheckpointOptions,
-        work: Callable[[Wholes, Callable[[dict[str, Any]], None]], None],
-    ) -> None:
-        """Load on all ranks, or on none: ``work`` confirms what it has read before it changes anything."""
-        wholes = self._loaded = self.wholes()
-
-        def load(state: Callable[[Mapping[str, Any]], None]) -> None:
-            def confirm(content: dict[str, Any]) -> None:
-                file = hashlib.sha256(told(content).encode()).hexdigest()
-                state({"call": "opt_load", "opt_checkpoint": repr(options), "file": file, "parameters": {}})
-
-            work(wholes, confirm)
-
-        self.world.all_or_none(load)
-
-    def checksums(self, here: Mapping[str, Tensor]) -> dict[str, int]:
-        """Return the checksums of some parameters' values, as the last load takes them."""
-        assert self._loaded
-        return self._combined(self._loaded, self._loaded.checksums(here))
-
-    def _combined(self, wholes: Wholes, parts: Mapping[str, int]) -> dict[str, int]:
-        names = sorted(parts)
-        columns = zip(*self.world.numbers(*(parts[name] for name in names)), strict=True)
-        return {name: wholes.checksum(name, [*map(int, c)]) for name, c in zip(names, columns, strict=True)}
-
     # ---- gradients ----
 
     def gather(self, look: Callable[[], None]) -> None:
@@ -355,18 +287,19 @@ class Ranks:
             look()
         except Exception as found:
             error = found
-        if self.exchange.takes_failure():
-            self.world.fail(error)
         reduces = [p for p in self.sliced() if p.reduction] if not self.exchange.is_reduced else []
+        wrong = self.exchange.take_failure()
         if reduces:
-            failed = self.exchange.reduce(reduces, error is not None)
-            if failed:
+            wrong = wrong or self.exchange.reduce(reduces, error is not None)
+            if wrong == lib.RANKS_FAILED:
                 self.world.fail(error)
+            if wrong == lib.RANKS_DIFFER:
+                self._fail_of_digests()
         elif error is not None and not self._checks_gradients:
             raise error
         if self._checks_gradients:
             for p in reduces:
-                if error is None and not torch.isfinite(p.stepped_memory()).all():
+                if error is None and not torch.isfinite(p.clipped_memory()).all():
                     error = NonFiniteError(
                         f"the reduced gradient of parameter {shown(p.name)} contains inf or nan"
                     )
@@ -417,7 +350,8 @@ class Ranks:
         def total_of(table: list[tuple[float, ...]]) -> Tensor:
             return part.new_tensor(norm((row[1] for row in table), norm_type))
 
-        mine = error is not None, part.item(), max_norm, norm_type, error_if_nonfinite
+        digest = float(self._digest.of(self._groups()) >> 11)  # as many bits as a double has
+        mine = error is not None, part.item(), max_norm, norm_type, error_if_nonfinite, digest
         table = [] if is_told else self.world.numbers(*mine)
         if not table or any(row[0] or row[2:] != mine[2:] for row in table) or not total_of(table).isfinite():
             table = self.world.numbers(*mine)
@@ -429,11 +363,27 @@ class Ranks:
                     raise ValueError(
                         f"ranks differ: {what} is {row[i]:g} on rank {rank}, {table[0][i]:g} on rank 0"
                     )
+        if any(row[5] != digest for row in table):
+            self._fail_of_digests()
         total = total_of(table)
         if error_if_nonfinite and not total.isfinite():
             raise NonFiniteError(f"the total norm of order {norm_type} over all ranks is {total.item()}")
         nn.utils.clip_grads_with_norm_(clippable, max_norm, total)
         return total
+
+    def clip_grad_value(self, clip_value: float) -> None:
+        """Reduce the gradients before they are clipped by a value, which must be one where they are.
+
+        Raises:
+            ValueError: it is not.
+        """
+        self.gather(lambda: None)
+        if self.sliced() or self._checks_calls:
+            for rank, (value,) in enumerate(values := self.world.numbers(clip_value)):
+                if repr(value) != repr(values[0][0]):
+                    raise ValueError(
+                        f"ranks differ: clip_value is {value:g} on rank {rank}, {values[0][0]:g} on rank 0"
+                    )
 
     # ---- losses ----
 
@@ -456,10 +406,13 @@ class Ranks:
             error = found
         finally:
             self.world.is_in_host = False
-        table = self.world.numbers(error is not None, loss)
-        if any(failed for failed, _ in table):
+        digest = float(self._digest.of(self._groups()) >> 11)
+        table = self.world.numbers(error is not None, loss, digest)
+        if any(failed for failed, *_ in table):
             self.world.fail(error)
-        return self.combine([loss for _, loss in table])
+        if any(theirs != digest for *_, theirs in table):
+            self._fail_of_digests()
+        return self.combine([loss for _, loss, _ in table])
 
     def metric(self, value: float) -> float:
         """Return the metric of all ranks."""

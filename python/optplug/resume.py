@@ -204,8 +204,8 @@ class Resumption:
         else:
             sparse = {p.tensor for p in parameters if isinstance(p, Sparse)}
             states_of = self._trials.states(lambda p: p in sparse)
-            part = wholes.state if wholes else None
-            put(saved, optimizer, states_of, self._trials.judge_all, is_ours, stepped, part)
+            mine = (wholes.state, wholes.is_elsewhere) if wholes else ()
+            put(saved, optimizer, states_of, self._trials.judge_all, is_ours, stepped, *mine)
         if not options.schedules:
             schedules.keep(optimizer, before, [*states, *theirs])
         average = self._average_like(content["average"], run, wholes) if is_ours else run.average

@@ -1,20 +1,21 @@
-"""Parameters that all ranks have whole, and each steps a slice of.
+"""Parameters that all ranks have whole, and each steps a slice of, or some of the parameters.
 
-The gradients are reduced before a step, and the slices gathered after it.
+The gradients are reduced before a step, and what ranks have stepped is gathered after it.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from optplug import elementwise
 from optplug._optplug import lib
 from optplug.buffers import is_dense, layout_of, same_order
-from optplug.kinds import HALF, Beside, Grad, Parameter
+from optplug.kinds import HALF, Beside, Grad, Mastered, Parameter, stand_in
+from optplug.parameters import make
 from optplug.plans import Slice
 from optplug.spec import shown
 from optplug.torch_private import grad_mode
@@ -30,16 +31,21 @@ _UNIT = 64
 
 
 class Slices:
-    """The slices of a whole of n values, as long as each other but at the end: rank r has ``mine`` of it.
+    """The slices of a whole of n values, as long as each other but at the end: this rank has ``mine`` of it.
 
     Args:
         width: how many numbers a value is, which are cut and joined: two if it is complex.
+        owner: the rank that has all of it, if one has.
     """
 
-    def __init__(self, n: int, width: int, world: World) -> None:
-        self.n, self.width = n, width
-        self.length = -(-n // (world.size * _UNIT)) * _UNIT  # of each
-        start = min(world.rank * self.length, n)
+    def __init__(self, n: int, width: int, world: World, owner: int | None = None) -> None:
+        self.n = n
+        #: The ranks that have some of it, and how much each.
+        self.ranks = slice(0, world.size) if owner is None else slice(owner, owner + 1)
+        self.length = -(-n // (world.size * _UNIT)) * _UNIT if owner is None else n
+        #: Whether this is one of them.
+        self.is_here = owner is None or owner == world.rank
+        start = min((world.rank - self.ranks.start) * self.length, n) if self.is_here else n
         self.mine = slice(start, min(start + self.length, n))
         #: The numbers in a row, and which are this rank's.
         self.row = self.length * width
@@ -48,14 +54,14 @@ class Slices:
         self._full = n // self.length if n else 0  # those that are as long as that
 
     def cut(self, flat: Tensor, rows: Tensor) -> None:
-        """Copy the whole to rows, one for each rank."""
+        """Copy the whole to rows, one for each of those ranks."""
         end = self._full * self.row
         rows[: self._full].copy_(flat[:end].view(self._full, self.row))
         if end < self._numbers:
             rows[self._full, : self._numbers - end].copy_(flat[end:])
 
     def join(self, rows: Tensor, flat: Tensor) -> None:
-        """Copy the ranks' rows to the whole."""
+        """Copy those ranks' rows to the whole."""
         end = self._full * self.row
         flat[:end].view(self._full, self.row).copy_(rows[: self._full])
         if end < self._numbers:
@@ -63,18 +69,47 @@ class Slices:
 
 
 class Sliced(Beside):
-    """A parameter of which this rank steps a slice, in the host's own array.
+    """A parameter of which this rank steps a part, in the host's own array: a slice, or all of it or nothing.
 
     Args:
         reduction: "mean" or "sum" of the ranks' gradients; "" if they are the same already.
+        has_master: whether the part is stepped in a copy in float32.
+        is_owned: whether one rank steps all of it, which `own` says.
     """
 
-    def __init__(self, name: str, data: Tensor, grad: Grad, reduction: str, exchange: Exchange) -> None:
-        self.reduction, self._exchange = reduction, exchange
+    def __init__(
+        self,
+        name: str,
+        data: Tensor,
+        grad: Grad,
+        reduction: str,
+        exchange: Exchange,
+        has_master: bool,
+        is_owned: bool,
+    ) -> None:
+        self.reduction, self._exchange, self.is_owned = reduction, exchange, is_owned
         self._take(name, data, grad)
-        self.slices = Slices(data.numel(), 2 if data.is_complex() else 1, exchange.world)
-        super().__init__(name, nn.Parameter(self._mine(self.flat_data)))
-        self._put_grad()
+        self._width = 2 if data.is_complex() else 1
+        self._owner: int | None = None
+        of_all = exchange.world.rank if is_owned else None
+        self.slices = Slices(data.numel(), self._width, exchange.world, of_all)
+        self._part = make(name, self._mine(data, self.flat_data), self._reduced(has_master), has_master)
+        super().__init__(name, self._part.tensor)
+
+    @property
+    def is_read(self) -> bool:  # type: ignore[override]
+        """Whether a step reads the host's values."""
+        return self._part.is_read
+
+    @property
+    def note(self) -> str:  # type: ignore[override]
+        """What describe says besides."""
+        return self._part.note + ("" if self._owner is None else f", stepped by rank {self._owner}")
+
+    def own(self, owner: int) -> None:
+        """Let one rank step all of it; on the others it has no gradient, for which torch leaves it alone."""
+        self._owner, self.slices = owner, Slices(self.slices.n, self._width, self._exchange.world, owner)
+        self.move(self._data, self._grad)
 
     def _take(self, name: str, data: Tensor, grad: Grad) -> None:
         if not (
@@ -90,43 +125,72 @@ class Sliced(Beside):
         self._data, self._grad = data, grad
         self.flat_data, self.flat_grad = _flat(data), _flat(grad)
 
-    def _mine(self, flat: Tensor) -> Tensor:
-        """Return this rank's slice as the optimizer has it: of real numbers or complex ones."""
+    def _mine(self, whole: Tensor, flat: Tensor) -> Tensor:
+        """Return this rank's part as the optimizer has it: a slice, of real or complex numbers, or all."""
+        if self.is_owned:
+            return whole
         mine = flat[self.slices.my_numbers]
-        return torch.view_as_complex(mine.view(-1, 2)) if self._data.is_complex() else mine
+        return torch.view_as_complex(mine.view(-1, 2)) if whole.is_complex() else mine
 
-    def _put_grad(self) -> None:
-        mine = self._mine(self.flat_grad)
-        self.tensor.grad = torch.zeros_like(mine) if self.reduction else mine
+    def _reduced(self, has_master: bool) -> Tensor:
+        """Return the memory of this rank's part of the gradient of all."""
+        mine = self._mine(self._grad, self.flat_grad)
+        if not (self.reduction and self.slices.is_here):
+            return mine
+        return torch.zeros_like(mine, dtype=torch.float32 if has_master else None)
+
+    def stepped_memory(self) -> Tensor:
+        return self._part.stepped_memory() if self.slices.is_here else self.flat_grad[:0]
+
+    def clipped_memory(self) -> Tensor:
+        return self._part.memory() if self.slices.is_here else self.flat_grad[:0]
+
+    def clippable(self) -> Tensor | None:
+        return self._part.clippable() if self.slices.is_here else stand_in(self.flat_grad[:0])
+
+    def master(self) -> Mastered | None:
+        return self._part.master()
 
     def move(self, data: Tensor, grad: Grad) -> None:
         self._take(self.name, data, grad)
-        self.tensor.data = self._mine(self.flat_data)
-        self._put_grad()
+        self._part.move(self._mine(data, self.flat_data), self._reduced(self.master() is not None))
+        if not self.slices.is_here:
+            self.tensor.grad = None
 
     def whole(self, part: Tensor) -> Tensor:
-        """Return the whole of which each rank has a slice, laid out as the host's array."""
+        """Return the whole of which each rank has a part, laid out as the host's array."""
         part = _flat(part)
         row = part.new_zeros(self.slices.row)
-        row[: part.numel()].copy_(part)
+        if self.slices.is_here:
+            row[: part.numel()].copy_(part)
         flat = part.new_empty(self.flat_data.numel())
         if self.slices.n:
-            self.slices.join(self._exchange.world.all_gather(row), flat)
+            self.slices.join(self._exchange.world.all_gather(row)[self.slices.ranks], flat)
         if self._data.is_complex():
             flat = torch.view_as_complex(flat.view(-1, 2))
         return flat.as_strided(self._data.shape, self._data.stride())
 
     @staticmethod
+    def gather(parameters: Sequence[Parameter]) -> None:
+        if masters := _masters(parameters):
+            Mastered.gather(masters)
+
+    @staticmethod
     def publish(parameters: Sequence[Parameter]) -> None:
+        if masters := _masters(parameters):
+            Mastered.publish(masters)
         members = [p for p in parameters if isinstance(p, Sliced)]
         members[0]._exchange.publish(members)
 
 
 class Exchange:
-    """What moves the gradients and values of all sliced parameters: a collective for each dtype."""
+    """What moves the gradients and values of all sliced parameters: a collective for each dtype.
 
-    def __init__(self, world: World) -> None:
-        self.world = world
+    With the gradients each rank sends a digest of what must be alike on all: ``digest`` returns it.
+    """
+
+    def __init__(self, world: World, digest: Callable[[], int]) -> None:
+        self.world, self._digest = world, digest
         #: What has become of this step's gradients, RANKS_NEW for example: C shares it.
         self.state = np.zeros(1, np.int32)
         self._stated: tuple[list[int], Exchanges] = [], []
@@ -140,19 +204,29 @@ class Exchange:
     def is_reduced(self, value: bool) -> None:
         self.state[0] = lib.RANKS_REDUCED if value else lib.RANKS_NEW
 
-    def takes_failure(self) -> bool:
-        """Tell whether C has seen that a rank has failed in a step, once."""
-        has_failed = bool(self.state[0] == lib.RANKS_FAILED)
-        if has_failed:
-            self.state[0] = lib.RANKS_NEW
-        return has_failed
+    def take_failure(self) -> int:
+        """Return, once, what C has seen to be wrong in a step: 0, RANKS_FAILED or RANKS_DIFFER."""
+        state = int(self.state[0])
+        if state >= 0:
+            return 0
+        self.state[0] = lib.RANKS_NEW
+        return state
+
+    def share_out(self, members: Sequence[Sliced]) -> None:
+        """Let parameters that one rank steps be each rank's so that all have about as much to do."""
+        loads = [0] * self.world.size
+        for p in sorted((p for p in members if p.is_owned), key=lambda p: (-p.slices.n, p.name)):
+            owner = loads.index(min(loads))
+            loads[owner] += p.slices.n
+            p.own(owner)
 
     def stated(self, members: Sequence[Sliced]) -> Exchanges | None:
         """State for C what `reduce` and `publish` do, if that is little enough to be worth it."""
-        dtypes = sorted({p.tensor.dtype for p in members}, key=str)
+        dtypes = sorted({p.data.dtype for p in members}, key=str)
         found = {dtype: elementwise.choose("div scalar", dtype) for dtype in dtypes if dtype in _IN_C}
         divisions = {dtype: number for dtype, number in found.items() if number is not None}
-        if len(divisions) < len(dtypes) or sum(p.slices.n for p in members) > _MOST_IN_C:
+        is_much = sum(p.slices.n for p in members) > _MOST_IN_C
+        if len(divisions) < len(dtypes) or is_much or any(p.is_owned for p in members):
             return None
         addresses = [t.data_ptr() for p in members for t in (p.flat_data, p.flat_grad, p.stepped_memory())]
         if addresses != self._stated[0]:
@@ -162,52 +236,76 @@ class Exchange:
     def _exchange(
         self, members: Sequence[Sliced], dtype: torch.dtype, division: int
     ) -> tuple[list[Slice], list[Tensor], int]:
-        alike = sorted((p for p in members if p.tensor.dtype == dtype), key=_name)
+        alike = sorted((p for p in members if p.data.dtype == dtype), key=_name)
         slices = [
             Slice(p.slices.length, p.flat_data, p.flat_grad, _REDUCTIONS[p.reduction], p.stepped_memory())
             for p in alike
         ]
         size, length = self.world.size, sum(p.slices.length for p in alike)
-        reduced = sum(p.slices.length for p in alike if p.reduction) + 1
+        reduced = sum(p.slices.length for p in alike if p.reduction) + lib.RANKS_FLAGS
         room = [torch.zeros(n, dtype=dtype) for n in (size * reduced, reduced, length, size * length)]
         return slices, room, division
 
-    def reduce(self, members: Sequence[Sliced], has_failed: bool) -> bool:
-        """Reduce gradients, and tell whether any rank has failed."""
-        size, failed = self.world.size, False
+    def reduce(self, members: Sequence[Sliced], has_failed: bool) -> int:
+        """Reduce gradients, and return what is wrong: 0, RANKS_FAILED or RANKS_DIFFER."""
+        size, wrong = self.world.size, 0
         reduced = sorted((p for p in members if p.reduction), key=_name)
+        digest = self._digest()
         with grad_mode(False):
             for dtype in sorted({_sum_dtype(p) for p in reduced}, key=str):
                 alike = [p for p in reduced if _sum_dtype(p) == dtype]
-                lengths = [p.slices.row for p in alike]
-                rows = torch.zeros(size, sum(lengths) + 1, dtype=dtype)
-                rows[:, -1] = has_failed  # which costs no collective of its own
-                for p, part in zip(alike, rows[:, :-1].split(lengths, 1), strict=True):
-                    p.slices.cut(p.flat_grad, part)
+                length, columns = _columns(alike, size)
+                rows = torch.zeros(size, length + lib.RANKS_FLAGS, dtype=dtype)
+                # Whether this rank has failed, and its digest, bit by bit, which cost no collective.
+                flags = [has_failed, *(digest >> i & 1 for i in range(lib.RANKS_FLAGS - 1))]
+                rows[:, length:] = torch.tensor(flags, dtype=dtype)
+                for p, columns_of in zip(alike, columns, strict=True):
+                    p.slices.cut(p.flat_grad, rows[p.slices.ranks, columns_of])
                 got = torch.empty(rows.shape[1], dtype=dtype)
                 self.world.reduce_scatter(rows, got)
-                failed |= bool(got[-1] != 0)
-                for p, part in zip(alike, got[:-1].split(lengths), strict=True):
-                    grad = _flat(p.stepped_memory())
-                    part = part[: grad.numel()]
-                    grad.copy_(part.div_(size) if p.reduction == "mean" else part)
-        self.is_reduced = not failed
-        return failed
+                failed, *bits = got[length:].tolist()
+                if failed or wrong == lib.RANKS_FAILED:
+                    wrong = lib.RANKS_FAILED
+                elif any(bit not in (0, size) for bit in bits):
+                    wrong = lib.RANKS_DIFFER
+                for p, columns_of in zip(alike, columns, strict=True):
+                    if p.slices.is_here:
+                        grad = _flat(p.clipped_memory())
+                        part = got[columns_of][: grad.numel()]
+                        grad.copy_(part.div_(size) if p.reduction == "mean" else part)
+        self.is_reduced = not wrong
+        return wrong
 
     def publish(self, members: Sequence[Sliced]) -> None:
-        """Let all ranks have the values of all slices."""
+        """Let all ranks have the values that each has stepped."""
         self.is_reduced = False
+        size = self.world.size
         with grad_mode(False):
             for dtype in sorted({p.flat_data.dtype for p in members}, key=str):
                 alike = sorted((p for p in members if p.flat_data.dtype == dtype), key=_name)
-                lengths = [p.slices.row for p in alike]
-                row = torch.zeros(sum(lengths), dtype=dtype)
-                for p, part in zip(alike, row.split(lengths), strict=True):
+                length, columns = _columns(alike, size)
+                row = torch.zeros(length, dtype=dtype)
+                for p, columns_of in zip(alike, columns, strict=True):
                     mine = p.flat_data[p.slices.my_numbers]
-                    part[: mine.numel()].copy_(mine)
+                    row[columns_of][: mine.numel()].copy_(mine)
                 rows = self.world.all_gather(row)
-                for p, part in zip(alike, rows.split(lengths, 1), strict=True):
-                    p.slices.join(part, p.flat_data)
+                for p, columns_of in zip(alike, columns, strict=True):
+                    p.slices.join(rows[p.slices.ranks, columns_of], p.flat_data)
+
+
+def _columns(members: Sequence[Sliced], size: int) -> tuple[int, list[slice]]:
+    """Return how long the rows of ranks are that have these, and in which columns each is."""
+    filled, columns = np.zeros(size, np.int64), []
+    for p in members:
+        start = int(filled[p.slices.ranks].max())
+        columns.append(slice(start, start + p.slices.row))
+        filled[p.slices.ranks] = start + p.slices.row
+    return int(filled.max()), columns
+
+
+def _masters(parameters: Sequence[Parameter]) -> list[Mastered]:
+    """Return the master copies of what this rank steps."""
+    return [m for p in parameters if isinstance(p, Sliced) and p.slices.is_here and (m := p.master())]
 
 
 def _name(p: Sliced) -> str:

@@ -113,6 +113,7 @@ def put(
     is_ours: bool,
     stepped: bool,
     part: Callable[..., dict[str, Any]] | None = None,
+    is_elsewhere: Callable[[Tensor], bool] = lambda _: False,
 ) -> None:
     """Put a saved state into an optimizer that has the parameters in the same `order`.
 
@@ -128,6 +129,7 @@ def put(
             default, is not taken over, and its state is cast as PyTorch casts it.
         stepped: whether optplug has made steps with it.
         part: returns this rank's part of a state: see `wholes`.
+        is_elsewhere: tells of a parameter whether another rank keeps its state.
 
     Raises:
         ValueError: it is no such state, or of parameters of other shapes.
@@ -169,7 +171,7 @@ def put(
     # All that can be checked is: now read.
     state: dict[Tensor, dict[str, Any]] = defaultdict(dict)
     for p, fits in fitting.items():
-        if fits:
+        if fits and not is_elsewhere(p):
             state[p] = {key: value() for key, value in fits.items()}
     optimizer.__setstate__({"state": state, "param_groups": groups})
 

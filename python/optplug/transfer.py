@@ -13,6 +13,7 @@ import torch
 from optplug import buffers, host
 from optplug._optplug import ffi
 from optplug.devices import Streams
+from optplug.digest import Stated
 from optplug.plans import Gradients, Operation, Plan, Rate, Together
 from optplug.recorder import Record
 
@@ -43,8 +44,8 @@ def give(
     give_numbers(plan, rates, out)
     if plan.gradients:
         alive.append(give_gradients(plan.gradients, ffi.addressof(out, "gradients")))
-    if plan.together:
-        alive.append(_give_together(plan.together, ffi.addressof(out, "ranks")))
+    if plan.together and plan.digest:
+        alive.append(_give_together(plan.together, plan.digest, ffi.addressof(out, "ranks")))
     if plan.schedulers:
         places = plan.schedulers.places
         steps = ffi.new(
@@ -75,7 +76,7 @@ def give_gradients(gradients: Gradients, out: Any) -> object:
     return stated
 
 
-def _give_together(together: Together, out: Any) -> object:
+def _give_together(together: Together, digest: Stated, out: Any) -> object:
     """Fill in ``out``, an ``optplug_ranks *``, and return what it points to."""
     stated, alive = [], []
     for slices, room, div_scalar in together.exchanges:
@@ -93,16 +94,19 @@ def _give_together(together: Together, out: Any) -> object:
         together.function,
         together.user,
     )
-    out.state, out.sent, out.table = (
+    out.state, out.sent, out.table, out.rest = (
         ffi.cast(f"{kind} *", array.ctypes.data)
         for kind, array in (
             ("int32_t", together.state),
             ("int64_t", together.sent),
             ("double", together.table),
+            ("uint64_t", together.rest),
         )
     )
+    moving = ffi.new("uint64_t[]", digest.seeds), ffi.new("int[]", digest.places)
+    out.moving, (out.seeds, out.places) = len(digest.seeds), moving
     out.count, out.exchanges = len(stated), exchanges
-    return exchanges, alive
+    return exchanges, moving, alive
 
 
 def _address(t: torch.Tensor) -> Any:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from optplug import blocks, values
@@ -15,6 +16,9 @@ from optplug.parameters import Parameters
 from optplug.sliced import Sliced
 from optplug.spec import shown
 from optplug.stored import Stored
+
+#: What a state of torch's is made of: see `form_of`.
+Form = dict[str, Any]
 
 # What LBFGS keeps for all parameters together: vectors, and lists of them.
 _VECTORS, _LISTS = ("d", "prev_flat_grad"), ("old_dirs", "old_stps")
@@ -27,14 +31,20 @@ class Wholes:
         parameters: those of this rank, ...
         places: ... where they lie in the wholes, ...
         order: ... and all names, by group, in the order that all ranks save and load them in.
+        forms: of the states that one rank has: see `form_of`.
         is_first: whether this rank saves what all ranks have alike.
     """
 
     def __init__(
-        self, parameters: Parameters, places: Mapping[str, Place], order: list[list[str]], is_first: bool
+        self,
+        parameters: Parameters,
+        places: Mapping[str, Place],
+        order: list[list[str]],
+        forms: Mapping[str, Form],
+        is_first: bool,
     ) -> None:
         self._parameters, self._places = parameters, places
-        self.order, self._is_first = order, is_first
+        self.order, self._forms, self._is_first = order, forms, is_first
 
     def shape(self, name: str) -> tuple[int, ...]:
         """Return the shape of the whole of a parameter."""
@@ -52,11 +62,9 @@ class Wholes:
             "average": average and {**average, "values": self._merge_named(average["values"], names)},
             "optplug": {**about, "parameters": {name: about["parameters"][name] for name in names}},
         }
-        if "masters" in content:
-            merged["masters"] = self._merge_named(content["masters"], names)
-        if "parameters" in content:
-            own = {name: self._own(name, value) for name, value in content["parameters"].items()}
-            merged["parameters"] = self._merge_named(own, names)
+        merged |= {
+            key: self._merge_named(content[key], names) for key in ("masters", "parameters") if key in content
+        }
         return merged
 
     def _merge_optimizer(self, saved: dict[str, Any]) -> dict[str, Any]:
@@ -67,7 +75,9 @@ class Wholes:
             keys = dict(zip(group["param_names"], group["params"], strict=True))
             for i, name in enumerate(names, count):
                 key = i if is_one else keys[name]
-                if key in saved["state"]:
+                if name in self._forms:
+                    states[i] = self._merge_owned(self._forms[name], saved["state"].get(key) or None)
+                elif key in saved["state"]:
                     states[i] = self._merge_state(name, saved["state"][key], group["param_names"], names)
             groups.append({**group, "params": list(range(count, count + len(names))), "param_names": names})
             count += len(names)
@@ -95,6 +105,15 @@ class Wholes:
         merged |= {key: [whole(vector) for vector in state[key]] for key in _LISTS if key in state}
         return {key: merged.get(key, value) for key, value in state.items()}
 
+    def _merge_owned(self, form: Form, state: dict[str, Any] | None) -> dict[str, Any]:
+        """Return a state that one rank has, which may be this one."""
+        return {
+            key: blocks.of_one(value if state is None else state[key], state is not None)
+            if isinstance(value, Tensor)
+            else value
+            for key, value in _stand_ins(form).items()
+        }
+
     def _vector(self, names: Sequence[str]) -> tuple[int, dict[str, tuple[int, blocks.Block]]]:
         """Return how long LBFGS's vectors are, and this rank's blocks in one, by parameter."""
         has_pairs = [self._parameters[name].tensor.is_complex() for name in names]
@@ -105,14 +124,19 @@ class Wholes:
         p = self._parameters[name].tensor
         return p.numel() * (1 + p.is_complex())
 
-    def _own(self, name: str, value: Tensor) -> Tensor:
-        if not isinstance(self._parameters[name], Sliced):
+    def _mine(self, name: str, value: Tensor) -> Tensor:
+        """Return this rank's part of what it may have whole."""
+        p, block = self._parameters[name], self._places[name].block
+        if not isinstance(p, Sliced) or value.numel() != p.data.numel():
             return value
-        block = self._places[name].block
         return value.as_strided(block.shape, (1,))[block.offset :][: block.size[0]]
 
     def _merge_named(self, values_: Mapping[str, Tensor], names: Sequence[str]) -> dict[str, Whole]:
-        return {name: self._places[name].whole(values_[name]) for name in names if name in values_}
+        return {
+            name: self._places[name].whole(self._mine(name, values_[name]))
+            for name in names
+            if name in values_
+        }
 
     def share(self, value: Any) -> Any:
         """Let all tensors in a merged checkpoint that are no `Whole` be those of one rank."""
@@ -144,11 +168,18 @@ class Wholes:
 
     # ---- loading ----
 
+    def is_elsewhere(self, tensor: Tensor) -> bool:
+        """Tell whether another rank alone steps a parameter."""
+        return any(
+            p.tensor is tensor and isinstance(p, Sliced) and not p.slices.is_here for p in self._parameters
+        )
+
     def part(self, what: str, name: str, value: Any) -> Any:
-        """Return this rank's part of an array in a file."""
+        """Return this rank's part of an array in a file; all of it where one rank steps that."""
         if not isinstance(value, Stored):
             raise ValueError(f"{what} is {kind_of(value)}, and must be a tensor")
-        return self._places[name].part(what, value)
+        p = self._parameters[name]
+        return value if isinstance(p, Sliced) and p.is_owned else self._places[name].part(what, value)
 
     def value(self, name: str, value: Any) -> Any:
         """Return what is in the host's array: the whole, where all ranks have that."""
@@ -160,6 +191,9 @@ class Wholes:
     ) -> dict[str, Any]:
         """Return this rank's part of a parameter's state in a file; ``like`` is what it must come to."""
         what = f"parameter {shown(name)}"
+        owned = self._parameters[name]
+        if isinstance(owned, Sliced) and owned.is_owned:
+            return state
         if "func_evals" not in like:
             return {
                 key: self.part(f"{what}: {key}", name, value)
@@ -179,6 +213,22 @@ class Wholes:
             if isinstance(state.get(key), list):
                 changed[key] = [cut(f"{key}[{i}]", v) for i, v in enumerate(state[key])]
         return {**state, **changed}
+
+
+def form_of(state: Mapping[str, Any]) -> Form:
+    """Return what a state is made of, as JSON can have it: of tensors the dtype and shape."""
+    return {
+        key: [[name_of(value.dtype), list(value.shape)]] if isinstance(value, Tensor) else value
+        for key, value in state.items()
+    }
+
+
+def _stand_ins(form: Form) -> dict[str, Any]:
+    """Return a state of such a form, of tensors nobody has filled."""
+    return {
+        key: torch.empty(value[0][1], dtype=getattr(torch, value[0][0])) if isinstance(value, list) else value
+        for key, value in form.items()
+    }
 
 
 def told(value: Any) -> str:

@@ -219,11 +219,11 @@ def compare(statements: Sequence[dict[str, Any]]) -> None:
             raise _made(statement["kind"], f"rank {rank}: {statement['error']}")
     first = statements[0]
     for rank, statement in enumerate(statements):
-        for key in sorted(first, key=lambda key: key != "call"):  # by which the others are others
-            if key != "parameters" and statement[key] != first[key]:
-                raise ValueError(
-                    f"ranks differ: {key} is {statement[key]!r} on rank {rank}, {first[key]!r} on rank 0"
-                )
+        keys = (first.keys() | statement.keys()) - {"parameters"}
+        for key in sorted(keys, key=lambda key: (key != "call", key)):  # by which the others are others
+            theirs, ours = statement.get(key), first.get(key)
+            if theirs != ours:
+                raise ValueError(f"ranks differ: {key} is {theirs!r} on rank {rank}, {ours!r} on rank 0")
         theirs, ours = statement["parameters"], first["parameters"]
         for name in sorted(ours.keys() | theirs.keys()):
             if (name in ours) != (name in theirs):
@@ -312,7 +312,7 @@ def _start(timeout: datetime.timedelta) -> None:
 
 
 def _by_torch(what: str, send: Tensor, receive: Tensor) -> None:
-    if what == "all_gather":
-        torch.distributed.all_gather_into_tensor(receive, send)
-    else:
-        torch.distributed.reduce_scatter_tensor(receive, send)
+    # From 2.13 on torch warns of the names before.
+    names = ("single", "into_tensor") if what == "all_gather" else ("single", "tensor")
+    found = (getattr(torch.distributed, f"{what}_{name}", None) for name in names)
+    next(function for function in found if function)(receive, send)
