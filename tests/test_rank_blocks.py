@@ -107,7 +107,7 @@ def load(comm: Comm, how: str, path) -> Field:
 
 
 def test_a_grid_of_one_process_is_loaded_in_blocks(tmp_path):
-    field = Field(None, "plain").steps(4)
+    field = Field(None, "ghosts").steps(4)
     field.opt.save(tmp_path / "file")
     assert np.array_equal(
         joined(on(6, lambda comm: load(comm, "ghosts", tmp_path / "file"))), field.steps(2).w
