@@ -48,6 +48,17 @@ def bare(tmp_path) -> pathlib.Path:
     return site
 
 
+@pytest.fixture(scope="module")
+def sdist(tmp_path_factory) -> pathlib.Path:
+    """The source as it is published."""
+    place = tmp_path_factory.mktemp("sdist")
+    program = "import sys; from scikit_build_core.build import build_sdist; build_sdist(sys.argv[1])"
+    project = pathlib.Path(__file__).resolve().parent.parent
+    subprocess.run([sys.executable, "-c", program, place], cwd=project, check=True)
+    [archive] = place.glob("optplug-*.tar.gz")
+    return archive
+
+
 @pytest.fixture
 def call(capsys):
     """A command in this process, which has torch already: status, stdout, stderr."""

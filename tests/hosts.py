@@ -42,6 +42,9 @@ STATUSES = {name: value for name, value in HEADER.statuses.items() if name.start
 README = (PROJECT / "README.md").read_text()
 
 
+#: A Python with torch in it already, where ctest has such a one: see preloaded.py.
+PYTHON = tuple(shlex.split(os.environ.get("OPTPLUG_TEST_PRELOADED", ""))) or (sys.executable,)
+
 #: Ranks on a machine with fewer cores; and the only user of a container is root.
 MPI_ENVIRONMENT = {
     "OMPI_ALLOW_RUN_AS_ROOT": "1",
@@ -74,9 +77,19 @@ def run(
     return done
 
 
+def check_printed(printed: str, shown: str) -> None:
+    """Compare what a program prints with what its page shows, of errors of one digit the order of magnitude.
+
+    Another processor's BLAS adds up in another order, and many steps make more of that.
+    """
+    error = re.compile(r"error (\de[-+]\d\d)\b")
+    assert error.sub("error", printed) == error.sub("error", shown)
+    pairs = zip(error.findall(printed), error.findall(shown), strict=True)
+    assert all(0.1 <= float(ours) / float(pages) <= 10 for ours, pages in pairs), printed
+
+
 def python(*arguments: str) -> subprocess.CompletedProcess[str]:
-    """Run a Python, with torch in it already where ctest has such a one: see preloaded.py."""
-    command = shlex.split(os.environ.get("OPTPLUG_TEST_PRELOADED", "")) or [sys.executable]
+    """Run a Python, which may fail."""
     return subprocess.run(
-        [*command, *arguments], capture_output=True, text=True, timeout=PATIENCE, check=False
+        [*PYTHON, *arguments], capture_output=True, text=True, timeout=PATIENCE, check=False
     )

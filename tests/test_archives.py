@@ -5,7 +5,6 @@ from __future__ import annotations
 import itertools
 import os
 import subprocess
-import sys
 import zipfile
 from collections import Counter, OrderedDict
 from collections.abc import Callable
@@ -13,6 +12,7 @@ from collections.abc import Callable
 import pytest
 import torch
 
+import hosts
 from forgery import HANGS, Calls, Victim, forge, forge_again, group_of, lib, read, state_of
 from runs import HERE, Run, go_plainly, in_memory, plain
 
@@ -72,7 +72,7 @@ def every_place(value: object) -> None:
 def test_what_is_shared_or_nested_deep_is_refused_at_once(value):
     code = f"from test_archives import *; every_place({value})"
     done = subprocess.run(
-        [sys.executable, "-c", code], capture_output=True, text=True, check=False, cwd=HERE, timeout=HANGS
+        [*hosts.PYTHON, "-c", code], capture_output=True, text=True, check=False, cwd=HERE, timeout=HANGS
     )
     assert done.returncode == 0, done.stderr
 

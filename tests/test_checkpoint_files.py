@@ -16,7 +16,7 @@ import torch
 from optplug import checkpoint
 from runs import AVERAGES, Run, in_memory, lib
 
-KILLS = 300
+KILLS = 100
 
 
 def test_every_flip_and_every_truncation_is_noticed():

@@ -6,11 +6,11 @@ import itertools
 import json
 import os
 import subprocess
-import sys
 
 import pytest
 import torch
 
+import hosts
 from optplug import recipe, schedules
 from runs import AVERAGES, HERE, PLAIN, SCHEDULES, SPECS, Run, go_plainly, in_memory, lib, plain
 
@@ -187,7 +187,7 @@ def test_a_new_process_goes_on(tmp_path):
         expected.append(run.bits())
         run.free()
     done = subprocess.run(
-        [sys.executable, "-c", script, tmp_path],
+        [*hosts.PYTHON, "-c", script, tmp_path],
         input=json.dumps(kinds), capture_output=True, text=True, check=False, cwd=HERE,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr

@@ -34,10 +34,12 @@ from pairs import (
 @pytest.mark.parametrize(
     "text", [t for t in OPTIMIZERS if name_of(t) in FOREACH and "fused" not in t and "foreach" not in t]
 )
-@pytest.mark.parametrize("dtype", ["float32", "float64"])
-def test_foreach_is_taken_for_many_parameters_where_it_gives_the_same_bits(text, dtype):
+def test_foreach_is_taken_for_many_parameters_where_it_gives_the_same_bits(text):
+    """In each layout; the types of the numbers and the schedules take turns."""
+    dtypes = itertools.cycle(["float32", "float64", "float64", "float32"])
     turn = itertools.cycle(["", "StepLR(3)", "CyclicLR(base_lr=0.01, max_lr=0.1, cycle_momentum=False)"])
     for layout, groups in itertools.product(DENSE, ([9], [4, 5])):
+        dtype = next(dtypes)
         pair = Pair(text, dtype, layout, groups, "")
         pair.build()
         fuses = name_of(text) in FUSED and layout in SAFE_FOR_FUSED

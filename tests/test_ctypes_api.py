@@ -7,7 +7,6 @@ import gc
 import math
 import os
 import re
-import sys
 import textwrap
 
 import numpy as np
@@ -309,7 +308,7 @@ def test_a_text_that_is_not_there_has_the_status_of_its_own_failure():
         except ctypes_api.Error as error:
             print(error.status)
     """
-    done = hosts.run(sys.executable, "-c", textwrap.dedent(code))
+    done = hosts.run(*hosts.PYTHON, "-c", textwrap.dedent(code))
     assert int(done.stdout) == ctypes_api.statuses()["OPT_ESTART"]
 
 
@@ -391,7 +390,7 @@ def test_an_optimizer_that_a_log_keeps_until_the_end_is_silent():
         ctypes_api.log(lambda level, line: None)
         opt = ctypes_api.Optimizer("SGD()")
     """
-    hosts.run(sys.executable, "-c", textwrap.dedent(script))
+    hosts.run(*hosts.PYTHON, "-c", textwrap.dedent(script))
 
 
 def test_a_rate_that_is_no_number_is_got_as_it_is():

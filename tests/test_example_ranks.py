@@ -23,11 +23,11 @@ pytestmark = hosts.needs("MPI", "libopenmpi-dev openmpi-bin", DIGITS_RANKS)
 needs_heat = hosts.needs("MPI for Fortran", "gfortran libopenmpi-dev", HEAT_RANKS)
 
 
-@pytest.mark.parametrize("spec", ["SGD(lr=0.1, momentum=0.9)", "AdamW(lr=2e-3)"])
-def test_any_number_of_ranks_learns_what_one_process_does(spec, tmp_path):
+def test_any_number_of_ranks_learns_what_one_process_does(tmp_path):
     """Their sums are in other orders, and rounding errors grow from step to step."""
+    spec = "SGD(lr=0.1, momentum=0.9)"
     hosts.run(DIGITS, spec, DATA, str(tmp_path / "0.csv"))
-    for ranks in (1, 2, 3):
+    for ranks in (1, 3):
         where = str(tmp_path / f"{ranks}.csv")
         mpiexec = ("mpiexec", "-n", str(ranks), DIGITS_RANKS)
         lines = hosts.run(*mpiexec, spec, DATA, where, env=hosts.MPI_ENVIRONMENT).stdout.splitlines()
@@ -38,7 +38,7 @@ def test_any_number_of_ranks_learns_what_one_process_does(spec, tmp_path):
             float(row["training loss"])
             for row in csv.DictReader((tmp_path / f"{k}.csv").read_text().splitlines())
         ]
-        for k in range(4)
+        for k in (0, 1, 3)
     ]
     for losses in others:
         assert losses[:3] == pytest.approx(first[:3], rel=1e-4)
@@ -68,17 +68,17 @@ def test_digits_are_read_by_many_ranks(tmp_path):
 @needs_heat
 def test_any_number_of_ranks_finds_the_same_field(tmp_path):
     lines, losses = [], []
-    for ranks in (1, 3):
+    for ranks in (1, 2):
         program = HEAT_RANKS
         files = [str(tmp_path / f"{name}{ranks}.csv") for name in ("field", "losses")]
         done = hosts.run("mpiexec", "-n", str(ranks), program, *files, env=hosts.MPI_ENVIRONMENT)
         lines.append(done.stdout.splitlines())
         _, *rows = (tmp_path / f"losses{ranks}.csv").read_text().splitlines()
         losses.append([float("".join(row.split(",")[1:])) for row in rows])
-    one, three = lines
-    assert one[0] == three[0]
+    one, two = lines
+    assert one[0] == two[0]
     assert losses[1][:50] == pytest.approx(losses[0][:50], rel=1e-9)
-    for ranks, line in ((1, one[-1]), (3, three[-1])):
+    for ranks, line in ((1, one[-1]), (2, two[-1])):
         misfit, error = re.fullmatch(rf"on {ranks} ranks: misfit +(.+), relative error +(.+)", line).groups()
         assert float(misfit) < 1.1
         assert float(error) < 0.3
@@ -88,7 +88,7 @@ def test_any_number_of_ranks_finds_the_same_field(tmp_path):
 def test_a_killed_inversion_goes_on_on_another_number_of_ranks(tmp_path):
     restart = tmp_path / "restart.pt"
     files = [str(tmp_path / "field.csv"), str(tmp_path / "losses.csv"), str(restart)]
-    command = ["mpiexec", "-n", "3", HEAT_RANKS, *files]
+    command = ["mpiexec", "-n", "2", HEAT_RANKS, *files]
     with subprocess.Popen(
         command, env=os.environ | hosts.MPI_ENVIRONMENT, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
     ) as running:
@@ -99,11 +99,11 @@ def test_a_killed_inversion_goes_on_on_another_number_of_ranks(tmp_path):
             time.sleep(0.01)
         running.terminate()
     assert not (tmp_path / "field.csv").exists()
-    command[2] = "2"
+    command[2] = "1"
     said, _, last = hosts.run(*command, env=hosts.MPI_ENVIRONMENT).stdout.splitlines()
     steps = re.fullmatch(f"went on from {restart}, after (.+) steps", said)[1]
     assert 1 <= int(steps) < 8
-    misfit, error = re.fullmatch(r"on 2 ranks: misfit +(.+), relative error +(.+)", last).groups()
+    misfit, error = re.fullmatch(r"on 1 ranks: misfit +(.+), relative error +(.+)", last).groups()
     assert float(misfit) < 1.1
     assert float(error) < 0.3
 

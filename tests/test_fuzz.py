@@ -335,7 +335,7 @@ def saved(opt: int) -> bytes:
 
 
 @pytest.mark.parametrize("text", ["Adam(lr=0.1, amsgrad=True)", "SGD(lr=0.1, momentum=0.9)", "RMSprop()"])
-@examples(40)
+@examples(20)
 @hypothesis.given(st.data())
 def test_a_damaged_checkpoint_is_refused_or_does_no_harm(text, data):
     opt, memory = create(text), [Memory("float32", range(5), i) for i in range(4)]

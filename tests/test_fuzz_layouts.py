@@ -56,7 +56,7 @@ def is_interleaved(shape, strides) -> bool:
     return False
 
 
-@examples(250)
+@examples(150)
 @hypothesis.given(layouts(), st.sampled_from(REAL))
 def test_a_layout_is_taken_if_no_two_elements_share_memory_and_then_they_alone_are_stepped(layout, dtype):
     shape, *both = layout

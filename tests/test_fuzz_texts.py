@@ -87,7 +87,7 @@ def bound(request):
     assert lib.opt_free(opt) == 0
 
 
-@examples(120)
+@examples(80)
 @hypothesis.given(spliced(texts))
 def test_any_text_makes_an_optimizer_or_an_error(text):
     opt = call(lib.opt_create, text)
@@ -108,7 +108,7 @@ def known():
     assert lib.opt_init(b"third_party=False") == 0
 
 
-@examples(150)
+@examples(100)
 @hypothesis.given(names)
 def test_any_names_import_nothing_but_what_is_allowed(known, text):
     assert lib.opt_init(b"third_party=['wrappers']") == 0
@@ -122,7 +122,7 @@ def test_any_names_import_nothing_but_what_is_allowed(known, text):
 
 
 @pytest.mark.parametrize("name", ["group", "set", "schedule", "average", "get"])
-@examples(40)
+@examples(25)
 @hypothesis.given(spliced(texts), st.sampled_from([-1, 0, 1, -(2**31)]))
 def test_any_text_changes_an_optimizer_or_nothing(bound, name, text, group):
     opt, arrays = bound

@@ -16,7 +16,6 @@ import hosts
 PROGRAM = os.environ.get("OPTPLUG_TEST_HEAT")
 pytestmark = hosts.needs("Fortran compiler", "gfortran", PROGRAM)
 NAMELIST = (hosts.PROJECT / "examples/heat_inverse.nml").read_text()
-ADAM = {"spec": "Adam(lr=0.05)", "schedule": "CosineAnnealingLR(T_max=100)"}
 LBFGS = {"spec": "LBFGS(line_search_fn='strong_wolfe')", "schedule": "", "iterations": 8}
 
 
@@ -40,29 +39,21 @@ def invert(place: pathlib.Path, **changes: object) -> list[str]:
     return hosts.run(PROGRAM, str(namelist(place, **changes))).stdout.splitlines()
 
 
-def test_it_recovers_the_field_and_draws_it(tmp_path):
-    header, *rows, last = invert(tmp_path)
+def test_another_namelist_is_another_optimizer_and_the_field_is_drawn(tmp_path):
+    header, *rows, last = invert(tmp_path, **LBFGS, print_every=4)
     assert header.split("  ")[0] == "iteration"
-    assert [int(row.split()[0]) for row in rows] == [1, *range(30, 301, 30)]
+    assert [int(row.split()[0]) for row in rows] == [1, 4, 8]
     assert {len(row) for row in rows} == {len(header)}
-    first_misfit, first_error = map(float, rows[0].split()[3:])
-    assert first_misfit > 4
-    assert first_error > 0.9
-    misfit, error = map(
-        float, re.fullmatch(r"Adam\(lr=0.05\): misfit (.+), relative error (.+)", last).groups()
-    )
-    assert 0.95 < misfit < 1.1
-    assert error < 0.35
-
+    misfit = float(re.search(r"misfit ([\d.]+)", last)[1])
+    assert misfit < 1.1
+    assert misfit < float(rows[0].split()[3])
     draw = [sys.executable, hosts.PROJECT / "examples/heat_inverse_plot.py", tmp_path / "field.csv"]
     drawn = subprocess.run(draw, capture_output=True, text=True, check=True)
     assert drawn.stdout == f"{tmp_path / 'field.png'}\n"
     assert (tmp_path / "field.png").read_bytes().startswith(b"\x89PNG")
 
 
-def test_another_namelist_is_another_optimizer(tmp_path):
-    *_, last = invert(tmp_path, **LBFGS)
-    assert float(re.search(r"misfit ([\d.]+)", last)[1]) < 1.1
+def test_a_schedule_by_the_misfit_lowers_the_rate(tmp_path):
     _, *rows, _ = invert(
         tmp_path,
         spec="SGD(lr=1)",
@@ -76,7 +67,7 @@ def test_another_namelist_is_another_optimizer(tmp_path):
 
 
 @pytest.mark.parametrize(
-    "changes", [ADAM, LBFGS, {"spec": "RMSprop(lr=0.01, momentum=0.5)", "schedule": "StepLR(step_size=7)"}]
+    "changes", [LBFGS, {"spec": "RMSprop(lr=0.01, momentum=0.5)", "schedule": "StepLR(step_size=7)"}]
 )
 def test_a_killed_run_goes_on_as_if_it_had_not_been(changes, tmp_path):
     changes = {"iterations": 100, "print_every": 1, "checkpoint_every": 3, **changes}
@@ -114,7 +105,6 @@ def stop(place: pathlib.Path, **changes: object) -> str:
 @pytest.mark.parametrize(
     ("changes", "words"),
     [
-        ({"spec": "Adm()"}, "optplug: spec 'Adm()': no optimizer 'Adm': did you mean Adam"),
         ({"schedule": "CosineLR()"}, "optplug: spec 'CosineLR()': no scheduler 'CosineLR': did you mean"),
         ({"iterations": "many"}, "heat_inverse: {}/run.nml: "),
         ({"field": "/nowhere/field.csv", "iterations": 0}, "heat_inverse: /nowhere/field.csv: "),

@@ -8,7 +8,6 @@ import re
 import shutil
 import subprocess
 import sys
-import zipfile
 from collections.abc import Iterator
 
 import pytest
@@ -19,6 +18,8 @@ import optplug
 OUTPUT = hosts.program("text")
 PACKAGE = pathlib.Path(optplug.__file__).parent
 VERSION = optplug.__version__
+WARNINGS = "-Wall -Wextra -Werror"
+QUICKLY = "-DCMAKE_C_FLAGS_RELEASE=-DNDEBUG"  # compiled, without what takes the compiler long
 
 
 def run(*command: str | pathlib.Path, cwd: pathlib.Path, **env: str) -> str:
@@ -35,7 +36,7 @@ def prefix(tmp_path_factory) -> pathlib.Path:
     place = tmp_path_factory.mktemp("prefix")
     build, folder = place / "build", place / "a prefix"
     offline = {"PIP_NO_INDEX": "1", "http_proxy": "http://127.0.0.1:9", "https_proxy": "http://127.0.0.1:9"}
-    options = f"-DOPTPLUG_VENV=OFF -DPython_EXECUTABLE={sys.executable}".split()
+    options = f"-DOPTPLUG_VENV=OFF -DPython_EXECUTABLE={sys.executable} {QUICKLY}".split()
     run("cmake", "-S", hosts.PROJECT, "-B", build, *options, cwd=place, **offline)
     run("cmake", "--build", build, cwd=place, **offline)
     run("cmake", "--install", build, "--prefix", folder, cwd=place, **offline)
@@ -75,57 +76,55 @@ def test_a_makefile_with_pkg_config(scratch, installed):
         "main: main.c\n"
     )
     search = {"PKG_CONFIG_PATH": str(installed / "lib" / "pkgconfig")}
-    run("make", f"CC={hosts.CC}", cwd=scratch, **search)
+    run("make", f"CC={hosts.CC} -std=c99 {WARNINGS}", cwd=scratch, **search)
     assert run("./main", cwd=scratch) == OUTPUT
     assert run("pkg-config", "--modversion", "optplug", cwd=scratch, **search).strip() == VERSION
 
 
-def cmake_project(scratch: pathlib.Path, language: str, source: str, target: str, find: str) -> pathlib.Path:
-    (scratch / "CMakeLists.txt").write_text(
-        "cmake_minimum_required(VERSION 3.25)\n"
-        f"project(scratch LANGUAGES {language})\n{find}\n"
-        f"add_executable(main {source})\ntarget_link_libraries(main PRIVATE {target})\n"
-    )
-    return scratch / "build" / "main"
+#: What a project in each language that is here links: its program, and the target.
+LINKS = {
+    "C": ("main.c", "optplug::optplug"),
+    **({"CXX": ("main.cpp", "optplug::cxx")} if hosts.CXX else {}),
+    **({"Fortran": ("main.f90", "optplug::fortran")} if hosts.FC else {}),
+}
 
 
-@pytest.mark.parametrize(
-    ("language", "source", "target"),
-    [
-        ("C", "main.c", "optplug::optplug"),
-        pytest.param("C CXX", "main.cpp", "optplug::cxx", marks=hosts.needs_cxx),
-        pytest.param("C Fortran", "main.f90", "optplug::fortran", marks=hosts.needs_fortran),
-    ],
-)
-def test_cmake_with_find_package(scratch, installed, language, source, target):
+def cmake_project(scratch: pathlib.Path, find: str, *languages: str) -> list[pathlib.Path]:
+    """Write a project with a program in each language, and return where CMake will build the programs."""
+    lines = [
+        "cmake_minimum_required(VERSION 3.25)",
+        f"project(scratch LANGUAGES {' '.join(sorted({'C', *languages}))})",
+        find,
+    ]
+    for language in languages:
+        source, target = LINKS[language]
+        lines.append(f"add_executable(in_{language} {source})")
+        lines.append(f"target_link_libraries(in_{language} PRIVATE {target})")
+    (scratch / "CMakeLists.txt").write_text("\n".join(lines))
+    return [scratch / "build" / f"in_{language}" for language in languages]
+
+
+def test_cmake_with_find_package(scratch, installed):
     find = f"find_package(optplug {VERSION} CONFIG REQUIRED)\nfind_package(optplug CONFIG REQUIRED)"
-    main = cmake_project(scratch, language, source, target, find)
-    run("cmake", "-B", "build", f"-DCMAKE_PREFIX_PATH={installed}", cwd=scratch)
+    mains = cmake_project(scratch, find, *LINKS)
+    flags = [f"-DCMAKE_{language}_FLAGS={WARNINGS}" for language in LINKS]
+    run("cmake", "-B", "build", f"-DCMAKE_PREFIX_PATH={installed}", *flags, cwd=scratch)
     run("cmake", "--build", "build", cwd=scratch)
-    assert run(main, cwd=scratch) == OUTPUT
-    if target == "optplug::fortran":
+    for main in mains:
+        assert run(main, cwd=scratch) == OUTPUT
+    if "Fortran" in LINKS:
         assert list((scratch / "build").glob("optplug-fortran/*-*/optplug.mod"))
 
 
 def test_cmake_finds_it_by_what_config_prints_and_refuses_another_version(scratch):
     folder = run(sys.executable, "-m", "optplug", "config", "--cmakedir", cwd=scratch).strip()
-    cmake_project(scratch, "C", "main.c", "optplug::optplug", "find_package(optplug CONFIG REQUIRED)")
+    cmake_project(scratch, "find_package(optplug CONFIG REQUIRED)", "C")
     run("cmake", "-B", "build", f"-DCMAKE_PREFIX_PATH={folder}", cwd=scratch)
-    cmake_project(scratch, "C", "main.c", "optplug::optplug", "find_package(optplug 99 CONFIG REQUIRED)")
+    cmake_project(scratch, "find_package(optplug 99 CONFIG REQUIRED)", "C")
     command = ["cmake", "-B", "build", f"-DCMAKE_PREFIX_PATH={folder}", "--fresh"]
     done = subprocess.run(command, cwd=scratch, capture_output=True, text=True, check=False)
     assert done.returncode != 0
     assert f"version: {VERSION}" in done.stderr
-
-
-@pytest.fixture(scope="module")
-def sdist(tmp_path_factory) -> pathlib.Path:
-    """The source as it is published."""
-    place = tmp_path_factory.mktemp("sdist")
-    program = "import sys; from scikit_build_core.build import build_sdist; build_sdist(sys.argv[1])"
-    run(sys.executable, "-c", program, place, cwd=hosts.PROJECT)
-    [archive] = place.glob("optplug-*.tar.gz")
-    return archive
 
 
 @hosts.needs_cxx
@@ -139,8 +138,8 @@ def test_cmake_with_fetchcontent(scratch, sdist):
         f"FetchContent_Declare(optplug URL {sdist.as_uri()})\n"
         "FetchContent_MakeAvailable(optplug)"
     )
-    main = cmake_project(scratch, "C CXX", "main.cpp", "optplug::cxx", find)
-    run("cmake", "-B", "build", f"-DPython_EXECUTABLE={shim}", cwd=scratch)
+    [main] = cmake_project(scratch, find, "CXX")
+    run("cmake", "-B", "build", f"-DPython_EXECUTABLE={shim}", QUICKLY, cwd=scratch)
     run("cmake", "--build", "build", cwd=scratch)
     assert run(main, cwd=scratch) == OUTPUT
 
@@ -188,20 +187,3 @@ def test_the_environment_is_chosen_at_run_time(scratch, prefix):
         sys.executable, "-c", "import optplug; print(optplug.__file__)", cwd=scratch, PYTHONPATH=str(package)
     )
     assert python.startswith(str(package))
-
-
-def test_the_sdist_makes_what_is_installed(sdist, tmp_path):
-    shutil.unpack_archive(sdist, tmp_path, filter="data")
-    [source] = tmp_path.iterdir()
-    build = f"--config-settings=build-dir={tmp_path}/build"
-    pip = [sys.executable, "-m", "pip", "wheel", "--quiet", "--no-deps", "--no-build-isolation", build]
-    run(*pip, "--wheel-dir", tmp_path, source, cwd=tmp_path)
-    [wheel] = tmp_path.glob("*.whl")
-    with zipfile.ZipFile(wheel) as archive:
-        ours = {name: archive.read(name) for name in archive.namelist() if not name.endswith("/RECORD")}
-    site = PACKAGE.parent
-    theirs = {str(file.relative_to(site)) for file in PACKAGE.rglob("*") if file.is_file()}
-    assert {name for name in ours if ".dist-info/" not in name} == {
-        n for n in theirs if not n.endswith(".pyc")
-    }
-    assert [name for name in ours if ours[name] != (site / name).read_bytes()] == []

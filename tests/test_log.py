@@ -32,7 +32,9 @@ def test_the_variable_lets_it_tell():
     assert [line for line in lines if "(the environment of liboptplug)" in line]
     assert [line for line in lines if ": steps by " in line]
     assert not [line for line in lines if ": bound " in line]
-    assert [line for line in stderr(OPTPLUG_LOG="debug").splitlines() if ": bound " in line]
+    more = stderr(OPTPLUG_LOG="debug", OPTPLUG_PYTHON=sys.executable).splitlines()
+    assert [line for line in more if ": bound " in line]
+    assert [line for line in more if f": Python: '{sys.executable}' (OPTPLUG_PYTHON)" in line]
 
 
 def test_the_program_of_the_page_on_it_runs(tmp_path):
@@ -48,12 +50,6 @@ def test_other_values_let_it_be_silent(value):
     assert stderr(OPTPLUG_LOG=value) == ""
 
 
-def test_the_reason_for_a_python_is_told():
-    assert ": Python: '" + sys.executable + "' (OPTPLUG_PYTHON)" in stderr(
-        OPTPLUG_LOG="info", OPTPLUG_PYTHON=sys.executable
-    )
-
-
 def test_every_option_in_force_is_described():
     header = (hosts.PROJECT / "include" / "optplug.h").read_text()
     manual = header.partition("\nint opt_init(")[0].rpartition("\n/* ")[2]
@@ -65,7 +61,7 @@ def test_every_option_in_force_is_described():
         ctypes_api.init("num_threads=1, error_if_nonfinite=True, plans='stable', log='debug'")
         print(ctypes_api.describe())
     """
-    text = hosts.run(sys.executable, "-c", textwrap.dedent(code)).stdout
+    text = hosts.run(*hosts.PYTHON, "-c", textwrap.dedent(code)).stdout
     assert names <= set(re.findall(r"^(\w+): ", text, re.M))
     for line in ("threads: 1", "error_if_nonfinite: True", "plans: stable", "log: debug", "sqrt: torch"):
         assert f"\n{line}\n" in text

@@ -25,9 +25,8 @@ def run(program: pathlib.Path, *arguments: str) -> None:
     hosts.run("mpiexec.mpich", "-n", "2", program, *arguments)
 
 
-@pytest.mark.parametrize("most", [[], ["-DOPTPLUG_MPI_MOST=16"]], ids=["at once", "in pieces"])
-def test_ranks_in_c(most, tmp_path):
-    compiler = ("mpicc.mpich", f"-I{TESTS}", "-Wno-sign-compare", *most)
+def test_ranks_in_c(tmp_path):
+    compiler = ("mpicc.mpich", f"-I{TESTS}", "-Wno-sign-compare")
     build((TESTS / "test_mpi_ranks.c").read_text(), tmp_path, compiler=compiler)
     run(tmp_path / "main")
 

@@ -20,19 +20,19 @@ def long(shape):
     return np.random.default_rng(0).random(shape, np.float32)
 
 
-@pytest.mark.parametrize("norm_type", [1.0, 2.0, 3.0])
 @pytest.mark.parametrize(
-    "grad",
+    ("norm_type", "grad"),
     [
-        lambda: long(11_000_000),
-        lambda: long((1100, 10_000)),
-        lambda: long((10_000, 1100)).T,
-        lambda: long((1100, 10_001))[:, 1:],
-        lambda: long((11_000_000, 2))[:, 0],
+        (1.0, lambda: long(11_000_000)),
+        (2.0, lambda: long(11_000_000)),
+        (3.0, lambda: long((1100, 10_000))),
+        (2.0, lambda: long((10_000, 1100)).T),
+        (2.0, lambda: long((1100, 10_001))[:, 1:]),
+        (1.0, lambda: long((11_000_000, 2))[:, 0]),
     ],
-    ids=["one row", "row-major", "column-major", "rows with gaps", "gaps everywhere"],
+    ids=["one row", "one row, squares", "row-major", "column-major", "rows with gaps", "gaps everywhere"],
 )
-def test_the_norm_of_a_long_gradient_is_right(grad, norm_type):
+def test_the_norm_of_a_long_gradient_is_right(norm_type, grad):
     grad = grad()
     before = grad.astype(np.float64)
     right = (before.ravel() ** norm_type).sum() ** (1 / norm_type)

@@ -1,4 +1,4 @@
-"""The wheel that pip install . makes, and the recipes for other package managers."""
+"""The wheel that pip makes of the published source, and the recipes for other package managers."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ import pytest
 import yaml
 
 import hosts
+import optplug
 
 PROJECT = (hosts.PROJECT / "pyproject.toml").read_text()
 RUN = ast.literal_eval(re.search(r"^dependencies = (.*)$", PROJECT, re.M)[1])
@@ -22,12 +23,12 @@ VERSION = re.search(r'OPTPLUG_VERSION "(.*)"', (hosts.PROJECT / "include" / "opt
 
 
 @pytest.fixture(scope="module")
-def wheel(tmp_path_factory) -> pathlib.Path:
+def wheel(sdist, tmp_path_factory) -> pathlib.Path:
     """Build it in isolation, as any environment with a compiler does."""
     place = tmp_path_factory.mktemp("wheel")
     pip = [sys.executable, "-m", "pip", "wheel", "--quiet", "--no-deps"]
     build = f"--config-settings=build-dir={place}/build"
-    subprocess.run([*pip, build, "--wheel-dir", place, hosts.PROJECT], check=True)
+    subprocess.run([*pip, build, "--wheel-dir", place, sdist], check=True)
     [found] = place.glob("optplug-*.whl")
     return found
 
@@ -58,6 +59,18 @@ def test_a_wheel_holds_everything_and_no_path_of_the_build(wheel):
     for name, content in contents.items():
         assert str(hosts.PROJECT).encode() not in content, name
         assert str(wheel.parent).encode() not in content, name
+
+
+def test_a_wheel_of_the_published_source_is_what_is_installed(wheel):
+    package = pathlib.Path(optplug.__file__).parent
+    files = [f for f in package.rglob("*") if f.is_file() and f.suffix != ".pyc"]
+    installed = {str(file.relative_to(package.parent)): file.read_bytes() for file in files}
+    with zipfile.ZipFile(wheel) as archive:
+        made = {name: archive.read(name) for name in archive.namelist() if name.startswith("optplug/")}
+    assert made.keys() == installed.keys()
+    # What is compiled goes by the versions of what builds it, which are the newest ones here.
+    compiled = re.compile(r"\.so(\.\d+)?$|\.dylib$|-probe$")
+    assert [n for n in made if made[n] != installed[n] and not compiled.search(n)] == []
 
 
 @pytest.mark.skipif(sys.platform == "darwin", reason="reads ELF")

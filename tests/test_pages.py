@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-import sys
 
 import pytest
 import torch
@@ -45,7 +44,7 @@ def test_a_program_prints_what_its_page_says(page, title, source, output, tmp_pa
     header = BLOCK.search((DOCS / page).read_text())[2]
     (tmp_path / "check.h").write_text(header)
     build(source, tmp_path, compiler=(hosts.CC, "-std=c99", *(["-Ofast"] if "Ofast" in title else [])))
-    assert hosts.run("./main").stdout == output
+    hosts.check_printed(hosts.run("./main").stdout, output)
 
 
 def test_recipes_are_half_a_page():
@@ -61,7 +60,7 @@ def test_moments_from_a_file_of_ones_own_go_on(tmp_path, monkeypatch):
     python = next(
         code for name, code in BLOCK.findall((DOCS / "from-adam.md").read_text()) if name == "python"
     )
-    hosts.run(sys.executable, "-c", python)
+    hosts.run(*hosts.PYTHON, "-c", python)
     import numpy as np
 
     w, dw = np.zeros(3), np.ones(3)

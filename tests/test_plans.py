@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 import torch
 
+import hosts
 from optplug import ctypes_api, plans
 from optplug.lean import lean
 from planned_twins import FUSED_DTYPES, FUSED_SGD_DTYPES, OPTIMIZERS, ROUTES, Twins, UnfusedTwins, lib
@@ -323,7 +324,7 @@ def test_a_python_host_may_have_modes_hooks_and_an_end_of_its_own(program):
 
 
 def test_a_plan_that_torch_fails_in_is_left_for_good_and_says_so_once():
-    done = subprocess.run([sys.executable, "-c", FAILING], capture_output=True, text=True, check=False)
+    done = subprocess.run([*hosts.PYTHON, "-c", FAILING], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
 
 

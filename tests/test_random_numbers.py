@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import random
-import sys
 
 import numpy as np
 import pytest
@@ -86,4 +85,4 @@ from optplug.ctypes_api import Optimizer
 Optimizer("Adam()")
 assert (torch.get_rng_state().tolist(), random.getstate()) == before
 """
-    hosts.run(sys.executable, "-c", code)
+    hosts.run(*hosts.PYTHON, "-c", code)

@@ -1,4 +1,4 @@
-"""What the README and the header show is what happens."""
+"""What the README and headers show is what happens; test_installed.py runs what the README compiles."""
 
 from __future__ import annotations
 
@@ -28,25 +28,7 @@ def build(source: str, folder: pathlib.Path, name: str = "main.c", compiler: tup
     subprocess.run([*command, folder / name, "-o", folder / "main", *flags, "-lm"], check=True, cwd=folder)
 
 
-def test_the_readmes_program_prints_what_the_readme_says(tmp_path):
-    build(program("c"), tmp_path)
-    assert hosts.run(tmp_path / "main").stdout == OUTPUT
-
-
-@hosts.needs_cxx
-def test_it_prints_the_same_in_cxx(tmp_path):
-    build(program("cpp"), tmp_path, "main.cpp", (hosts.CXX, "-std=c++17"))
-    assert hosts.run(tmp_path / "main").stdout == OUTPUT
-
-
-@hosts.needs_fortran
-def test_it_prints_the_same_in_fortran(tmp_path):
-    module = f"{config('--fortran')[0]}/optplug.f90"
-    build(program("fortran"), tmp_path, "main.f90", (hosts.FC, module))
-    assert hosts.run(tmp_path / "main").stdout == OUTPUT
-
-
-def test_it_prints_the_same_in_python():
+def test_the_readmes_program_in_python_prints_what_the_readme_says():
     assert hosts.run(sys.executable, "-c", program("python")).stdout == OUTPUT
 
 
@@ -104,7 +86,7 @@ def test_the_program_of_ctypes_api_runs():
     start = "import numpy as np\nfrom optplug.ctypes_api import Optimizer\n"
     gradient = "def gradient(w):\n    return 2 * (w - np.arange(3))\n"
     source = f"{start}{gradient}{textwrap.dedent(lines)}print(w.round(1))\n"
-    assert hosts.run(sys.executable, "-c", source).stdout == "[0. 1. 2.]\n"
+    assert hosts.run(*hosts.PYTHON, "-c", source).stdout == "[0. 1. 2.]\n"
 
 
 def test_the_programs_of_the_page_on_checkpoints_go_on_alike(tmp_path, monkeypatch):
@@ -112,7 +94,7 @@ def test_the_programs_of_the_page_on_checkpoints_go_on_alike(tmp_path, monkeypat
     build(re.search(r"```c\n(.*?)```", page, re.S)[1], tmp_path)
     monkeypatch.chdir(tmp_path)
     begun = hosts.run("./main").stdout
-    python = hosts.run(sys.executable, "-c", re.search(r"```python\n(.*?)```", page, re.S)[1]).stdout
+    python = hosts.run(*hosts.PYTHON, "-c", re.search(r"```python\n(.*?)```", page, re.S)[1]).stdout
     restarted = hosts.run("./main", "restart").stdout
     assert python == restarted != begun
 

@@ -14,6 +14,7 @@ import hosts
 import optplug
 
 STEPPED = "stepped\n"
+DLOPENED = hosts.PROGRAMS / "host_dlopened"
 VERSION = "{}.{}".format(*sys.version_info)
 
 
@@ -50,22 +51,22 @@ def test_a_wrong_pythonhome_and_pythonpath_do_not_matter(host, tmp_path):
     assert said.startswith(STEPPED)
 
 
-def test_options_reach_torch(host):
-    assert "threads: 1\n" in say(host, "num_threads=1")
-    assert "threads: 1\n" in say(host, f"num_threads=1, python='{sys.executable}'")
+def test_options_name_the_python_and_reach_torch(host):
+    said = say(host, f'num_threads=1, python="{sys.executable}"')
+    assert "threads: 1\n" in said
+    assert f"({sys.executable})" in said
 
 
-def test_python_can_be_named_by_option_and_by_variable(host):
-    assert f"({sys.executable})" in say(host, f'python="{sys.executable}"')
-    assert f"({sys.executable})" in say(host, OPTPLUG_PYTHON=sys.executable)
+def test_python_can_be_named_by_a_variable():
+    assert f"({sys.executable})" in say(DLOPENED, OPTPLUG_PYTHON=sys.executable)
 
 
-def test_python_can_be_named_by_the_folder_of_its_environment(host, tmp_path):
-    assert f"({sys.prefix}/bin/python" in say(host, OPTPLUG_PYTHON=sys.prefix)
-    said = say(host, f"python='{sys.prefix}/'", f"python='{sys.prefix}'")  # the same, so not too late
+def test_python_can_be_named_by_the_folder_of_its_environment(tmp_path):
+    assert f"({sys.prefix}/bin/python" in say(DLOPENED, OPTPLUG_PYTHON=sys.prefix)
+    said = say(DLOPENED, f"python='{sys.prefix}/'", f"python='{sys.prefix}'")  # the same, so not too late
     assert said.startswith(STEPPED)
     assert f"({sys.prefix}/bin/python" in said
-    assert say(host, OPTPLUG_PYTHON=str(tmp_path)).startswith(
+    assert say(DLOPENED, OPTPLUG_PYTHON=str(tmp_path)).startswith(
         f"-4 OPTPLUG_PYTHON: '{tmp_path}' is neither an environment's folder nor its bin/python3"
     )
 
@@ -107,9 +108,8 @@ def test_a_named_libpython_that_is_missing_is_an_error(host):
 
 def test_a_copy_of_the_library_outside_of_any_environment_asks_for_one(tmp_path):
     copy = shutil.copy(optplug.library(), tmp_path)
-    host = hosts.PROGRAMS / "host_dlopened"
-    assert say(host, OPTPLUG_TEST_LIBRARY=str(copy)).startswith(f"-4 '{copy}' lies in no environment")
-    assert say(host, OPTPLUG_TEST_LIBRARY=str(copy), OPTPLUG_PYTHON=sys.executable).startswith(STEPPED)
+    assert say(DLOPENED, OPTPLUG_TEST_LIBRARY=str(copy)).startswith(f"-4 '{copy}' lies in no environment")
+    assert say(DLOPENED, OPTPLUG_TEST_LIBRARY=str(copy), OPTPLUG_PYTHON=sys.executable).startswith(STEPPED)
 
 
 def test_a_free_threaded_python_is_refused_by_name(tmp_path):
@@ -122,7 +122,7 @@ def test_a_free_threaded_python_is_refused_by_name(tmp_path):
 
 
 def test_a_missing_torch_is_an_error_that_says_what_to_install(bare):
-    said = say(hosts.PROGRAMS / "host_dlopened", OPTPLUG_TEST_LIBRARY=library_in(bare))
+    said = say(DLOPENED, OPTPLUG_TEST_LIBRARY=library_in(bare))
     assert said.startswith("-4 Python '")
     assert "No module named 'torch'" in said
     assert "-m pip install 'torch>=2.11'" in said
@@ -130,7 +130,7 @@ def test_a_missing_torch_is_an_error_that_says_what_to_install(bare):
 
 def test_a_torch_that_is_too_old_is_refused(bare):
     (bare / "torch.py").write_text("__version__ = '2.10.1+cpu'")
-    said = say(hosts.PROGRAMS / "host_dlopened", OPTPLUG_TEST_LIBRARY=library_in(bare))
+    said = say(DLOPENED, OPTPLUG_TEST_LIBRARY=library_in(bare))
     assert "torch 2.10.1+cpu is too old, optplug needs 2.11" in said
 
 
@@ -139,9 +139,7 @@ def test_a_bridge_of_another_version_is_refused(bare):
     version = optplug.__version__.encode()
     library.write_bytes(library.read_bytes().replace(version + b"\0", b"9" * len(version) + b"\0"))
     (bare / "torch.py").write_text("__version__ = '2.11.0'\nclass Tensor: pass")
-    said = say(
-        hosts.PROGRAMS / "host_dlopened", OPTPLUG_TEST_LIBRARY=str(library), OPTPLUG_PYTHON=sys.executable
-    )
+    said = say(DLOPENED, OPTPLUG_TEST_LIBRARY=str(library), OPTPLUG_PYTHON=sys.executable)
     assert "is of another version than the package optplug" in said
 
 
@@ -152,14 +150,14 @@ def test_a_start_that_has_failed_in_torch_is_tried_once(bare):
     (bare / "torch" / "__init__.py").write_text(
         "from torch import part\npart.count += 1\nraise RuntimeError(f'failure number {part.count}')"
     )
-    said = say(hosts.PROGRAMS / "host_dlopened", "", "", "", OPTPLUG_TEST_LIBRARY=library_in(bare))
+    said = say(DLOPENED, "", "", "", OPTPLUG_TEST_LIBRARY=library_in(bare))
     assert [line.rpartition(": ")[2] for line in said.splitlines()[:3]] == ["failure number 1"] * 3
 
 
 @pytest.fixture
 def privileged(tmp_path) -> pathlib.Path:
     """A host that runs with rights which its caller does not have."""
-    program = shutil.copy(hosts.PROGRAMS / "host_dlopened", tmp_path / "privileged")
+    program = shutil.copy(DLOPENED, tmp_path / "privileged")
     groups = [54321] if os.getuid() == 0 else [g for g in os.getgroups() if g != os.getgid()]
     if not groups:
         pytest.skip("nobody to lend rights: run this as root, or with a second group")
@@ -178,9 +176,7 @@ def test_the_environment_chooses_nothing_where_the_host_has_more_rights_than_its
     assert say(privileged, f"python='{sys.prefix}'", **wishes).startswith(STEPPED)
     (bare / "torch.py").write_text("import os\nraise ImportError(f'torch sees {sorted(os.environ)}')")
     assert "torch sees []" in say(privileged, OPTPLUG_TEST_LIBRARY=library_in(bare))
-    assert "'OPTPLUG_TEST_LIBRARY'" in say(
-        hosts.PROGRAMS / "host_dlopened", OPTPLUG_TEST_LIBRARY=library_in(bare)
-    )
+    assert "'OPTPLUG_TEST_LIBRARY'" in say(DLOPENED, OPTPLUG_TEST_LIBRARY=library_in(bare))
 
 
 def shell(line: str, *around: str, program: pathlib.Path | str = hosts.PROGRAMS / "host") -> str:
