@@ -19,11 +19,12 @@ release=bookworm python=3.11 # its own
 [ -d /proc/sys/fs/binfmt_misc/ ] && mount -t binfmt_misc none /proc/sys/fs/binfmt_misc 2>/dev/null || true
 [ -e /proc/sys/fs/binfmt_misc/qemu-aarch64 ] || { echo "$0: needs qemu-user-static, and its binfmt" >&2; exit 1; }
 
-# Run a command there; what is mounted for it goes with it.  Not /sys: torch looks there for an ARM's processors,
-# and crashes on this machine's.  It says on stderr that it has not found them.
+# Run a command there; what is mounted for it goes with it.  In /proc and /sys torch looks for an ARM's processors:
+# on this machine's it crashes, and without any it says so on stderr, where tests look; so there are two of qemu's.
 inside() {
   # shellcheck disable=SC2016 # it is the inner shell's
-  unshare --mount sh -c 'mount -t proc proc "$0/proc" && mount --rbind /dev "$0/dev" && exec chroot "$0" "$@"' \
+  unshare --mount sh -c 'mount -t proc proc "$0/proc" && mount --bind "$0/cpuinfo" "$0/proc/cpuinfo" &&
+    mount --rbind /dev "$0/dev" && exec chroot "$0" "$@"' \
     "$root" env -C /optplug HOME=/root OMP_WAIT_POLICY=passive PIP_NO_INDEX=1 "$@"
 }
 
@@ -32,7 +33,14 @@ if [ ! -e "$folder/made" ]; then
     --include=python3-dev,python3-venv,gcc,g++,make,cmake $release "$root" http://deb.debian.org/debian
   touch "$folder/made"
 fi
-mkdir -p "$root/optplug"
+processors=$root/sys/devices/system/cpu
+mkdir -p "$root/optplug" "$processors"/cpu{0,1}/regs/identification
+echo 0-1 | tee "$processors"/{possible,present} >/dev/null
+echo 0x00000000000f0510 | tee "$processors"/cpu{0,1}/regs/identification/midr_el1 >/dev/null # qemu's
+for processor in 0 1; do # the same in words
+  printf '%s\n' "processor : $processor" "Features : fp asimd aes pmull sha1 sha2 crc32 cpuid" \
+    "CPU implementer : 0x00" "CPU architecture: 8" "CPU variant : 0x0" "CPU part : 0x051" "CPU revision : 0" ""
+done >"$root/cpuinfo"
 git -C "$project" ls-files -z | tar -C "$project" --null -T - -c | tar -C "$root/optplug" -x
 
 inside cmake --preset default

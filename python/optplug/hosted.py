@@ -258,6 +258,7 @@ class Hosted:
         memory = [t for p in self.parameters.mastered() for t in (p.tensor.detach(), p.stepped_memory())]
         memory += self.run.memory() + (self.plan.memory() if self.plan else [])
         self.streams.take(address, gpus, memory)
+        self.planner.restate()
 
     def device(self, what: str) -> torch.device:
         """Return where the parameters are, or some of them."""

@@ -102,7 +102,12 @@ class Planner:
     def end_schedule(self) -> None:
         """State how C makes the next one, if that is known now."""
         self.refresh()
-        if self.schedule_records.finish() and self.plan:
+        if self.schedule_records.finish():
+            self.restate()
+
+    def restate(self) -> None:
+        """Let C take the whole plan once more, with what has changed besides numbers."""
+        if self.plan:
             self.plan = self._whole(plans.Plan(self.plan.operations, self.plan.gradients))
 
     def take_numbers(self) -> None:

@@ -62,12 +62,8 @@ def _kind(operation: Operation) -> object:
 
 def _difference(optimizer: torch.optim.Optimizer, scale: Scale) -> str:
     """Say how a step of torch's on copies is another than the operators; "" if it is the same."""
-    ours, theirs = _copy(optimizer), _copy(optimizer)
-    # A step that found_inf leaves out would show nothing.
-    found_inf = None if scale.found_inf is None else torch.zeros_like(scale.found_inf)
-    factor = None if scale.factor is None else scale.factor.clone()
-    theirs.grad_scale, theirs.found_inf = factor, found_inf  # type: ignore[attr-defined]
-    operations = plans.make(ours, (factor, found_inf))
+    ours, theirs = _copy(optimizer, scale), _copy(optimizer, scale)
+    operations = plans.make(ours, _scale_of(ours).numbers())
     if operations is None:
         return "copies have no operator"
     watch = Watch(theirs, _tensors(theirs), may_draw=True)  # which would give other bits
@@ -84,18 +80,27 @@ def _tensors(optimizer: torch.optim.Optimizer) -> list[Tensor]:
     """Return all that a step may change."""
     parameters = [p for group in optimizer.param_groups for p in group["params"]]
     states = [t for p in parameters for t in optimizer.state[p].values() if isinstance(t, Tensor)]
-    return [*parameters, *(p.grad for p in parameters), *states]
+    scales = [number for number in _scale_of(optimizer).numbers() if number is not None]
+    return [*parameters, *(p.grad for p in parameters), *states, *scales]
+
+
+def _scale_of(optimizer: torch.optim.Optimizer) -> Scale:
+    return Scale(optimizer.grad_scale, optimizer.found_inf)  # type: ignore[attr-defined]
 
 
 def _values(optimizer: torch.optim.Optimizer) -> list[Tensor]:
     return [t.detach() for t in _tensors(optimizer)]
 
 
-def _copy(optimizer: torch.optim.Optimizer) -> torch.optim.Optimizer:
+def _copy(optimizer: torch.optim.Optimizer, scale: Scale) -> torch.optim.Optimizer:
     """Return another one like it, of parameters of its own: each block of an array is one."""
     other = object.__new__(type(optimizer))
     left_out = ("param_groups", "state", "step")
     vars(other).update(copy.deepcopy({k: v for k, v in vars(optimizer).items() if k not in left_out}))
+    # A step that found_inf leaves out would show nothing.
+    found_inf = None if scale.found_inf is None else torch.zeros_like(scale.found_inf)
+    factor = None if scale.factor is None else scale.factor.clone()
+    other.grad_scale, other.found_inf = factor, found_inf  # type: ignore[attr-defined]
     other.state, other.param_groups = defaultdict(dict), []
     for group in optimizer.param_groups:
         parameters = [(p, block) for p in group["params"] for block in _blocks(p.numel())]

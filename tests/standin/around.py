@@ -168,9 +168,9 @@ def test_the_environment_is_as_before_and_nothing_more_is_imported():
         from optplug import ctypes_api
         lib, memory, shape = ctypes_api.load(), ctypes.c_void_p(), (ctypes.c_int64 * 1)(3)
         before = dict(os.environ)
-        assert ctypes.CDLL(None).cudaMalloc(ctypes.byref(memory), ctypes.c_size_t(12)) == 0
-        opt = lib.opt_create(b"Adam()")
-        assert lib.opt_bind_nd(opt, b"w", b"float32", b"cuda:0", 1, shape, memory, None, memory, None) == 0
+        assert ctypes.CDLL(None).cudaMalloc(ctypes.byref(memory), ctypes.c_size_t(24)) == 0
+        opt, grad = lib.opt_create(b"Adam()"), memory.value + 12
+        assert lib.opt_bind_nd(opt, b"w", b"float32", b"cuda:0", 1, shape, memory, None, grad, None) == 0
         assert lib.opt_step(opt) == lib.opt_step(opt) == lib.opt_free(opt) == 0
         assert dict(os.environ) == before
         assert "torch._dynamo" not in sys.modules
