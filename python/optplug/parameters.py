@@ -110,7 +110,7 @@ class Parameters:
 
     def read(self, is_first: bool) -> None:
         """Let master copies take values before a step: from new arrays, or, before the first, from all."""
-        for p in self.mastered() if Mastered in self._kinds else ():
+        for p in self._masters:
             if is_first or p.is_unread:
                 p.read(is_first)
 
