@@ -130,7 +130,7 @@ def test_a_file_of_pytorchs_that_does_not_fit_is_refused(tmp_path):
     )
     refused("it has 1 parameter groups", lambda s: s["param_groups"].__delitem__(1))
     refused("in none of its groups", lambda s: s["state"].update({7: {}}))
-    refused("no state of an optimizer", lambda _: {"weights": torch.zeros(3)})
+    refused("no optimizer state", lambda _: {"weights": torch.zeros(3)})
     refused("it has a list in it", lambda _: [1, 2])
     refused("not a checkpoint", lambda s: s.update(param_groups=3))
     refused("not a checkpoint", lambda s: s.update(state={0: 3}))

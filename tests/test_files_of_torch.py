@@ -175,8 +175,8 @@ def test_an_optimizers_state_may_have_any_key(tmp_path):
     run = Run("Adam()")
     for content, words in (
         ({"generator": state, "critic": state}, "states of several optimizers: 'generator', 'critic'"),
-        ({"weights": torch.zeros(3), "epoch": 3}, "and the keys 'weights', 'epoch'"),
-        ({"optimizers": [state, state]}, "and the keys 'optimizers'"),
+        ({"weights": torch.zeros(3), "epoch": 3}, "its keys are 'weights', 'epoch'"),
+        ({"optimizers": [state, state]}, "its keys are 'optimizers'"),
     ):
         torch.save(content, tmp_path / "c.pt")
         assert lib.opt_load(run.opt, str(tmp_path / "c.pt").encode()) == -1

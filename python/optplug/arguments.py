@@ -109,7 +109,7 @@ def said(error: BaseException) -> str:
     if message and (is_torchs or _is_raised_by_python_code(error)):
         return message
     if isinstance(error, KeyError):
-        return f"PyTorch does not know {message!r}"
+        return f"PyTorch finds no {message!r}"
     return f"PyTorch rejects it ({type(error).__name__})"
 
 
