@@ -238,8 +238,8 @@ typedef int (*opt_collective)(void *user, const char *what, const char *dtype, c
  *
  * If it is replicated, each rank steps a slice and keeps the state of that only; all ranks then get the same
  * values.  Muon and Adafactor, which need whole parameters, are stepped parameter by parameter, each by one rank,
- * and cannot be in "Shard(0)".  Gradients are reduced once, by the first clip or step; changes until the step or opt_zero_grad are
- * not seen.  Your gradient arrays keep this rank's own.
+ * and cannot be in "Shard(0)".  Gradients are reduced once, by the first clip or step that succeeds; changes
+ * until the step, opt_zero_grad or opt_load are not seen.  Your gradient arrays keep this rank's own.
  *
  * All ranks then call opt_step, opt_step_closure, opt_iterate, opt_check_gradient, opt_clip_grad_norm,
  * opt_clip_grad_value, opt_average_get, opt_average_swap, opt_schedule_step_metric, opt_save and opt_load in the
