@@ -225,7 +225,8 @@ def test_gradients_are_zeroed_and_clipped_without_python(placement):
 
 
 @pytest.mark.parametrize(
-    ("placement", "is_clipped"), [("Replicate()", False), ("Replicate()", True), ("Shard(0)", False)]
+    ("placement", "is_clipped"),
+    [("Replicate()", False), ("Replicate()", True), ("Replicate(), Replicate()", True), ("Shard(0)", False)],
 )
 def test_a_child_of_fork_is_no_rank(placement, is_clipped):
     def work(comm):
@@ -242,10 +243,12 @@ def test_a_child_of_fork_is_no_rank(placement, is_clipped):
                 opt.step()
                 return w[0]
             signal.alarm(hosts.PATIENCE)
+            before = w.copy()
             try:
                 opt.step() if is_clipped else opt.clip_grad_norm(100)
             except Error as error:
-                os._exit(3 if "the ranks are those of the parent process" in str(error) else 4)
+                is_right = "the ranks are those of the parent process" in str(error)
+                os._exit(3 if is_right and np.array_equal(w, before) else 4)
             os._exit(5)
 
     found = on_ranks(2, work)

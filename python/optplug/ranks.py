@@ -282,12 +282,15 @@ class Ranks:
 
     def gather(self, look: Callable[[], None]) -> None:
         """Check the host's gradients, by ``look``, and reduce them; fail on all ranks if one does."""
+        sliced = self.sliced()
+        if sliced:
+            self.world.check_process()  # before values change that are sent after the step
         error: Exception | None = None
         try:
             look()
         except Exception as found:
             error = found
-        reduces = [p for p in self.sliced() if p.reduction] if not self.exchange.is_reduced else []
+        reduces = [p for p in sliced if p.reduction] if not self.exchange.is_reduced else []
         wrong = self.exchange.take_failure()
         if reduces:
             wrong = wrong or self.exchange.reduce(reduces, error is not None)
