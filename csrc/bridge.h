@@ -194,9 +194,9 @@ typedef struct optplug_exchange {
     int div_scalar; /* the operation that divides as torch does */
 } optplug_exchange;
 
-/* Whether this step's gradients have been reduced: not yet; they have; a rank has failed before; their
- * hyperparameters differ. */
-enum { RANKS_NEW = 0, RANKS_REDUCED = 1, RANKS_FAILED = -1, RANKS_DIFFER = -2 };
+/* Whether this step's gradients have been reduced: not yet; they have; by this call, which has yet to succeed;
+ * a rank has failed before; their hyperparameters differ. */
+enum { RANKS_NEW = 0, RANKS_REDUCED = 1, RANKS_REDUCED_NOW = 2, RANKS_FAILED = -1, RANKS_DIFFER = -2 };
 
 /* How many numbers a rank sends with its gradients: whether it has failed, and the bits of its digest, whose
  * sums over ranks tell all of them whether these are alike. */

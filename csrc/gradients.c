@@ -225,6 +225,8 @@ int gradients_clip_norm_of_ranks(const struct gradients *gradients, struct ranks
     double part = gradients->bytes == 8 ? value.f64 : value.f32, top = 0, sum = 0;
     const double *all, mine[NUMBERS] = {0, part, max_norm, 2, error_if_nonfinite, ranks_digest(ranks)};
     int status = ranks_numbers(ranks, call, mine, NUMBERS, &all), size = ranks_size(ranks);
+    if (status < 0)
+        ranks_settle(ranks, 0);
     if (status <= 0)
         return status;
     for (int r = 0; r < size; r++) {
@@ -246,5 +248,6 @@ int gradients_clip_norm_of_ranks(const struct gradients *gradients, struct ranks
     if (!isfinite(gradients->bytes == 8 ? value.f64 : value.f32))
         return 2;
     *total_norm = scale_to(gradients, max_norm, value);
+    ranks_settle(ranks, 1);
     return 1;
 }

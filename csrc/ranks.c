@@ -193,7 +193,7 @@ int ranks_reduce(struct ranks *ranks, collective_caller call)
         return 1;
     if (getpid() != ranks->process)
         return 0;
-    if (*ranks->given.state == RANKS_REDUCED)
+    if (*ranks->given.state > 0)
         return 1;
     int wrong = 0;
     for (int i = 0; i < ranks->given.count; i++) {
@@ -201,8 +201,14 @@ int ranks_reduce(struct ranks *ranks, collective_caller call)
         if (status <= 0)
             return status;
     }
-    *ranks->given.state = wrong ? wrong : RANKS_REDUCED;
+    *ranks->given.state = wrong ? wrong : RANKS_REDUCED_NOW;
     return !wrong;
+}
+
+void ranks_settle(struct ranks *ranks, int is_kept)
+{
+    if (*ranks->given.state == RANKS_REDUCED_NOW)
+        *ranks->given.state = is_kept ? RANKS_REDUCED : RANKS_NEW;
 }
 
 void ranks_zero(struct ranks *ranks)

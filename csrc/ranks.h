@@ -18,6 +18,9 @@ void ranks_free(struct ranks *ranks);
  * Python says why that does not go: a rank has failed, hyperparameters differ, or this is a child of fork. */
 int ranks_reduce(struct ranks *ranks, collective_caller call);
 
+/* Let gradients that this call has reduced stay so for the next ones, or be new again where it has failed. */
+void ranks_settle(struct ranks *ranks, int is_kept);
+
 /* Let all gradients of the host's that are reduced be zero, and new. */
 void ranks_zero(struct ranks *ranks);
 

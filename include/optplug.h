@@ -244,8 +244,9 @@ typedef int (*opt_collective)(void *user, const char *what, const char *dtype, c
  *
  * Of a replicated parameter each rank steps a slice, and keeps the state of that slice only; then all ranks
  * receive all values.  Muon and Adafactor need whole parameters: each parameter is stepped by one of the ranks,
- * and none can be in "Shard(0)".  Gradients are reduced once, by the first clip or step; changes that you make
- * between that and the step, or opt_zero_grad, are not seen.  Your gradient arrays keep this rank's values.
+ * and none can be in "Shard(0)".  Gradients are reduced once, by the first clip or step that succeeds; changes
+ * that you make between that and the step, opt_zero_grad or opt_load are not seen.  Your gradient arrays keep
+ * this rank's values.
  *
  * From then on all ranks call opt_step, opt_step_closure, opt_iterate, opt_check_gradient,
  * opt_clip_grad_norm, opt_clip_grad_value, opt_average_get, opt_average_swap, opt_schedule_step_metric,

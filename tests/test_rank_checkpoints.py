@@ -355,7 +355,10 @@ def on_rank_1(do):
     [
         (lambda _: "elsewhere", "ranks differ: path is 'elsewhere' on rank 1, "),
         (lambda run: run.opt.checkpoint("schedules=False"), "ranks differ: opt_checkpoint is "),
-        (lambda run: run.opt.set(0, "lr=0.3"), "ranks differ: groups is "),
+        (
+            lambda run: run.opt.set(0, "lr=0.3"),
+            "ranks differ: lr of group 0 is 0.3 on rank 1, 0.01 on rank 0",
+        ),
         (
             lambda run: run.opt.attribute("a", "b"),
             "ranks differ: attributes is \"{'a': 'b'}\" on rank 1, '{}'",

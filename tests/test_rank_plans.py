@@ -225,7 +225,8 @@ def test_gradients_are_zeroed_and_clipped_without_python(placement):
 
 
 @pytest.mark.parametrize(
-    ("placement", "is_clipped"), [("Replicate()", False), ("Replicate()", True), ("Shard(0)", False)]
+    ("placement", "is_clipped"),
+    [("Replicate()", False), ("Replicate()", True), ("Replicate(), Replicate()", True), ("Shard(0)", False)],
 )
 def test_a_child_of_fork_is_no_rank(placement, is_clipped):
     def work(comm):
@@ -242,10 +243,12 @@ def test_a_child_of_fork_is_no_rank(placement, is_clipped):
                 opt.step()
                 return w[0]
             signal.alarm(hosts.PATIENCE)
+            before = w.copy()
             try:
                 opt.step() if is_clipped else opt.clip_grad_norm(100)
             except Error as error:
-                os._exit(3 if "the ranks are those of the parent process" in str(error) else 4)
+                is_right = "the ranks are those of the parent process" in str(error)
+                os._exit(3 if is_right and np.array_equal(w, before) else 4)
             os._exit(5)
 
     found = on_ranks(2, work)
@@ -299,3 +302,109 @@ for rank, found in enumerate(on_ranks(2, work)):
 def test_gradients_that_are_reduced_are_not_reduced_again_where_torch_fails_in_a_plan():
     done = hosts.python("-c", f"import sys; sys.path.insert(0, {str(hosts.PROJECT / 'tests')!r})\n" + FAILING)
     assert done.returncode == 0, done.stderr
+
+
+# ---- gradients that a call has reduced which fails, and others after it ----
+
+
+def moved_after(comm, plans, break_, spec="SGD(lr=1.0)"):
+    """Step, let a call fail, and step with other gradients: return its line, and what that moves w by."""
+    w, dw = np.ones((2, 50)), np.ones((2, 50))
+    with planned(spec, "Replicate()", comm, plans) as opt:
+        opt.bind("w", w, dw)
+        for _ in range(4):
+            opt.clip_grad_norm(100)
+            opt.step()
+        dw[:], line = 3, ""
+        try:
+            break_(opt, comm.Get_rank(), dw)
+        except Error as error:
+            line = str(error)
+        dw[:] = 2
+        before = w.copy()
+        opt.step()
+        return line, *np.unique(before - w)
+
+
+def clip_by_other_norms(opt, rank, _):
+    opt.clip_grad_norm(1 + rank)
+
+
+def clip_by_other_values(opt, rank, _):
+    opt.clip_grad_value(1 + rank)
+
+
+def clip_a_nan(opt, rank, dw):
+    dw[0, 3 * rank] = math.nan
+    opt.clip_grad_norm(1, error_if_nonfinite=True)
+
+
+def step_by_other_scales(opt, rank, _):
+    opt.grad_scale(np.array(2.0 + rank, np.float32))
+    try:
+        opt.step()
+    finally:
+        opt.grad_scale(None)
+
+
+@pytest.mark.parametrize(
+    "break_", [clip_by_other_norms, clip_by_other_values, clip_a_nan, step_by_other_scales]
+)
+@pytest.mark.parametrize("python", [set(), {0}, {0, 1}], ids=str)
+def test_a_call_that_fails_leaves_no_gradients_for_the_next_step(python, break_):
+    found = on_ranks(2, lambda comm: moved_after(comm, comm.Get_rank() not in python, break_))
+    assert all(line and moved == [2] for line, *moved in found), found
+
+
+@pytest.mark.parametrize("python", [set(), {0}, {0, 1}], ids=str)
+def test_a_clip_that_fails_leaves_the_clip_before_it(python):
+    def break_(opt, rank, _):
+        opt.clip_grad_norm(1)
+        opt.clip_grad_norm(1 + rank)
+
+    found = on_ranks(2, lambda comm: moved_after(comm, comm.Get_rank() not in python, break_))
+    assert all(line and moved == pytest.approx(0.1, rel=1e-5) for line, moved in found), found
+
+
+@pytest.mark.filterwarnings("ignore:overflow")  # of numpy's, which adds up here for MPI
+@pytest.mark.parametrize("spec", ["SGD(lr=1.0)", "Muon(lr=1.0)", "Adafactor(lr=1.0)"])
+def test_a_reduced_gradient_with_an_inf_is_not_stepped_with_later(spec):
+    def break_(opt, _, dw):
+        dw[:] = 1.5e308  # of which two are inf
+        opt.step()
+
+    load().optplug_init(b"error_if_nonfinite=True")
+    try:
+        found = on_ranks(2, lambda comm: moved_after(comm, True, break_, spec))
+    finally:
+        load().optplug_init(b"error_if_nonfinite=False")
+    for line, *moved in found:
+        assert "the reduced gradient of parameter 'w' has an inf or a nan" in line
+        assert np.isfinite(moved).all()
+
+
+def test_clipped_gradients_are_stepped_with_after_other_arrays_were_bound():
+    def work(comm):
+        w, dw = np.ones(100), np.ones(100)
+        with made("SGD(lr=1.0)", "Replicate()", comm) as opt:
+            opt.bind("w", w, dw)
+            opt.step()
+            opt.clip_grad_norm(1)
+            w, dw = w.copy(), dw.copy()
+            opt.bind("w", w, dw)
+            before = w.copy()
+            opt.step()
+            return (before - w)[0]
+
+    assert on_ranks(2, work) == [pytest.approx(0.1, rel=1e-5)] * 2
+
+
+def test_a_load_leaves_no_gradients_for_the_next_step(tmp_path):
+    def break_(opt, *_):
+        opt.save(tmp_path / "file")
+        opt.clip_grad_norm(1)
+        opt.load(tmp_path / "file")
+
+    for plans in (True, False):
+        found = on_ranks(2, lambda comm, plans=plans: moved_after(comm, plans, break_))
+        assert found == [("", 2)] * 2

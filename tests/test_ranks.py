@@ -292,3 +292,16 @@ def test_a_field_and_constants_are_stepped_together():
     assert np.concatenate([w for w, _ in found]) == pytest.approx(one[0], rel=1e-9)
     assert all(np.array_equal(c, found[0][1]) for _, c in found)
     assert found[0][1] == pytest.approx(one[1], rel=1e-9)
+
+
+def test_parameters_of_a_dtype_may_all_be_empty():
+    def work(comm):
+        w, nothing = np.ones(3), np.ones((0, 2), np.float32)
+        with made("Adam(lr=0.1)", "Replicate()", comm) as opt:
+            opt.bind("w", w, np.ones(3))
+            opt.bind("nothing", nothing, nothing.copy())
+            for _ in range(4):
+                opt.step()
+            return w[0]
+
+    assert on_ranks(2, work) == [pytest.approx(0.6)] * 2

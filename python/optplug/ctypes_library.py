@@ -172,7 +172,7 @@ def collective_over(comm: Any, failed: Callable[[BaseException], None]) -> Any:
         lengths = (count, count * size) if is_gather else (count * size, count)
         type_ = np.dtype(dtype.decode())
         arrays = [
-            np.frombuffer((ctypes.c_char * (n * type_.itemsize)).from_address(address), type_)
+            np.frombuffer((ctypes.c_char * (n * type_.itemsize)).from_address(address or 0), type_)
             for n, address in zip(lengths, (send, receive), strict=True)
         ]
         try:

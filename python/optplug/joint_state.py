@@ -12,6 +12,7 @@ from typing import Any, cast
 
 from torch import Tensor
 
+from optplug import digest
 from optplug.blocks import Block, Place, check_tiling, row_major
 from optplug.kinds import Parameter
 from optplug.options import CheckpointOptions
@@ -91,7 +92,8 @@ class JointState:
                     "call": "opt_save",
                     "opt_checkpoint": repr(options),
                     "steps": about["steps"],
-                    "groups": told([{k: v for k, v in g.items() if k != "fused"} for g in groups]),
+                    "groups": told([g["param_names"] for g in groups]),
+                    **digest.told(groups),
                     "schedulers": rest["schedulers"],
                     "average": rest["average"],
                     "attributes": rest["attributes"],

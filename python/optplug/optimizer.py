@@ -211,7 +211,8 @@ class HostedOptimizer(Hosted):
         """
         if self.ranks:
             self.meet("opt_clip_grad_norm")
-            total = self.ranks.clip_grad_norm(max_norm, norm_type, error_if_nonfinite, is_told)
+            with self.ranks.clipping():
+                total = self.ranks.clip_grad_norm(max_norm, norm_type, error_if_nonfinite, is_told)
             if self.planner.together():
                 self.planner.clip(self.parameters)
             return total
@@ -224,10 +225,12 @@ class HostedOptimizer(Hosted):
         self.parameters.check_real("clamp")
         if self.ranks:
             self.meet("opt_clip_grad_value")
-            self.ranks.clip_grad_value(clip_value)
+            with self.ranks.clipping():
+                self.ranks.clip_grad_value(clip_value)
+                clip_grad_value_(self.parameters.clippable(), clip_value)
+            return
         clip_grad_value_(self.parameters.clippable(), clip_value)
-        if not self.ranks:
-            self.planner.clip(self.parameters)
+        self.planner.clip(self.parameters)
 
     def grad_scale(self, scale: Tensor | None, found_inf: Tensor | None) -> None:
         """Let steps from now on divide gradients by ``scale``, and be left out where ``found_inf`` is 1.
@@ -334,6 +337,8 @@ class HostedOptimizer(Hosted):
 
         self._joint_state.load(self.checkpoint, load)
         self._joint_state.share_counts(self.run)
+        if self.ranks:
+            self.ranks.renew()
 
     def load_state_dict(
         self,

@@ -282,12 +282,15 @@ class Ranks:
 
     def gather(self, look: Callable[[], None]) -> None:
         """Check the host's gradients, by ``look``, and reduce them; fail on all ranks if one does."""
+        sliced = self.sliced()
+        if sliced:
+            self.world.check_process()  # before values change that are sent after the step
         error: Exception | None = None
         try:
             look()
         except Exception as found:
             error = found
-        reduces = [p for p in self.sliced() if p.reduction] if not self.exchange.is_reduced else []
+        reduces = [p for p in sliced if p.reduction] if not self.exchange.is_reduced else []
         wrong = self.exchange.take_failure()
         if reduces:
             wrong = wrong or self.exchange.reduce(reduces, error is not None)
@@ -303,7 +306,11 @@ class Ranks:
                     error = NonFiniteError(
                         f"the reduced gradient of parameter {shown(p.name)} contains inf or nan"
                     )
-            self.world.exchange(error)
+            try:
+                self.world.exchange(error)
+            except Exception:
+                self.exchange.settle(False)
+                raise
 
     def scale(self, scale: Scale) -> Scale:
         """Return the scale of all ranks, which must be one, and leaves a step out if it does so on any.
@@ -315,11 +322,22 @@ class Ranks:
         factors, found_inf = zip(*self.world.numbers(*mine), strict=True)
         for rank, factor in enumerate(factors):
             if repr(factor) != repr(factors[0]):
+                self.exchange.settle(False)
                 raise ValueError(
                     f"ranks differ: scale is {factor:g} on rank {rank}, {factors[0]:g} on rank 0"
                 )
         self._found_inf.fill_(largest(found_inf))
         return Scale(scale.factor, self._found_inf)
+
+    @contextlib.contextmanager
+    def clipping(self) -> Iterator[None]:
+        """Let the step take the gradients that a block reduces; where it fails, the host may have others."""
+        try:
+            yield
+        except BaseException:
+            self.exchange.settle(False)
+            raise
+        self.exchange.settle(True)
 
     def renew(self) -> None:
         """Note that the host's gradients are new."""

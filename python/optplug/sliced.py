@@ -91,6 +91,7 @@ class Sliced(Beside):
         self._take(name, data, grad)
         self._width = 2 if data.is_complex() else 1
         self._owner: int | None = None
+        self._memory: Tensor | None = None
         of_all = exchange.world.rank if is_owned else None
         self.slices = Slices(data.numel(), self._width, exchange.world, of_all)
         self._part = make(name, self._mine(data, self.flat_data), self._reduced(has_master), has_master)
@@ -109,6 +110,7 @@ class Sliced(Beside):
     def own(self, owner: int) -> None:
         """Let one rank step all of it; on the others it has no gradient, for which torch leaves it alone."""
         self._owner, self.slices = owner, Slices(self.slices.n, self._width, self._exchange.world, owner)
+        self._memory = None
         self.move(self._data, self._grad)
 
     def _take(self, name: str, data: Tensor, grad: Grad) -> None:
@@ -133,11 +135,13 @@ class Sliced(Beside):
         return torch.view_as_complex(mine.view(-1, 2)) if whole.is_complex() else mine
 
     def _reduced(self, has_master: bool) -> Tensor:
-        """Return the memory of this rank's part of the gradient of all."""
+        """Return the memory of this rank's part of the gradient of all, which outlives the host's arrays."""
         mine = self._mine(self._grad, self.flat_grad)
         if not (self.reduction and self.slices.is_here):
             return mine
-        return torch.zeros_like(mine, dtype=torch.float32 if has_master else None)
+        if self._memory is None:
+            self._memory = torch.zeros_like(mine, dtype=torch.float32 if has_master else None)
+        return self._memory
 
     def stepped_memory(self) -> Tensor:
         return self._part.stepped_memory() if self.slices.is_here else self.flat_grad[:0]
@@ -198,11 +202,16 @@ class Exchange:
     @property
     def is_reduced(self) -> bool:
         """Whether this step's gradients have been reduced."""
-        return bool(self.state[0] == lib.RANKS_REDUCED)
+        return bool(self.state[0] > 0)
 
     @is_reduced.setter
     def is_reduced(self, value: bool) -> None:
         self.state[0] = lib.RANKS_REDUCED if value else lib.RANKS_NEW
+
+    def settle(self, is_kept: bool) -> None:
+        """Let gradients that this call has reduced stay so, or be new again where it has failed."""
+        if self.state[0] == lib.RANKS_REDUCED_NOW:
+            self.is_reduced = is_kept
 
     def take_failure(self) -> int:
         """Return, once, what C has seen to be wrong in a step: 0, RANKS_FAILED or RANKS_DIFFER."""
@@ -273,7 +282,7 @@ class Exchange:
                         grad = _flat(p.clipped_memory())
                         part = got[columns_of][: grad.numel()]
                         grad.copy_(part.div_(size) if p.reduction == "mean" else part)
-        self.is_reduced = not wrong
+        self.state[0] = lib.RANKS_NEW if wrong else lib.RANKS_REDUCED_NOW
         return wrong
 
     def publish(self, members: Sequence[Sliced]) -> None:

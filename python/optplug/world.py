@@ -65,9 +65,13 @@ class World:
         self.sent += 1, count
         self._send(what, send, receive)
 
-    def _send(self, what: str, send: Tensor, receive: Tensor) -> None:
+    def check_process(self) -> None:
+        """Check that this process is a rank, and not a child of one."""
         if os.getpid() != self._process:
             raise StateError("the ranks are those of the parent process: step this optimizer there")
+
+    def _send(self, what: str, send: Tensor, receive: Tensor) -> None:
+        self.check_process()
         if self.caller:
             self.caller(functools.partial(self.collective, what, send, receive))
         else:
