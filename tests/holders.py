@@ -235,6 +235,19 @@ class HoldsAnew(Holding):
         return float(self.thing["now"].sum())
 
 
+class HoldsMoved(Holding):
+    """Lets a tensor have other memory, as processes that share it do."""
+
+    def made(self):
+        return torch.zeros(100)
+
+    def changed(self, _):
+        self.thing.add_(1)
+        self.thing.untyped_storage().resize_(100_000)
+        self.thing.untyped_storage().resize_(400)
+        return float(self.thing.sum())
+
+
 class HoldsBoth(Holding):
     """Puts another tensor in a tensor's place, and has that still, in a tuple."""
 
