@@ -235,6 +235,19 @@ class HoldsAnew(Holding):
         return float(self.thing["now"].sum())
 
 
+class HoldsMoved(Holding):
+    """Lets a tensor have other memory, as processes that share it do."""
+
+    def made(self):
+        return torch.zeros(100)
+
+    def changed(self, _):
+        self.thing.add_(1)
+        self.thing.untyped_storage().resize_(100_000)
+        self.thing.untyped_storage().resize_(400)
+        return float(self.thing.sum())
+
+
 class HoldsBoth(Holding):
     """Puts another tensor in a tensor's place, and has that still, in a tuple."""
 
@@ -438,6 +451,54 @@ class Tooling(Somebodys):
             state["tool"], state["shared"] = Tool(Tool()), self.tool
         self.tool.seen.append(1.0)
         return group["lr"] * state["tool"].turn(p.grad) / len(state["shared"].seen)
+
+
+class Forgetful(Tool):
+    """Leaves out of copies what it goes by."""
+
+    def __reduce__(self):
+        return Forgetful, ()
+
+
+class Seeing(Tool):
+    """Goes by a parameter's values, which it sees by itself."""
+
+    def __init__(self, p):
+        super().__init__()
+        self.values = p.detach().view(-1)
+
+    def turn(self, grad):
+        return super().turn(grad) + self.values.view(grad.shape)
+
+
+class ToolingSeeing(Somebodys):
+    def direction(self, p, group):
+        state = self.state[p]
+        if not state:
+            state["tool"] = Seeing(p)
+        return group["lr"] * state["tool"].turn(p.grad)
+
+
+class Turning(Tool):
+    def turn(self, grad):
+        return -super().turn(grad)
+
+
+class ToolingChosen(Somebodys):
+    """Has an object of one class or another, by an option."""
+
+    def __init__(self, params, lr=0.1, momentum=0.9, turns=False):
+        super().__init__(params, lr, momentum)
+        self.tool = (Turning if turns else Tool)()
+
+    def direction(self, p, group):
+        return group["lr"] * self.tool.turn(p.grad.sum()) + p * 0
+
+
+class ToolingForgetful(ToolingChosen):
+    def __init__(self, params, lr=0.1, momentum=0.9):
+        super().__init__(params, lr, momentum)
+        self.tool = Forgetful()
 
 
 class LateTooling(Tooling):

@@ -84,6 +84,8 @@ def test_what_is_loaded_takes_the_place_of_what_is_here():
         ("HoldsGrad", r"thing\.grad is a Tensor, which no file"),
         ("HoldsNumpysGenerator", r"thing\[0\] is a Generator, which no file"),
         ("HoldsIterator", r"thing is a count, which no file"),
+        ("ToolingForgetful", r"tool is a Forgetful, which no file"),
+        ("ToolingSeeing", r"state\[0\]\['tool'\]\['values'\] is a Tensor, which no file"),
     ],
 )
 def test_what_would_not_come_back_is_refused_by_name(name, words):
@@ -93,6 +95,13 @@ def test_what_would_not_come_back_is_refused_by_name(name, words):
         ours.opt.save_memory()
     run(ours, SAVED, LAST), run(theirs, 0, LAST)
     assert same(ours.values, theirs.values)
+
+
+def test_an_object_of_another_class_is_refused():
+    ours, other = Hosted("ToolingChosen"), Hosted("ToolingChosen", turns=True)
+    run(ours, 0, SAVED)
+    with pytest.raises(Error, match="tool is of class 'Tool', and here of Turning"):
+        other.opt.load_memory(ours.opt.save_memory())
 
 
 def as_kind(kind: str, of: object) -> dict[str, object]:

@@ -65,6 +65,10 @@ class Copies:
         else:
             self._others[place] = whole
 
+    def are_there(self) -> bool:
+        """Tell whether the memory is where it was: a tensor's may be made anew, and stay its own."""
+        return self._parts.are_there()
+
     def take(self) -> None:
         """Copy what is there now."""
         if self._parts.count:
@@ -75,6 +79,7 @@ class Copies:
 
     def put(self) -> None:
         """Put it back."""
+        self._parts.find_again()
         if self._parts.count:
             host.table.put(self._parts.stated, self._row)
         if self._others:
@@ -89,14 +94,29 @@ class _Parts:
         self.count, self._tensors = len(tensors), list(tensors)  # whose memory is not to go
         lengths = [t.numel() * t.itemsize for t in tensors]
         self.bytes = sum(lengths)
-        self._arrays = ffi.new("void *[]", [ffi.cast("void *", t.data_ptr()) for t in tensors])
+        self._places = [t.data_ptr() for t in tensors]
+        self._arrays = ffi.new("void *[]", [ffi.cast("void *", place) for place in self._places])
         self._lengths = ffi.new("int64_t[]", lengths)
         self.stated = ffi.new("optplug_parts *", [1, self.count, self._arrays, self._lengths])
 
     def replace(self, i: int, tensor: Tensor) -> None:
         """Take another tensor, of as many bytes, in the place of one."""
-        self._tensors[i] = tensor
-        self._arrays[i] = ffi.cast("void *", tensor.data_ptr())
+        self._tensors[i], self._places[i] = tensor, tensor.data_ptr()
+        self._arrays[i] = ffi.cast("void *", self._places[i])
+
+    def are_there(self) -> bool:
+        """Tell whether all are where they were."""
+        return list(map(Tensor.data_ptr, self._tensors)) == self._places
+
+    def find_again(self) -> None:
+        """Look where those are whose memory was made anew, which may have become too small."""
+        if self.are_there():
+            return
+        for i, t in enumerate(self._tensors):
+            size = int(t.storage_offset() + t.numel()) * t.itemsize
+            if t.untyped_storage().nbytes() < size:
+                t.untyped_storage().resize_(size)
+            self.replace(i, t)
 
 
 def _is_plain(t: Tensor) -> bool:

@@ -70,7 +70,7 @@ def save(
         there = other.state_dict()
         overlaps, memory = overlapping(_parts_of(optimizer))
         objects = _objects(build, needs_closure) if any(_objects_in(optimizer)) else {}
-        shared = Shared(memory, objects=objects)
+        shared = Shared(memory, objects=objects, parameters=memory_of(optimizer))
         content = write("", state, there, shared)
         known = Known(content, objects=objects)
         load(other, read(content, there, known), {})

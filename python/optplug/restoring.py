@@ -178,7 +178,8 @@ class Snapshot:
 
     def _tensors_are(self, tensors: list[Tensor]) -> bool:
         """Tell whether these are the tensors of the snapshot before, in the same memory."""
-        return _are(tensors, self._tensors) and all(map(_is_set_to, tensors, self._memory))
+        is_alike = _are(tensors, self._tensors) and all(map(_is_set_to, tensors, self._memory))
+        return is_alike and self._copies.are_there()
 
     def _is_alike(self, parameters: Sequence[Tensor]) -> bool:
         """Tell whether only numbers are others than in the snapshot before, and note those of Python's."""
@@ -196,8 +197,10 @@ class Snapshot:
             return False
         if self._ordered and not all(_are(list(container), keys) for container, keys in self._ordered):
             return False
-        return all(map(_is_set_to, self._tensors, islice(self._memory, watched))) and all(
-            map(_is, map(_grad_of, self._own), self._grads)
+        return (
+            all(map(_is_set_to, self._tensors, islice(self._memory, watched)))
+            and self._copies.are_there()
+            and all(map(_is, map(_grad_of, self._own), self._grads))
         )
 
     def restore(self) -> None:

@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from optplug.alike import MISSING, is_the_same
+from optplug.alike import MISSING, is_the_same, parts_of
 from optplug.buffers import is_dense, name_of
 from optplug.snapshot import has_graph, is_leaf, package_of, slots_of, wants_gradient
 from optplug.spec import shown
@@ -122,7 +122,7 @@ def read(saved: Any, there: Any, known: Known, place: str = "") -> Any:
 
 def _read_container(saved: Any, there: Any, known: Known, place: str) -> Any:
     if type(saved) is dict and saved.get(_KIND) == "object":
-        return _object(saved.get("of"), known, place)
+        return _object(saved.get("of"), saved.get("class"), known, place)
     if type(saved) is dict and _KIND in saved:
         return _made(saved, known, place)
     if type(saved) is dict:
@@ -174,11 +174,14 @@ def _made(saved: dict[str, Any], known: Known, place: str) -> Any:
     raise ValueError(f"{called(place)} is of no known kind: {shown(saved)}")
 
 
-def _object(saved: Any, known: Known, place: str) -> Any:
+def _object(saved: Any, class_: Any, known: Known, place: str) -> Any:
     """Return an object as a step has made one in this place, with the attributes that a file has."""
     like = known.objects.get(place)
     if like is None or type(saved) is not dict:
         raise ValueError(f"{called(place)} is an object, and here it is none")
+    here = type(like).__qualname__
+    if class_ != here:  # which a spec's options may choose
+        raise ValueError(f"{called(place)} is of class {shown(class_)}, and here of {here}")
     for name in saved:
         # A class may have a plain value that its steps replace in the object.
         is_free = type(name) is str and name.isidentifier() and type(getattr(type(like), name, None)) in PLAIN
@@ -213,9 +216,12 @@ _KINDS: dict[object, Callable[[Tensor, bool], Tensor]] = {
 
 
 def _is_plain(class_: Any) -> bool:
-    """Tell whether a class's objects are made of attributes in a dict alone."""
+    """Tell whether a class's objects are made of attributes in a dict alone, and copied so."""
     is_made_so = bool(class_.__dictoffset__) and class_.__new__ is object.__new__ and not slots_of(class_)
-    return is_made_so and not any(hasattr(class_, n) for n in ("__setstate__", "__deepcopy__", "__del__"))
+    its_own = ("__setstate__", "__deepcopy__", "__del__", "__getattr__")
+    changed = ("__getstate__", "__reduce__", "__reduce_ex__", "__getattribute__")  # Python 3.10 has no first
+    is_copied_so = all(getattr(class_, n, None) is getattr(object, n, None) for n in changed)
+    return is_made_so and is_copied_so and not any(hasattr(class_, n) for n in its_own)
 
 
 def objects_of(value: Any, place: str, packages: set[str]) -> Iterator[tuple[str, Any]]:
@@ -257,6 +263,8 @@ class Shared:
     written: dict[int, Any] = field(default_factory=dict)
     #: What stands for objects of the class's package: see `objects_of`.
     objects: dict[str, Any] = field(default_factory=dict)
+    #: The addresses of parameters, of which nothing that is read of a file would be a view.
+    parameters: set[int] = field(default_factory=set)
 
 
 def write(place: str, value: Any, there: Any, shared: Shared) -> Any:
@@ -318,7 +326,11 @@ def _write(place: str, value: Any, there: Any, shared: Shared) -> Any:
         return {_KIND: "generator", "of": value.get_state()}
     stands_for = shared.objects.get(place)
     if type(stands_for) is kind:
-        return {_KIND: "object", "of": _write(place, vars(value), vars(stands_for), shared)}
+        for where, t in parts_of(vars(value), place, set(), set()):
+            if isinstance(t, Tensor) and t.untyped_storage().data_ptr() in shared.parameters:
+                raise NoPlaceError(where, t)
+        attributes = _write(place, vars(value), vars(stands_for), shared)
+        return {_KIND: "object", "class": kind.__qualname__, "of": attributes}
     raise NoPlaceError(place, value)
 
 
