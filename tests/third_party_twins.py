@@ -1,4 +1,4 @@
-"""A class of `somebodys` or `holders` over a host's arrays, and the same class in PyTorch alone."""
+"""A class of `somebodys`, `holders` or `tools_held` over arrays of a host, and the same in PyTorch alone."""
 
 from __future__ import annotations
 
@@ -7,13 +7,14 @@ import torch
 
 import holders
 import somebodys
+import tools_held
 from optplug.ctypes_api import Optimizer
 
 SHAPES = (5, 3), (4,)
 
 
 def module_of(name: str):
-    return holders if hasattr(holders, name) else somebodys
+    return next(module for module in (holders, tools_held, somebodys) if hasattr(module, name))
 
 
 def written(arguments: dict[str, object] | None) -> str:
