@@ -85,6 +85,7 @@ def test_what_is_loaded_takes_the_place_of_what_is_here():
         ("HoldsNumpysGenerator", r"thing\[0\] is a Generator, which no file"),
         ("HoldsIterator", r"thing is a count, which no file"),
         ("ToolingForgetful", r"tool is a Forgetful, which no file"),
+        ("ToolingCyclic", r"an object of it leads back to itself, which no file can restore"),
         ("ToolingSeeing", r"state\[0\]\['tool'\]\['values'\] is a Tensor, which no file"),
     ],
 )

@@ -82,6 +82,14 @@ class ToolingForgetful(ToolingChosen):
         self.tool = Forgetful()
 
 
+class ToolingCyclic(ToolingChosen):
+    """Has an object that leads back to itself."""
+
+    def __init__(self, params, lr=0.1, momentum=0.9):
+        super().__init__(params, lr, momentum)
+        self.tool.owner = [self.tool]
+
+
 class LateTooling(Tooling):
     """Has another object from its second step on."""
 

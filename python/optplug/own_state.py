@@ -91,6 +91,8 @@ def save(
         reason = f"{called(error.place)} is a {type(error.value).__name__}, which no file can restore"
         if isinstance(error.value, bytes):
             reason = f"{called(error.place)} is bytes, which a class may unpickle, and a load runs no code"
+    except RecursionError:
+        reason = "an object of it leads back to itself, which no file can restore"
     except Exception as error:
         reason = str(error) or type(error).__name__
     raise StateError(
