@@ -473,3 +473,12 @@ class Learning(Somebodys):
     def direction(self, p, group):
         self.module.num_batches_tracked += 1
         return super().direction(p, group) * self.module.num_batches_tracked
+
+
+class Freeing(Somebodys):
+    """Frees a gradient's memory as soon as it has used it."""
+
+    def direction(self, p, group):
+        direction = super().direction(p, group).clone()
+        p.grad.untyped_storage().resize_(0)
+        return direction

@@ -40,6 +40,17 @@ def test_every_step_is_the_classs_own(name, group, order):
     assert not same(ours.values, drawn(0))
 
 
+def test_a_class_may_free_its_gradients():
+    ours, theirs = Hosted("Freeing"), Plain("Somebodys")
+    for i in range(LAST):
+        ours.fill(i), theirs.fill(i)
+        grads = [grad.copy() for grad in ours.grads]
+        ours.opt.step(), theirs.opt.step()
+        assert same(ours.values, theirs.values), i
+        assert same(ours.grads, grads), i
+    assert not same(ours.values, drawn(0))
+
+
 @pytest.mark.parametrize("name", [*CALL_CLOSURES, "GoingBack"])
 def test_a_host_finds_its_arrays_in_closures(name):
     ours, theirs = Hosted(name), Plain(name)

@@ -114,6 +114,7 @@ class Gradients:
         self._those = [p for p, _ in pairs]
         self._memory = [torch.empty_like(g) for _, g in pairs]
         self._lent = [memory.data for memory in self._memory]  # which are no views
+        self._addresses = list(map(Tensor.data_ptr, self._lent))
         self._moves = Moves([g for _, g in pairs], self._lent)
         self._storages = [storage_of(t) for t in self._memory]
         self._places = [place for _, place in self._storages]
@@ -132,6 +133,7 @@ class Gradients:
             use_count is not None
             and self._count() == self._counts
             and all(map(_is_set_to, self._lent, self._memory))
+            and list(map(Tensor.data_ptr, self._lent)) == self._addresses  # which freeing would change
             and all(map(_is, map(_grad_of, self._tensors), self.hosts))
         )
 

@@ -400,7 +400,7 @@ class Trials:
             parameter = nn.Parameter(torch.zeros(each, dtype=dtype, device=device))
             gradient = torch.ones_like(parameter) if recipe.is_torchs else some_gradient(parameter.detach())
             gradients.append(gradient.to_sparse(1) if sparse else gradient)
-            parameter.grad = gradients[-1]
+            parameter.grad = gradients[-1] if recipe.is_torchs else gradients[-1].clone()
             parameters.append((str(i), parameter))
         optimizer = recipe.build([{"params": parameters, **(options or {})}], arguments)
 
