@@ -40,12 +40,15 @@ def test_every_step_is_the_classs_own(name, group, order):
     assert not same(ours.values, drawn(0))
 
 
-def test_a_class_may_free_its_gradients():
+@pytest.mark.parametrize("has_closure", [False, True])
+def test_a_class_may_free_its_gradients(has_closure):
     ours, theirs = Hosted("Freeing"), Plain("Somebodys")
+    ours.opt.set(-1, "momentum=0.9")  # which is tried first, in two steps
     for i in range(LAST):
         ours.fill(i), theirs.fill(i)
         grads = [grad.copy() for grad in ours.grads]
-        ours.opt.step(), theirs.opt.step()
+        ours.opt.step_closure(lambda: 0.0) if has_closure else ours.opt.step()
+        theirs.opt.step()
         assert same(ours.values, theirs.values), i
         assert same(ours.grads, grads), i
     assert not same(ours.values, drawn(0))

@@ -62,8 +62,8 @@ class Loan:
         pair = None
         grad = self.begin()
         if grad is not None and grad.layout == torch.strided:
-            # What the class has kept of the gradients before stays what it was.
-            if self._memory is None or is_shared(self._memory):
+            # What the class has kept of the gradients before stays what it was; and it may have freed them.
+            if self._memory is None or is_shared(self._memory) or not _is_there(self._memory):
                 self._memory = torch.empty_like(grad)
             pair = self._memory, grad
             self.tensor.grad = self._memory.detach()
@@ -99,6 +99,11 @@ class Loan:
             self.tensor.grad = None  # or it must be of the shape that the parameter has now
             self.tensor.data = self.data
         self.end()
+
+
+def _is_there(t: Tensor) -> bool:
+    """Tell whether a tensor without gaps has its memory, which a class may free."""
+    return t.untyped_storage().nbytes() >= t.numel() * t.itemsize
 
 
 class Gradients:

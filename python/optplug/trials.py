@@ -400,7 +400,7 @@ class Trials:
             parameter = nn.Parameter(torch.zeros(each, dtype=dtype, device=device))
             gradient = torch.ones_like(parameter) if recipe.is_torchs else some_gradient(parameter.detach())
             gradients.append(gradient.to_sparse(1) if sparse else gradient)
-            parameter.grad = gradients[-1] if recipe.is_torchs else gradients[-1].clone()
+            parameter.grad = gradients[-1]
             parameters.append((str(i), parameter))
         optimizer = recipe.build([{"params": parameters, **(options or {})}], arguments)
 
@@ -408,10 +408,11 @@ class Trials:
             if recipe.is_torchs:
                 return 0.0
             for (_, parameter), gradient in zip(parameters, gradients, strict=True):
-                parameter.grad = gradient.clone()  # which the class may have taken away
+                parameter.grad = gradient.clone()  # which the class may take away, or free
             return torch.zeros((), requires_grad=True)
 
         closure: Any = [evaluate] * recipe.needs_closure
+        evaluate()
         try:
             optimizer.step(*closure)
             put(optimizer.param_groups[0], change or {})
