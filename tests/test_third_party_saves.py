@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import math
+
 import pytest
 import torch
 
 import forgery
 from optplug import _bridge, ctypes_api
+from optplug.alike import is_the_same
 from optplug.ctypes_api import Error
 from test_third_party_checkpoints import LAST, SAVED, resumed, run
 from third_party_twins import Hosted, Plain, same
@@ -96,6 +99,11 @@ def test_what_would_not_come_back_is_refused_by_name(name, words):
         ours.opt.save_memory()
     run(ours, SAVED, LAST), run(theirs, 0, LAST)
     assert same(ours.values, theirs.values)
+
+
+def test_two_functions_in_c_are_different_values():
+    assert is_the_same(math.sin, math.sin)
+    assert not is_the_same(math.sin, math.cos)
 
 
 def test_an_object_of_another_class_is_refused():

@@ -97,7 +97,7 @@ def save(
         reason = str(error) or type(error).__name__
     raise StateError(
         f"opt_save cannot save {type(optimizer).__name__}: {reason}; to be able to resume, choose other "
-        f"options or another class"
+        "options or another class"
     )
 
 
