@@ -1,5 +1,4 @@
-/* What dicts and lists of Python's hold: compared with what they held, at a hundredth of the time that Python
- * takes. */
+/* What dicts and lists of Python's hold, compared with what they held before. */
 #ifndef OPTPLUG_CONTENTS_H
 #define OPTPLUG_CONTENTS_H
 
