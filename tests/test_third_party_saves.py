@@ -30,6 +30,7 @@ def _allowed():
     [
         *("Rowed", "RowedInside", "Tying", "Learned", "Ordering", "Dundering", "Marking"),
         *("HoldsArray", "HoldsGenerator", "HoldsOrder", "Tooling", "Owning"),
+        *("SeeingAnew", "SeeingParameter", "Dicing", "Defaulting", "Listing"),
     ],
 )
 def test_a_run_goes_on_bit_for_bit(name):
@@ -90,6 +91,10 @@ def test_what_is_loaded_takes_the_place_of_what_is_here():
         ("ToolingForgetful", r"tool is a Forgetful, which no file"),
         ("ToolingCyclic", r"an object of it leads back to itself, which no file can restore"),
         ("ToolingSeeing", r"state\[0\]\['tool'\]\['values'\] is a Tensor, which no file"),
+        ("Seeing", r"state\[0\]\['values'\] shares memory with parameter 0, and would not"),
+        ("SeeingOwn", r"state\[0\]\['values'\] shares memory with parameter 0, and would not"),
+        ("SeeingLate", r"values\[0\] shares memory with parameter 0, and would not"),
+        ("SeeingArray", r"values\[0\] shares memory with parameter 0, and would not"),
     ],
 )
 def test_what_would_not_come_back_is_refused_by_name(name, words):
@@ -122,7 +127,9 @@ def as_kind(kind: str, of: object) -> dict[str, object]:
     [
         (lambda own: own["of parameters"][0].update(add_=1), "a parameter has an attribute 'add_'"),
         (lambda own: own["of parameters"].insert(0, 1), "attributes of its parameters are malformed"),
-        (lambda own: own.update(step=1), "its optimizer has an attribute 'step'"),
+        (lambda own: own.update(step=1), "its optimizer has an attribute 'step', which is a name of torch's"),
+        (lambda own: own.update(direction=1), "attribute 'direction', which in Marking is no value"),
+        (lambda own: own.update(defaults=1), "the defaults of its optimizer are malformed"),
         (lambda own: own.update(__class__=1), "its optimizer has an attribute '__class__'"),
         (lambda own: own.update(mark=as_kind("array", 3)), "mark is of no known kind"),
         (lambda own: own.update(mark=as_kind("parameter", INTEGERS)), "mark is of no known kind"),
@@ -152,6 +159,10 @@ def an_object(**attributes: object) -> dict[str, object]:
         (lambda c: c["optimizer"]["state"][0]["tool"].update(of=3), "here it is none"),
         (lambda c: c["optimizer"]["state"][0]["tool"]["of"].update(turn=1), "has an attribute 'turn'"),
         (lambda c: c["optimizer"]["state"][0]["tool"]["of"].update(__class__=1), "attribute '__class__'"),
+        (
+            lambda c: c["optimizer"]["state"][0]["tool"]["of"].update(__array_interface__={}),
+            "here it has none",
+        ),
         (lambda c: c["optimizer"]["state"][0]["tool"]["of"].update(seen=1), "rejects it"),
         (lambda c: c["own"].update(mark=an_object()), "here it is none"),
     ],

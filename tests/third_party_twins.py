@@ -1,4 +1,4 @@
-"""A class of `somebodys`, `holders` or `tools_held` over arrays of a host, and the same in PyTorch alone."""
+"""A class of `somebodys`, or of a file like it, over arrays of a host, and the same in PyTorch alone."""
 
 from __future__ import annotations
 
@@ -8,13 +8,14 @@ import torch
 import holders
 import somebodys
 import tools_held
+import views_held
 from optplug.ctypes_api import Optimizer
 
 SHAPES = (5, 3), (4,)
 
 
 def module_of(name: str):
-    return next(module for module in (holders, tools_held, somebodys) if hasattr(module, name))
+    return next(module for module in (holders, tools_held, views_held, somebodys) if hasattr(module, name))
 
 
 def written(arguments: dict[str, object] | None) -> str:

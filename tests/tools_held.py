@@ -41,7 +41,7 @@ class Forgetful(Tool):
         return Forgetful, ()
 
 
-class Seeing(Tool):
+class Sight(Tool):
     """Goes by a parameter's values, which it sees by itself."""
 
     def __init__(self, p):
@@ -56,7 +56,7 @@ class ToolingSeeing(Somebodys):
     def direction(self, p, group):
         state = self.state[p]
         if not state:
-            state["tool"] = Seeing(p)
+            state["tool"] = Sight(p)
         return group["lr"] * state["tool"].turn(p.grad)
 
 

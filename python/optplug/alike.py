@@ -195,23 +195,27 @@ def is_derived(value: Any, other: Any, memories: set[int]) -> bool:
 
 
 def parts_of(value: Any, place: str, packages: set[str], seen: set[int]) -> Iterator[tuple[str, Any]]:
-    """Yield the tensors in a value, each with its place, and the containers that may change."""
+    """Yield the tensors and arrays in a value, and all else in it that may change, each with its place."""
     if isinstance(value, Tensor):
         if type(value) in (Tensor, nn.Parameter) and value.layout == torch.strided and value.numel():
             yield place, value
         return
-    if isinstance(value, dict | list | deque):
+    if isinstance(value, np.ndarray | torch.Generator):
+        if isinstance(value, torch.Generator) or value.size:
+            yield place, value
+        return
+    is_own = any(is_its_own(value, package) for package in packages)
+    if is_own or isinstance(value, dict | list | set | deque):
         yield place, value
     if id(value) in seen:
         return
     if isinstance(value, dict):
-        items: Iterable[tuple[str, Any]] = [
-            (f"{place}[{i if isinstance(k, Tensor) else shown(k)}]", v)
-            for i, (k, v) in enumerate(value.items())
+        items: Iterable[tuple[str, Any]] = [  # whose keys may be tensors, or go by addresses
+            (f"{place}[{shown(k) if type(k) is str else i}]", v) for i, (k, v) in enumerate(value.items())
         ]
     elif isinstance(value, _ROWS):
         items = [(f"{place}[{i}]", v) for i, v in enumerate(value)]
-    elif any(is_its_own(value, package) for package in packages):
+    elif is_own:
         items = [(f"{place}.{k}", v) for k, v in _attributes_of(value).items()]
     else:
         return
@@ -221,37 +225,44 @@ def parts_of(value: Any, place: str, packages: set[str], seen: set[int]) -> Iter
 
 
 def overlapping(parts: Iterable[tuple[str, Any]]) -> tuple[Overlaps, set[int]]:
-    """Return of each place of a tensor that has some memory of another one, which the first of those is.
+    """Return of each place of a tensor or array that has some memory of another one, which the first is.
 
-    The same of containers that stand in several places.
+    The same of all else that stands in several places.
 
     Returns:
         The first one's place with how many bytes after it this one begins; the addresses of the storages.
     """
-    by_storage: dict[int, list[tuple[int, int, int, str]]] = {}
-    containers: dict[int, list[str]] = {}
-    for i, (place, t) in enumerate(parts):
-        if not isinstance(t, Tensor):
-            containers.setdefault(id(t), []).append(place)
+    spans: list[tuple[int, int, int, str]] = []
+    places: dict[int, list[str]] = {}
+    storages: dict[str, int] = {}
+    parts = list(parts)  # whose ids are theirs as long as they are there
+    for i, (place, part) in enumerate(parts):
+        if not isinstance(part, Tensor | np.ndarray):
+            places.setdefault(id(part), []).append(place)
             continue
-        begin = t.data_ptr()
-        end = begin + t.itemsize * (1 + sum((n - 1) * s for n, s in zip(t.shape, t.stride(), strict=True)))
-        by_storage.setdefault(t.untyped_storage().data_ptr(), []).append((begin, end, i, place))
-    found: Overlaps = {
-        place: (places[0], 0) for places in containers.values() for place in places if len(places) > 1
-    }
-    storages: set[int] = set()
-    for storage, spans in by_storage.items():
-        clusters: list[list[tuple[int, int, int, str]]] = []
-        last = -1
-        for span in sorted(spans):
-            if span[0] >= last:
-                clusters.append([])
-            clusters[-1].append(span)
-            last = max(last, span[1])
-        for cluster in clusters:
-            if len(cluster) > 1:
-                first = min(cluster, key=lambda span: span[2])
-                storages.add(storage)
-                found |= {place: (first[3], begin - first[0]) for begin, _, _, place in cluster}
-    return found, storages
+        if isinstance(part, Tensor):
+            storages[place] = part.untyped_storage().data_ptr()
+        spans.append((*_span(part), i, place))
+    found: Overlaps = {place: (those[0], 0) for those in places.values() for place in those if len(those) > 1}
+    clusters: list[list[tuple[int, int, int, str]]] = []
+    last = -1
+    for span in sorted(spans):
+        if span[0] >= last:
+            clusters.append([])
+        clusters[-1].append(span)
+        last = max(last, span[1])
+    shared = [cluster for cluster in clusters if len(cluster) > 1]
+    for cluster in shared:
+        first = min(cluster, key=lambda span: span[2])
+        found |= {place: (first[3], begin - first[0]) for begin, _, _, place in cluster}
+    return found, {storages[span[3]] for cluster in shared for span in cluster if span[3] in storages}
+
+
+def _span(part: Any) -> tuple[int, int]:
+    """Return where the memory of a tensor or an array begins and ends."""
+    if isinstance(part, Tensor):
+        last = sum((n - 1) * s for n, s in zip(part.shape, part.stride(), strict=True))
+        return part.data_ptr(), part.data_ptr() + part.itemsize * (1 + last)
+    reach = [(n - 1) * s for n, s in zip(part.shape, part.strides, strict=True)]
+    begin = part.ctypes.data + sum(min(r, 0) for r in reach)
+    return begin, part.ctypes.data + sum(max(r, 0) for r in reach) + part.itemsize

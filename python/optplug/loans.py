@@ -42,7 +42,7 @@ class Loan:
     @property
     def is_elsewhere(self) -> bool:
         """Whether the class has put another memory into the parameter's place."""
-        return not self.tensor.is_set_to(self.data)
+        return self.tensor.dtype != self.data.dtype or not self.tensor.is_set_to(self.data)
 
     def begin(self) -> Tensor | None:
         """Note that the class may change the parameter from now on, and return its gradient."""
@@ -233,6 +233,19 @@ class Loans:
     def have_own(self) -> bool:
         """Tell whether the class steps memory of its own, in the place of an array."""
         return self._has_own
+
+    @contextlib.contextmanager
+    def as_in_a_step(self) -> Iterator[None]:
+        """Let the parameters have the memory that the class steps, in a block that steps nothing."""
+        owned = [(loan, loan.own) for loan in self._all.values() if loan.own is not None]
+        try:
+            for loan, own in owned:
+                with grad_mode(False):
+                    loan.tensor.data = own.copy_(loan.data)
+            yield
+        finally:
+            for loan, _ in owned:
+                loan.tensor.data = loan.data
 
     def settle(self) -> None:
         """Let the host have its arrays where a class has put others in their place in between."""

@@ -9,6 +9,7 @@ from __future__ import annotations
 import copy
 import functools
 import math
+import operator
 import random
 from collections import OrderedDict, deque
 from collections.abc import Callable, Iterator, Set
@@ -37,7 +38,17 @@ from optplug.kinds import some_gradient
 from optplug.randomness import random_numbers_kept
 from optplug.snapshot import holdings, is_leaf, opaque
 from optplug.spec import shown
-from optplug.written import PLAIN, Known, NoPlaceError, Shared, called, has_objects, objects_of, read, write
+from optplug.written import (
+    Known,
+    NoPlaceError,
+    Shared,
+    called,
+    check_attribute,
+    has_objects,
+    objects_of,
+    read,
+    write,
+)
 
 # Where the attributes of parameters stand among those of an optimizer: no name.
 _OF_PARAMETERS = "of parameters"
@@ -80,8 +91,11 @@ def save(
         extra = _attributes(optimizer, other, shared, needs_closure)
         if extra:
             load(other, read(content, there, known), _check_attributes(other, extra, known))
-        reason = _apart(overlaps, overlapping(_parts_of(other))[0], dict(_parts_of(other)).keys())
-        if reason and not _goes_on_alike(optimizer, other, needs_closure):
+        there_now, places = overlapping(_parts_of(other))[0], dict(_parts_of(other)).keys()
+        reason = _apart(overlaps, there_now, places)
+        of_parameters = _apart(_of_parameters(overlaps), _of_parameters(there_now), places)
+        if of_parameters or (reason and not _goes_on_alike(optimizer, other, needs_closure)):
+            reason = of_parameters or reason
             load(other, read(content, there, known), _check_attributes(other, extra, known))
             _try(other, needs_closure)  # after which they may share it again
             if _apart(overlaps, overlapping(_parts_of(other))[0], overlaps.keys()):
@@ -106,13 +120,21 @@ def _packages(optimizer: torch.optim.Optimizer) -> set[str]:
     return {base.__module__.partition(".")[0] for base in type(optimizer).__mro__} - {"torch", "builtins"}
 
 
+def _attributes_of(optimizer: torch.optim.Optimizer) -> Iterator[tuple[str, Any]]:
+    """Yield the attributes of an optimizer that are not torch's, and its defaults."""
+    for name, value in vars(optimizer).items():
+        if name == "defaults":  # in which torch sets one at loads
+            yield name, {"differentiable": False, **value}
+        elif name not in _torchs():
+            yield name, value
+
+
 def _objects_in(optimizer: torch.optim.Optimizer) -> Iterator[tuple[str, Any]]:
     """Yield the objects that an optimizer has in its state and its attributes, each with its place."""
     packages = _packages(optimizer)
     yield from objects_of(optimizer.state_dict(), "", packages)
-    for name, value in vars(optimizer).items():
-        if name not in _torchs():
-            yield from objects_of(value, f".{name}", packages)
+    for name, value in _attributes_of(optimizer):
+        yield from objects_of(value, f".{name}", packages)
 
 
 def _objects(build: Callable[[], torch.optim.Optimizer], needs_closure: bool) -> dict[str, Any]:
@@ -128,26 +150,32 @@ def _parameters(optimizer: torch.optim.Optimizer) -> list[Tensor]:
 
 
 def _parts_of(optimizer: torch.optim.Optimizer) -> Iterator[tuple[str, Any]]:
-    """Yield the tensors and containers that an optimizer has, each with its place, but for parameters."""
+    """Yield the parameters, and all else that an optimizer has and that may change, each with its place."""
     packages, seen = _packages(optimizer), {id(optimizer)}
-    groups = [{k: v for k, v in group.items() if k != "params"} for group in optimizer.param_groups]
-    attributes = {k: v for k, v in vars(optimizer).items() if k not in _torchs()}
-    parameters = set(map(id, _parameters(optimizer)))
-    for value, place in ((optimizer.state, "state"), (groups, "param_groups")):
-        yield from parts_of(value, place, packages, seen)
-    for name, value in attributes.items():
-        found = parts_of(value, f".{name}", packages, seen)
-        yield from ((where, t) for where, t in found if id(t) not in parameters)
+    for i, p in enumerate(_parameters(optimizer)):
+        yield from parts_of(p, f"parameter {i}", packages, seen)
+        for name, value in vars(p).items():
+            yield from parts_of(value, f"parameter {i}.{name}", packages, seen)
+    yield from parts_of(optimizer.state, "state", packages, seen)
+    yield from parts_of(optimizer.param_groups, "param_groups", packages, seen)
+    for name, value in _attributes_of(optimizer):
+        if name != "defaults":  # which each group has at first, and no longer after torch's load_state_dict
+            yield from parts_of(value, f".{name}", packages, seen)
 
 
 def _apart(before: Overlaps, after: Overlaps, places: Set[str]) -> str:
     """Say what shares memory and would not after a load, or the reverse; "" if nothing."""
-    for place in before.keys() | after.keys():
+    for place in sorted(before.keys() | after.keys()):
         first = (before.get(place) or after[place])[0]
         if place != first and before.get(place) != after.get(place) and {place, first} <= places:
             when = "would not after a load" if place in before else "would only after a load"
             return f"{called(place)} shares memory with {called(first)}, and {when}"
     return ""
+
+
+def _of_parameters(overlaps: Overlaps) -> Overlaps:
+    """Return what shares memory with parameters, which a step may go by that is not among the next few."""
+    return {place: where for place, where in overlaps.items() if where[0].startswith("parameter ")}
 
 
 def _goes_on_alike(
@@ -191,12 +219,12 @@ def _attributes(
 ) -> dict[str, Any]:
     """Return what an optimizer has beside what another one has that has its state."""
     packages, own = _packages(optimizer), {id(optimizer), *map(id, _parameters(optimizer))}
-    attributes, refused = {}, []
-    for name, value in vars(optimizer).items():
-        there = vars(other).get(name, MISSING)
-        if name not in _torchs() and not is_equal(value, there, packages, {*own}):
+    attributes, refused, here = {}, [], dict(_attributes_of(other))
+    for name, value in _attributes_of(optimizer):
+        if not is_equal(value, here.get(name, MISSING), packages, {*own}):
             try:
-                attributes[name] = write(f".{name}", value, None, shared)
+                like = here[name] if name == "defaults" else None
+                attributes[name] = write(f".{name}", value, like, shared)
             except NoPlaceError as reason:
                 refused.append((name, value, reason))
     if refused:  # which may be lists of parameters that a step makes anew
@@ -208,7 +236,7 @@ def _attributes(
     mine, theirs = ([vars(p) for p in _parameters(o)] for o in (optimizer, other))
     if not is_equal(mine, theirs, packages, {id(optimizer)}):
         attributes[_OF_PARAMETERS] = [
-            {name: write(f"param_groups' parameter {i}.{name}", v, None, shared) for name, v in those.items()}
+            {name: write(f"parameter {i}.{name}", v, None, shared) for name, v in those.items()}
             for i, those in enumerate(mine)
         ]
     return attributes
@@ -221,11 +249,19 @@ def load(optimizer: torch.optim.Optimizer, state: dict[str, Any], attributes: di
     the parameter's and forget the others, and so the next steps' bits would be others.
     """
     copied: dict[int, Any] = {}  # what stands in two places is copied once
+    groups, with_its = optimizer.param_groups, []
+    for part in dict(_parts_of(optimizer)).values():
+        theirs = vars(part).get("param_groups") if isinstance(part, torch.optim.Optimizer) else None
+        if theirs and all(map(operator.is_, theirs, groups)):
+            with_its.append((part, theirs is groups))
     optimizer.load_state_dict(copy.deepcopy(state, copied))
+    groups = optimizer.param_groups
+    for part, is_same in with_its:  # torch's load_state_dict makes them anew for each
+        part.param_groups = groups if is_same else list(groups)
     _keep(optimizer.state_dict(), state)
     for p, those in zip(_parameters(optimizer), attributes.get(_OF_PARAMETERS, []), strict=False):
         vars(p).update(copy.deepcopy(those, copied))
-    shared = overlapping([*parts_of([state, attributes], "", set(), set())])[1]
+    shared = overlapping(parts_of([state, attributes], "", set(), set()))[1]
     for name, value in attributes.items():
         known = getattr(optimizer, name, None)
         if name == _OF_PARAMETERS:
@@ -313,14 +349,14 @@ def _check_attributes(optimizer: torch.optim.Optimizer, attributes: Any, known: 
     """Return the attributes in a file, or raise ValueError where they would replace something else."""
     if type(attributes) is not dict:
         raise ValueError("not a checkpoint: the attributes of its optimizer are malformed")
-    for name in attributes:
-        if name == _OF_PARAMETERS:
-            continue
-        # A class may have a plain value that its steps replace in the object.
-        is_free = type(name) is str and type(getattr(type(optimizer), name, None)) in PLAIN
-        if not is_free or not name.isidentifier() or name in _torchs():
-            raise ValueError(f"not a checkpoint: its optimizer has an attribute {shown(name)}")
-    found = {name: read(value, None, known, f".{name}") for name, value in attributes.items()}
+    for name in attributes.keys() - {_OF_PARAMETERS, "defaults"}:
+        if name in _torchs():
+            raise ValueError(f"its optimizer has an attribute {shown(name)}, which is a name of torch's")
+        check_attribute("its optimizer", name, optimizer)
+    here = {"defaults": getattr(optimizer, "defaults", None)}
+    found = {name: read(value, here.get(name), known, f".{name}") for name, value in attributes.items()}
+    if type(found.get("defaults", {})) is not dict:
+        raise ValueError("not a checkpoint: the defaults of its optimizer are malformed")
     of_parameters = found.get(_OF_PARAMETERS, [])
     if type(of_parameters) is not list or not all(type(those) is dict for those in of_parameters):
         raise ValueError("not a checkpoint: the attributes of its parameters are malformed")

@@ -167,6 +167,10 @@ class Parameters:
         if self.loans:
             self.loans.settle()
 
+    def as_in_a_step(self) -> contextlib.AbstractContextManager[None]:
+        """Let the parameters be, in a block, what a class outside torch has made of them."""
+        return self.loans.as_in_a_step() if self.loans else contextlib.nullcontext()
+
     @contextlib.contextmanager
     def as_before(self, on_success: bool = False) -> Iterator[None]:
         """Let a block that fails leave a class outside torch, if it is one, with the memory that it has.

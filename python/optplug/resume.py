@@ -111,8 +111,8 @@ class Resumption:
             saved = optimizer.state_dict()
             saved["state"] = {key: _apart(state) for key, state in saved["state"].items()}
             return saved, {}
-        with random_numbers_kept():
-            another = functools.partial(build, self._parameters.groups, on_copies=True)
+        another = functools.partial(build, self._parameters.groups, on_copies=True)
+        with random_numbers_kept(), self._parameters.as_in_a_step():
             return own_state.save(optimizer, another, self._recipe.needs_closure)
 
     # ---- loading ----

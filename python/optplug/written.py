@@ -25,6 +25,7 @@ from optplug.unpickle import STORAGES, is_key
 #: Not bytes: a class's load_state_dict may unpickle them, and so run what a forged file says.
 PLAIN = (type(None), bool, int, float, str)
 _KIND = "optplug kind"
+_MAY_CHANGE = (dict, list, set, deque, np.ndarray, torch.Generator)
 _DTYPES = {name_of(dtype): dtype for dtype in STORAGES}
 
 
@@ -183,13 +184,23 @@ def _object(saved: Any, class_: Any, known: Known, place: str) -> Any:
     if class_ != here:  # which a spec's options may choose
         raise ValueError(f"{called(place)} is of class {shown(class_)}, and here of {here}")
     for name in saved:
-        # A class may have a plain value that its steps replace in the object.
-        is_free = type(name) is str and name.isidentifier() and type(getattr(type(like), name, None)) in PLAIN
-        if not is_free:
-            raise ValueError(f"{called(place)} has an attribute {shown(name)}")
+        check_attribute(called(place), name, like)
+        if name.startswith("__") and name not in vars(like):  # which others than the class may go by
+            raise ValueError(f"{called(place)} has an attribute {shown(name)}, and here it has none")
     made = object.__new__(type(like))
     vars(made).update(_read_container(saved, vars(like), known, place))
     return made
+
+
+def check_attribute(what: str, name: Any, like: Any) -> None:
+    """Raise ValueError where an attribute in a file would hide something of a class's but a value."""
+    if type(name) is not str or not name.isidentifier():
+        raise ValueError(f"{what} has an attribute {shown(name)}, which is no name")
+    there = getattr(type(like), name, None)
+    # A class may have a value that its steps replace in the object.
+    is_value = not callable(there) and not hasattr(there, "__get__") and not name.startswith("__")
+    if name not in vars(like) and there is not None and not is_value:
+        raise ValueError(f"{what} has an attribute {shown(name)}, which in {type(like).__name__} is no value")
 
 
 def has_objects(*saved: Any) -> bool:
@@ -259,11 +270,11 @@ class Shared:
 
     #: The addresses of memory that several tensors have.
     memory: set[int]
-    #: Containers by their ids, as they were written.
+    #: What may change, by its id, as it was written.
     written: dict[int, Any] = field(default_factory=dict)
     #: What stands for objects of the class's package: see `objects_of`.
     objects: dict[str, Any] = field(default_factory=dict)
-    #: The addresses of parameters, of which nothing that is read of a file would be a view.
+    #: The addresses of parameters, of which no object that is read of a file would have a view.
     parameters: set[int] = field(default_factory=set)
 
 
@@ -275,7 +286,7 @@ def write(place: str, value: Any, there: Any, shared: Shared) -> Any:
     """
     if type(value) in PLAIN:
         return value
-    if not isinstance(value, dict | list | set | deque) and place not in shared.objects:
+    if not isinstance(value, _MAY_CHANGE) and place not in shared.objects:
         return _write(place, value, there, shared)
     if id(value) not in shared.written:
         shared.written[id(value)] = _write(place, value, there, shared)
