@@ -266,6 +266,60 @@ class HoldsBoth(Holding):
         return float(first.sum())
 
 
+class Other(Slotted):
+    """Counts in a dict, and is another one from time to time."""
+
+    def __init__(self):
+        self.count = 0
+
+
+class HoldsDict(Holding):
+    """Gives an object another dict."""
+
+    def made(self):
+        return Other()
+
+    def changed(self, _):
+        self.thing.__dict__ = {**vars(self.thing), "sum": vars(self.thing).get("sum", 0) + 1}
+        return self.thing.sum
+
+
+class HoldsClass(HoldsDict):
+    """Gives an object another class."""
+
+    def changed(self, _):
+        before = type(self.thing)
+        self.thing.__class__ = type("Another", (Other,), {"number": getattr(before, "number", 0) + 1})
+        return self.thing.number
+
+
+class HoldsFlag(Holding):
+    """Counts by which tensors require gradients."""
+
+    def made(self):
+        return [torch.zeros(2) for _ in range(3)]
+
+    def changed(self, p):
+        bits = [p, *self.thing]
+        count = 1 + sum(t.requires_grad << i for i, t in enumerate(bits))
+        for i, t in enumerate(bits):
+            t.requires_grad_(bool(count >> i & 1))
+        return float(count)
+
+
+class HoldsBits(Holding):
+    """Takes a tensor's bits for another number."""
+
+    def made(self):
+        return torch.ones(2)
+
+    def changed(self, _):
+        kinds = torch.float32, torch.int32, torch.uint32
+        place = kinds.index(self.thing.dtype)
+        self.thing.data = self.thing.data.view(kinds[(place + 1) % 3])
+        return float(place)
+
+
 class HoldsIterator(Holding):
     """Has what nobody can put back."""
 

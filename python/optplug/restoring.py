@@ -22,12 +22,13 @@ from optplug import host
 from optplug._optplug import ffi
 from optplug.copies import Copies
 from optplug.errors import warn
-from optplug.snapshot import ENDS, Slots, holdings, is_leaf
+from optplug.snapshot import ENDS, Owners, Slots, holdings, is_leaf
 from optplug.torch_private import grad_mode
 
 _is, _is_set_to = operator.is_, Tensor.is_set_to
 _values_of = operator.methodcaller("values")
 _grad_of = operator.attrgetter("grad")
+_dtype_of, _wants_gradient = operator.attrgetter("dtype"), operator.attrgetter("requires_grad")
 
 
 def _count_of_two() -> int:
@@ -66,11 +67,14 @@ class Snapshot:
         self._tensor_of: dict[int, tuple[int, int, int]] = {}
         self._forms: dict[int, tuple[Any, ...]] = {}  # of those
         self._bare: list[dict[str, Any]] = []  # attributes of tensors that have none
+        self._owners = Owners([])  # of those attributes that are among the dicts
         self._tensors: list[Tensor] = []
         self._memory: list[Tensor] = []  # where these were
         self._watched = 0  # how many of them, the first, are no parameters and may be elsewhere after a step
         self._own: list[Tensor] = []  # those that are no parameters, and their gradients
         self._grads: list[Tensor | None] = []
+        self._dtypes: list[torch.dtype] = []  # of all tensors
+        self._wanting: list[bool] = []  # whether the parameters and those require gradients
         self._copies = _NONE
         self._others: list[tuple[Tensor, Tensor]] = []  # sparse tensors, and copies
         self._things: list[Any] = []
@@ -112,8 +116,11 @@ class Snapshot:
             with grad_mode(False):
                 self._memory = [t.detach() for t in strided]
                 self._copies = Copies(strided)
+            self._dtypes = list(map(_dtype_of, strided))
         self._own = [t for t in held.tensors if id(t) not in known and is_leaf(t)]
         self._grads = list(map(_grad_of, self._own))
+        self._wanting = [*map(_wants_gradient, parameters), *map(_wants_gradient, self._own)]
+        self._owners = Owners(held.owners)
         self._note_tensors()
         self._things, self._strange = held.things, list(held.strange)
         self._state()
@@ -179,7 +186,7 @@ class Snapshot:
     def _tensors_are(self, tensors: list[Tensor]) -> bool:
         """Tell whether these are the tensors of the snapshot before, in the same memory."""
         is_alike = _are(tensors, self._tensors) and all(map(_is_set_to, tensors, self._memory))
-        return is_alike and self._copies.are_there()
+        return is_alike and list(map(_dtype_of, tensors)) == self._dtypes and self._copies.are_there()
 
     def _is_alike(self, parameters: Sequence[Tensor]) -> bool:
         """Tell whether only numbers are others than in the snapshot before, and note those of Python's."""
@@ -201,6 +208,9 @@ class Snapshot:
             all(map(_is_set_to, self._tensors, islice(self._memory, watched)))
             and self._copies.are_there()
             and all(map(_is, map(_grad_of, self._own), self._grads))
+            and list(map(_dtype_of, self._tensors)) == self._dtypes
+            and [*map(_wants_gradient, self._parameters), *map(_wants_gradient, self._own)] == self._wanting
+            and self._owners.are_whole()
         )
 
     def restore(self) -> None:
@@ -215,9 +225,10 @@ class Snapshot:
             _fill(container, _take(values, count))
         for attributes in self._bare:
             attributes.clear()
+        self._owners.put_back()
         with grad_mode(False):
             for tensor, memory in zip(self._tensors, self._memory, strict=True):
-                if not tensor.is_set_to(memory):
+                if tensor.dtype != memory.dtype or not tensor.is_set_to(memory):
                     tensor.data = memory
             self._copies.put()
             for tensor, copy in self._others:
@@ -225,6 +236,9 @@ class Snapshot:
             for tensor, grad in zip(self._own, self._grads, strict=True):
                 if tensor.grad is not grad:
                     tensor.grad = grad
+            for tensor, wanting in zip([*self._parameters, *self._own], self._wanting, strict=True):
+                if tensor.requires_grad != wanting:
+                    tensor.requires_grad_(wanting)
         for put_back in self._put_back if self._things else ():
             put_back()
         if self._strange:

@@ -6,6 +6,7 @@ Nobody knows what such a class keeps: whatever its attributes lead to, by contai
 from __future__ import annotations
 
 import logging
+import operator
 import random
 import re
 import threading
@@ -54,6 +55,7 @@ _NOBODYS = frozenset({"torch", "builtins", "abc", "typing", "collections", "obje
 #: What is in a slot that is empty.
 NOTHING = object()
 _DEPTH = 10  # of functions that wrap others
+_dict_of = operator.attrgetter("__dict__")
 #: What torch's own attributes for hooks begin with.
 HOOKS = "_optimizer_"
 
@@ -69,6 +71,8 @@ class Holdings:
 
     #: Dicts, lists, sets and deques, and what stands for attributes that are in none: see `Slots`.
     containers: list[Any] = field(default_factory=list)
+    #: The objects whose attributes are among those.
+    owners: list[Any] = field(default_factory=list)
     tensors: list[Tensor] = field(default_factory=list)
     #: The attributes of tensors that have none yet.
     bare: list[dict[str, Any]] = field(default_factory=list)
@@ -112,7 +116,7 @@ def holdings(optimizer: torch.optim.Optimizer, more: Iterable[Any] = ()) -> Hold
             containers.append(value)
             inside = [*value.values(), *(k for k in value if isinstance(k, Tensor))]
             if hasattr(value, "__dict__"):
-                inside += _attributes(value, containers)
+                inside += _attributes(value, result)
         elif isinstance(value, list | set | deque):
             containers.append(value)
             inside = value
@@ -135,7 +139,7 @@ def holdings(optimizer: torch.optim.Optimizer, more: Iterable[Any] = ()) -> Hold
             result.things.append(value)
             inside = value.flat if isinstance(value, np.ndarray) and value.dtype == object else ()
         elif isinstance(value, _LEADING) or package_of(value) in packages:
-            inside = _of_object(value, containers)
+            inside = _of_object(value, result)
         elif not (isinstance(value, _HARMLESS) or callable(value) or kind is object):
             result.strange[kind.__name__] = kind
         found += [v for v in inside if type(v) not in ENDS]
@@ -171,22 +175,23 @@ def _is_wrapper(value: Tensor) -> bool:
     return hasattr(value, "__tensor_flatten__")
 
 
-def _attributes(value: Any, containers: list[Any]) -> list[Any]:
+def _attributes(value: Any, held: Holdings) -> list[Any]:
     """Note an object's attributes, and return what they lead to."""
     attributes = vars(value)
-    containers.append(attributes)
+    held.containers.append(attributes)
+    held.owners.append(value)
     found = [v for key, v in attributes.items() if not (type(key) is str and key.startswith(HOOKS))]
     if isinstance(value, torch.optim.Optimizer) and "step" in attributes:  # a scheduler's, around the class's
         found = [v for v in found if v is not attributes["step"]]
     return found
 
 
-def _of_object(value: Any, containers: list[Any]) -> list[Any]:
-    inside = _attributes(value, containers) if hasattr(value, "__dict__") else []
+def _of_object(value: Any, held: Holdings) -> list[Any]:
+    inside = _attributes(value, held) if hasattr(value, "__dict__") else []
     names = slots_of(type(value))  # type: ignore[arg-type]
     if names:
         slots = Slots(value, names)
-        containers.append(slots)
+        held.containers.append(slots)
         inside += slots
     return inside
 
@@ -213,6 +218,27 @@ def slots_of(kind: type) -> tuple[str, ...]:
         for name, member in vars(base).items()
         if isinstance(member, MemberDescriptorType) and base.__module__ not in _NOBODYS
     )
+
+
+class Owners:
+    """Objects, with what a step may replace in each as a whole: its class and its dict."""
+
+    def __init__(self, objects: list[Any]) -> None:
+        self._objects = objects
+        self._classes, self._dicts = list(map(type, objects)), list(map(_dict_of, objects))
+
+    def are_whole(self) -> bool:
+        """Tell whether nothing of that is replaced."""
+        dicts = map(_dict_of, self._objects)
+        return list(map(type, self._objects)) == self._classes and all(map(operator.is_, dicts, self._dicts))
+
+    def put_back(self) -> None:
+        """Put back what is."""
+        for value, class_, attributes in zip(self._objects, self._classes, self._dicts, strict=True):
+            if type(value) is not class_:
+                object.__setattr__(value, "__class__", class_)
+            if vars(value) is not attributes:
+                object.__setattr__(value, "__dict__", attributes)
 
 
 class Slots:
@@ -330,7 +356,7 @@ class Watch:
         if is_wrapped_by_scheduler(vars(optimizer).get("step")):
             note_step(optimizer)  # which the scheduler would do, and no step of the class's
         held = holdings(optimizer)
-        self._count = len(held.containers)
+        self._count, self._owners = len(held.containers), Owners(held.owners)
         self._containers = [(c, c.copy()) for c in (*held.containers, *held.bare)]
         self._tensors = [(t, t.clone()) for t in held.tensors if id(t) not in ids]
         self._random = None if may_draw else states()  # which imports numpy's
@@ -339,12 +365,12 @@ class Watch:
         """Say what a step has changed; "" if nothing."""
         if self._random is not None and self._random != states():
             return "a step draws random numbers"
-        if len(holdings(optimizer).containers) != self._count:
+        if len(holdings(optimizer).containers) != self._count or not self._owners.are_whole():
             return "a step changes what the optimizer holds"
         for container, before in self._containers:
             if not self._is_as_before(container, before):
                 return "a step changes what the optimizer holds"
-        if not all(t.equal(before) for t, before in self._tensors):
+        if not all(t.dtype == before.dtype and t.equal(before) for t, before in self._tensors):
             return "a step changes a tensor that belongs to no parameter"
         return ""
 
