@@ -4,6 +4,7 @@
 #include <string.h>
 
 #include "elementwise.h"
+#include "mkl.h"
 #include "openmp.h"
 #include "scalars.h"
 #include "strided.h"
@@ -11,7 +12,7 @@
 /* A block's bytes: as many as there is room for, on the stack of a thread that has little, beside temporary
  * arrays and those with gaps.  Within a block all operations are made on so few bytes that the processor, which
  * looks ahead, begins the next one while it still divides and waits for memory: but Intel's square root, whose
- * call takes as long as 1000 of its values, is made on all of it. */
+ * call may take as long as 1000 of its values, is made on all of it. */
 enum { MOST = 8192, LEAST = 2048, FEW = 1024, MAX_BLOCKS = 16, ROOM = MAX_BLOCKS * LEAST };
 /* How many arrays a record may work on. */
 enum { MAX_ARRAYS = 64 };
@@ -127,12 +128,23 @@ static int is_read_later(const optplug_record *record, int i)
     return 0;
 }
 
+/* Return the bytes of a block, of which a record needs a few. */
+static int64_t block_of(int blocks, int is_wide, int is_copied)
+{
+    /* Values to last four times as long as their call. While it runs, nothing else is fetched from memory. */
+    int64_t wanted = is_wide ? 4 * mkl_cost() * (int64_t)sizeof(float) : is_copied ? MOST : FEW;
+    int64_t most = blocks * MOST <= ROOM ? MOST : ROOM / blocks;
+    if (is_wide && wanted < LEAST)
+        wanted = LEAST;
+    return (wanted < most ? wanted + FEW - 1 : most) / FEW * FEW;
+}
+
 static int make_record(struct records *records, struct record *record, const optplug_record *given)
 {
     const int bytes = worked_in(records->lists.formats[0]);
     const int copies = records->is_half ? records->lists.count : records->gapped.count;
     const int blocks = given->temporary_count + copies;
-    int is_small = copies == 0;
+    int is_wide = 0;
     record->store_count = given->store_count;
     record->instruction_count = given->instruction_count;
     record->temporary_count = given->temporary_count;
@@ -163,7 +175,7 @@ static int make_record(struct records *records, struct record *record, const opt
             .rounds = records->is_half && is_read_later(given, i) && !is_exact(from->elementwise)};
         if (!to->runs[0] || !to->runs[1])
             return 0;
-        is_small &= !to->is_wide;
+        is_wide |= to->is_wide;
         const int numbers[] = {to->a, to->b, to->c, to->to};
         for (int k = 0; k < 4; k++)
             if (numbers[k] >= 0 && numbers[k] < records->lists.count)
@@ -171,7 +183,7 @@ static int make_record(struct records *records, struct record *record, const opt
         if (to->to < records->lists.count)
             record->is_written[to->to] = 1;
     }
-    record->block = is_small ? FEW : blocks * MOST <= ROOM ? MOST : ROOM / blocks / FEW * FEW;
+    record->block = block_of(blocks, is_wide, copies > 0);
     return 1;
 }
 
