@@ -20,6 +20,12 @@ _PRINTS = frozenset(
         "2c69d70fbd6e4cff",  # _compile._disable_dynamo
         "73116806a84ff273",  # LBFGS._gather_flat_grad, until 2.14 had maximize
         "60684203dc648773",  # LBFGS._add_grad
+        "e2ac6d89013f8208",  # LBFGS.step, until 2.14 had maximize
+        "62b3bd976ddd6744",  # the same as Python 3.10 writes it
+        "f0c0f4825dc6c264",  # LBFGS.step
+        "1e0e8a9091064d8c",  # the same as Python 3.10 writes it
+        "d190d169a8534b4d",  # AveragedModel.update_parameters
+        "715476a4f3e62b01",  # the same as Python 3.10 writes it
     }
 )
 
