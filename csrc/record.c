@@ -13,7 +13,7 @@
  * arrays and those with gaps.  Within a block all operations are made on so few bytes that the processor, which
  * looks ahead, begins the next one while it still divides and waits for memory: but Intel's square root, whose
  * call may take as long as 1000 of its values, is made on all of it. */
-enum { MOST = 8192, LEAST = 2048, FEW = 1024, MAX_BLOCKS = 16, ROOM = MAX_BLOCKS * LEAST };
+enum { MOST = 8192, FEW = 2048, MAX_BLOCKS = 16, ROOM = MAX_BLOCKS * FEW };
 /* How many arrays a record may work on. */
 enum { MAX_ARRAYS = 64 };
 /* How many values must lie together to be worth calls of their own. */
@@ -63,15 +63,15 @@ const optplug_tensor *records_list(const struct records *records, int list)
 int records_all(const struct records *records, int list,
                 int (*holds)(const void *values, int64_t n, const void *context), const void *context)
 {
-    _Alignas(64) char block[LEAST];
+    _Alignas(64) char block[FEW];
     const int size = records->size;
     for (int p = 0; p < records->lists.length; p++) {
         const optplug_tensor *t = tensor(records, list, p);
         const struct strided *gaps = gapped_find(&records->gapped, list, p);
         if (!gaps && !holds(t->data, t->n, context))
             return 0;
-        for (int64_t i = 0; gaps && i < t->n; i += LEAST / size) {
-            int64_t n = t->n - i < LEAST / size ? t->n - i : LEAST / size;
+        for (int64_t i = 0; gaps && i < t->n; i += FEW / size) {
+            int64_t n = t->n - i < FEW / size ? t->n - i : FEW / size;
             strided_read(gaps, t->data, size, i, n, block);
             if (!holds(block, n, context))
                 return 0;
@@ -133,10 +133,9 @@ static int64_t block_of(int blocks, int is_wide, int is_copied)
 {
     /* Values to last four times as long as their call. While it runs, nothing else is fetched from memory. */
     int64_t wanted = is_wide ? 4 * mkl_cost() * (int64_t)sizeof(float) : is_copied ? MOST : FEW;
-    int64_t most = blocks * MOST <= ROOM ? MOST : ROOM / blocks;
-    if (is_wide && wanted < LEAST)
-        wanted = LEAST;
-    return (wanted < most ? wanted + FEW - 1 : most) / FEW * FEW;
+    int64_t most = blocks * MOST <= ROOM ? MOST : ROOM / blocks / FEW * FEW;
+    wanted = (wanted + FEW - 1) / FEW * FEW;
+    return wanted < most ? wanted : most;
 }
 
 static int make_record(struct records *records, struct record *record, const optplug_record *given)

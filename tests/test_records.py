@@ -225,17 +225,41 @@ def test_an_operation_that_is_not_torchs_is_noticed(monkeypatch):
     assert {"mul scalar", "addcmul", "addcdiv", "sqrt", "lerp"} <= used
 
 
-def test_a_product_and_the_sum_that_follows_are_one_operation():
+@pytest.mark.parametrize(
+    ("spec", "kind", "second", "both", "first"),
+    [
+        ("RMSprop(lr=0.1)", "addcmul", "ADDCMUL_FMA", "MUL_ADDCMUL_FMA", "MUL_SCALAR"),
+        ("RMSprop(lr=0.1)", "addcdiv", "ADDCDIV", "ADDCDIV_ADDED", "ADD_SCALAR"),
+        ("ASGD(lr=0.1)", "add", "ADD_FMA", "MUL_ADD_FMA", "MUL_SCALAR"),
+    ],
+)
+def test_two_operations_in_turn_are_one(spec, kind, second, both, first):
     """Where torch rounds both as C has them in one, as on processors that fuse them."""
-    twins = Twins("RMSprop(lr=0.1)", [("float32", 50), ("float64", 50)])
+    made = operations_of(spec)
+    is_fused = elementwise.choose(kind, torch.float32) == getattr(numbers, f"ELEMENTWISE_{second}")
+    assert (both in made) == is_fused
+    assert (first in made) != is_fused
+
+
+def test_two_operations_stay_two_where_a_third_reads_what_the_first_makes():
+    made = operations_of("NAdam(lr=0.1)")
+    assert "ADD_SCALAR" in made
+    assert "ADDCDIV_ADDED" not in made
+
+
+def operations_of(spec):
+    """Return what a step of two parameters, in single and double precision, is made of."""
+    twins = Twins(spec, [("float32", 50), ("float64", 50)])
     for _ in range(5):
         twins.step()
-    is_fused = elementwise.choose("addcmul", torch.float32) == numbers.ELEMENTWISE_ADDCMUL_FMA
-    for kind in twins.planner().records._kinds.values():
-        made = [one.elementwise for record in kind.records for one in record.instructions]
-        assert (numbers.ELEMENTWISE_MUL_ADDCMUL_FMA in made) == is_fused
-        assert (numbers.ELEMENTWISE_MUL_SCALAR in made) != is_fused
+    assert twins.is_recorded()
+    names = {getattr(numbers, n): n.removeprefix("ELEMENTWISE_") for n in dir(numbers) if "ELEMENTWISE_" in n}
+    kinds = twins.planner().records._kinds.values()
+    made = {
+        names[one.elementwise] for kind in kinds for record in kind.records for one in record.instructions
+    }
     twins.end()
+    return made
 
 
 @pytest.mark.parametrize(
