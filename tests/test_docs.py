@@ -216,6 +216,45 @@ def test_the_programs_in_c_print_what_the_page_says(tmp_path):
         assert hosts.run_main(tmp_path / "main").stdout == output
 
 
+#: What the pieces of programs on pages take as given.
+AROUND = """
+#include <stdio.h>
+enum { n = 3 };
+static double w[n], g[n];
+#define dw g
+static void gradient(const double *at, double *slope)
+{
+    for (int i = 0; i < n; i++)
+        slope[i] = at[i] - i - 1;
+}
+static int left = 300;
+#define running (left-- > 0)
+"""
+
+
+def test_the_pieces_in_c_run_without_an_error(tmp_path):
+    """What pages show of programs that are not whole; a call of theirs that fails leaves its message."""
+    loop = 'int opt = opt_create("Adam(lr=0.1)");\nopt_bind(opt, "w", "float64", n, w, dw);\n'
+    loop += programs("../README.md", "c")[1]
+    pieces = {
+        # 1000 steps against a gradient that keeps its sign, each of a rate that is 1.5e-4 in the mean.
+        "first_page": (programs("index.md", "c")[0], "0.15 0.15 0.15"),
+        "readme": (loop, "1.00 2.00 3.00"),
+        "from_adam": (programs("from-adam.md", "c")[1], "0.00 0.00 0.00"),
+    }
+    source = f"{programs('abi.md', 'c')[0]}{AROUND}"
+    for name, (piece, _) in pieces.items():
+        source += f"static void {name}(void)\n{{\n{piece}}}\n"
+    source += "int main(void)\n{\n"
+    for name in pieces:
+        source += f"    {name}();\n"
+        source += '    printf("%.2f %.2f %.2f %s\\n", w[0], w[1], w[2], opt_error());\n'
+        source += "    w[0] = w[1] = w[2] = g[0] = g[1] = g[2] = 0;\n"
+    build(f"{source}    return 0;\n}}\n", tmp_path)
+    printed = hosts.run_main(tmp_path / "main").stdout.splitlines()
+    assert printed == [f"{values} " for _, values in pieces.values()]
+
+
 @hosts.needs_cxx
 def test_the_closure_in_cxx_runs(tmp_path):
     build(programs("first-steps/cxx.md", "cpp")[0], tmp_path, "main.cpp", (hosts.CXX, "-std=c++17"))
