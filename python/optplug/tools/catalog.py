@@ -59,7 +59,7 @@ def _of_package(package: str) -> list[str]:
         importlib.import_module(package)
     except Exception as error:
         is_typo = isinstance(error, ModuleNotFoundError) and error.name == package
-        kinds = f"; what is no package is one of {', '.join(sorted(KINDS))}" if is_typo else ""
+        kinds = f"; besides packages there are {', '.join(sorted(KINDS))}" if is_typo else ""
         said = str(error) or type(error).__name__
         raise ValueError(f"{package} cannot be imported: {said}{kinds}") from error
     _allow(package)
