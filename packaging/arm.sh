@@ -16,7 +16,9 @@ root=$folder/root
 release=bookworm python=3.11 # its own
 
 [ "$(id -u)" = 0 ] || { echo "$0: needs root, for chroot" >&2; exit 1; }
-[ -d /proc/sys/fs/binfmt_misc/ ] && mount -t binfmt_misc none /proc/sys/fs/binfmt_misc 2>/dev/null || true
+# In a container nobody has mounted this, or told the kernel.
+[ -e /proc/sys/fs/binfmt_misc/register ] || mount -t binfmt_misc none /proc/sys/fs/binfmt_misc 2>/dev/null || true
+[ -e /proc/sys/fs/binfmt_misc/qemu-aarch64 ] || update-binfmts --enable qemu-aarch64 2>/dev/null || true
 [ -e /proc/sys/fs/binfmt_misc/qemu-aarch64 ] || { echo "$0: needs qemu-user-static, and its binfmt" >&2; exit 1; }
 
 # Run a command there; what is mounted for it goes with it.  In /proc and /sys torch looks for an ARM's processors:

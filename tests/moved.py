@@ -49,6 +49,12 @@ class Change:
     specs: tuple[str, ...]
     #: What the host sets in the middle.
     options: str = "lr=0.05"
+    #: A scheduler, which the host attaches anew in the middle, and an average.
+    schedule: str = ""
+    average: str = ""
+    #: Whether it scales its loss, and whether it wants to be called after each step.
+    is_scaled: bool = False
+    is_hooked: bool = False
 
 
 def _decorated(name: str) -> list[tuple[str, str]]:
@@ -252,6 +258,115 @@ CHANGES = {
     "other directions of LBFGS": Change(
         {"lbfgs": [("H_diag = ys / y.dot(y)", "H_diag = ys / y.dot(y) / 2")]}, LBFGS
     ),
+    "an average that begins anew": Change(
+        {"swa_utils": [("bool(self.n_averaged == 0)", "bool(self.n_averaged % 8 == 0)")]},
+        ("Adam(lr=0.1)",),
+        average="AveragedModel(multi_avg_fn=get_ema_multi_avg_fn(0.5))",
+    ),
+    "a scheduler that counts by an iterator": Change(
+        {
+            "lr_scheduler": [
+                (
+                    "        self.step_size = step_size\n",
+                    "        self.step_size = step_size\n        self.ticks = iter(range(1000))\n",
+                ),
+                (
+                    "if (self.last_epoch == 0) or (self.last_epoch % self.step_size != 0):",
+                    "if next(self.ticks) % self.step_size != 1:",
+                ),
+            ]
+        },
+        ("Adam(lr=0.1)",),
+        schedule="StepLR(2, gamma=0.75)",
+    ),
+    "a first rate by another key": Change(
+        {"lr_scheduler": [('"initial_lr"', '"first_lr"')]},
+        ("Adam(lr=0.1)",),
+        schedule="CosineAnnealingWarmRestarts(T_0=3)",
+    ),
+    "a rest now and then": Change(
+        {
+            "adam": [
+                (
+                    "        if device_found_inf is not None:\n            torch._foreach_sub_(",
+                    "        if int(device_state_steps[0]) % 5 == 0:\n"
+                    "            torch._foreach_mul_(device_exp_avgs, 0.5)\n"
+                    "        if device_found_inf is not None:\n            torch._foreach_sub_(",
+                )
+            ],
+            "rmsprop": [
+                (
+                    "        square_avg.mul_(alpha).addcmul_(",
+                    "        if int(step) % 5 == 0:\n            square_avg.mul_(0.5)\n"
+                    "        square_avg.mul_(alpha).addcmul_(",
+                ),
+                (
+                    "        torch._foreach_mul_(grouped_square_avgs, alpha)\n",
+                    "        if int(grouped_state_steps[0]) % 5 == 0:\n"
+                    "            torch._foreach_mul_(grouped_square_avgs, 0.5)\n"
+                    "        torch._foreach_mul_(grouped_square_avgs, alpha)\n",
+                ),
+            ],
+        },
+        ("Adam(lr=0.1)", "RMSprop(lr=0.1)"),
+    ),
+    "a loss scale by another name": Change(
+        {"adam": [('getattr(self, "grad_scale", None)', 'getattr(self, "loss_scale", None)')]},
+        ("Adam(lr=0.1)",),
+        is_scaled=True,
+    ),
+    "hooks that are called twice": Change(
+        {
+            "optimizer": [
+                (
+                    "                    post_hook(self, args, kwargs)\n",
+                    "                    post_hook(self, args, kwargs)\n"
+                    "                    post_hook(self, args, kwargs)\n",
+                )
+            ]
+        },
+        ("Adam(lr=0.1)", "LBFGS(lr=0.5, max_iter=3)"),
+        is_hooked=True,
+    ),
+    "foreach by default": Change(
+        {
+            "optimizer": [
+                (
+                    "    foreach = not fused and all(",
+                    "    return False, True\n    foreach = not fused and all(",
+                )
+            ]
+        },
+        ("RMSprop(lr=0.1)", "NAdam(lr=0.1)"),
+    ),
+    "a tensor more in the state": Change(
+        {
+            "adam": [
+                (
+                    '                exp_avgs.append(state["exp_avg"])\n',
+                    '                slow = state.setdefault("slow", torch.zeros_like(p))\n'
+                    "                slow.lerp_(p, 0.25)\n"
+                    '                if int(state["step"]) % 6 == 5:\n'
+                    "                    p.lerp_(slow, 0.5)\n"
+                    '                exp_avgs.append(state["exp_avg"])\n',
+                )
+            ]
+        },
+        ("Adam(lr=0.1)",),
+    ),
+    "a loop more over LBFGS's history": Change(
+        {
+            "lbfgs": [
+                (
+                    "                # iteration in L-BFGS loop collapsed",
+                    "                for i in range(9, num_old):\n"
+                    "                    old_stps[i].mul_(0.875)\n"
+                    "                # iteration in L-BFGS loop collapsed",
+                )
+            ]
+        },
+        ("LBFGS(lr=0.5, max_iter=3)",),
+    ),
 }
 
 
@@ -312,7 +427,7 @@ def main(name: str) -> None:
         from moved_pairs import compare
 
         for spec in CHANGES[name].specs:
-            print(f"{spec}: {compare(spec, CHANGES[name].options)}", flush=True)
+            print(f"{spec}: {compare(spec, CHANGES[name])}", flush=True)
 
 
 if __name__ == "__main__":

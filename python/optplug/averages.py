@@ -13,6 +13,7 @@ from optplug import spec
 from optplug.arguments import blame, check_kinds, said
 from optplug.checks import check_count, check_tensor
 from optplug.errors import StateError
+from optplug.known import is_known
 from optplug.recorder import Record
 from optplug.spec import Call, SpecError, shown
 from optplug.torch_private import foreach_copy_
@@ -60,6 +61,8 @@ class Average:
         except Exception as error:
             raise SpecError(f"spec {shown(text)}: {said(error)}") from error
         self.text = text
+        #: Whether torch's update is known, which `update_one` makes for one parameter.
+        self.is_known = is_known(swa_utils.AveragedModel.update_parameters)
         #: Whether the averages stand where the parameters were, and the other way round.
         self.swapped = False
         #: What an update comes down to, by dtype and default dtype; None if it has no record.
@@ -67,7 +70,7 @@ class Average:
 
     def update(self, module: nn.Module) -> None:
         """Take the parameters as they are now into the average."""
-        if any(p.is_cuda for p in module.parameters()):
+        if self.is_known and any(p.is_cuda for p in module.parameters()):
             self._update_on_gpu([p.detach() for p in module.parameters()])
         else:
             self._averaged.update_parameters(module)

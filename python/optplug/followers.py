@@ -33,6 +33,8 @@ _CHUNKS = (4, 0, 1, 2, 8)
 
 def average(of: Average, parameters: Sequence[Tensor]) -> list[Operation] | None:
     """State the update of an average, after the first one; None if only Python can make it."""
+    if not of.is_known:
+        return None
     alike: dict[tuple[torch.dtype, bool], list[tuple[Tensor, Tensor]]] = {}
     for p, averaged in zip(parameters, of.memory(), strict=True):
         if p.device.type != "cpu" or not p.dim():

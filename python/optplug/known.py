@@ -6,10 +6,13 @@ Of an unknown one nothing is left out or replaced: that takes longer, and nothin
 from __future__ import annotations
 
 import ast
+import functools
 import hashlib
 import inspect
 import textwrap
 from typing import Any
+
+from optplug.parsing import parse
 
 # What they were in torch 2.11 to 2.15.
 _PRINTS = frozenset(
@@ -20,10 +23,17 @@ _PRINTS = frozenset(
         "2c69d70fbd6e4cff",  # _compile._disable_dynamo
         "73116806a84ff273",  # LBFGS._gather_flat_grad, until 2.14 had maximize
         "60684203dc648773",  # LBFGS._add_grad
+        "e2ac6d89013f8208",  # LBFGS.step, until 2.14 had maximize
+        "62b3bd976ddd6744",  # the same as Python 3.10 writes it
+        "f0c0f4825dc6c264",  # LBFGS.step
+        "1e0e8a9091064d8c",  # the same as Python 3.10 writes it
+        "d190d169a8534b4d",  # AveragedModel.update_parameters
+        "715476a4f3e62b01",  # the same as Python 3.10 writes it
     }
 )
 
 
+@functools.cache
 def is_known(function: Any) -> bool:
     """Tell whether a function of torch's reads as one that was read here."""
     return fingerprint(function) in _PRINTS
@@ -32,7 +42,7 @@ def is_known(function: Any) -> bool:
 def fingerprint(function: Any) -> str:
     """Return a digest of what a function does: its source without comments; "" without one."""
     try:  # of its code, since functions that stand before others name those as themselves
-        tree = ast.parse(textwrap.dedent(inspect.getsource(function.__code__)))
+        tree = parse(textwrap.dedent(inspect.getsource(function.__code__)))
     except (AttributeError, OSError, SyntaxError, TypeError):
         return ""
     for node in ast.walk(tree):

@@ -8,11 +8,13 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
 
 from optplug import plans, transfer
 from optplug.buffers import flat
 from optplug.elementwise import is_same
 from optplug.plans import Operation, Plan
+from optplug.readings import HARMLESS
 from optplug.recorder import plain_step
 from optplug.scaling import Scale
 from optplug.snapshot import Watch
@@ -66,14 +68,29 @@ def _difference(optimizer: torch.optim.Optimizer, scale: Scale) -> str:
     operations = plans.make(ours, _scale_of(ours).numbers())
     if operations is None:
         return "copies have no operator"
-    watch = Watch(theirs, _tensors(theirs), may_draw=True)  # which would give other bits
-    with grad_mode(False):
+    watch, reading = Watch(theirs, _tensors(theirs), may_draw=True), _Reading()  # drawing gives other bits
+    with grad_mode(False), reading:
         plain_step(theirs)
-    if (reason := watch.found(theirs)) or not transfer.run(Plan(operations)):
+    if (reason := watch.found(theirs) or reading.found) or not transfer.run(Plan(operations)):
         return reason or "torch does not run their operator"
     if not all(map(is_same, _values(ours), _values(theirs))):
         return "their operator gives other bits than the step"
     return ""
+
+
+class _Reading(TorchFunctionMode):
+    """Sees whether a step looks at a value, by which a later one may go another way."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.found = ""
+
+    def __torch_function__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        result, name = function(*args, **(kwargs or {})), getattr(function, "__name__", "")
+        made = result if isinstance(result, list | tuple) else [result]
+        if name not in HARMLESS and not all(isinstance(one, Tensor | None) for one in made):
+            self.found = f"a step looks at values, by {name}"
+        return result
 
 
 def _tensors(optimizer: torch.optim.Optimizer) -> list[Tensor]:

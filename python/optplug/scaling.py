@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import functools
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
+from optplug.lean import bare_step
 from optplug.parameters import Parameters
 from optplug.torch_private import grad_mode
 
@@ -41,6 +43,7 @@ class Scale:
         if not self:
             return True
         is_fused = parameters.loans is None and all(group.get("fused") for group in optimizer.param_groups)
+        is_fused = is_fused and _takes_both(type(optimizer))  # type: ignore[arg-type]
         if self.found_inf is not None and not (is_fused and has_stepped) and self.found_inf.item():
             return False
         _give(optimizer, self if is_fused else Scale())
@@ -55,6 +58,13 @@ class Scale:
 def take_away(optimizer: torch.optim.Optimizer) -> None:
     """Let an optimizer know of no numbers."""
     _give(optimizer, Scale())
+
+
+@functools.cache
+def _takes_both(full: type[torch.optim.Optimizer]) -> bool:
+    """Tell whether a class's step looks for the two attributes by these names."""
+    code = getattr(bare_step(full), "__code__", None)
+    return code is not None and {"grad_scale", "found_inf"} <= {*code.co_consts, *code.co_names}
 
 
 def _give(optimizer: torch.optim.Optimizer, scale: Scale) -> None:

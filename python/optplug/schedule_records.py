@@ -8,8 +8,10 @@ Python, and branches that come out otherwise are Python's, and add a record.
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Iterator, Sequence
+from types import FunctionType
 from typing import Any
 
 import torch
@@ -22,6 +24,7 @@ from optplug.plans import Form, Group, Operation, Plan, Schedulers
 from optplug.recorder import Record
 from optplug.run import Run
 from optplug.schedules import GROUP_KEYS
+from optplug.snapshot import ENDS, is_constant
 
 #: How many records there may be, how often a step is looked at in all, and how many numbers are copied.
 _MOST_RECORDS, _MOST_LOOKS, _MOST_NUMBERS = 6, 12, 512
@@ -41,6 +44,9 @@ class Schedule:
             raise ValueError("there are too many numbers in them")
         if any(isinstance(value, torch.Tensor) for _, value in _walk(self._roots)):
             raise ValueError("a rate is a tensor")
+        for _, value in _walk(self._roots):
+            if not _is_fixed(value):  # a step of a copy would change that of the scheduler
+                raise ValueError(f"a scheduler has a {type(value).__name__}, which may change unseen")
         self._memory = torch.zeros(len(self._paths), dtype=torch.float64)
         self.records: list[Record] = []
         self.refresh()
@@ -217,6 +223,13 @@ def _walk(value: Any, path: _Path = ()) -> Iterator[tuple[_Path, Any]]:
         return
     for key, part in parts.items():
         yield from _walk(part, (*path, key))
+
+
+def _is_fixed(value: Any) -> bool:
+    """Tell whether a value never changes."""
+    if type(value) is functools.partial:
+        return all(map(_is_fixed, (value.func, *value.args, *value.keywords.values())))
+    return type(value) in ENDS or (isinstance(value, FunctionType) and is_constant(value))
 
 
 def _get(value: Any, path: _Path) -> Any:

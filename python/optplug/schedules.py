@@ -55,7 +55,13 @@ def attach(optimizer: torch.optim.Optimizer, text: str, function: Function | Non
     builder = _Builder(optimizer, function)
     with undone_on_error(optimizer, []):
         try:
+            keys = {key for group in optimizer.param_groups for key in group}.union(GROUP_KEYS)
             scheduler = builder.build(spec.parse(text))
+            if unknown := {key for group in optimizer.param_groups for key in group} - keys:
+                raise SpecError(
+                    f"in torch {torch.__version__} it keeps {', '.join(map(shown, sorted(unknown)))} in "
+                    "parameter groups, which optplug does not know: set rates with opt_set_value"
+                )
             if function and not builder.used:
                 raise SpecError("nothing in it takes a function: attach it with opt_schedule")
         except HostError:

@@ -284,7 +284,7 @@ def _is_seen_through(value: Any, package: str) -> bool:
     if kind in ENDS or isinstance(value, (Tensor, *_CONSTANT)):
         return True
     if isinstance(value, FunctionType):
-        return _is_constant(value, 0)
+        return is_constant(value)
     if type(value) is partial:  # whose keywords are among the containers
         return not vars(value) and all(_is_seen_through(v, package) for v in (value.func, *value.args))
     if isinstance(value, dict | list | set | deque):
@@ -293,7 +293,7 @@ def _is_seen_through(value: Any, package: str) -> bool:
     return hasattr(value, "__dict__") and is_its_own(value, package) and not has_slots
 
 
-def _is_constant(function: FunctionType, depth: int) -> bool:
+def is_constant(function: FunctionType, depth: int = 0) -> bool:
     """Tell whether a function has no variables of its own but functions that have none, and types."""
     given = [*(function.__defaults__ or ()), *(function.__kwdefaults__ or {}).values()]
     variables = [v for cell in function.__closure__ or () for v in Slots(cell, ("cell_contents",))]
@@ -302,7 +302,7 @@ def _is_constant(function: FunctionType, depth: int) -> bool:
         all(type(v) in ENDS for v in given)
         and depth < _DEPTH
         and all(
-            _is_constant(v, depth + 1)
+            is_constant(v, depth + 1)
             if isinstance(v, FunctionType)
             else isinstance(v, type | ModuleType | BuiltinFunctionType)
             for v in variables
