@@ -346,19 +346,26 @@ class Exchange:
         return True
 
 
+def _by_dtype(
+    members: Sequence[Sliced], dtype_of: Callable[[Sliced], torch.dtype]
+) -> Iterator[tuple[torch.dtype, list[Sliced]]]:
+    """Yield what is sent in one collective: the parameters of a dtype, ordered as on all ranks."""
+    for dtype in sorted({dtype_of(p) for p in members}, key=str):
+        yield dtype, sorted((p for p in members if dtype_of(p) == dtype), key=_name)
+
+
 def _layouts(
     members: Sequence[Sliced], dtype_of: Callable[[Sliced], torch.dtype], size: int
 ) -> Iterator[tuple[torch.dtype, list[Sliced], int, list[slice]]]:
-    """Yield what is sent in one collective: parameters of a dtype, and how they lie in the rows of ranks."""
-    for dtype in sorted({dtype_of(p) for p in members}, key=str):
-        alike = sorted((p for p in members if dtype_of(p) == dtype), key=_name)
+    """Yield the same, with how they lie in the rows of ranks."""
+    for dtype, alike in _by_dtype(members, dtype_of):
         yield dtype, alike, *_columns(alike, size)
 
 
 def _look(members: Sequence[Sliced]) -> int:
     """Return a checksum of some values of the host's gradients, as csrc/ranks.c does."""
     total, weight = np.zeros((), np.uint64), 1
-    for _, alike, _, _ in _layouts([p for p in members if p.reduction], _dtype, 1):
+    for _, alike in _by_dtype([p for p in members if p.reduction], _dtype):
         for p in alike:
             some = p.flat_grad[:: -(-p.flat_grad.numel() // lib.RANKS_SEEN) or 1].contiguous()
             bits = some.view(torch.uint8).numpy().view(f"u{some.itemsize}").astype(np.uint64)

@@ -62,9 +62,6 @@ class World:
         self.failure: Exception | None = None
         #: What has been wrong with the calls, for all that is left of this one.
         self._differ: ValueError | None = None
-        # The tensors of the last collective: torch's thread, which drops them after it, must not be the last
-        # that has them, since it would wait for Python then, which aborts a process that is about to end.
-        self._kept: tuple[Tensor, ...] = ()
 
     def _run(self, what: str, send: Tensor, receive: Tensor) -> None:
         count = min(send.numel(), receive.numel()) * send.itemsize
@@ -82,7 +79,6 @@ class World:
 
     def _send(self, what: str, send: Tensor, receive: Tensor) -> None:
         self.check_process()
-        self._kept = send, receive
         try:
             if self.caller:
                 self.caller(functools.partial(self.collective, what, send, receive))
@@ -360,7 +356,7 @@ def torchs(rank: int, size: int, timeout: float) -> World:
         raise ValueError(
             f"rank {rank} of size {size}: torch.distributed has rank {found[0]} of {found[1]}: pass 0 and 0"
         )
-    return World(_by_torch, *found)
+    return World(_ByTorch(), *found)
 
 
 def _start(timeout: datetime.timedelta) -> None:
@@ -395,8 +391,17 @@ def _start(timeout: datetime.timedelta) -> None:
     torch.distributed.init_process_group("gloo", store=store, rank=rank, world_size=size, timeout=timeout)
 
 
-def _by_torch(what: str, send: Tensor, receive: Tensor) -> None:
-    # From 2.13 on torch warns of the names before.
-    names = ("single", "into_tensor") if what == "all_gather" else ("single", "tensor")
-    found = (getattr(torch.distributed, f"{what}_{name}", None) for name in names)
-    next(function for function in found if function)(receive, send)
+class _ByTorch:
+    """Makes torch.distributed's collectives."""
+
+    def __init__(self) -> None:
+        # The last one: torch's own thread drops it at some time after it is done, and must not be the last to
+        # have it, since it would wait for Python to drop its tensors, which aborts a process that is ending.
+        self._last: Any = None
+
+    def __call__(self, what: str, send: Tensor, receive: Tensor) -> None:
+        # From 2.13 on torch warns of the names before.
+        names = ("single", "into_tensor") if what == "all_gather" else ("single", "tensor")
+        found = (getattr(torch.distributed, f"{what}_{name}", None) for name in names)
+        self._last = next(function for function in found if function)(receive, send, async_op=True)
+        self._last.wait()
