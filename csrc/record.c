@@ -17,7 +17,7 @@ enum { MOST = 8192, FEW = 2048, MAX_BLOCKS = 16, ROOM = MAX_BLOCKS * FEW };
 /* How many arrays a record may work on. */
 enum { MAX_ARRAYS = 64 };
 /* How many values must lie together to be worth calls of their own. */
-enum { WORTH_A_CALL = 64 };
+enum { WORTH_A_CALL = 128 };
 
 struct instruction {
     elementwise runs[2]; /* for whole vectors, and at the end of a thread's share */
