@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import torch
@@ -143,14 +143,20 @@ class Average:
             p.data.copy_(values[name].tensor())
         self._averaged.n_averaged.fill_(count)
 
-    def swap(self, module: nn.Module) -> None:
-        """Exchange the parameters' values with the averages', in place; again: back."""
+    def swapping(self, module: nn.Module) -> Callable[[], None]:
+        """Return what exchanges the parameters' values with the averages', in place; again: back."""
         self._check()
-        for parameter, average in zip(module.parameters(), self._averaged.parameters(), strict=True):
-            value = parameter.data.clone()
-            parameter.data.copy_(average.data)
-            average.data.copy_(value)
-        self.swapped = not self.swapped
+        values = [p.data.clone() for p in module.parameters()]  # while nothing has changed
+
+        def swap() -> None:
+            for p, average, value in zip(
+                module.parameters(), self._averaged.parameters(), values, strict=True
+            ):
+                p.data.copy_(average.data)
+                average.data.copy_(value)
+            self.swapped = not self.swapped
+
+        return swap
 
     def _check(self) -> None:
         if not self._averaged.n_averaged:
