@@ -21,6 +21,7 @@ TRAFFIC = {
 TIMES = "\N{MULTIPLICATION SIGN}"
 CASES = [(1, n) for n in (10, 50, 1000, 10**4, 10**5, 10**6, 10**7)] + [(200, 100)]
 LIBTORCH = "LibTorch C++"
+PLAIN, AS_TORCH = "plain C loop", "the same with PyTorch's roundings"
 PYTHON = ("PyTorch default", "PyTorch foreach", "PyTorch fused")
 # Where foreach=True gives other bits than PyTorch's default, so that optplug takes it only if told to.
 FOREACH = ("NAdam", "RAdam", "ASGD", "Adafactor")
@@ -70,7 +71,9 @@ def commands(programs: pathlib.Path) -> dict[str, tuple[list[str], dict[str, str
         found[name] = ([sys.executable, str(HERE / "python_steps.py"), name.split()[1]], {})
     if (programs / "libtorch").exists():
         found[LIBTORCH] = ([str(programs / "libtorch")], {})
-    found["plain C loop"] = ([str(programs / "plain")], {})
+    found[PLAIN] = ([str(programs / "plain")], {})
+    if (programs / "as_torch").exists():
+        found[AS_TORCH] = ([str(programs / "as_torch")], {})
     return found
 
 

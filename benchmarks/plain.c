@@ -1,4 +1,6 @@
-/* What a C programmer would write by hand, and how fast the machine copies memory. */
+/* What a C programmer would write by hand, and how fast the machine copies memory.  With AS_TORCH defined, Adam
+ * and AdamW by hand with each rounding of torch's fused kernel, whose bits they have but for the last few values,
+ * which fill no vector. */
 #include <math.h>
 
 #include "server.h"
@@ -15,6 +17,10 @@ static int setup(const char *name, int parameters, long size)
 {
     decay = strcmp(name, "AdamW") == 0 ? 1 - 0.001f * 0.01f : 1;
     is_adam = strcmp(name, "Adam") == 0 || decay != 1;
+#ifdef AS_TORCH
+    if (!is_adam)
+        return 0;
+#endif
     if ((!is_adam && strcmp(name, "SGD") != 0) || parameters > MOST || strcmp(kind, "new") != 0)
         return 0;
     used = parameters;
@@ -42,9 +48,15 @@ static void adam(float *restrict w, const float *restrict g, float *restrict m, 
     const float keep = decay;
 #pragma omp parallel for simd if (parallel : n > 16384)
     for (long i = 0; i < n; i++) {
+#ifdef AS_TORCH
+        m[i] = fmaf(0.1f, g[i] - m[i], m[i]);
+        v[i] = fmaf(0.001f * g[i], g[i], 0.999f * v[i]);
+        w[i] = keep * w[i] - rate * m[i] / (sqrtf(v[i]) / correction + 1e-8f);
+#else
         m[i] = 0.9f * m[i] + 0.1f * g[i];
         v[i] = 0.999f * v[i] + 0.001f * g[i] * g[i];
         w[i] = keep * w[i] - rate * m[i] / (sqrtf(v[i]) * correction + 1e-8f);
+#endif
     }
 }
 
@@ -57,7 +69,12 @@ static void step(void)
     }
     count++;
     const float rate = (float)(0.001 / (1 - pow(0.9, count)));
-    const float correction = (float)(1 / sqrt(1 - pow(0.999, count)));
+    const double root = sqrt(1 - pow(0.999, count));
+#ifdef AS_TORCH
+    const float correction = (float)root;
+#else
+    const float correction = (float)(1 / root);
+#endif
     for (int i = 0; i < used; i++)
         adam(data[i], grad[i], mean[i], square[i], length, rate, correction);
 }

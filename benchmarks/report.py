@@ -10,7 +10,18 @@ import torch
 import optplug
 from agreement import TOLERANCE
 from optplug.tools.bench import processor
-from peers import CASES, FOREACH, LIBTORCH, PROCESSORS_SQRT, PYTHON, RECORDED, TIMES, TRAFFIC
+from peers import (
+    AS_TORCH,
+    CASES,
+    FOREACH,
+    LIBTORCH,
+    PLAIN,
+    PROCESSORS_SQRT,
+    PYTHON,
+    RECORDED,
+    TIMES,
+    TRAFFIC,
+)
 
 # The classes whose steps treat each value alone.
 ELEMENTWISE = [name for name, traffic in TRAFFIC.items() if traffic]
@@ -106,14 +117,9 @@ def goals(results: dict) -> list[str]:
     for optimizer in ("Adam", "AdamW"):
         for size in (10**6, 10**7):
             for threads in dict.fromkeys((1, most)):
-                add(
-                    f"{optimizer}, {size:,}, against a plain C loop",
-                    threads,
-                    optimizer,
-                    1,
-                    size,
-                    "plain C loop",
-                )
+                for peer, how in ((PLAIN, ""), (AS_TORCH, " with PyTorch's roundings")):
+                    what = f"{optimizer}, {size:,}, against a plain C loop{how}"
+                    add(what, threads, optimizer, 1, size, peer)
     for peer in ("PyTorch default", LIBTORCH):
         for key, when in (("evaluations", "an"), ("fresh", "an early")):
             what = f"LBFGS, 50 values, {when} evaluation beside the closure, against {AGAINST[peer]}"
@@ -215,7 +221,9 @@ def report(results: dict) -> str:
         "LibTorch is a C++ program with `torch::optim`; "
         "the plain loop is C, `-O3 -march=native -fno-math-errno`, with OpenMP. "
         "Its Adam takes a square root and one division for each value; "
-        "PyTorch's bits take two divisions, since the bias correction is one there and no product.",
+        "PyTorch's bits take two divisions, since the bias correction is one there and no product. "
+        "A second loop makes each of PyTorch's roundings: how much slower it is than the plain one "
+        "is the price of the bits.",
         "",
         "Before a case is timed, optplug's values after the same steps are compared with PyTorch's, "
         "with those of `fused=True` for Adam, AdamW, SGD and Adagrad: "

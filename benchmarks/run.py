@@ -11,7 +11,19 @@ import sys
 import time
 
 import agreement
-from peers import CASES, FOREACH, LIBTORCH, PROCESSORS_SQRT, RECORDED, SECONDS, TRAFFIC, Peer, commands, start
+from peers import (
+    CASES,
+    FOREACH,
+    LIBTORCH,
+    PLAIN,
+    PROCESSORS_SQRT,
+    RECORDED,
+    SECONDS,
+    TRAFFIC,
+    Peer,
+    commands,
+    start,
+)
 from pictures import draw
 from report import report
 
@@ -73,9 +85,7 @@ def run(given: argparse.Namespace) -> dict:
         for arrays in (2, 3, 4):
             for _, size in CASES[:-1]:
                 if size <= given.largest:
-                    speeds = [
-                        peers["plain C loop"].ask("memory", 4 * arrays * size) for _ in range(given.rounds)
-                    ]
+                    speeds = [peers[PLAIN].ask("memory", 4 * arrays * size) for _ in range(given.rounds)]
                     results["speeds"].append([threads, arrays, size, statistics.median(speeds)])
         for peer in peers.values():
             peer.end()

@@ -66,7 +66,9 @@ typedef enum {
     ELEMENTWISE_ADDCMUL_RIGHT,     /* a + v * (b * c) */
     ELEMENTWISE_ADDCMUL_RIGHT_FMA, /* the same, the sum rounded once */
     ELEMENTWISE_MUL_ADDCMUL_FMA,   /* a * u + (v * b) * c, the sum rounded once */
+    ELEMENTWISE_MUL_ADD_FMA,       /* a * u + v * b, the sum rounded once */
     ELEMENTWISE_ADDCDIV,           /* a + (v * b) / c */
+    ELEMENTWISE_ADDCDIV_ADDED,     /* a + (v * b) / (c + u) */
     ELEMENTWISE_ADDCDIV_RIGHT,     /* a + v * (b / c) */
     ELEMENTWISE_ADDCDIV_RIGHT_FMA, /* the same, the sum rounded once */
     ELEMENTWISE_LERP,              /* a + v * (b - a), or from b where |v| is 0.5 or more */

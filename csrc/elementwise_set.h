@@ -51,8 +51,10 @@ SAME(ADDCMUL, a[i] + (v * b[i]) * c[i])
 BOTH(ADDCMUL_FMA, fmaf(v *b[i], c[i], a[i]), fma(v *b[i], c[i], a[i]))
 SAME(ADDCMUL_RIGHT, a[i] + v * (b[i] * c[i]))
 BOTH(MUL_ADDCMUL_FMA, fmaf(v *b[i], c[i], a[i] * u), fma(v *b[i], c[i], a[i] * u))
+BOTH(MUL_ADD_FMA, fmaf(v, b[i], a[i] * u), fma(v, b[i], a[i] * u))
 BOTH(ADDCMUL_RIGHT_FMA, fmaf(v, b[i] * c[i], a[i]), fma(v, b[i] * c[i], a[i]))
 SAME(ADDCDIV, a[i] + (v * b[i]) / c[i])
+SAME(ADDCDIV_ADDED, a[i] + (v * b[i]) / (c[i] + u))
 SAME(ADDCDIV_RIGHT, a[i] + v * (b[i] / c[i]))
 BOTH(ADDCDIV_RIGHT_FMA, fmaf(v, b[i] / c[i], a[i]), fma(v, b[i] / c[i], a[i]))
 SAME(LERP, (v < 0 ? -v : v) < (float)0.5 ? a[i] + v * (b[i] - a[i]) : b[i] + (v - 1) * (b[i] - a[i]))
@@ -86,13 +88,14 @@ static const elementwise TABLE(SET)[ELEMENTWISE_COUNT][2] = {
         ENTRY(ADD_SCALAR) ENTRY(MUL_SCALAR) ENTRY(DIV_SCALAR) ENTRY(DIV_SCALAR_BY_MUL) ENTRY(ADD)
             ENTRY(ADD_FMA) ENTRY32(ADD_FLOAT16) ENTRY32(ADD_BFLOAT16) ENTRY(MUL) ENTRY(DIV) ENTRY(ADDCMUL)
                 ENTRY(ADDCMUL_FMA) ENTRY(ADDCMUL_RIGHT) ENTRY(ADDCMUL_RIGHT_FMA) ENTRY(MUL_ADDCMUL_FMA)
-                    ENTRY(ADDCDIV) ENTRY(ADDCDIV_RIGHT) ENTRY(ADDCDIV_RIGHT_FMA) ENTRY(LERP) ENTRY(LERP_FMA)
-                        ENTRY(LERP_BACK) ENTRY(LERP_BACK_FMA) ENTRY(MAXIMUM) ENTRY(MINIMUM)
-                            ENTRY(MAXIMUM_FIRST) ENTRY(MINIMUM_FIRST) ENTRY(CLAMP) ENTRY(CLAMP_MIN)
-                                ENTRY(CLAMP_MAX) ENTRY(GREATER) ENTRY(LESS) ENTRY(EQUAL) ENTRY(FILL_WHERE)
-                                    ENTRY32(WIDEN_FLOAT16) ENTRY32(NARROW_FLOAT16) ENTRY32(ROUND_FLOAT16)
-                                        ENTRY32(WIDEN_BFLOAT16) ENTRY32(NARROW_BFLOAT16)
-                                            ENTRY32(ROUND_BFLOAT16)};
+                    ENTRY(MUL_ADD_FMA) ENTRY(ADDCDIV) ENTRY(ADDCDIV_ADDED) ENTRY(ADDCDIV_RIGHT)
+                        ENTRY(ADDCDIV_RIGHT_FMA) ENTRY(LERP) ENTRY(LERP_FMA) ENTRY(LERP_BACK)
+                            ENTRY(LERP_BACK_FMA) ENTRY(MAXIMUM) ENTRY(MINIMUM) ENTRY(MAXIMUM_FIRST)
+                                ENTRY(MINIMUM_FIRST) ENTRY(CLAMP) ENTRY(CLAMP_MIN) ENTRY(CLAMP_MAX)
+                                    ENTRY(GREATER) ENTRY(LESS) ENTRY(EQUAL) ENTRY(FILL_WHERE)
+                                        ENTRY32(WIDEN_FLOAT16) ENTRY32(NARROW_FLOAT16) ENTRY32(ROUND_FLOAT16)
+                                            ENTRY32(WIDEN_BFLOAT16) ENTRY32(NARROW_BFLOAT16)
+                                                ENTRY32(ROUND_BFLOAT16)};
 
 #undef FUNCTION
 #undef CONVERSION

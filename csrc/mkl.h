@@ -11,6 +11,9 @@ int mkl_find(void);
 void mkl_sqrt_f32(int64_t n, const float *a, float *to);
 void mkl_sqrt_f64(int64_t n, const double *a, double *to);
 
+/* Return how many of its values take as long as a call by itself, which is measured once. */
+int64_t mkl_cost(void);
+
 /* Let it use this thread alone from now on: in a forked child, which has no workers. */
 void mkl_stay_alone(void);
 

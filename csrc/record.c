@@ -4,6 +4,7 @@
 #include <string.h>
 
 #include "elementwise.h"
+#include "mkl.h"
 #include "openmp.h"
 #include "scalars.h"
 #include "strided.h"
@@ -11,12 +12,12 @@
 /* A block's bytes: as many as there is room for, on the stack of a thread that has little, beside temporary
  * arrays and those with gaps.  Within a block all operations are made on so few bytes that the processor, which
  * looks ahead, begins the next one while it still divides and waits for memory: but Intel's square root, whose
- * call takes as long as 1000 of its values, is made on all of it. */
-enum { MOST = 8192, LEAST = 2048, FEW = 1024, MAX_BLOCKS = 16, ROOM = MAX_BLOCKS * LEAST };
+ * call may take as long as 1000 of its values, is made on all of it. */
+enum { MOST = 8192, FEW = 2048, MAX_BLOCKS = 16, ROOM = MAX_BLOCKS * FEW };
 /* How many arrays a record may work on. */
 enum { MAX_ARRAYS = 64 };
 /* How many values must lie together to be worth calls of their own. */
-enum { WORTH_A_CALL = 64 };
+enum { WORTH_A_CALL = 128 };
 
 struct instruction {
     elementwise runs[2]; /* for whole vectors, and at the end of a thread's share */
@@ -62,15 +63,15 @@ const optplug_tensor *records_list(const struct records *records, int list)
 int records_all(const struct records *records, int list,
                 int (*holds)(const void *values, int64_t n, const void *context), const void *context)
 {
-    _Alignas(64) char block[LEAST];
+    _Alignas(64) char block[FEW];
     const int size = records->size;
     for (int p = 0; p < records->lists.length; p++) {
         const optplug_tensor *t = tensor(records, list, p);
         const struct strided *gaps = gapped_find(&records->gapped, list, p);
         if (!gaps && !holds(t->data, t->n, context))
             return 0;
-        for (int64_t i = 0; gaps && i < t->n; i += LEAST / size) {
-            int64_t n = t->n - i < LEAST / size ? t->n - i : LEAST / size;
+        for (int64_t i = 0; gaps && i < t->n; i += FEW / size) {
+            int64_t n = t->n - i < FEW / size ? t->n - i : FEW / size;
             strided_read(gaps, t->data, size, i, n, block);
             if (!holds(block, n, context))
                 return 0;
@@ -127,12 +128,22 @@ static int is_read_later(const optplug_record *record, int i)
     return 0;
 }
 
+/* Return the bytes of a block, of which a record needs a few. */
+static int64_t block_of(int blocks, int is_wide, int is_copied)
+{
+    /* Values to last four times as long as their call. While it runs, nothing else is fetched from memory. */
+    int64_t wanted = is_wide ? 4 * mkl_cost() * (int64_t)sizeof(float) : is_copied ? MOST : FEW;
+    int64_t most = blocks * MOST <= ROOM ? MOST : ROOM / blocks / FEW * FEW;
+    wanted = (wanted + FEW - 1) / FEW * FEW;
+    return wanted < most ? wanted : most;
+}
+
 static int make_record(struct records *records, struct record *record, const optplug_record *given)
 {
     const int bytes = worked_in(records->lists.formats[0]);
     const int copies = records->is_half ? records->lists.count : records->gapped.count;
     const int blocks = given->temporary_count + copies;
-    int is_small = copies == 0;
+    int is_wide = 0;
     record->store_count = given->store_count;
     record->instruction_count = given->instruction_count;
     record->temporary_count = given->temporary_count;
@@ -163,7 +174,7 @@ static int make_record(struct records *records, struct record *record, const opt
             .rounds = records->is_half && is_read_later(given, i) && !is_exact(from->elementwise)};
         if (!to->runs[0] || !to->runs[1])
             return 0;
-        is_small &= !to->is_wide;
+        is_wide |= to->is_wide;
         const int numbers[] = {to->a, to->b, to->c, to->to};
         for (int k = 0; k < 4; k++)
             if (numbers[k] >= 0 && numbers[k] < records->lists.count)
@@ -171,7 +182,7 @@ static int make_record(struct records *records, struct record *record, const opt
         if (to->to < records->lists.count)
             record->is_written[to->to] = 1;
     }
-    record->block = is_small ? FEW : blocks * MOST <= ROOM ? MOST : ROOM / blocks / FEW * FEW;
+    record->block = block_of(blocks, is_wide, copies > 0);
     return 1;
 }
 

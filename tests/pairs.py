@@ -19,7 +19,7 @@ lib = ctypes_api.load()
 # What torch says the first time that any of its optimizers makes a sparse tensor of another.
 pytestmark = pytest.mark.filterwarnings("ignore:Sparse invariant checks are implicitly disabled")
 
-STEPS = 20
+STEPS = 13  # all phases of the schedulers below, and of RAdam and ASGD
 
 OPTIMIZERS = [
     "Adadelta()",

@@ -21,7 +21,7 @@ def take_one_processor() -> None:
 
 
 def test_the_benchmark_writes_its_report_and_pictures(tmp_path):
-    for program in ("steps", "plain"):  # without LibTorch, which takes long to build
+    for program in ("steps", "plain", "as_torch"):  # without LibTorch, which takes long to build
         shutil.copy(pathlib.Path(os.environ["OPTPLUG_TEST_BENCHMARKS"]) / program, tmp_path)
     script = hosts.PROJECT / "benchmarks" / "run.py"
     options = [
@@ -57,7 +57,14 @@ def test_the_benchmark_writes_its_report_and_pictures(tmp_path):
         "`opt_create`, `opt_bind`, three `opt_step` and `opt_free`",
     ):
         assert f"| {row} |" in report
-    for name in ("optplug", "PyTorch default", "PyTorch foreach", "PyTorch fused", "plain C loop"):
+    for name in (
+        "optplug",
+        "PyTorch default",
+        "PyTorch foreach",
+        "PyTorch fused",
+        "plain C loop",
+        "the same with PyTorch's roundings",
+    ):
         assert f"| {name} |" in report
     for picture in ("benchmarks-time.png", "benchmarks-limit.png"):
         assert (tmp_path / picture).read_bytes().startswith(b"\x89PNG")

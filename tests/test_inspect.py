@@ -144,7 +144,7 @@ def test_inspect_shows_no_more_than_fits(call, tmp_path):
 def test_the_current_folders_modules_are_not_imported(saved):
     for name in ("argparse", "ctypes", "json", "numpy", "pathlib", "rich", "shlex", "torch", "zipfile"):
         (saved.parent / f"{name}.py").write_text("open('imported', 'a').write(__name__)\n")
-    for line in (["inspect", saved], ["list"], ["describe", "Adam"], ["doctor"], ["config", "--cflags"]):
+    for line in (["inspect", saved], ["doctor"]):
         done = subprocess.run(
             [sys.executable, "-m", "optplug", *line],
             cwd=saved.parent,

@@ -20,7 +20,7 @@ lib = ctypes.CDLL(optplug.library())
 w, g, n, rows = (ctypes.c_float * 4)(), (ctypes.c_float * 4)(), ctypes.c_int64(1), (ctypes.c_int64 * 1)()
 shape = (ctypes.c_int64 * 2)(2, 2)
 assert lib.opt_init(None) == 0
-optplug.known.fingerprint = None  # Python's parser is none for a host's threads
+optplug.known.fingerprint = None  # Python's parser is none for a small stack
 lib.opt_bind_sparse.argtypes = [ctypes.c_int] + [ctypes.c_char_p] * 2 + [ctypes.c_int64] * 2 + [
     ctypes.c_void_p, ctypes.c_int64] + [ctypes.c_void_p] * 3
 lib.opt_iterate.argtypes = [ctypes.c_int, ctypes.c_double]

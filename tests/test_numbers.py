@@ -48,7 +48,7 @@ def test_nothing_of_torch_is_left_out():
 
 
 @pytest.mark.parametrize("text", OPTIMIZERS)
-def test_twenty_steps_are_bit_for_bit_those_of_torch(text):
+def test_steps_are_bit_for_bit_those_of_torch(text):
     """All dtypes in all layouts, with groupings and schedulers in turn: in all, with each of them."""
     name = name_of(text)
     layouts = DENSE if name == "LBFGS" else LAYOUTS  # its loss here has no sparse gradients

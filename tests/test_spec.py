@@ -2,17 +2,22 @@
 
 from __future__ import annotations
 
+import ast
+import contextlib
+import gc
 import math
 import os
 import pathlib
 import subprocess
 import sys
+import threading
 import warnings
 from collections import Counter
 
 import pytest
 
 from optplug import spec
+from optplug.parsing import parse_expression
 from optplug.spec import Call, Name, SpecError
 
 
@@ -130,6 +135,43 @@ def test_odd_strings_and_numbers_do_not_warn():
             spec.parse("A(x=1if 1else 2)")
 
 
+def test_a_spec_is_read_while_threads_of_the_host_parse():
+    """Python 3.11.7's parser counts its depth for all threads together, and raises SystemError."""
+
+    class Cyclic:
+        def __init__(self):
+            self.itself = self
+
+        def __del__(self):  # run within a parse, by the garbage collector, and lets other threads go on
+            for _ in range(50):
+                pass
+
+    def parse():
+        while not done.is_set():
+            Cyclic()
+            with contextlib.suppress(SystemError):
+                ast.parse(source)
+
+    source, done = pathlib.Path(__file__).read_text(), threading.Event()
+    text = f"SequentialLR([{', '.join(['StepLR(1)'] * 500)}], milestones=[2])"
+    threads = [threading.Thread(target=parse) for _ in range(2)]
+    interval, threshold = sys.getswitchinterval(), gc.get_threshold()
+    sys.setswitchinterval(1e-6)
+    gc.set_threshold(20)
+    try:
+        for t in threads:
+            t.start()
+        for _ in range(20):
+            Cyclic()
+            assert len(parse_expression(text).args[0].elts) == 500
+    finally:
+        done.set()
+        for t in threads:
+            t.join()
+        sys.setswitchinterval(interval)
+        gc.set_threshold(*threshold)
+
+
 def test_arguments_are_names_with_values():
     assert spec.arguments("lr=1e-4, betas=(0.9, 0.99)") == {"lr": 1e-4, "betas": (0.9, 0.99)}
     assert spec.arguments("") == {}
@@ -164,6 +206,7 @@ def test_a_value_is_shown_at_once_however_large_it_would_print():
 # tells it of each thing that is executed, imported, opened or started.
 AUDITED = """
 import sys
+import threading
 import optplug
 from optplug import ctypes_api
 lib = ctypes_api.load()

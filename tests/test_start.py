@@ -38,11 +38,11 @@ def test_a_host_gets_the_environment_that_the_library_lies_in(host, tmp_path):
     assert f"library: {optplug.library()}\n" in said
 
 
-def test_a_wrong_pythonhome_and_pythonpath_do_not_matter(host, tmp_path):
+def test_a_wrong_pythonhome_and_pythonpath_do_not_matter(tmp_path):
     (tmp_path / "numpy.py").write_text("raise SystemExit('a foreign numpy')")
     (tmp_path / "optplug.py").write_text("raise SystemExit('a foreign optplug')")
     said = say(
-        host,
+        DLOPENED,
         PYTHONHOME="/nowhere",
         PYTHONPATH=str(tmp_path),
         PYTHONSTARTUP="/nowhere",
@@ -51,8 +51,8 @@ def test_a_wrong_pythonhome_and_pythonpath_do_not_matter(host, tmp_path):
     assert said.startswith(STEPPED)
 
 
-def test_options_name_the_python_and_reach_torch(host):
-    said = say(host, f'num_threads=1, python="{sys.executable}"')
+def test_options_name_the_python_and_reach_torch():
+    said = say(DLOPENED, f'num_threads=1, python="{sys.executable}"')
     assert "threads: 1\n" in said
     assert f"({sys.executable})" in said
 

@@ -8,7 +8,6 @@ import sys
 import numpy as np
 import pytest
 
-from command_line import command
 from optplug import ctypes_api, spec
 from optplug.ctypes_api import Optimizer
 from optplug.ctypes_library import Error
@@ -145,17 +144,17 @@ def test_what_cannot_be_described_is_an_error_of_one_line(call, name, words):
     assert words in err
 
 
-def test_bench_measures_a_class_outside_torch():
-    done = command("bench", "torch.optim.sgd:SGD(lr=0.1)", "--sizes", "10", "--threads", "1", "--json")
-    assert (done.returncode, done.stderr) == (0, "")
-    (row,) = json.loads(done.stdout)["microseconds of a step"]
+def test_bench_measures_a_class_outside_torch(call):
+    status, out, err = call("bench", "torch.optim.sgd:SGD(lr=0.1)", "--sizes", "10", "--json")
+    assert (status, err) == (0, "")
+    (row,) = json.loads(out)["microseconds of a step"]
     assert row["spec"] == "torch.optim.sgd:SGD(lr=0.1)"
     assert row["optplug"] > 0
     assert row["torch"] > 0
     assert row["torch, fused"] is None
-    done = command("bench", "no_package:Lion()")
-    assert (done.returncode, done.stdout) == (1, "")
-    assert "no_package:Lion cannot be imported: No module named 'no_package'" in done.stderr
+    status, out, err = call("bench", "no_package:Lion()")
+    assert (status, out) == (1, "")
+    assert "no_package:Lion cannot be imported: No module named 'no_package'" in err
 
 
 def test_a_name_that_torch_lacks_is_found_in_packages_which_are_not_imported():

@@ -6,10 +6,13 @@ Of an unknown one nothing is left out or replaced: that takes longer, and nothin
 from __future__ import annotations
 
 import ast
+import functools
 import hashlib
 import inspect
 import textwrap
 from typing import Any
+
+from optplug.parsing import parse
 
 # What they were in torch 2.11 to 2.15.
 _PRINTS = frozenset(
@@ -30,10 +33,11 @@ _PRINTS = frozenset(
 )
 
 
+@functools.cache
 def is_known(function: Any) -> bool:
     """Tell whether a function of torch's reads as one that was read here; to be asked while we are imported.
 
-    Python's parser is none for several threads at a time, nor for a host's small stack.
+    Python's parser is none for a host's small stack.
     """
     return fingerprint(function) in _PRINTS
 
@@ -41,7 +45,7 @@ def is_known(function: Any) -> bool:
 def fingerprint(function: Any) -> str:
     """Return a digest of what a function does: its source without comments; "" without one."""
     try:  # of its code, since functions that stand before others name those as themselves
-        tree = ast.parse(textwrap.dedent(inspect.getsource(function.__code__)))
+        tree = parse(textwrap.dedent(inspect.getsource(function.__code__)))
     except (AttributeError, OSError, SyntaxError, SystemError, TypeError):
         return ""
     for node in ast.walk(tree):

@@ -294,7 +294,7 @@ class Recording(TorchFunctionMode, Computation):
             (i, now) for i, first in self._first.items() if (now := self._items[id(self.lists[i])]) != first
         ]
         is_half = real(self.lists[0]).dtype in elementwise.HALVES  # which is rounded in between
-        instructions = self._instructions if is_half else _merged(self._instructions)
+        instructions = self._instructions if is_half else _merged(self._instructions, len(self.lists))
         instructions, temporaries = _packed(instructions, len(self.lists))
         return Record(
             tuple(self.scalars),
@@ -315,19 +315,42 @@ def _alone(arguments: Any) -> Any:
     return tuple(a[0] if type(a) in (list, tuple) else a for a in arguments)
 
 
-def _merged(instructions: list[Instruction]) -> list[Instruction]:
-    """Make one operation of a product and the sum that follows on it, where C has both as one."""
+#: What C has as one operation: one with a scalar and the next, which reads its result as this operand.
+_MERGED = {
+    (lib.ELEMENTWISE_MUL_SCALAR, lib.ELEMENTWISE_ADDCMUL_FMA): (lib.ELEMENTWISE_MUL_ADDCMUL_FMA, "a"),
+    (lib.ELEMENTWISE_MUL_SCALAR, lib.ELEMENTWISE_ADD_FMA): (lib.ELEMENTWISE_MUL_ADD_FMA, "a"),
+    (lib.ELEMENTWISE_ADD_SCALAR, lib.ELEMENTWISE_ADDCDIV): (lib.ELEMENTWISE_ADDCDIV_ADDED, "c"),
+}
+
+
+def _merged(instructions: list[Instruction], lists: int) -> list[Instruction]:
+    """Make one operation of two in turn, where C has both as one and nobody else reads the first's result.
+
+    Args:
+        lists: how many arrays are no temporary ones.
+    """
     merged = list[Instruction]()
-    for one in instructions:
+    for i, one in enumerate(instructions):
         first = merged[-1] if merged else one
-        is_product = first.elementwise == first.end == lib.ELEMENTWISE_MUL_SCALAR
-        is_sum = one.elementwise == one.end == lib.ELEMENTWISE_ADDCMUL_FMA
-        if is_product and is_sum and one.to == one.a == first.to and one.to not in (one.b, one.c):
-            number = lib.ELEMENTWISE_MUL_ADDCMUL_FMA
-            one = replace(one, elementwise=number, end=number, a=first.a, u=first.v)
+        number, operand = _MERGED.get((first.elementwise, one.elementwise), (0, "a"))
+        operands = {name: getattr(one, name) for name in "abc"}
+        is_operand = operands.pop(operand) == first.to and first.to not in operands.values()
+        is_over = one.to == first.to or (first.to >= lists and not _is_read(first.to, instructions[i + 1 :]))
+        if number and is_operand and is_over and (first.elementwise, one.elementwise) == (first.end, one.end):
+            one = replace(one, elementwise=number, end=number, u=first.v, **{operand: first.a})
             merged.pop()
         merged.append(one)
     return merged
+
+
+def _is_read(number: int, instructions: list[Instruction]) -> bool:
+    """Tell whether an array is read before it is written."""
+    for one in instructions:
+        if number in (one.a, one.b, one.c):
+            return True
+        if number == one.to:
+            return False
+    return False
 
 
 def _packed(instructions: list[Instruction], lists: int) -> tuple[list[Instruction], int]:

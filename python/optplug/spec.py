@@ -19,13 +19,13 @@ import itertools
 import math
 import re
 import reprlib
-import threading
 import tokenize
-import warnings
 from collections.abc import Callable, Collection, Iterable
 from dataclasses import dataclass, field, replace
 from itertools import islice
 from typing import Any
+
+from optplug.parsing import parse_expression
 
 _ASSIGNED = re.compile(r"\s*(>>>\s*)?([A-Za-z_][\w.]*\s*=(?!=))?")  # what an example has before a call
 #: Whose names a spec may have in front of a call.
@@ -45,9 +45,6 @@ _STRING = re.compile(r"'[^'\\]*'|\"[^\"\\]*\"")
 _MOST_SHOWN = 60  # names in a message
 _MAX_DEPTH = 48  # a host's thread may have a stack of 128 KB
 _MAX_LENGTH = 65536  # far beyond any constructor call, and short of what makes the parser slow
-# warnings.catch_warnings changes what the whole process shares: one thread at a time, or the filters
-# that it restores may be another's.
-_parsing = threading.Lock()
 
 
 class SpecError(ValueError):
@@ -277,14 +274,12 @@ def _expression(text: str) -> ast.expr:
         raise SpecError("it is too deeply nested")
     text = text.strip()
     try:
-        with _parsing, warnings.catch_warnings():  # an odd escape in a string would warn on stderr
-            warnings.simplefilter("ignore")
-            try:
-                return ast.parse(text, mode="eval").body
-            except SyntaxError:
-                with contextlib.suppress(SyntaxError, tokenize.TokenError):
-                    return ast.parse(_without_colons(text), mode="eval").body
-                raise
+        try:
+            return parse_expression(text)
+        except SyntaxError:
+            with contextlib.suppress(SyntaxError, tokenize.TokenError):
+                return parse_expression(_without_colons(text))
+            raise
     except (SyntaxError, ValueError, MemoryError, RecursionError) as error:
         reason = error.msg if isinstance(error, SyntaxError) else str(error) or "too deeply nested"
         if re.search(r"\.(true|false)\.", text, re.IGNORECASE):

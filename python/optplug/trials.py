@@ -81,9 +81,10 @@ class Trials:
         errors: list[Exception] = []
         for names_groups in (True, False)[: 1 if recipe.is_torchs else 2]:
             for needs_closure in (recipe.needs_closure, True)[: 1 if recipe.is_torchs else 2]:
-                self._recipe = dataclasses.replace(
-                    recipe, names_groups=names_groups, needs_closure=needs_closure
-                )
+                if not recipe.is_torchs:
+                    self._recipe = dataclasses.replace(
+                        recipe, names_groups=names_groups, needs_closure=needs_closure
+                    )
                 try:
                     return self._try(recipe.arguments)
                 except Exception as error:

@@ -17,6 +17,7 @@ import numpy as np
 
 from optplug import ctypes_api, methods, outside, recipe, schedules, spec
 from optplug.ctypes_api import Error, Optimizer
+from optplug.parsing import parse_expression
 from optplug.tools.report import Told
 
 _PAGES = "https://docs.pytorch.org/docs/stable/generated"
@@ -199,7 +200,7 @@ def _is_literal(node: ast.expr) -> bool:
 
 def _parsed(text: str) -> ast.expr | None:
     try:
-        return ast.parse(text, mode="eval").body
+        return parse_expression(text)
     except SyntaxError:
         return None
 
