@@ -18,6 +18,8 @@ from optplug.recorder import Record
 from optplug.spec import Call, SpecError, shown
 from optplug.torch_private import foreach_copy_
 
+#: Whether torch's update is the one that `Average.update_one` makes for one parameter.
+IS_KNOWN = is_known(swa_utils.AveragedModel.update_parameters)
 # What AveragedModel takes for its avg_fn and multi_avg_fn.
 _FUNCTIONS = ("get_ema_avg_fn", "get_ema_multi_avg_fn", "get_swa_avg_fn", "get_swa_multi_avg_fn")
 _EMA = "AveragedModel(multi_avg_fn=get_ema_multi_avg_fn(0.999))"
@@ -61,8 +63,6 @@ class Average:
         except Exception as error:
             raise SpecError(f"spec {shown(text)}: {said(error)}") from error
         self.text = text
-        #: Whether torch's update is known, which `update_one` makes for one parameter.
-        self.is_known = is_known(swa_utils.AveragedModel.update_parameters)
         #: Whether the averages stand where the parameters were, and the other way round.
         self.swapped = False
         #: What an update comes down to, by dtype and default dtype; None if it has no record.
@@ -70,7 +70,7 @@ class Average:
 
     def update(self, module: nn.Module) -> None:
         """Take the parameters as they are now into the average."""
-        if self.is_known and any(p.is_cuda for p in module.parameters()):
+        if IS_KNOWN and any(p.is_cuda for p in module.parameters()):
             self._update_on_gpu([p.detach() for p in module.parameters()])
         else:
             self._averaged.update_parameters(module)
