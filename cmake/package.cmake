@@ -1,17 +1,11 @@
 # Where the Python package lies, which everything else belongs to: `package`, below the prefix, and for those who
 # build without pip `built`, in the build folder, where it runs as well.
 
+include(cmake/interpreter.cmake)
 find_package(Python 3.10 REQUIRED COMPONENTS Interpreter Development.Module)
 # What was found may be a script that starts the interpreter, as pyenv's are, and another one in another folder.
 execute_process(COMMAND ${Python_EXECUTABLE} -c "import sys; print(sys.executable)"
   OUTPUT_VARIABLE Python_EXECUTABLE OUTPUT_STRIP_TRAILING_WHITESPACE COMMAND_ERROR_IS_FATAL ANY)
-execute_process(
-  COMMAND ${Python_EXECUTABLE} -c "import sys, sysconfig; sys.exit(bool(sysconfig.get_config_var('Py_GIL_DISABLED')))"
-  RESULT_VARIABLE failed)
-if(failed)
-  message(FATAL_ERROR "${Python_EXECUTABLE} is a free-threaded Python, on which optplug has never run: "
-    "name one with the global interpreter lock, -DPython_EXECUTABLE=...")
-endif()
 execute_process(COMMAND ${Python_EXECUTABLE} -c "import cffi" RESULT_VARIABLE failed OUTPUT_QUIET ERROR_QUIET)
 if(failed)
   file(STRINGS ${PROJECT_SOURCE_DIR}/pyproject.toml dependencies REGEX "^dependencies")

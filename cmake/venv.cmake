@@ -4,10 +4,7 @@
 # Sets OPTPLUG_PYTHON, its interpreter, and OPTPLUG_SITE, where its packages lie, and makes
 # optplug::optplug, the library as pip installed it there, and optplug::cxx, for C++.
 
-find_package(Python 3.10 QUIET COMPONENTS Interpreter)
-if(NOT Python_FOUND)
-  message(FATAL_ERROR "No Python 3.10 or newer was found: install one, or name it with -DPython_EXECUTABLE=...")
-endif()
+include(cmake/interpreter.cmake)
 find_package(Python ${Python_VERSION} EXACT QUIET COMPONENTS Interpreter Development.Module)
 if(NOT Python_FOUND)
   message(FATAL_ERROR "${Python_EXECUTABLE} (${Python_VERSION}) has no C headers.\n"

@@ -197,21 +197,32 @@ typedef struct optplug_exchange {
 } optplug_exchange;
 
 /* Whether this step's gradients have been reduced: not yet; they have; by this call, which has yet to succeed;
- * a rank has failed before; their hyperparameters differ. */
-enum { RANKS_NEW = 0, RANKS_REDUCED = 1, RANKS_REDUCED_NOW = 2, RANKS_FAILED = -1, RANKS_DIFFER = -2 };
+ * a rank has failed before; their hyperparameters differ; a rank has failed in a step that this one has made. */
+enum {
+    RANKS_NEW = 0,
+    RANKS_REDUCED = 1,
+    RANKS_REDUCED_NOW = 2,
+    RANKS_FAILED = -1,
+    RANKS_DIFFER = -2,
+    RANKS_TORN = -3
+};
 
 /* How many numbers a rank sends with its gradients: whether it has failed, and the bits of its digest, whose
  * sums over ranks tell all of them whether these are alike. */
 enum { RANKS_FLAGS = 33 };
+
+/* By how many values of each parameter's gradient other gradients are noticed. */
+enum { RANKS_SEEN = 64 };
 
 /* Ranks that step together, and what they send. */
 typedef struct optplug_ranks {
     int rank, size; /* 0: there are none */
     optplug_collective collective;
     void *user;
-    int32_t *state;
-    int64_t *sent; /* how many collectives, and bytes to each other rank */
-    double *table; /* room for six numbers of each rank, and once more */
+    int32_t *state; /* RANKS_NEW for example; and whether Python makes all calls now */
+    uint64_t *seen; /* a checksum of the gradients that a clip has reduced */
+    int64_t *sent;  /* how many collectives, and bytes to each other rank */
+    double *table;  /* room for six numbers of each rank, and once more */
     /* The digest of the hyperparameters: of all that stay, and of the plan's scalars that move. */
     const uint64_t *rest;
     int moving;

@@ -132,7 +132,9 @@ static int find_base(struct environment *found, const char *source)
         return OPT_OK;
     }
     const char *name = strrchr(file, '/');
-    if (name && strcmp(name, "/python" PYTHON_VERSION "t") == 0)
+    if ((name && strcmp(name, "/python" PYTHON_VERSION "t") == 0) ||
+        (is_python_name(file) &&
+         exists(found->base, "/lib/python" PYTHON_VERSION "t/encodings/__init__.py", "")))
         return fail(OPT_ESTART,
                     "%s: '%.400s' is a free-threaded Python, which optplug does not support: use one with "
                     "the global interpreter lock",

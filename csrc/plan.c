@@ -216,6 +216,8 @@ int plan_run(struct plan *plan, collective_caller call)
         plan->failed = 1;
         if (i == 0 && !plan->on_gpu)
             return 0; /* nothing has changed yet */
+        if (plan->ranks)
+            return ranks_publish(plan->ranks, call, 1);
         /* There was memory, and it has run before, on copies.  So it is an error of a GPU's, which may be
          * that of another kernel, and then this one runs all the same. */
         return fail(
@@ -226,5 +228,5 @@ int plan_run(struct plan *plan, collective_caller call)
     }
     plan->proven = 1;
     plan->moved = plan->moves;
-    return plan->ranks ? ranks_publish(plan->ranks, call) : 1;
+    return plan->ranks ? ranks_publish(plan->ranks, call, 0) : 1;
 }

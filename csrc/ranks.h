@@ -15,7 +15,8 @@ struct ranks *ranks_make(const optplug_ranks *given, double *const *scalars);
 void ranks_free(struct ranks *ranks);
 
 /* Reduce the host's gradients to this rank's slices, unless that is done: 1 for success, or a status.  0 where
- * Python says why that does not go: a rank has failed, hyperparameters differ, or this is a child of fork. */
+ * Python says why that does not go: a rank has failed, hyperparameters differ, a clip has reduced other gradients,
+ * or this is a child of fork; or because a function of the host's is running. */
 int ranks_reduce(struct ranks *ranks, collective_caller call);
 
 /* Let gradients that this call has reduced stay so for the next ones, or be new again where it has failed. */
@@ -24,8 +25,9 @@ void ranks_settle(struct ranks *ranks, int is_kept);
 /* Let all gradients of the host's that are reduced be zero, and new. */
 void ranks_zero(struct ranks *ranks);
 
-/* Let all ranks have the values of all slices: 1 for success, or a status. */
-int ranks_publish(struct ranks *ranks, collective_caller call);
+/* Let all ranks have the values of all slices: 1 for success, a status, or 0 where Python says that a rank has
+ * failed, which may be this one. */
+int ranks_publish(struct ranks *ranks, collective_caller call, int has_failed);
 
 /* Let all ranks have some numbers of each, one rank's after the other's: 1 for success, a status, or 0. */
 int ranks_numbers(struct ranks *ranks, collective_caller call, const double *mine, int count,

@@ -35,6 +35,13 @@ SHOWN = {
 log = logging.getLogger("mkdocs.hooks")  # whose warnings are errors in a strict build
 
 
+def repository() -> str:
+    """Return the repository's address, which is "" until somebody has published it."""
+    settings = (ROOT / "pyproject.toml").read_text(encoding="utf-8")
+    address = re.search(r'^Repository = "(.+?)/?"$', settings, re.M)
+    return address[1] if address else ""
+
+
 # ---- links, and parts of other files ----
 
 
@@ -70,7 +77,7 @@ def title(page: str) -> str:
     return text.partition("\n")[0].lstrip("# ")
 
 
-def relink(text: str, source: str, page: str, repository: str) -> str:
+def relink(text: str, source: str, page: str) -> str:
     """Let the links of a text in the file ``source`` work on a page of the site."""
 
     def link(match: re.Match[str]) -> str:
@@ -84,16 +91,17 @@ def relink(text: str, source: str, page: str, repository: str) -> str:
         if path.startswith("docs/"):
             label = title(path) if label == target else label
             return f"[{label}]({os.path.relpath(path, os.path.dirname(page))}{anchor})"  # noqa: PTH120
-        if repository:
-            return f"[{label}]({repository}/blob/HEAD/{path}{anchor})"
+        if address:
+            return f"[{label}]({address}/blob/HEAD/{path}{anchor})"
         return f"`{path}`" if path.endswith(label.strip("`")) else f"{label} (`{path}`)"
 
+    address = repository()
     pattern = r"(?<!!)\[(?P<label>[^\[\]]*)\]\((?P<path>[^()#\s]*)(?P<anchor>#[^()\s]*)?\)"
     pieces = outside_code(text)
     return "".join(piece if is_code else re.sub(pattern, link, piece) for is_code, piece in pieces)
 
 
-def include(text: str, page: str, repository: str) -> str:
+def include(text: str, page: str) -> str:
     """Put sections of other files where a page asks for them."""
 
     def read(match: re.Match[str]) -> str:
@@ -101,7 +109,7 @@ def include(text: str, page: str, repository: str) -> str:
         body = section((ROOT / path).read_text(encoding="utf-8"), match["anchor"])
         if body is None:
             log.warning(f"{page}: there is no section #{match['anchor']} in {path}")
-        return relink((body or "").strip(), path, page, repository)
+        return relink((body or "").strip(), path, page)
 
     def show(match: re.Match[str]) -> str:
         path = ROOT / os.path.dirname(page) / match["path"]  # noqa: PTH120
@@ -135,14 +143,21 @@ def link_functions(text: str, page: str) -> str:
     return "".join(lines)
 
 
-def finish(markdown: str, page: str, repository: str = "") -> str:
-    """Read what a page includes, mend its links, and write the version where it stands as {version}."""
-    source = f"docs/{page}"
+def finish(markdown: str, page: str) -> str:
+    """Read what a page includes, mend its links, and write what stands as {version} and {source}."""
+    path, address = f"docs/{page}", repository()
     markdown = markdown.replace("{version}", optplug.__version__)
-    return link_functions(include(relink(markdown, source, source, repository), source, repository), source)
+    markdown = markdown.replace("{source}", f", [source]({address})" if address else "")
+    return link_functions(include(relink(markdown, path, path), path), path)
 
 
 # ---- what mkdocs calls ----
+
+
+def on_config(config: Any) -> Any:
+    """Show the repository on each page."""
+    config.repo_url, config.repo_name = repository() or None, "Source"
+    return config
 
 
 def on_files(files: Any, config: Any) -> Any:
@@ -154,9 +169,9 @@ def on_files(files: Any, config: Any) -> Any:
     return files
 
 
-def on_page_markdown(markdown: str, page: Any, config: Any, **_: Any) -> str:
+def on_page_markdown(markdown: str, page: Any, **_: Any) -> str:
     """Finish a page."""
-    return finish(markdown, page.file.src_uri, (config.repo_url or "").rstrip("/"))
+    return finish(markdown, page.file.src_uri)
 
 
 # ---- for any other program that makes a site of Markdown: python docs/hooks.py FOLDER ----

@@ -1,6 +1,6 @@
 """Build the examples as a user does, run them, and draw what they have found.
 
-python examples/pictures.py [--only NAME] [--folder docs/examples]
+python examples/pictures.py [--only NAME ...] [--folder docs/examples]
 
 Needs optplug[plot], and for each example what its language needs: a C, C++ or Fortran compiler, Eigen,
 Octave, MPI.  Prints what the examples print.
@@ -264,11 +264,17 @@ EXAMPLES: dict[str, Callable[[], Figure]] = {
 def main() -> None:
     """Draw the pictures that the command line asks for."""
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
-    parser.add_argument("--only", choices=sorted(EXAMPLES), help="one of them (default: all)")
+    parser.add_argument(
+        "--only",
+        nargs="+",
+        choices=sorted(EXAMPLES),
+        default=list(EXAMPLES),
+        help="some of them (default: all)",
+    )
     parser.add_argument("--folder", type=pathlib.Path, default=HERE.parent / "docs" / "examples")
     given = parser.parse_args()
     folder = given.folder.resolve()
-    for name in [given.only] if given.only else EXAMPLES:
+    for name in given.only:
         with tempfile.TemporaryDirectory() as place:
             os.chdir(place)
             figure = EXAMPLES[name]()

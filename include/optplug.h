@@ -244,8 +244,9 @@ typedef int (*opt_collective)(void *user, const char *what, const char *dtype, c
  *
  * Of a replicated parameter each rank steps a slice, and keeps the state of that slice only; then all ranks
  * receive all values.  Muon and Adafactor need whole parameters: each parameter is stepped by one of the ranks,
- * and none can be in "Shard(0)".  Gradients are reduced once, by the first clip or step that succeeds; changes
- * that you make between that and the step, opt_zero_grad or opt_load are not seen.  Your gradient arrays keep
+ * and none can be in "Shard(0)".  Gradients are reduced once, by the first clip or step that succeeds.  If you
+ * leave out the step after a clip, call opt_zero_grad before you compute the next gradients: without it, other
+ * gradients are an error, by which ranks notice a change in 64 values of each array.  Your gradient arrays keep
  * this rank's values.
  *
  * From then on all ranks call opt_step, opt_step_closure, opt_iterate, opt_check_gradient,
@@ -254,7 +255,8 @@ typedef int (*opt_collective)(void *user, const char *what, const char *dtype, c
  * version, and parameters by name.  Hyperparameters, which opt_set or a schedule may have changed since, are
  * compared whenever gradients are reduced, by opt_clip_grad_norm, at each evaluation of a closure, and by
  * opt_save.  A difference is an error on all ranks, and so is a failure of one rank, in every call that
- * communicates.  Element-wise steps of "Shard(0)" parameters communicate only after opt_grad_scale, which all
+ * communicates; nothing has changed on any rank then, unless the error says that others had made the step when
+ * one ran out of memory in it.  Element-wise steps of "Shard(0)" parameters communicate only after opt_grad_scale, which all
  * ranks must call: if found_inf is set on one rank, all ranks skip the step.
  *
  * With equal gradients, element-wise steps give the bits of one process, with one exception: PyTorch's fused

@@ -1,6 +1,6 @@
 """Test optplug with each PyTorch and Python, and write docs/versions.md.
 
-    python packaging/matrix.py [--only 2.14.1] [--tests REGEX] [--folder DIR]
+    python packaging/matrix.py [--torch 2.14.1] [--python 3.11] [--tests REGEX] [--folder DIR]
 
 Each pair gets a workplace of its own below DIR, build/matrix if it is not given, with a PyTorch of up to
 5 GB; the tests are those whose names match, all by default.  What cannot be had is skipped, and the page
@@ -21,13 +21,16 @@ from xml.etree import ElementTree
 
 PROJECT = pathlib.Path(__file__).resolve().parent.parent
 PAGE = PROJECT / "docs/versions.md"
-#: PyTorch and Python: the oldest and the newest of both, and each PyTorch once.
+#: PyTorch and Python: the oldest and the newest of both, each PyTorch once, and each Python's newest.
 PAIRS = [
     ("2.11.0", "3.10"),
     ("2.12.1", "3.13"),
     ("2.13.0", "3.11"),
+    ("2.14.1", "3.10"),
     ("2.14.1", "3.11"),
+    ("2.14.1", "3.14"),
     ("2.15.0", "3.12"),
+    ("2.15.0", "3.13"),
     ("2.15.0", "3.14"),
 ]
 HEAD = "| PyTorch | Python | on | when | tests | result |\n|---|---|---|---|---|---|\n"
@@ -77,21 +80,22 @@ def write(rows: list[str]) -> None:
     old = [line for line in rest.splitlines() if re.match(r"\| \d+\.\d+\.\d+ \|", line)]
     after = rest[rest.index("\n## ") :]
     kept = {tuple(line.split(" | ")[:2]): line for line in [*old, *rows]}
-    order = [f"| {torch}" for torch, _ in PAIRS]
-    lines = sorted(kept.values(), key=lambda line: order.index(line.split(" | ")[0]))
+    order = [(f"| {torch}", version) for torch, version in PAIRS]
+    lines = [kept[pair] for pair in order if pair in kept]
     PAGE.write_text(f"{before}{HEAD}" + "\n".join(lines) + f"\n{after}")
 
 
 def main() -> int:
     """Run what is asked for."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
-    parser.add_argument("--only", help="this PyTorch")
+    parser.add_argument("--torch", help="this PyTorch")
+    parser.add_argument("--python", help="this Python")
     parser.add_argument("--tests", default=".", help="which tests, as ctest -R has it")
     parser.add_argument("--folder", type=pathlib.Path, default=PROJECT / "build/matrix")
     given = parser.parse_args()
     re.compile(given.tests)
     for torch, version in PAIRS:
-        if given.only in (None, torch):
+        if given.torch in (None, torch) and given.python in (None, version):
             line = run(torch, version, given.tests, given.folder)
             print(line, file=sys.stderr)
             write([line])

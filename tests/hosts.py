@@ -77,6 +77,18 @@ def run(
     return done
 
 
+CALL_MAIN = """
+import ctypes, sys
+words = [word.encode() for word in sys.argv[1:]]
+sys.exit(ctypes.CDLL(words[0]).main(len(words), (ctypes.c_char_p * (len(words) + 1))(*words)))
+"""
+
+
+def run_main(library: str | pathlib.Path, *arguments: str) -> subprocess.CompletedProcess[str]:
+    """Run a program that was linked as a library where Python and torch are there already, as `run` does."""
+    return run(*PYTHON, "-c", CALL_MAIN, library, *arguments)
+
+
 def python(*arguments: str) -> subprocess.CompletedProcess[str]:
     """Run a Python, which may fail."""
     return subprocess.run(

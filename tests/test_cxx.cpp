@@ -1,9 +1,12 @@
 /* The C++ header, with numbers worked out by hand: all of them are exact in binary. */
 #include <array>
+#include <condition_variable>
 #include <cstdio>
 #include <cstdlib>
 #include <cstring>
 #include <fstream>
+#include <mutex>
+#include <thread>
 
 #include <optplug.hpp>
 
@@ -348,6 +351,66 @@ static void an_exception_out_of_a_bare_closure_is_told()
     a_lambda_is_a_closure();
 }
 
+/* Two ranks that are threads, and a collective of theirs. */
+struct Pair {
+    std::mutex mutex;
+    std::condition_variable changed;
+    int count = 0;
+    const void *sent[2];
+
+    void wait()
+    {
+        std::unique_lock<std::mutex> lock(mutex);
+        int round = count++ / 2;
+        changed.notify_all();
+        changed.wait(lock, [&] { return count / 2 > round; });
+    }
+};
+
+struct Rank {
+    Pair *pair;
+    int rank;
+};
+
+static int collective(void *user, const char *what, const char *, const void *send, void *receive,
+                      std::int64_t count)
+{
+    const Rank *of = static_cast<Rank *>(user);
+    of->pair->sent[of->rank] = send;
+    of->pair->wait();
+    auto size = static_cast<std::size_t>(count), mine = static_cast<std::size_t>(of->rank);
+    for (std::size_t r = 0; r < 2; r++)
+        if (std::string(what) == "all_gather")
+            std::memcpy(static_cast<char *>(receive) + r * size, of->pair->sent[r], size);
+        else
+            for (std::size_t i = 0; i < size; i++) {
+                double part = static_cast<const double *>(of->pair->sent[r])[mine * size + i];
+                double &sum = static_cast<double *>(receive)[i];
+                sum = r ? sum + part : part;
+            }
+    of->pair->wait();
+    return 0;
+}
+
+static void ranks_step_together()
+{
+    Pair pair;
+    double w[2] = {1, 1};
+    auto work = [&](int rank) {
+        Rank of{&pair, rank};
+        double dw = rank;
+        Optimizer opt("SGD(lr=0.5)");
+        opt.distribute("Replicate()", collective, &of, rank, 2);
+        opt.bind("w", &w[rank], &dw, 1);
+        for (int step = 0; step < 4; step++)
+            opt.step();
+    };
+    std::thread other(work, 1);
+    work(0);
+    other.join();
+    CHECK(w[0] == 0 && w[1] == 0); /* by the mean of 0 and 1, four times the half of it */
+}
+
 int main()
 {
     a_text_that_is_not_there_throws_its_status(); /* first, since it is about the start */
@@ -363,4 +426,5 @@ int main()
     streams_and_scales();
     errors_are_exceptions();
     an_exception_out_of_a_bare_closure_is_told();
+    ranks_step_together();
 }

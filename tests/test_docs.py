@@ -15,18 +15,12 @@ import pytest
 
 import hosts
 from optplug import ctypes_api
-from test_readme import build, config
+from optplug.tools import cli
+from test_readme import build, compile_program, config
 
 DOCS = hosts.PROJECT / "docs"
 CLOSURE = "1.0000 1.0000\n"
-
-
-@pytest.fixture(scope="module")
-def source(tmp_path_factory) -> pathlib.Path:
-    """A copy of what the site is made of, to be changed."""
-    folder = tmp_path_factory.mktemp("source")
-    ignored = shutil.ignore_patterns("build", ".git", "__pycache__")
-    return shutil.copytree(hosts.PROJECT, folder / "optplug", ignore=ignored)
+ADDRESS = "https://example.org/optplug"
 
 
 def mkdocs(source: pathlib.Path, site: pathlib.Path) -> subprocess.CompletedProcess[str]:
@@ -113,14 +107,17 @@ def test_a_function_that_a_page_names_leads_to_the_reference(site):
     assert "<a" not in re.search(r"<h2[^>]*>(.*?)<a class=", (site / "reference.html").read_text(), re.S)[1]
 
 
-def test_every_option_of_the_command_line_is_in_its_reference(site):
-    command = [sys.executable, "-m", "optplug"]
-    said = subprocess.run([*command, "--help"], capture_output=True, text=True, check=True).stdout
-    commands = re.findall(r"^ {4}(\w+)", said.partition("commands:")[2], re.M)
+def test_every_option_of_the_command_line_is_in_its_reference(site, capsys):
+    def said_by(*command: str) -> str:
+        with pytest.raises(SystemExit, match="0"):
+            cli.main([*command, "--help"])
+        return capsys.readouterr().out
+
+    commands = re.findall(r"^ {4}(\w+)", said_by().partition("commands:")[2], re.M)
     text = (site / "reference-cli.html").read_text()
     assert len(commands) > 7
     for name in commands:
-        said = subprocess.run([*command, name, "--help"], capture_output=True, text=True, check=True).stdout
+        said = said_by(name)
         section = text.partition(f'<h2 id="{name}">')[2].partition("<h2")[0]
         for option in set(re.findall(r"--\w+", said.partition("options:")[2].partition("Example")[0])) - {
             "--help"
@@ -128,43 +125,54 @@ def test_every_option_of_the_command_line_is_in_its_reference(site):
             assert option in section, (name, option)
 
 
-def test_dead_links_are_errors(source, tmp_path):
-    complaints = {
-        ("docs/gpu.md", "[here](nothing.md)"): "'nothing.md'",
-        ("docs/gpu.md", "[here](checkpoints.md#nowhere)"): "#nowhere",
-        ("docs/gpu.md", "[here](../csrc/nothing.c)"): "there is no file '../csrc/nothing.c'",
-        ("docs/gpu.md", "[here](../include/optplug.h#opt_nothing)"): "#opt_nothing",
-        ("docs/gpu.md", '[here](../README.md#nothing "included")'): "there is no section #nothing",
-        ("docs/gpu.md", "![here](nothing.png)"): "'nothing.png'",
-        (
-            "docs/gpu.md",
-            '[here](../examples/nothing.c "program")',
-        ): "there is no file '../examples/nothing.c'",
-        ("docs/new.md", "# A page that nobody finds"): "new.md",
-        ("bindings/matlab/README.md", "[here](nothing.m)"): "there is no file 'nothing.m'",
-    }
-    files = {source / page for page, _ in complaints}
-    before = {path: path.read_text() for path in files if path.exists()}
-    for page, line in complaints:
+#: Mistakes, each in a page, with what is said of it.
+MISTAKES = {
+    ("docs/gpu.md", "[here](nothing.md)"): "'nothing.md'",
+    ("docs/gpu.md", "[here](checkpoints.md#nowhere)"): "#nowhere",
+    ("docs/gpu.md", "[here](../csrc/nothing.c)"): "there is no file '../csrc/nothing.c'",
+    ("docs/gpu.md", "[here](../include/optplug.h#opt_nothing)"): "#opt_nothing",
+    ("docs/gpu.md", '[here](../README.md#nothing "included")'): "there is no section #nothing",
+    ("docs/gpu.md", "![here](nothing.png)"): "'nothing.png'",
+    ("docs/gpu.md", '[here](../examples/nothing.c "program")'): "there is no file '../examples/nothing.c'",
+    ("docs/new.md", "# A page that nobody finds"): "new.md",
+    ("bindings/matlab/README.md", "[here](nothing.m)"): "there is no file 'nothing.m'",
+}
+
+
+@pytest.fixture(scope="module")
+def changed(tmp_path_factory) -> tuple[subprocess.CompletedProcess[str], pathlib.Path]:
+    """The site of a copy that has an address, and mistakes: what was said, and the folder."""
+    folder = tmp_path_factory.mktemp("changed")
+    ignored = shutil.ignore_patterns("build", ".git", "__pycache__")
+    source = shutil.copytree(hosts.PROJECT, folder / "optplug", ignore=ignored)
+    for page, line in MISTAKES:
         with (source / page).open("a") as file:
             file.write(f"\n{line}\n")
-    done = mkdocs(source, tmp_path)
-    for path in files:
-        path.write_text(before[path]) if path in before else path.unlink()
+    settings = source / "pyproject.toml"
+    place = r"# (\[project.urls\]\n)# (Repository = ).*"
+    settings.write_text(re.sub(place, rf'\1\2"{ADDRESS}/"', settings.read_text()))
+    return mkdocs(source, folder / "site"), folder / "site"
+
+
+def test_dead_links_are_errors(changed):
+    done, _ = changed
     assert done.returncode != 0
     errors = "\n".join(re.findall(r"^(?:WARNING|ERROR).*(?:\n  .*)*", done.stderr, re.M))
-    assert [complaint for complaint in complaints.values() if complaint not in errors] == []
+    assert [mistake for mistake in MISTAKES.values() if mistake not in errors] == []
 
 
-def test_links_to_the_source_are_the_repositorys_if_it_has_an_address(source, tmp_path):
-    settings = source / "mkdocs.yml"
-    before = settings.read_text()
-    settings.write_text(f"{before}\nrepo_url: https://example.org/optplug\n")
-    done = mkdocs(source, tmp_path)
-    settings.write_text(before)
-    assert done.returncode == 0, done.stderr
-    page = (tmp_path / "index.html").read_text()
-    assert 'href="https://example.org/optplug/blob/HEAD/examples/heat_inverse.f90"' in page
+def test_where_there_is_an_address_the_site_leads_to_it(changed):
+    page = (changed[1] / "index.html").read_text()
+    assert f'<a href="{ADDRESS}">source</a>' in page
+    assert f'href="{ADDRESS}/blob/HEAD/examples/heat_inverse.f90"' in page
+    assert f'<a href="{ADDRESS}" title="Go to repository"' in page
+
+
+def test_no_address_is_named_but_the_projects(site):
+    address = re.search(r'^Repository = "(.*)"$', (hosts.PROJECT / "pyproject.toml").read_text(), re.M)
+    cited = re.search(r"^repository-code: (.*)$", (hosts.PROJECT / "CITATION.cff").read_text(), re.M)
+    assert (cited and cited[1]) == (address and address[1])
+    assert ("Go to repository" in (site / "index.html").read_text()) == bool(address)
 
 
 def test_the_version_is_the_headers(site):
@@ -205,20 +213,59 @@ def test_the_programs_in_c_print_what_the_page_says(tmp_path):
     fit, closure = programs("first-steps/c.md", "c")
     for source, output in ((fit, re.search(r"```text\n(.*?)```", page, re.S)[1]), (closure, CLOSURE)):
         build(source, tmp_path)
-        assert hosts.run(tmp_path / "main").stdout == output
+        assert hosts.run_main(tmp_path / "main").stdout == output
+
+
+#: What the pieces of programs on pages take as given.
+AROUND = """
+#include <stdio.h>
+enum { n = 3 };
+static double w[n], g[n];
+#define dw g
+static void gradient(const double *at, double *slope)
+{
+    for (int i = 0; i < n; i++)
+        slope[i] = at[i] - i - 1;
+}
+static int left = 300;
+#define running (left-- > 0)
+"""
+
+
+def test_the_pieces_in_c_run_without_an_error(tmp_path):
+    """What pages show of programs that are not whole; a call of theirs that fails leaves its message."""
+    loop = 'int opt = opt_create("Adam(lr=0.1)");\nopt_bind(opt, "w", "float64", n, w, dw);\n'
+    loop += programs("../README.md", "c")[1]
+    pieces = {
+        # 1000 steps against a gradient that keeps its sign, each of a rate that is 1.5e-4 in the mean.
+        "first_page": (programs("index.md", "c")[0], "0.15 0.15 0.15"),
+        "readme": (loop, "1.00 2.00 3.00"),
+        "from_adam": (programs("from-adam.md", "c")[1], "0.00 0.00 0.00"),
+    }
+    source = f"{programs('abi.md', 'c')[0]}{AROUND}"
+    for name, (piece, _) in pieces.items():
+        source += f"static void {name}(void)\n{{\n{piece}}}\n"
+    source += "int main(void)\n{\n"
+    for name in pieces:
+        source += f"    {name}();\n"
+        source += '    printf("%.2f %.2f %.2f %s\\n", w[0], w[1], w[2], opt_error());\n'
+        source += "    w[0] = w[1] = w[2] = g[0] = g[1] = g[2] = 0;\n"
+    build(f"{source}    return 0;\n}}\n", tmp_path)
+    printed = hosts.run_main(tmp_path / "main").stdout.splitlines()
+    assert printed == [f"{values} " for _, values in pieces.values()]
 
 
 @hosts.needs_cxx
 def test_the_closure_in_cxx_runs(tmp_path):
     build(programs("first-steps/cxx.md", "cpp")[0], tmp_path, "main.cpp", (hosts.CXX, "-std=c++17"))
-    assert hosts.run(tmp_path / "main").stdout == CLOSURE
+    assert hosts.run_main(tmp_path / "main").stdout == CLOSURE
 
 
 @hosts.needs_fortran
 def test_the_closure_in_fortran_runs(tmp_path):
     compiler = (hosts.FC, "-Wno-unused-dummy-argument", f"{config('--fortran')[0]}/optplug.f90")
     build(programs("first-steps/fortran.md", "fortran")[0], tmp_path, "main.f90", compiler)
-    assert hosts.run(tmp_path / "main").stdout == CLOSURE
+    assert hosts.run_main(tmp_path / "main").stdout == CLOSURE
 
 
 def test_the_closure_in_python_runs():
@@ -233,7 +280,7 @@ def test_the_second_order_program_prints_what_the_page_says():
 
 @hosts.needs_mpi
 def test_the_program_under_mpi_runs(tmp_path):
-    build(programs("clusters.md", "c")[0], tmp_path, "main.c", ("mpicc", "-std=c99"))
+    compile_program(programs("clusters.md", "c")[0], tmp_path, "main.c", ("mpicc", "-std=c99"))
     output = "0.500\n"
     assert f"`{output.strip()}`" in (DOCS / "clusters.md").read_text()
     command = ["mpiexec", "-n", "2", tmp_path / "main"]

@@ -60,7 +60,7 @@ def test_a_mistake_ends_all_ranks():
 
 
 def test_digits_are_read_by_many_ranks(tmp_path):
-    read = re.findall(r"on (\d) ranks: ([\d.]+) % of", draw("digits_ranks", tmp_path))
+    read = re.findall(r"on (\d) ranks: ([\d.]+) % of", draw(tmp_path, "digits_ranks")["digits_ranks"])
     assert [ranks for ranks, _ in read] == ["1", "2", "3", "4"]
     assert all(float(percent) > 95 for _, percent in read)
 
@@ -110,7 +110,7 @@ def test_a_killed_inversion_goes_on_on_another_number_of_ranks(tmp_path):
 
 @needs_heat
 def test_the_conductivity_is_found_by_many_ranks(tmp_path):
-    printed = draw("heat_inverse_ranks", tmp_path)
+    printed = draw(tmp_path, "heat_inverse_ranks")["heat_inverse_ranks"]
     misfit, error = numbers(r"on 4 ranks: misfit +([\d.]+), relative error +([\d.]+)", printed)
     assert misfit < 1.1
     assert error < 0.3

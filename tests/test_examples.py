@@ -18,18 +18,27 @@ from optplug.ctypes_api import listing
 EXAMPLES = hosts.PROJECT / "examples"
 PAGES = sorted((hosts.PROJECT / "docs/examples").glob("*.md"))
 OCTAVE = os.environ.get("OPTPLUG_TEST_OCTAVE")
-needs_eigen = hosts.needs(
-    "C++ compiler, or no Eigen",
-    "g++ libeigen3-dev",
-    hosts.CXX and pathlib.Path("/usr/include/eigen3").exists(),
-)
+HAS_EIGEN = bool(hosts.CXX) and pathlib.Path("/usr/include/eigen3").exists()
+needs_eigen = hosts.needs("C++ compiler, or no Eigen", "g++ libeigen3-dev", HAS_EIGEN)
 needs_octave = hosts.needs("Octave, or no mkoctfile", "octave octave-dev", OCTAVE)
 
 
-def draw(name: str, folder: pathlib.Path) -> str:
-    """Run an example as a reader does, and return what it prints."""
+HERE = {
+    "digits": True,
+    "heat_inverse": hosts.FC,
+    "control": HAS_EIGEN,
+    "map": True,
+    "recurrent": True,
+    "spectrum": OCTAVE,
+    "ensemble": True,
+    "neural_fortran": hosts.FC,
+}
+
+
+def draw(folder: pathlib.Path, *names: str) -> dict[str, str]:
+    """Run examples as a reader does, and return what each prints."""
     compilers = {"CC": hosts.CC, "CXX": hosts.CXX or "", "FC": hosts.FC or ""}
-    command = [sys.executable, EXAMPLES / "pictures.py", "--only", name, "--folder", folder]
+    command = [sys.executable, EXAMPLES / "pictures.py", "--only", *names, "--folder", folder]
     done = subprocess.run(
         command,
         env={**os.environ, **hosts.MPI_ENVIRONMENT, **compilers},
@@ -39,65 +48,71 @@ def draw(name: str, folder: pathlib.Path) -> str:
         check=False,
     )
     assert (done.returncode, done.stderr) == (0, ""), done.stdout
-    assert (folder / f"{name}.png").read_bytes().startswith(b"\x89PNG")
-    return done.stdout
+    for name in names:
+        assert (folder / f"{name}.png").read_bytes().startswith(b"\x89PNG")
+    printed = re.split("|".join(re.escape(f"{folder}/{name}.png\n") for name in names), done.stdout)
+    return dict(zip(names, printed, strict=False))
+
+
+@pytest.fixture(scope="module")
+def printed(tmp_path_factory) -> dict[str, str]:
+    """What the examples print for which everything is here, one process for all."""
+    return draw(tmp_path_factory.mktemp("pictures"), *(name for name, is_here in HERE.items() if is_here))
 
 
 def numbers(pattern: str, text: str) -> list[float]:
     return [float(x) for x in re.search(pattern, text).groups()]
 
 
-def test_digits_are_read(tmp_path):
-    assert numbers(r": ([\d.]+) % of", draw("digits", tmp_path))[0] > 95
+def test_digits_are_read(printed):
+    assert numbers(r": ([\d.]+) % of", printed["digits"])[0] > 95
 
 
 @hosts.needs_fortran
-def test_the_conductivity_is_found(tmp_path):
-    misfit, error = numbers(r"misfit +([\d.]+), relative error +([\d.]+)", draw("heat_inverse", tmp_path))
+def test_the_conductivity_is_found(printed):
+    misfit, error = numbers(r"misfit +([\d.]+), relative error +([\d.]+)", printed["heat_inverse"])
     assert 0.95 < misfit < 1.1
     assert error < 0.35
 
 
 @needs_eigen
-def test_the_pendulum_is_upright_and_lbfgs_at_the_minimum(tmp_path):
-    printed = draw("control", tmp_path)
-    adam, lbfgs, gradient = numbers(r"(?s)loss ([\d.]+)\n.*loss ([\d.]+), largest gradient (\S+)\n", printed)
+def test_the_pendulum_is_upright_and_lbfgs_at_the_minimum(printed):
+    said = printed["control"]
+    adam, lbfgs, gradient = numbers(r"(?s)loss ([\d.]+)\n.*loss ([\d.]+), largest gradient (\S+)\n", said)
     assert lbfgs < adam / 2
     assert gradient < 1e-4
-    off, torque = numbers(r"ends (\S+) from upright, with a torque of at most (\S+)", printed)
+    off, torque = numbers(r"ends (\S+) from upright, with a torque of at most (\S+)", said)
     assert abs(off) < 0.02
     assert torque < 1  # what would hold it at the side
 
 
-def test_the_map_is_the_true_one(tmp_path):
-    assert numbers(r"wrong by ([\d.]+)\n/", draw("map", tmp_path))[0] < 0.2
+def test_the_map_is_the_true_one(printed):
+    assert numbers(r"wrong by ([\d.]+)\n\Z", printed["map"])[0] < 0.2
 
 
-def test_float32_copies_are_what_bfloat16_lacks(tmp_path):
-    with_, without = numbers(r"(?s)True: loss ([\d.]+).*False: loss ([\d.]+)", draw("recurrent", tmp_path))
+def test_float32_copies_are_what_bfloat16_lacks(printed):
+    with_, without = numbers(r"(?s)True: loss ([\d.]+).*False: loss ([\d.]+)", printed["recurrent"])
     assert with_ < 0.1
     assert without > 5 * with_
 
 
 @needs_octave
-def test_the_peaks_are_found(tmp_path):
-    printed = draw("spectrum", tmp_path)
-    misfit, noise = numbers(r"LBFGS: misfit ([\d.]+), of which the noise is ([\d.]+)", printed)
+def test_the_peaks_are_found(printed):
+    said = printed["spectrum"]
+    misfit, noise = numbers(r"LBFGS: misfit ([\d.]+), of which the noise is ([\d.]+)", said)
     assert misfit < noise
-    peaks = re.findall(r"peak at ([\d.]+) \(([\d.]+)\)", printed)
+    peaks = re.findall(r"peak at ([\d.]+) \(([\d.]+)\)", said)
     assert [float(found) for found, _ in peaks] == pytest.approx([float(true) for _, true in peaks], abs=0.05)
 
 
-def test_the_ensemble_disagrees_where_nothing_was_measured(tmp_path):
-    measured, gap = numbers(
-        r"by ([\d.]+) where there are measurements, and by ([\d.]+)", draw("ensemble", tmp_path)
-    )
+def test_the_ensemble_disagrees_where_nothing_was_measured(printed):
+    measured, gap = numbers(r"by ([\d.]+) where there are measurements, and by ([\d.]+)", printed["ensemble"])
     assert gap > 2 * measured
 
 
 @hosts.needs_fortran
-def test_torchs_optimizers_train_layers_of_neural_fortran(tmp_path):
-    losses = re.findall(r"^(\w+)\(.*\): loss (.*)$", draw("neural_fortran", tmp_path), re.M)
+def test_torchs_optimizers_train_layers_of_neural_fortran(printed):
+    losses = re.findall(r"^(\w+)\(.*\): loss (.*)$", printed["neural_fortran"], re.M)
     assert [name for name, _ in losses] == ["SGD", "Adam", "RAdam"]
     assert all(float(loss) < 2e-3 for _, loss in losses)
 

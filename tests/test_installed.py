@@ -129,15 +129,15 @@ def test_cmake_finds_it_by_what_config_prints_and_refuses_another_version(scratc
 
 @hosts.needs_cxx
 def test_cmake_with_fetchcontent(scratch, sdist):
-    """Python is named by a script that starts it, as pyenv's are."""
+    """As the page on C++ has it; Python is named by a script that starts it, as pyenv's are."""
     shim = scratch / "shim"
     shim.write_text(f'#!/bin/sh\nexec {sys.executable} "$@"\n')
     shim.chmod(0o755)
-    find = (
-        "include(FetchContent)\n"
-        f"FetchContent_Declare(optplug URL {sdist.as_uri()})\n"
-        "FetchContent_MakeAvailable(optplug)"
-    )
+    shutil.unpack_archive(sdist, scratch / "source", filter="data")
+    [source] = (scratch / "source").iterdir()
+    page = (hosts.PROJECT / "docs/first-steps/cxx.md").read_text()
+    find = re.search(r"^include\(FetchContent\)\n.*\n.*\)$", page, re.M)[0]
+    find = find.replace("/path/to/optplug", str(source))
     [main] = cmake_project(scratch, find, "CXX")
     run("cmake", "-B", "build", f"-DPython_EXECUTABLE={shim}", QUICKLY, cwd=scratch)
     run("cmake", "--build", "build", cwd=scratch)

@@ -19,6 +19,8 @@ import ctypes, optplug
 lib = ctypes.CDLL(optplug.library())
 w, g, n, rows = (ctypes.c_float * 4)(), (ctypes.c_float * 4)(), ctypes.c_int64(1), (ctypes.c_int64 * 1)()
 shape = (ctypes.c_int64 * 2)(2, 2)
+assert lib.opt_init(None) == 0
+optplug.known.fingerprint = None  # Python's parser is none for a small stack
 lib.opt_bind_sparse.argtypes = [ctypes.c_int] + [ctypes.c_char_p] * 2 + [ctypes.c_int64] * 2 + [
     ctypes.c_void_p, ctypes.c_int64] + [ctypes.c_void_p] * 3
 lib.opt_iterate.argtypes = [ctypes.c_int, ctypes.c_double]
@@ -29,8 +31,10 @@ for name in sys.argv[1:]:
     else:
         assert lib.opt_bind_nd(opt, b"w", b"float32", b"cpu", 2, shape, w, None, g, None) == 0
     if name == "LBFGS":
-        while lib.opt_iterate(opt, 1.0) > 0: pass
+        while (left := lib.opt_iterate(opt, 1.0)) > 0: pass
+        assert left == 0
     else:
+        assert name == "SparseAdam" or lib.opt_average(opt, b"AveragedModel()") == 0
         for _ in range(3): assert lib.opt_step(opt) == 0
     assert lib.opt_set(opt, -1, b"lr=0.5") == 0
     assert lib.opt_schedule(opt, b"StepLR(3)") == 0

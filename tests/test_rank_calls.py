@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import math
+import threading
 
 import numpy as np
 import pytest
+import torch
+from torch.optim.optimizer import register_optimizer_step_post_hook
 
 import hosts
 from optplug.ctypes_api import Error, load
@@ -191,6 +194,209 @@ def test_scales_that_differ_are_an_error_of_all_and_change_nothing():
     assert set(on_ranks(2, work)) == {("ranks differ: scale is 2 on rank 1, 1 on rank 0", 0.9)}
 
 
+@pytest.mark.parametrize("call", ["step", "clip_grad_norm"])
+def test_a_scale_of_one_rank_alone_is_an_error_of_all(call):
+    def work(comm):
+        w, scale = np.ones(100), np.ones(1, "float32")
+        with made("SGD(lr=0.1)", "Replicate()" if call == "step" else "Shard(0)", comm) as opt:
+            opt.bind("w", w, np.ones(100))
+            for _ in range(3):
+                opt.step()
+            opt.grad_scale(scale if comm.Get_rank() == 1 else None)
+            with pytest.raises(Error) as error:
+                getattr(opt, call)(*[1.0] * (call != "step"))
+            opt.grad_scale(None)
+            opt.step()
+        return str(error.value), w[0]
+
+    line = "ranks differ: opt_grad_scale is 'set' on rank 1, 'NULL' on rank 0"
+    assert on_ranks(2, work) == [(line, pytest.approx(0.6))] * 2
+
+
+@pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
+def test_master_copies_are_clipped_by_a_value_in_the_hosts_dtype(dtype):
+    def work(comm):
+        w = torch.linspace(-1, 1, 200).to(getattr(torch, dtype))
+        dw = torch.linspace(-3, 3, 200).to(w.dtype)
+        with made("SGD(lr=1.0)", "Replicate()", comm) as opt:
+            opt.bind_device("w", dtype, "cpu", w.shape, w.data_ptr(), dw.data_ptr())
+            for _ in range(3):
+                opt.clip_grad_value(0.1)  # which neither dtype has
+                opt.step()
+        return w.tolist()
+
+    load().optplug_init(b"master_weights=True")
+    try:
+        assert on_ranks(2, work) == on_ranks(1, work) * 2
+    finally:
+        load().optplug_init(b"master_weights=False")
+
+
+# ---- errors of one rank, wherever they come ----
+
+
+def said(error) -> str:
+    """Return an error's line, which begins with MemoryError."""
+    return str(error.value).removeprefix("MemoryError: ")
+
+
+@pytest.fixture
+def fails():
+    """Let torch's steps on this thread fail at their end, by a hook as a host that is a Python may have."""
+    here = threading.local()
+
+    def hook(*_) -> None:
+        if getattr(here, "fails", False):
+            raise MemoryError("no memory left")
+
+    handle = register_optimizer_step_post_hook(hook)
+    yield here
+    handle.remove()
+
+
+@pytest.mark.parametrize("steps", [0, 3])
+@pytest.mark.parametrize(
+    ("averages", "placement"), [(True, PLACEMENTS[1]), (False, "Replicate(), Replicate()")]
+)
+@pytest.mark.parametrize("spec", ["RMSprop(lr=0.1, momentum=0.9)", "Adam(lr=0.1)", "Adafactor(lr=0.1)"])
+def test_a_step_that_fails_on_one_rank_fails_on_all_and_is_undone(spec, placement, averages, steps, fails):
+    def work(comm, breaks):
+        w = {"a": drawn(0, (20, 10), "float32"), "b": drawn(1, (9, 9), "float64")}
+        dw = {name: np.empty_like(a) for name, a in w.items()}
+        line = ""
+        with made(spec, placement, comm) as opt:
+            for name in w:
+                opt.bind(name, w[name], dw[name])
+            if averages:
+                opt.average("AveragedModel(multi_avg_fn=get_ema_multi_avg_fn(0.9))")
+            for step in range(6):
+                for i, name in enumerate(w):
+                    dw[name][:] = drawn(10 * step + i, w[name].shape, "float64")
+                before = [a.copy() for a in w.values()]
+                fails.fails = breaks and step == steps and comm.Get_rank() == 1
+                if breaks and step == steps:
+                    with pytest.raises(Error) as error:
+                        opt.step()
+                    line, fails.fails = said(error), False
+                    assert error.value.status == -6
+                    assert all(map(np.array_equal, w.values(), before)) or "load a checkpoint" in line
+                    if "load a checkpoint" in line:
+                        return line, []
+                opt.step()
+            averaged = [opt.average_get(name) for name in w] if averages else []
+        return line, [a.tolist() for a in [*w.values(), *averaged]]
+
+    found, expected = (on_ranks(2, lambda comm, b=breaks: work(comm, b)) for breaks in (True, False))
+    if spec.startswith("Adam(") and steps and not averages:  # whose steps want no memory, and keep no copies
+        told = "rank 1: no memory left (rank 0 had made this step by then: load a checkpoint on all ranks)"
+        assert found == [(told, [])] * 2
+    else:
+        assert found == [("rank 1: no memory left", arrays) for _, arrays in expected]
+
+
+@pytest.mark.parametrize("placement", PLACEMENTS[:2])
+@pytest.mark.parametrize("spec", [SPECS[1], "RMSprop(lr=0.1)"])
+def test_a_step_with_a_closure_that_fails_at_its_end_fails_on_all_and_is_undone(spec, placement, fails):
+    def work(comm, breaks):
+        problem, line = Problem(comm, placement), ""
+        with made(spec, placement, comm) as opt:
+            opt.bind("w", problem.w, problem.dw)
+            for step in range(3):
+                before = problem.w.copy()
+                fails.fails = breaks and not step and comm.Get_rank() == 1
+                if breaks and not step:
+                    with pytest.raises(Error) as error:
+                        opt.step_closure(problem.loss)
+                    line, fails.fails = said(error), False
+                    assert np.array_equal(problem.w, before)
+                opt.step_closure(problem.loss)
+        return line, problem.w.tolist()
+
+    found, expected = (on_ranks(3, lambda comm, b=breaks: work(comm, b)) for breaks in (True, False))
+    assert found == [("rank 1: no memory left", w) for _, w in expected]
+
+
+@pytest.mark.parametrize(("calls", "placement"), [(1, PLACEMENTS[1]), (2, PLACEMENTS[0]), (9, PLACEMENTS[1])])
+def test_lbfgs_that_fails_between_its_sums_fails_on_all_and_is_undone(calls, placement, monkeypatch):
+    here, add_ = threading.local(), torch.Tensor.add_
+
+    def failing(*arguments, **named):
+        here.left = getattr(here, "left", -1) - 1
+        if here.left == 0:
+            raise MemoryError("no memory left")
+        return add_(*arguments, **named)
+
+    monkeypatch.setattr(torch.Tensor, "add_", failing)
+
+    def work(comm):
+        problem = Problem(comm, placement)
+        with made(SPECS[0], placement, comm) as opt:
+            opt.bind("w", problem.w, problem.dw)
+            opt.step_closure(problem.loss)
+            before = problem.w.copy()
+            here.left = calls if comm.Get_rank() == 1 else -1
+            with pytest.raises(Error) as error:
+                opt.step_closure(problem.loss)
+            kept = np.array_equal(problem.w, before)
+            opt.step_closure(problem.loss)
+        return said(error), kept
+
+    assert on_ranks(3, work) == [("rank 1: no memory left", True)] * 3
+
+
+@pytest.mark.parametrize("placement", PLACEMENTS)
+@pytest.mark.parametrize("call", ["clip_grad_norm", "clip_grad_value"])
+def test_a_closure_that_fails_where_others_clip_in_theirs_fails_on_all(call, placement):
+    if call == "clip_grad_value" and placement == "Shard(0)":
+        return  # which sends nothing
+
+    def work(comm):
+        problem, lines = Problem(comm, placement), []
+
+        def closure():
+            loss = problem.loss()
+            if is_failing:
+                raise ZeroDivisionError("on purpose")
+            try:
+                getattr(opt, call)(10.0)
+            except Error as error:  # and goes on as if there had been none
+                lines.append(str(error))
+            return loss
+
+        with made("Adam(lr=0.1)", placement, comm) as opt:
+            opt.bind("w", problem.w, problem.dw)
+            for _ in range(4):
+                opt.step()
+            is_failing = comm.Get_rank() == 1
+            with pytest.raises((Error, ZeroDivisionError)) as error:
+                opt.step_closure(closure)
+            is_failing = False
+            opt.step_closure(closure)
+        return comm.Get_rank() == 1 or [str(error.value)] == lines != []
+
+    assert on_ranks(3, work) == [True] * 3
+
+
+@pytest.mark.parametrize("call", ["average_get", "average_swap"])
+def test_an_average_that_one_rank_lacks_is_an_error_of_all(call):
+    def work(comm):
+        w = np.ones(100)
+        with made("SGD(lr=0.1)", "Replicate()", comm) as opt:
+            opt.bind("w", w, np.ones(100))
+            opt.step()
+            if comm.Get_rank() == 0:
+                opt.average("AveragedModel()")
+            opt.step()
+            with pytest.raises(Error) as error:
+                getattr(opt, call)(*["w"] * (call == "average_get"))
+            opt.step()
+        return str(error.value), w[0]
+
+    found = on_ranks(2, work)
+    assert found[0] == found[1] == (found[0][0], pytest.approx(0.7))
+    assert found[0][0].startswith("rank 1: ")
+
+
 # ---- what is sent ----
 
 
@@ -210,7 +416,7 @@ def test_a_steps_collectives_are_those_of_the_page(placement):
         return comm.calls[before:]
 
     slice_ = -(-n // (64 * size)) * 64 * 8
-    exchange = [("reduce_scatter", slice_ + 33 * 8), ("all_gather", slice_)]
+    exchange = [("reduce_scatter", slice_ + 33 * 8), ("all_gather", slice_ + 8)]
     expected = [] if placement == "Shard(0)" else exchange
     assert on_ranks(size, lambda comm: work(comm, False)) == [expected] * size
     with_scale = [*expected[:1], ("all_gather", 16), *expected[1:]]

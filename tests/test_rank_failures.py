@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import importlib.util
 import os
 import pathlib
 import re
@@ -184,6 +185,52 @@ def test_a_fork_of_a_rank_is_told_so_and_the_ranks_go_on(options, tmp_path):
 
 
 # ---- over MPI ----
+
+MPI4PY = """
+import pathlib
+import numpy as np
+import torch
+from mpi4py import MPI
+from torch.optim.optimizer import register_optimizer_step_post_hook
+from optplug.ctypes_api import Error, Optimizer
+
+rank, size, lines = MPI.COMM_WORLD.Get_rank(), MPI.COMM_WORLD.Get_size(), []
+
+def fail(*_):
+    raise MemoryError("no memory left")
+
+w, dw, alone, whole = np.ones(100), np.ones(100), np.ones(100), np.ones(100)
+opt, one = Optimizer("RMSprop(lr=0.1)"), Optimizer("RMSprop(lr=0.1)")
+opt.distribute("Replicate(), Partial('sum')", MPI.COMM_WORLD)
+opt.bind("w", w, dw)
+one.bind("w", alone, whole)
+for step in range(6):
+    dw[:], whole[:] = np.arange(100) * (rank + 1), np.arange(100) * 3
+    if step == 3:
+        hook = register_optimizer_step_post_hook(fail) if rank == 1 else None
+        try:
+            opt.step()
+        except Error as error:
+            lines.append(str(error))
+        if hook:
+            hook.remove()
+    opt.step()
+    one.step()
+opt.free()
+pathlib.Path(f"said{rank}").write_text(f"{size} {lines} {np.array_equal(w, alone)}")
+"""
+
+
+@hosts.needs_mpi
+@pytest.mark.skipif(not importlib.util.find_spec("mpi4py"), reason="no mpi4py: pip install mpi4py")
+def test_mpi4pys_ranks_have_the_bits_of_one_process_and_all_the_error_of_one(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    environment = {**hosts.MPI_ENVIRONMENT, "OMP_NUM_THREADS": "1"}
+    hosts.run("mpiexec", "-n", "2", *hosts.PYTHON, "-c", MPI4PY, env=environment)
+    for rank in range(2):
+        line = "2 ['MemoryError: rank 1: no memory left'] True"
+        assert (tmp_path / f"said{rank}").read_text() == line
+
 
 MPI = r"""
 #include <stdio.h>

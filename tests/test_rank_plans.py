@@ -307,7 +307,7 @@ def test_gradients_that_are_reduced_are_not_reduced_again_where_torch_fails_in_a
 # ---- gradients that a call has reduced which fails, and others after it ----
 
 
-def moved_after(comm, plans, break_, spec="SGD(lr=1.0)"):
+def moved_after(comm, plans, break_, spec="SGD(lr=1.0)", then=2):
     """Step, let a call fail, and step with other gradients: return its line, and what that moves w by."""
     w, dw = np.ones((2, 50)), np.ones((2, 50))
     with planned(spec, "Replicate()", comm, plans) as opt:
@@ -320,7 +320,7 @@ def moved_after(comm, plans, break_, spec="SGD(lr=1.0)"):
             break_(opt, comm.Get_rank(), dw)
         except Error as error:
             line = str(error)
-        dw[:] = 2
+        dw[:] = then
         before = w.copy()
         opt.step()
         return line, *np.unique(before - w)
@@ -362,8 +362,37 @@ def test_a_clip_that_fails_leaves_the_clip_before_it(python):
         opt.clip_grad_norm(1)
         opt.clip_grad_norm(1 + rank)
 
-    found = on_ranks(2, lambda comm: moved_after(comm, comm.Get_rank() not in python, break_))
+    found = on_ranks(2, lambda comm: moved_after(comm, comm.Get_rank() not in python, break_, then=3))
     assert all(line and moved == pytest.approx(0.1, rel=1e-5) for line, moved in found), found
+
+
+@pytest.mark.parametrize("call", ["step", "clip_grad_norm", "clip_grad_value"])
+@pytest.mark.parametrize("python", [set(), {0}, {0, 1}], ids=str)
+def test_other_gradients_after_a_clip_without_a_step_are_an_error_of_all(python, call):
+    def work(comm):
+        w, dw, v, dv = np.ones(300), np.ones(300), np.ones(70, "float32"), np.ones(70, "float32")
+        lines = []
+        with planned("SGD(lr=1.0)", "Replicate()", comm, comm.Get_rank() not in python) as opt:
+            opt.bind("w", w, dw)
+            opt.bind("v", v, dv)
+            for _ in range(4):
+                opt.clip_grad_norm(100)
+                opt.step()
+            opt.clip_grad_norm(100)  # and no step, after which a rank has others in one of its arrays
+            (dv if comm.Get_rank() else dw)[:] = 2
+            before = w.copy(), v.copy()
+            try:
+                getattr(opt, call)(*[100] * (call != "step"))
+            except Error as error:
+                lines.append(str(error).partition("clip_grad_value reduced")[0])
+            kept = np.array_equal(w, before[0]) and np.array_equal(v, before[1])
+            opt.zero_grad()
+            dw[:], dv[:] = 3, 3
+            opt.step()
+            return lines, kept, (before[0] - w)[0], (before[1] - v)[0]
+
+    line = "rank 0: the gradients have changed since opt_clip_grad_norm or opt_"
+    assert on_ranks(2, work) == [([line], True, 3, 3)] * 2
 
 
 @pytest.mark.filterwarnings("ignore:overflow")  # of numpy's, which adds up here for MPI

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import pathlib
 import re
 import subprocess
@@ -15,21 +16,27 @@ from optplug import ctypes_api
 OUTPUT = program("text")
 
 
+@functools.cache
 def config(*options: str) -> list[str]:
     command = [sys.executable, "-m", "optplug", "config", *options]
     return subprocess.run(command, check=True, capture_output=True, text=True).stdout.split()
 
 
 def build(source: str, folder: pathlib.Path, name: str = "main.c", compiler: tuple[str, ...] = ()) -> None:
+    """Compile a program as the README says, but with all warnings, and for `hosts.run_main`."""
+    compile_program(source, folder, name, (*(compiler or (hosts.CC, "-std=c99")), "-shared", "-fPIC"))
+
+
+def compile_program(source: str, folder: pathlib.Path, name: str, compiler: tuple[str, ...]) -> None:
     """Compile a program as the README says, but with all warnings."""
     (folder / name).write_text(source)
-    command = [*(compiler or (hosts.CC, "-std=c99")), "-Wall", "-Wextra", "-Werror", "-ffp-contract=off"]
+    command = [*compiler, "-Wall", "-Wextra", "-Werror", "-ffp-contract=off"]
     flags = config("--cflags", "--libs")
     subprocess.run([*command, folder / name, "-o", folder / "main", *flags, "-lm"], check=True, cwd=folder)
 
 
 def test_the_readmes_program_in_python_prints_what_the_readme_says():
-    assert hosts.run(sys.executable, "-c", program("python")).stdout == OUTPUT
+    assert hosts.run(*hosts.PYTHON, "-c", program("python")).stdout == OUTPUT
 
 
 def test_the_headers_program_runs(tmp_path):
@@ -44,7 +51,7 @@ def test_the_headers_program_runs(tmp_path):
         '    printf("%.1f %.1f %.1f\\n", w[0], w[1], w[2]);\n    return 0;\n}\n'
     )
     build(program, tmp_path)
-    assert hosts.run(tmp_path / "main").stdout == "0.0 1.0 2.0\n"
+    assert hosts.run_main(tmp_path / "main").stdout == "0.0 1.0 2.0\n"
 
 
 def example(path: str, margin: str) -> str:
@@ -64,7 +71,7 @@ def test_the_cxx_headers_program_runs(tmp_path):
         '    std::printf("%.1f %.1f %.1f\\n", w[0], w[1], w[2]);\n}\n'
     )
     build(source, tmp_path, "main.cpp", (hosts.CXX, "-std=c++17"))
-    assert hosts.run(tmp_path / "main").stdout == "0.0 1.0 2.0\n"
+    assert hosts.run_main(tmp_path / "main").stdout == "0.0 1.0 2.0\n"
 
 
 @hosts.needs_fortran
@@ -78,7 +85,7 @@ def test_the_fortran_modules_program_runs(tmp_path):
     )
     module = f"{config('--fortran')[0]}/optplug.f90"
     build(source, tmp_path, "main.f90", (hosts.FC, module))
-    assert hosts.run(tmp_path / "main").stdout == " 0.0 1.0 2.0\n"
+    assert hosts.run_main(tmp_path / "main").stdout == " 0.0 1.0 2.0\n"
 
 
 def test_the_program_of_ctypes_api_runs():
@@ -93,9 +100,9 @@ def test_the_programs_of_the_page_on_checkpoints_go_on_alike(tmp_path, monkeypat
     page = (hosts.PROJECT / "docs" / "checkpoints.md").read_text()
     build(re.search(r"```c\n(.*?)```", page, re.S)[1], tmp_path)
     monkeypatch.chdir(tmp_path)
-    begun = hosts.run("./main").stdout
+    begun = hosts.run_main("./main").stdout
     python = hosts.run(*hosts.PYTHON, "-c", re.search(r"```python\n(.*?)```", page, re.S)[1]).stdout
-    restarted = hosts.run("./main", "restart").stdout
+    restarted = hosts.run_main("./main", "restart").stdout
     assert python == restarted != begun
 
 
@@ -103,7 +110,7 @@ def test_the_program_of_the_page_on_checkpoints_finds_its_own_words(tmp_path, mo
     page = (hosts.PROJECT / "docs" / "checkpoints.md").read_text()
     build(re.findall(r"```c\n(.*?)```", page, re.S)[1], tmp_path)
     monkeypatch.chdir(tmp_path)
-    output = hosts.run("./main").stdout + hosts.run("./main", "words.pt").stdout
+    output = hosts.run_main("./main").stdout + hosts.run_main("./main", "words.pt").stdout
     assert output == re.search(r"```text\n(.*?)```", page, re.S)[1]
 
 

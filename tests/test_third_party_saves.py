@@ -155,8 +155,8 @@ def an_object(**attributes: object) -> dict[str, object]:
 @pytest.mark.parametrize(
     ("change", "words"),
     [
-        (lambda c: c["optimizer"]["state"][0].update(other=an_object()), "here it is none"),
-        (lambda c: c["optimizer"]["state"][0]["tool"].update(of=3), "here it is none"),
+        (lambda c: c["optimizer"]["state"][0].update(other=an_object()), "in the file, and not here"),
+        (lambda c: c["optimizer"]["state"][0]["tool"].update(of=3), "in the file, and not here"),
         (lambda c: c["optimizer"]["state"][0]["tool"]["of"].update(turn=1), "has an attribute 'turn'"),
         (lambda c: c["optimizer"]["state"][0]["tool"]["of"].update(__class__=1), "attribute '__class__'"),
         (
@@ -164,7 +164,7 @@ def an_object(**attributes: object) -> dict[str, object]:
             "here it has none",
         ),
         (lambda c: c["optimizer"]["state"][0]["tool"]["of"].update(seen=1), "rejects it"),
-        (lambda c: c["own"].update(mark=an_object()), "here it is none"),
+        (lambda c: c["own"].update(mark=an_object()), "in the file, and not here"),
     ],
 )
 def test_forged_objects_are_refused(change, words):

@@ -93,7 +93,8 @@ def test_the_command_line_lists_a_package(call):
     assert rows["Around"]["calls"] == ""
     assert "AssertionError" in rows["Around"]["step"]
     for name, words in {
-        "no_package": "no_package cannot be imported: No module named 'no_package'",
+        "no_package": "no_package cannot be imported: No module named 'no_package'; "
+        "besides packages there are devices, dtypes, optimizers, schedulers",
         "json": "json has no optimizers",
         "a-b": "no list 'a-b': there are devices, dtypes, optimizers, schedulers",
     }.items():

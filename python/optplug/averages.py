@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import torch
@@ -18,6 +18,8 @@ from optplug.recorder import Record
 from optplug.spec import Call, SpecError, shown
 from optplug.torch_private import foreach_copy_
 
+#: Whether torch's update is the one that `Average.update_one` makes for one parameter.
+IS_KNOWN = is_known(swa_utils.AveragedModel.update_parameters)
 # What AveragedModel takes for its avg_fn and multi_avg_fn.
 _FUNCTIONS = ("get_ema_avg_fn", "get_ema_multi_avg_fn", "get_swa_avg_fn", "get_swa_multi_avg_fn")
 _EMA = "AveragedModel(multi_avg_fn=get_ema_multi_avg_fn(0.999))"
@@ -61,8 +63,6 @@ class Average:
         except Exception as error:
             raise SpecError(f"spec {shown(text)}: {said(error)}") from error
         self.text = text
-        #: Whether torch's update is known, which `update_one` makes for one parameter.
-        self.is_known = is_known(swa_utils.AveragedModel.update_parameters)
         #: Whether the averages stand where the parameters were, and the other way round.
         self.swapped = False
         #: What an update comes down to, by dtype and default dtype; None if it has no record.
@@ -70,7 +70,7 @@ class Average:
 
     def update(self, module: nn.Module) -> None:
         """Take the parameters as they are now into the average."""
-        if self.is_known and any(p.is_cuda for p in module.parameters()):
+        if IS_KNOWN and any(p.is_cuda for p in module.parameters()):
             self._update_on_gpu([p.detach() for p in module.parameters()])
         else:
             self._averaged.update_parameters(module)
@@ -143,14 +143,20 @@ class Average:
             p.data.copy_(values[name].tensor())
         self._averaged.n_averaged.fill_(count)
 
-    def swap(self, module: nn.Module) -> None:
-        """Exchange the parameters' values with the averages', in place; again: back."""
+    def swapping(self, module: nn.Module) -> Callable[[], None]:
+        """Return what exchanges the parameters' values with the averages', in place; again: back."""
         self._check()
-        for parameter, average in zip(module.parameters(), self._averaged.parameters(), strict=True):
-            value = parameter.data.clone()
-            parameter.data.copy_(average.data)
-            average.data.copy_(value)
-        self.swapped = not self.swapped
+        values = [p.data.clone() for p in module.parameters()]  # while nothing has changed
+
+        def swap() -> None:
+            for p, average, value in zip(
+                module.parameters(), self._averaged.parameters(), values, strict=True
+            ):
+                p.data.copy_(average.data)
+                average.data.copy_(value)
+            self.swapped = not self.swapped
+
+        return swap
 
     def _check(self) -> None:
         if not self._averaged.n_averaged:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable
-from typing import TypeVar
 
 import numpy as np
 import torch
@@ -15,9 +14,8 @@ from optplug.over_ranks import add
 from optplug.parameters import Parameters
 from optplug.ranks import Ranks
 from optplug.sliced import Sliced
-from optplug.world import World, is_of_all
+from optplug.world import World
 
-T = TypeVar("T")
 Closure = Callable[[], float]
 
 
@@ -31,48 +29,41 @@ def check(ranks: Ranks, parameters: Parameters, closure: Closure) -> float:
     this = Check(parameters[name] for name in ranks.names())
     share = slice(world.rank, None, world.size)
     try:
-        with this.moving():
-            _told(world, lambda: this.evaluate(loss, functools.partial(_whole_gradient, world)))
+        with world.as_one(), this.moving():
+            this.evaluate(loss, functools.partial(_whole_gradient, world))
             this.compare(loss, _is_whole)
             _in_turns(world, loss, lambda loss: this.compare_some(loss, _is_part, share))
-            _told(world, this.judge)  # since along a direction a part that is wrong makes all so
-            this.compare_along(loss, _is_part, lambda part: add(v for (v,) in world.numbers(part)))
+            with world.as_one():  # since along a direction a part that is wrong makes all so
+                this.judge()
+            this.compare_along(loss, _is_part, lambda part: add(v for (v,) in world.share(part)))
+            worst = this.judge()
     finally:
         ranks.exchange.is_reduced = was_reduced
-    worst = _told(world, this.judge)
-    return max(error for (error,) in world.numbers(worst))
+    return max(error for (error,) in world.share(worst))
 
 
 def _whole_gradient(world: World, p: Parameter, gradient: np.ndarray) -> np.ndarray:
     if not isinstance(p, Sliced) or not p.reduction:
         return gradient
+    world.share()
     total = functools.reduce(torch.add, world.all_gather(torch.from_numpy(gradient))).numpy()
     return total / world.size if p.reduction == "mean" else total
 
 
-def _told(world: World, work: Callable[[], T]) -> T:
-    """Do some work, and fail on all ranks if one has failed."""
-    results: list[T] = []
-    world.exchange(_error_of(lambda: results.append(work())))
-    return results[0]
-
-
 def _in_turns(world: World, loss: Closure, work: Callable[[Closure], None]) -> None:
     """Let one rank after the other do some work, with the loss of all as often as it wants that."""
-    error: Exception | None = None
 
     def wanted_loss() -> float:
-        world.numbers(True)
+        world.share(True)
         return loss()
 
     for rank in range(world.size):
         if rank == world.rank:
-            error = _error_of(lambda: work(wanted_loss))
-            world.numbers(False)
+            work(wanted_loss)
+            world.share(False)
         else:
-            while any(wants for (wants,) in world.numbers(False)):
+            while any(wants for (wants,) in world.share(False)):
                 loss()
-    world.exchange(error)
 
 
 def _is_whole(p: Parameter) -> bool:
@@ -81,14 +72,3 @@ def _is_whole(p: Parameter) -> bool:
 
 def _is_part(p: Parameter) -> bool:
     return not isinstance(p, Sliced)
-
-
-def _error_of(work: Callable[[], None]) -> Exception | None:
-    """Return the error of some work, if it is not one that all ranks have raised."""
-    try:
-        work()
-    except Exception as error:
-        if is_of_all(error):
-            raise
-        return error
-    return None

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from optplug import elementwise, host, plans, transfer
 from optplug._optplug import ffi
-from optplug.averages import Average
+from optplug.averages import IS_KNOWN, Average
 from optplug.buffers import gaps, is_dense
 from optplug.parameters import Parameters
 from optplug.plans import Form, Gradients, Operation, Plan
@@ -33,7 +33,7 @@ _CHUNKS = (4, 0, 1, 2, 8)
 
 def average(of: Average, parameters: Sequence[Tensor]) -> list[Operation] | None:
     """State the update of an average, after the first one; None if only Python can make it."""
-    if not of.is_known:
+    if not IS_KNOWN:
         return None
     alike: dict[tuple[torch.dtype, bool], list[tuple[Tensor, Tensor]]] = {}
     for p, averaged in zip(parameters, of.memory(), strict=True):

@@ -24,10 +24,11 @@ from optplug.kinds import Grad
 from optplug.loans import Loans
 from optplug.options import CheckpointOptions
 from optplug.parameters import Parameters
+from optplug.placements import read_placement
 from optplug.planning import Planner
 from optplug.plans import Plan, Rate
 from optplug.randomness import Stream
-from optplug.ranks import Ranks, read_placement
+from optplug.ranks import Ranks
 from optplug.resume import Resumption
 from optplug.run import Run
 from optplug.scaling import Scale
@@ -141,7 +142,7 @@ class Hosted:
         """Let ranks step this optimizer together; parameters bound from now on lie as ``placement`` says.
 
         Args:
-            placement: one of `ranks.PLACEMENTS`.
+            placement: one of `placements.PLACEMENTS`.
             collective: is made by all ranks, or torch.distributed's if None.
             rank: this process's.
             size: of how many; 0 for as many as torch.distributed has.
@@ -163,7 +164,13 @@ class Hosted:
             if world.size == 1:
                 return
             ranks = Ranks(
-                world, self.recipe, self.parameters, self._groups, self.error_if_nonfinite, self._check_ranks
+                world,
+                self.recipe,
+                self.parameters,
+                self._groups,
+                lambda: bool(self._scale),
+                self.error_if_nonfinite,
+                self._check_ranks,
             )
         ranks.place(placement)
         if self.ranks is None:
@@ -203,6 +210,7 @@ class Hosted:
 
         def run() -> Run:
             self._check_bound(what)
+            self.built()  # lest that fails on one rank when the others are in a step
             return self.run
 
         if self.ranks.meet(what, run):

@@ -35,7 +35,10 @@ _PRINTS = frozenset(
 
 @functools.cache
 def is_known(function: Any) -> bool:
-    """Tell whether a function of torch's reads as one that was read here."""
+    """Tell whether a function of torch's reads as one that was read here; to be asked while we are imported.
+
+    Python's parser is none for a host's small stack.
+    """
     return fingerprint(function) in _PRINTS
 
 
@@ -43,7 +46,7 @@ def fingerprint(function: Any) -> str:
     """Return a digest of what a function does: its source without comments; "" without one."""
     try:  # of its code, since functions that stand before others name those as themselves
         tree = parse(textwrap.dedent(inspect.getsource(function.__code__)))
-    except (AttributeError, OSError, SyntaxError, TypeError):
+    except (AttributeError, OSError, SyntaxError, SystemError, TypeError):
         return ""
     for node in ast.walk(tree):
         if isinstance(node, ast.FunctionDef):

@@ -20,7 +20,7 @@ from torch import Tensor
 
 from optplug import elementwise, host
 from optplug._optplug import ffi
-from optplug.lbfgs_step import Closure, interpolates, is_as_loaded, is_known, step_with
+from optplug.lbfgs_step import IS_KNOWN, Closure, interpolates, is_as_loaded, step_with
 from optplug.lean import lean
 from optplug.rows import History, Kind, Parts, Row
 from optplug.torch_private import grad_mode, has_hooks
@@ -123,7 +123,7 @@ def _has_history(state: State) -> bool:
 
 def _can(optimizer: torch.optim.Optimizer) -> bool:
     """Tell whether the next step could be made on rows."""
-    if type(optimizer) is not lean(torch.optim.LBFGS) or has_hooks(optimizer) or not is_known():
+    if type(optimizer) is not lean(torch.optim.LBFGS) or has_hooks(optimizer) or not IS_KNOWN:
         return False
     parameters, _ = _parts(optimizer)
     return 0 < sum(p.numel() for p in parameters) <= _MOST_VALUES and all(

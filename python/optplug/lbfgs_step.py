@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from optplug import known
+from optplug.known import is_known
 from optplug.lean import bare_step
 from optplug.rows import Kind, Row
 from optplug.torch_private import INTERPOLATION, LINE_SEARCH
@@ -44,17 +44,13 @@ def _functions() -> list[Any]:
 
 
 _AS_LOADED = _functions()
+#: Whether torch's step is one whose loops are known, which are left out of it.
+IS_KNOWN = is_known(bare_step(torch.optim.LBFGS))
 
 
 def is_as_loaded(optimizer: torch.optim.Optimizer) -> bool:
     """Tell whether nobody, as a Python host may, has put other functions in the place of torch's."""
     return _functions() == _AS_LOADED and vars(optimizer).keys().isdisjoint(_METHODS)
-
-
-@functools.cache
-def is_known() -> bool:
-    """Tell whether torch's step is one whose loops are known, which are left out of it."""
-    return known.is_known(_bare(torch.optim.LBFGS.step))
 
 
 class _Nothing:

@@ -145,9 +145,7 @@ def lean(full: type[torch.optim.Optimizer]) -> type[torch.optim.Optimizer]:
     for name in ("add_param_group", "state_dict"):  # torch._dynamo again
         members[name] = _bare_method(getattr(full, name))
     if full is torch.optim.LBFGS:
-        members |= {
-            f.__name__: f for f in (_gather_flat_grad, _add_grad) if is_known(getattr(full, f.__name__, None))
-        }
+        members |= _LBFGS
     return type(full.__name__, (full,), members)
 
 
@@ -178,6 +176,13 @@ def _add_grad(self: Any, step_size: float | Tensor, update: Tensor) -> None:
     else:
         parts = unflatten_dense_tensors(update, self._params)
         foreach_add_(self._params, parts, alpha=float(step_size))
+
+
+_LBFGS = {
+    f.__name__: f
+    for f in (_gather_flat_grad, _add_grad)
+    if is_known(getattr(torch.optim.LBFGS, f.__name__, None))
+}
 
 
 def _recording(step: Callable[..., Any], names: set[str]) -> Callable[..., Any]:

@@ -20,6 +20,7 @@ from optplug.errors import StateError
 from optplug.hosted import Hosted
 from optplug.iterate import Iteration
 from optplug.norms import clip_grad_norm_, clip_grad_value_
+from optplug.ranks import Ranks
 from optplug.scaling import Scale, take_away
 from optplug.sliced import Sliced
 from optplug.spec import check_name
@@ -49,6 +50,13 @@ class HostedOptimizer(Hosted):
             )
         if self.run.expected:
             self._compare_values()
+        if self.ranks:
+            self._step_over_ranks(self.ranks)
+        else:
+            self._step_alone()
+        self.planner.state(self.run, self.parameters, self._scale)
+
+    def _step_alone(self) -> None:
         self.parameters.read(not self.run.stepped)
         if self.run.stepped and self.run.built:
             if self.recipe.is_torchs:  # without a context, which takes microseconds
@@ -60,21 +68,60 @@ class HostedOptimizer(Hosted):
             with self._ready("opt_step") as optimizer, self._undo.of_others(optimizer, is_first=True):
                 self._gather()
                 self.planner.check_state(optimizer)
-                if self._scales().apply(optimizer, self.parameters, False):
+                if self._scale.apply(optimizer, self.parameters, False):
                     with self._undo.on_error(optimizer, True, False, False, self._build):
                         optimizer.step()
                     self.run.stepped = True
         self._finish_step()
-        self.planner.state(self.run, self.parameters, self._scale)
+
+    def _step_over_ranks(self, ranks: Ranks) -> None:
+        """Make a step that fails on all ranks if it does on one, where they communicate."""
+        is_first, all_of = not self.run.stepped, None
+        with self._ready("opt_step") as optimizer:
+
+            def look() -> None:
+                self.planner.check_state(optimizer)
+                self.parameters.read(is_first)
+                self._check_gradients()
+
+            if ranks.sliced():
+                all_of = self._all_that_steps_change(optimizer)
+            with contextlib.ExitStack() as undo, ranks.publishing(all_of is not None):
+                ranks.gather(look)
+                self.parameters.gather()
+                undo.enter_context(
+                    self._undo.on_error(optimizer, is_first, False, False, self._build, all_of)
+                )
+                undo.enter_context(self.planner.forgetting())
+                scale = ranks.scale(self._scale) if self._scale else self._scale
+                is_made = scale.apply(optimizer, self.parameters, self.planner.has_recorded)
+                if is_made and is_first:
+                    optimizer.step()
+                elif is_made:
+                    self.planner.step(optimizer, self.parameters, self._scale)
+                if self.run.average:
+                    self.run.average.update(self.parameters.module)
+            self.parameters.publish(but=Sliced)
+            if is_made and not is_first:
+                self.planner.conclude(optimizer)
+            self.run.stepped = self.run.stepped or is_made
+        self.run.steps += 1
+
+    def _all_that_steps_change(self, optimizer: torch.optim.Optimizer) -> list[Tensor] | None:
+        """Return what a step changes besides parameters and state; None if nothing can fail in it.
+
+        Torch's fused kernels want no memory once there is a state.
+        """
+        average = self.run.average
+        if self.run.stepped and not average and all(g.get("fused") for g in optimizer.param_groups):
+            return None
+        return [*average.memory(), average.count()] if average else []
 
     def _step_again(self, optimizer: torch.optim.Optimizer) -> None:
         self._gather()
         scale = self._scale
-        if not scale or self._scales().apply(optimizer, self.parameters, self.planner.has_recorded):
+        if not scale or scale.apply(optimizer, self.parameters, self.planner.has_recorded):
             self.planner.step(optimizer, self.parameters, scale)
-
-    def _scales(self) -> Scale:
-        return self.ranks.scale(self._scale) if self.ranks and self._scale else self._scale
 
     def step_closure(self, closure: Callable[[], float]) -> float:
         """Make one step with a function that computes loss and gradients, and return its first loss.
@@ -154,24 +201,36 @@ class HostedOptimizer(Hosted):
         losses: list[float] = []
 
         def evaluate() -> float | Tensor:
+            if self.ranks:
+                self.ranks.before_values()
             self.parameters.publish()
             evaluated = functools.partial(self.ranks.evaluate, closure) if self.ranks else closure
             losses.append(self.draws.aside(evaluated))
             self._gather()
             return losses[-1] if self.recipe.is_torchs else self.parameters.as_loss(losses[-1])
 
-        self.planner.check_state(optimizer)
-        self.parameters.read(not self.run.stepped)
-        before = stopping.counts(optimizer)
+        all_of = self._all_that_steps_change(optimizer) if self.ranks else None
         on_rows = not self.ranks and self.planner.is_on_rows(optimizer)
-        restored = self.ranks.restored() if self.ranks else contextlib.nullcontext()
-        with restored, self._undo.of_closures(optimizer, not self.run.stepped, on_rows, self._build):
+        with contextlib.ExitStack() as undo:
+            if self.ranks:
+                undo.enter_context(self.ranks.restored())
+            of_closures = undo.enter_context(contextlib.ExitStack())
+            if self.ranks:
+                undo.enter_context(self.ranks.world.as_one(all_of is not None))
+            self.planner.check_state(optimizer)
+            self.parameters.read(not self.run.stepped)
+            before = stopping.counts(optimizer)
+            of_closures.enter_context(
+                self._undo.of_closures(optimizer, not self.run.stepped, on_rows, self._build, all_of)
+            )
             if self.ranks:
                 self.ranks.step_closure(optimizer, evaluate)
             else:
                 self.planner.step_closure(optimizer, evaluate, on_rows)
             if not losses:
                 raise StateError(f"{self.recipe.name} has not called the closure: call opt_step")
+            if self.ranks and self.run.average:
+                self.run.average.update(self.parameters.module)
         self.run.built, self.run.stepped = optimizer, True  # whatever becomes of the average now
         self.run.stop = stopping.since(before, optimizer, losses)
         self._finish_step()
@@ -227,7 +286,6 @@ class HostedOptimizer(Hosted):
             self.meet("opt_clip_grad_value")
             with self.ranks.clipping():
                 self.ranks.clip_grad_value(clip_value)
-                clip_grad_value_(self.parameters.clippable(), clip_value)
             return
         clip_grad_value_(self.parameters.clippable(), clip_value)
         self.planner.clip(self.parameters)
@@ -288,18 +346,25 @@ class HostedOptimizer(Hosted):
     def read_average(self, name: str) -> Tensor:
         """Return the average of one parameter."""
         self.meet(f"opt_average_get of {name}")
-        names = self.parameters.names()
-        check_name(name, names, "parameter")
-        average, p = self.run.averaged().read(names.index(name)), self.parameters[name]
-        return (p.whole(average) if isinstance(p, Sliced) else average).to(p.data.dtype)
+        with self._as_one():
+            names = self.parameters.names()
+            check_name(name, names, "parameter")
+            average, p = self.run.averaged().read(names.index(name)), self.parameters[name]
+            return (p.whole(average) if isinstance(p, Sliced) else average).to(p.data.dtype)
 
     def swap_average(self) -> None:
         """Exchange all parameters with their averages, in place; again: back."""
         self.meet("opt_average_swap")
-        self._check_idle("opt_average_swap")
-        self.run.averaged().swap(self.parameters.module)
+        with self._as_one():
+            self._check_idle("opt_average_swap")
+            swap = self.run.averaged().swapping(self.parameters.module)
+        swap()
         self.planner.pause()  # a step is refused while they are swapped in
         self.parameters.publish()
+
+    def _as_one(self) -> AbstractContextManager[None]:
+        """Let a block fail on all ranks, where there are any, if it does on one."""
+        return self.ranks.world.as_one() if self.ranks else contextlib.nullcontext()
 
     # ---- checkpoints ----
 
@@ -383,7 +448,7 @@ class HostedOptimizer(Hosted):
 
     def _finish_step(self) -> None:
         self.parameters.publish()
-        if self.run.average:
+        if self.run.average and not self.ranks:  # which have done so, where they fail together
             self.run.average.update(self.parameters.module)
         self.run.steps += 1
 

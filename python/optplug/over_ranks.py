@@ -86,7 +86,7 @@ class OverRanks(TorchFunctionMode):
             return self._reduced(a.dot(b), add)
         if a is not b:
             part = a.dot(b)
-            rows = self._world.numbers(part.item(), a.dot(a).item())
+            rows = self._world.share(part.item(), a.dot(a).item())
             product, self._square = (part.new_tensor(add(column)) for column in zip(*rows, strict=True))
             self._version = a._version
             return product
@@ -96,7 +96,7 @@ class OverRanks(TorchFunctionMode):
 
     def _reduced(self, part: Tensor, reduce: Callable[[Iterable[float]], float]) -> Tensor:
         value = part.item()
-        return part.new_tensor(reduce(v for (v,) in self._world.numbers(value)))
+        return part.new_tensor(reduce(v for (v,) in self._world.share(value)))
 
     @contextlib.contextmanager
     def off(self) -> Iterator[None]:

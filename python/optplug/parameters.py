@@ -131,12 +131,13 @@ class Parameters:
             if not _is_finite(p.memory()):
                 raise NonFiniteError(f"the gradient of parameter {shown(p.name)} contains inf or nan")
 
-    def publish(self) -> None:
-        """Write what a step has made into the host's arrays, where it is not there yet."""
+    def publish(self, but: type[Parameter] | None = None) -> None:
+        """Write what a step has made into the host's arrays, where it is not there yet; of one kind it is."""
         if self.loans:
             self.loans.take_back()
         for kind, members in self._kinds.items():
-            kind.publish(members)
+            if kind is not but:
+                kind.publish(members)
 
     def gradient_memory(self) -> list[Tensor]:
         """Return the memory of each gradient; of a sparse one, the rows that are there."""

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
@@ -66,6 +67,15 @@ class Planner:
         self.records.forget()
         self.schedule_records.forget()
         self.lbfgs.forget()
+
+    @contextlib.contextmanager
+    def forgetting(self) -> Iterator[None]:
+        """Forget where a block fails."""
+        try:
+            yield
+        except Exception:
+            self.forget()
+            raise
 
     def pause(self) -> None:
         """Let the next step come to Python, which may refuse it."""

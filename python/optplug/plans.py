@@ -185,6 +185,7 @@ class Together:
     function: Any
     user: Any
     state: Array
+    seen: Array
     sent: Array
     table: Array
     rest: Array

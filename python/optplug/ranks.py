@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from optplug import norms, spec
+from optplug import norms
 from optplug._optplug import lib
 from optplug.blocks import Block
 from optplug.buffers import layout_of, name_of
@@ -23,61 +23,17 @@ from optplug.errors import NonFiniteError, StateError
 from optplug.kinds import Grad, Parameter, SparseGrad
 from optplug.over_ranks import OverRanks, add, largest, norm
 from optplug.parameters import Parameters, make
+from optplug.placements import BY_WHOLE, PLACEMENTS, check_class
 from optplug.plans import Together
 from optplug.recipe import Recipe
 from optplug.run import Run
 from optplug.scaling import Scale
 from optplug.sliced import Exchange, Sliced
-from optplug.spec import Call, shown
-from optplug.world import World, is_of_all, statement_of
+from optplug.spec import shown
+from optplug.world import World, is_known, is_of_all, statement_of
 
-#: How ranks' gradients and losses become one, by placement.
-PLACEMENTS = {
-    "Replicate()": "mean",
-    "Replicate(), Partial('sum')": "sum",
-    "Replicate(), Replicate()": "",
-    "Shard(0)": "sum",
-}
-# Classes of torch.optim whose steps treat each value by itself.
-_ELEMENTWISE = (
-    *("Adadelta", "Adagrad", "Adam", "AdamW", "Adamax", "ASGD", "NAdam", "RAdam", "RMSprop", "Rprop"),
-    "SGD",
-)
-# Those whose steps take whole parameters, of which each is some rank's.
-_BY_WHOLE = ("Adafactor", "Muon")
-
-
-def read_placement(text: str) -> str:
-    """Return a placement as it stands in `PLACEMENTS`.
-
-    Raises:
-        ValueError: it is none of those.
-    """
-    try:
-        calls = spec.parse(f"placements({text})").args
-        if not all(isinstance(call, Call) and not call.kwargs for call in calls):
-            raise ValueError
-        said = ", ".join(f"{call.name}({', '.join(map(repr, call.args))})" for call in calls)
-    except ValueError:
-        said = ""
-    if said not in PLACEMENTS:
-        raise ValueError(f"placement must be one of {'; '.join(PLACEMENTS)}; got {shown(text)}")
-    return said
-
-
-def _check_class(recipe: Recipe, placement: str) -> None:
-    """Raise ValueError if a class cannot step parameters that lie so."""
-    if recipe.is_torchs and recipe.name in _BY_WHOLE:
-        if placement == "Shard(0)":
-            raise ValueError(
-                f'placement "Shard(0)" with {recipe.name}, whose steps take whole parameters: keep them on '
-                'every rank, in "Replicate()", where each is stepped by one of them'
-            )
-    elif not recipe.is_torchs or not (recipe.is_lbfgs or recipe.name in _ELEMENTWISE):
-        raise ValueError(
-            f"opt_distribute with {recipe.name} is not supported: keep its parameters on every rank, "
-            "reduce the gradients yourself, and call opt_step without opt_distribute"
-        )
+# What a digest has besides, where opt_grad_scale has set something.
+_SCALED = 0x9E3779B97F4A7C15
 
 
 class Ranks:
@@ -88,6 +44,7 @@ class Ranks:
         recipe: the optimizer's.
         parameters: those that are bound here.
         groups: returns the optimizer's groups, once it is built.
+        is_scaled: tells whether opt_grad_scale has set something.
         checks_gradients: whether a gradient with an inf or a nan in it is an error.
         checks_calls: whether ranks compare each call that all of them make.
     """
@@ -98,15 +55,17 @@ class Ranks:
         recipe: Recipe,
         parameters: Parameters,
         groups: Callable[[], Groups],
+        is_scaled: Callable[[], bool],
         checks_gradients: bool,
         checks_calls: bool,
     ) -> None:
         self.world = world
-        self._recipe, self._parameters, self._groups = recipe, parameters, groups
+        self._recipe, self._parameters = recipe, parameters
+        self._groups, self._is_scaled = groups, is_scaled
         self._checks_gradients, self._checks_calls = checks_gradients, checks_calls
         self._digest = Digest()
         #: What moves the gradients and values of parameters that all ranks have.
-        self.exchange = Exchange(world, lambda: self._digest.of(groups()))
+        self.exchange = Exchange(world, self._digest_of_all)
         self._placement, self._placements = "", dict[str, str]()
         #: Which blocks of grids parameters are.
         self.blocks = dict[str, Block]()
@@ -123,7 +82,7 @@ class Ranks:
         Raises:
             ValueError: the optimizer's class cannot step them, or they go with none that are there.
         """
-        _check_class(self._recipe, placement)
+        check_class(self._recipe, placement)
         others = {*self._placements.values(), placement} - {"Replicate(), Replicate()"}
         if len({PLACEMENTS[p] for p in others}) > 1:
             raise ValueError(
@@ -152,7 +111,7 @@ class Ranks:
                 f"parameter {shown(name)}: LBFGS needs C order, got {layout_of(data)}: bind it flat"
             )
         else:
-            reduction, is_owned = PLACEMENTS[self._placement], self._recipe.name in _BY_WHOLE
+            reduction, is_owned = PLACEMENTS[self._placement], self._recipe.name in BY_WHOLE
             made = Sliced(name, data, grad, reduction, self.exchange, has_master, is_owned)
         self._placements[name] = self._placement
         return made
@@ -199,6 +158,7 @@ class Ranks:
             function,
             user,
             self.exchange.state,
+            self.exchange.seen,
             self.world.sent,
             self._table,
             self._rest,
@@ -230,17 +190,22 @@ class Ranks:
             return False
         try:
             statement: Mapping[str, Any] = self._statement(what, state())
+            self.exchange.share_out(self.sliced())
+            self.exchange.prepare(self.sliced())
         except Exception as error:
             statement = statement_of(error)
         self.world.agree(statement)
         self._is_agreed = True
         self.world.is_checked = self._checks_calls  # by all ranks, as they know now
-        self.exchange.share_out(self.sliced())
         return True
 
     def _compare_hyperparameters(self) -> None:
         """Fail on all ranks, which all call this, if their hyperparameters differ."""
-        self.world.agree({**told(self._groups()), "parameters": {}})
+        scale = "set" if self._is_scaled() else "NULL"
+        self.world.agree({**told(self._groups()), "opt_grad_scale": scale, "parameters": {}})
+
+    def _digest_of_all(self) -> int:
+        return self._digest.of(self._groups()) ^ (_SCALED if self._is_scaled() else 0)
 
     def _fail_of_digests(self) -> NoReturn:
         self._compare_hyperparameters()
@@ -288,10 +253,13 @@ class Ranks:
         error: Exception | None = None
         try:
             look()
+            self.exchange.check_seen(sliced)
         except Exception as found:
             error = found
         reduces = [p for p in sliced if p.reduction] if not self.exchange.is_reduced else []
         wrong = self.exchange.take_failure()
+        if wrong == lib.RANKS_TORN:
+            self.world.fail(None, has_stepped=True)
         if reduces:
             wrong = wrong or self.exchange.reduce(reduces, error is not None)
             if wrong == lib.RANKS_FAILED:
@@ -337,7 +305,7 @@ class Ranks:
         except BaseException:
             self.exchange.settle(False)
             raise
-        self.exchange.settle(True)
+        self.exchange.settle(True, self.sliced())
 
     def renew(self) -> None:
         """Note that the host's gradients are new."""
@@ -355,20 +323,23 @@ class Ranks:
         clippable = self._parameters.clippable()
         dtype = functools.reduce(torch.promote_types, (p.abs().dtype for p in clippable))
         part = torch.zeros((), dtype=dtype)
-        self.gather(lambda: None)
+        self.world.listen()
         try:
+            self.gather(lambda: None)
             norms.check(max_norm, norm_type)
             if not norm_type > 0:
                 raise ValueError(f"norm_type over ranks must be positive, got {norm_type}")
             grads = [p for p in clippable if p.numel()]
             part = norms.total_norm(grads, norm_type) if grads else part
         except Exception as found:
+            if is_known(found):
+                raise
             error = found
 
         def total_of(table: list[tuple[float, ...]]) -> Tensor:
             return part.new_tensor(norm((row[1] for row in table), norm_type))
 
-        digest = float(self._digest.of(self._groups()) >> 11)  # as many bits as a double has
+        digest = float(self._digest_of_all() >> 11)  # as many bits as a double has
         mine = error is not None, part.item(), max_norm, norm_type, error_if_nonfinite, digest
         table = [] if is_told else self.world.numbers(*mine)
         if not table or any(row[0] or row[2:] != mine[2:] for row in table) or not total_of(table).isfinite():
@@ -390,18 +361,32 @@ class Ranks:
         return total
 
     def clip_grad_value(self, clip_value: float) -> None:
-        """Reduce the gradients before they are clipped by a value, which must be one where they are.
+        """Clip the gradients, reduced, by a value, which must be one where they are.
 
         Raises:
             ValueError: it is not.
         """
-        self.gather(lambda: None)
         if self.sliced() or self._checks_calls:
-            for rank, (value,) in enumerate(values := self.world.numbers(clip_value)):
-                if repr(value) != repr(values[0][0]):
+            self.world.listen()
+            error: Exception | None = None
+            try:
+                self.gather(lambda: None)
+            except Exception as found:
+                if is_known(found):
+                    raise
+                error = found
+            values = self.world.numbers(error is not None, clip_value)
+            if any(failed for failed, _ in values):
+                self.world.fail(error)
+            for rank, (_, value) in enumerate(values):
+                if repr(value) != repr(values[0][1]):
                     raise ValueError(
-                        f"ranks differ: clip_value is {value:g} on rank {rank}, {values[0][0]:g} on rank 0"
+                        f"ranks differ: clip_value is {value:g} on rank {rank}, {values[0][1]:g} on rank 0"
                     )
+        # What was added up in float32 is clipped by the value in the host's dtype, as torch does.
+        limits = [p.data.new_zeros(()).fill_(clip_value).item() for p in self._parameters]
+        for p, limit in zip(self._parameters, limits, strict=True):
+            norms.clip_grad_value_([t for t in [p.clippable()] if t is not None], limit)
 
     # ---- losses ----
 
@@ -417,20 +402,25 @@ class Ranks:
         """Return the loss of all ranks' closures; fail on all if one does."""
         error, loss = None, 0.0
         self.renew()
-        self.world.is_in_host = True
+        self.exchange.pause(True)  # since C does not listen
         try:
-            loss = closure()
-        except Exception as found:
-            error = found
+            with self.world.in_host():
+                try:
+                    loss = closure()
+                except Exception as found:
+                    error = found
         finally:
-            self.world.is_in_host = False
-        digest = float(self._digest.of(self._groups()) >> 11)
-        table = self.world.numbers(error is not None, loss, digest)
-        if any(failed for failed, *_ in table):
-            self.world.fail(error)
-        if any(theirs != digest for *_, theirs in table):
+            self.exchange.pause(False)
+        digest = float(self._digest_of_all() >> 11)
+        table = self.world.share(loss, digest, error=error)
+        if any(theirs != digest for _, theirs in table):
             self._fail_of_digests()
-        return self.combine([loss for _, loss, _ in table])
+        return self.combine([loss for loss, _ in table])
+
+    def before_values(self) -> None:
+        """Fail with a rank that has failed in a closure's step, before values are sent in it."""
+        if self.sliced():
+            self.world.share()
 
     def metric(self, value: float) -> float:
         """Return the metric of all ranks."""
@@ -449,6 +439,28 @@ class Ranks:
 
         with mode:
             optimizer.step(outside)
+
+    @contextlib.contextmanager
+    def publishing(self, can_undo: bool) -> Iterator[None]:
+        """Let all ranks have what a block steps on each; fail on all if it does on one.
+
+        Args:
+            can_undo: whether what the block has changed is put back if this fails.
+        """
+        error: Exception | None = None
+        try:
+            yield
+        except Exception as found:
+            if is_known(found) or not self.sliced():
+                raise
+            error = found
+        sliced = self.sliced()
+        try:
+            if sliced and not self.exchange.publish(sliced, error is not None):
+                self.world.fail(error, has_stepped=error is None and not can_undo)
+        except Exception:
+            self.exchange.settle(False)
+            raise
 
     @contextlib.contextmanager
     def restored(self) -> Iterator[None]:

@@ -311,7 +311,7 @@ def _alone(arguments: Any) -> Any:
     if type(arguments) is not tuple:
         return _alone((arguments,))[0]
     if any(type(a) in (list, tuple) and len(a) != 1 for a in arguments):
-        raise ValueError("lists of one tensor are understood only")
+        raise ValueError("only lists of one tensor are understood")
     return tuple(a[0] if type(a) in (list, tuple) else a for a in arguments)
 
 

@@ -324,7 +324,7 @@ class Case:
             state[name] = self._lay(name, state[name].flatten() if self.is_torchs else state[name])
         names = tuple(name for name, value in state.items() if isinstance(value, Tensor))
         if any(v is not None and k not in names and k not in self.items for k, v in state.items()):
-            raise NotRecordedError("a state that is no tensor and no number")
+            raise NotRecordedError("its state holds something other than tensors and numbers")
         return other, names
 
     def _lay(self, name: str, values: Tensor) -> Tensor:

@@ -41,7 +41,7 @@ class Schedule:
         self._roots = [*run.schedulers, *run.built.param_groups]
         self._paths = [path for path, value in _walk(self._roots) if type(value) in (int, float)]
         if len(self._paths) > _MOST_NUMBERS:
-            raise ValueError("there are too many numbers in them")
+            raise ValueError("they hold too many numbers")
         if any(isinstance(value, torch.Tensor) for _, value in _walk(self._roots)):
             raise ValueError("a rate is a tensor")
         for _, value in _walk(self._roots):
@@ -55,7 +55,7 @@ class Schedule:
         """Give C the numbers as they are."""
         values = self.values()
         if not all(map(is_double, values)):
-            raise ValueError("an integer is no double")
+            raise ValueError("an integer is too large for a double")
         self._memory.copy_(torch.tensor([float(v) for v in values], dtype=torch.float64))
 
     def values(self) -> list[float]:
@@ -128,14 +128,14 @@ class Schedule:
         if noted.reason:
             raise ValueError(noted.reason)
         if after.keys() != numbers.keys() | others.keys():
-            raise ValueError("a step makes other things of the schedulers")
+            raise ValueError("a step replaces parts of the schedulers")
         if any(
             type(plain(after[path])) is not type(v)
             for path, v in zip(self._paths, self.values(), strict=True)
         ):
-            raise ValueError("a step makes an integer a float")
+            raise ValueError("a step turns an integer into a float")
         if any(after[path] is not value and after[path] != value for path, value in others.items()):
-            raise ValueError("a step changes what is no number")
+            raise ValueError("a step changes something that is not a number")
         stores = [(i, noted.index(after[path])) for i, path in enumerate(self._paths)]
         stores = [(i, index) for i, index in stores if index != numbers[self._paths[i]].index]
         return Record(tuple(noted.scalars), tuple(noted.guards.items()), tuple(stores), (), 0)

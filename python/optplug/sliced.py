@@ -5,7 +5,7 @@ The gradients are reduced before a step, and what ranks have stepped is gathered
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 
 import numpy as np
 import torch
@@ -14,6 +14,7 @@ from torch import Tensor
 from optplug import elementwise
 from optplug._optplug import lib
 from optplug.buffers import is_dense, layout_of, same_order
+from optplug.errors import StateError
 from optplug.kinds import HALF, Beside, Grad, Mastered, Parameter, stand_in
 from optplug.parameters import make
 from optplug.plans import Slice
@@ -161,15 +162,21 @@ class Sliced(Beside):
         if not self.slices.is_here:
             self.tensor.grad = None
 
+    def stepped_values(self) -> Tensor:
+        """Return the numbers that this rank steps, those of a master copy if there is one."""
+        return _flat(self._part.tensor.detach()) if self.slices.is_here else self.flat_data[:0]
+
     def whole(self, part: Tensor) -> Tensor:
         """Return the whole of which each rank has a part, laid out as the host's array."""
-        part = _flat(part)
+        part, world = _flat(part), self._exchange.world
         row = part.new_zeros(self.slices.row)
+        rows = row.new_empty(world.size, *row.shape)
+        flat = part.new_empty(self.flat_data.numel())
         if self.slices.is_here:
             row[: part.numel()].copy_(part)
-        flat = part.new_empty(self.flat_data.numel())
+        world.share()  # that all have the memory
         if self.slices.n:
-            self.slices.join(self._exchange.world.all_gather(row)[self.slices.ranks], flat)
+            self.slices.join(world.all_gather(row, rows)[self.slices.ranks], flat)
         if self._data.is_complex():
             flat = torch.view_as_complex(flat.view(-1, 2))
         return flat.as_strided(self._data.shape, self._data.stride())
@@ -181,8 +188,6 @@ class Sliced(Beside):
 
     @staticmethod
     def publish(parameters: Sequence[Parameter]) -> None:
-        if masters := _masters(parameters):
-            Mastered.publish(masters)
         members = [p for p in parameters if isinstance(p, Sliced)]
         members[0]._exchange.publish(members)
 
@@ -196,8 +201,11 @@ class Exchange:
     def __init__(self, world: World, digest: Callable[[], int]) -> None:
         self.world, self._digest = world, digest
         #: What has become of this step's gradients, RANKS_NEW for example: C shares it.
-        self.state = np.zeros(1, np.int32)
+        self.state = np.zeros(2, np.int32)
+        #: A checksum of some values of the gradients that a clip has reduced: C shares it, too.
+        self.seen = np.zeros(1, np.uint64)
         self._stated: tuple[list[int], Exchanges] = [], []
+        self._rooms = dict[torch.dtype, tuple[Tensor, Tensor]]()
 
     @property
     def is_reduced(self) -> bool:
@@ -208,13 +216,31 @@ class Exchange:
     def is_reduced(self, value: bool) -> None:
         self.state[0] = lib.RANKS_REDUCED if value else lib.RANKS_NEW
 
-    def settle(self, is_kept: bool) -> None:
+    def pause(self, is_paused: bool) -> None:
+        """Let C leave all to Python, or no longer."""
+        self.state[1] = is_paused
+
+    def settle(self, is_kept: bool, members: Sequence[Sliced] = ()) -> None:
         """Let gradients that this call has reduced stay so, or be new again where it has failed."""
         if self.state[0] == lib.RANKS_REDUCED_NOW:
             self.is_reduced = is_kept
+            if is_kept:
+                self.seen[0] = _look(members)
+
+    def check_seen(self, members: Sequence[Sliced]) -> None:
+        """Check that the gradients are those that a clip has reduced, if one has.
+
+        Raises:
+            StateError: they are others.
+        """
+        if self.state[0] == lib.RANKS_REDUCED and self.seen[0] != _look(members):
+            raise StateError(
+                "the gradients have changed since opt_clip_grad_norm or opt_clip_grad_value reduced them: if "
+                "you leave a step out, call opt_zero_grad before you compute the next gradients"
+            )
 
     def take_failure(self) -> int:
-        """Return, once, what C has seen to be wrong in a step: 0, RANKS_FAILED or RANKS_DIFFER."""
+        """Return, once, what C has seen to be wrong: 0, RANKS_FAILED, RANKS_DIFFER or RANKS_TORN."""
         state = int(self.state[0])
         if state >= 0:
             return 0
@@ -228,6 +254,22 @@ class Exchange:
             owner = loads.index(min(loads))
             loads[owner] += p.slices.n
             p.own(owner)
+
+    def prepare(self, members: Sequence[Sliced]) -> None:
+        """Have the room for what is sent."""
+        reduced = [p for p in members if p.reduction]
+        for dtype, _, length, _ in _layouts(reduced, _sum_dtype, self.world.size):
+            self._room(dtype, length + lib.RANKS_FLAGS)
+        for dtype, _, length, _ in _layouts(members, _dtype, self.world.size):
+            self._room(dtype, length + 1)
+
+    def _room(self, dtype: torch.dtype, width: int) -> tuple[Tensor, Tensor]:
+        """Return room for so many numbers of one rank, and of all: the same each time."""
+        size = self.world.size
+        if dtype not in self._rooms or self._rooms[dtype][0].numel() < width:
+            self._rooms[dtype] = torch.empty(width, dtype=dtype), torch.empty(size * width, dtype=dtype)
+        one, all_ = self._rooms[dtype]
+        return one[:width], all_[: size * width].view(size, width)
 
     def stated(self, members: Sequence[Sliced]) -> Exchanges | None:
         """State for C what `reduce` and `publish` do, if that is little enough to be worth it."""
@@ -252,25 +294,25 @@ class Exchange:
         ]
         size, length = self.world.size, sum(p.slices.length for p in alike)
         reduced = sum(p.slices.length for p in alike if p.reduction) + lib.RANKS_FLAGS
-        room = [torch.zeros(n, dtype=dtype) for n in (size * reduced, reduced, length, size * length)]
+        room = [
+            torch.zeros(n, dtype=dtype) for n in (size * reduced, reduced, length + 1, size * (length + 1))
+        ]
         return slices, room, division
 
     def reduce(self, members: Sequence[Sliced], has_failed: bool) -> int:
         """Reduce gradients, and return what is wrong: 0, RANKS_FAILED or RANKS_DIFFER."""
         size, wrong = self.world.size, 0
-        reduced = sorted((p for p in members if p.reduction), key=_name)
         digest = self._digest()
+        reduced = [p for p in members if p.reduction]
         with grad_mode(False):
-            for dtype in sorted({_sum_dtype(p) for p in reduced}, key=str):
-                alike = [p for p in reduced if _sum_dtype(p) == dtype]
-                length, columns = _columns(alike, size)
-                rows = torch.zeros(size, length + lib.RANKS_FLAGS, dtype=dtype)
+            for dtype, alike, length, columns in _layouts(reduced, _sum_dtype, size):
+                got, rows = self._room(dtype, length + lib.RANKS_FLAGS)
+                rows.zero_()
                 # Whether this rank has failed, and its digest, bit by bit, which cost no collective.
                 flags = [has_failed, *(digest >> i & 1 for i in range(lib.RANKS_FLAGS - 1))]
                 rows[:, length:] = torch.tensor(flags, dtype=dtype)
                 for p, columns_of in zip(alike, columns, strict=True):
                     p.slices.cut(p.flat_grad, rows[p.slices.ranks, columns_of])
-                got = torch.empty(rows.shape[1], dtype=dtype)
                 self.world.reduce_scatter(rows, got)
                 failed, *bits = got[length:].tolist()
                 if failed or wrong == lib.RANKS_FAILED:
@@ -285,21 +327,52 @@ class Exchange:
         self.state[0] = lib.RANKS_NEW if wrong else lib.RANKS_REDUCED_NOW
         return wrong
 
-    def publish(self, members: Sequence[Sliced]) -> None:
-        """Let all ranks have the values that each has stepped."""
-        self.is_reduced = False
+    def publish(self, members: Sequence[Sliced], has_failed: bool = False) -> bool:
+        """Let all ranks have the values that each has stepped; if one has failed, return False and do not."""
         size = self.world.size
         with grad_mode(False):
-            for dtype in sorted({p.flat_data.dtype for p in members}, key=str):
-                alike = sorted((p for p in members if p.flat_data.dtype == dtype), key=_name)
-                length, columns = _columns(alike, size)
-                row = torch.zeros(length, dtype=dtype)
+            for dtype, alike, length, columns in _layouts(members, _dtype, size):
+                row, rows = self._room(dtype, length + 1)
+                row[length] = has_failed
                 for p, columns_of in zip(alike, columns, strict=True):
-                    mine = p.flat_data[p.slices.my_numbers]
+                    mine = p.stepped_values()
                     row[columns_of][: mine.numel()].copy_(mine)
-                rows = self.world.all_gather(row)
+                self.world.all_gather(row, rows)
+                if rows[:, length].any():
+                    return False
                 for p, columns_of in zip(alike, columns, strict=True):
                     p.slices.join(rows[p.slices.ranks, columns_of], p.flat_data)
+        self.is_reduced = False
+        return True
+
+
+def _by_dtype(
+    members: Sequence[Sliced], dtype_of: Callable[[Sliced], torch.dtype]
+) -> Iterator[tuple[torch.dtype, list[Sliced]]]:
+    """Yield what is sent in one collective: the parameters of a dtype, ordered as on all ranks."""
+    for dtype in sorted({dtype_of(p) for p in members}, key=str):
+        yield dtype, sorted((p for p in members if dtype_of(p) == dtype), key=_name)
+
+
+def _layouts(
+    members: Sequence[Sliced], dtype_of: Callable[[Sliced], torch.dtype], size: int
+) -> Iterator[tuple[torch.dtype, list[Sliced], int, list[slice]]]:
+    """Yield the same, with how they lie in the rows of ranks."""
+    for dtype, alike in _by_dtype(members, dtype_of):
+        yield dtype, alike, *_columns(alike, size)
+
+
+def _look(members: Sequence[Sliced]) -> int:
+    """Return a checksum of some values of the host's gradients, as csrc/ranks.c does."""
+    total, weight = np.zeros((), np.uint64), 1
+    for _, alike in _by_dtype([p for p in members if p.reduction], _dtype):
+        for p in alike:
+            some = p.flat_grad[:: -(-p.flat_grad.numel() // lib.RANKS_SEEN) or 1].contiguous()
+            bits = some.view(torch.uint8).numpy().view(f"u{some.itemsize}").astype(np.uint64)
+            weights = np.arange(weight, weight + 2 * bits.size, 2, dtype=np.uint64)
+            total += (bits * weights).sum(dtype=np.uint64)
+            weight += 2 * bits.size
+    return int(total)
 
 
 def _columns(members: Sequence[Sliced], size: int) -> tuple[int, list[slice]]:
@@ -321,8 +394,12 @@ def _name(p: Sliced) -> str:
     return p.name  # ranks may bind in another order
 
 
+def _dtype(p: Sliced) -> torch.dtype:
+    return p.flat_data.dtype
+
+
 def _sum_dtype(p: Sliced) -> torch.dtype:
-    return torch.float32 if p.flat_data.dtype in HALF else p.flat_data.dtype
+    return torch.float32 if _dtype(p) in HALF else _dtype(p)
 
 
 def _flat(array: Tensor) -> Tensor:

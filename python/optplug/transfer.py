@@ -94,10 +94,11 @@ def _give_together(together: Together, digest: Stated, out: Any) -> object:
         together.function,
         together.user,
     )
-    out.state, out.sent, out.table, out.rest = (
+    out.state, out.seen, out.sent, out.table, out.rest = (
         ffi.cast(f"{kind} *", array.ctypes.data)
         for kind, array in (
             ("int32_t", together.state),
+            ("uint64_t", together.seen),
             ("int64_t", together.sent),
             ("double", together.table),
             ("uint64_t", together.rest),

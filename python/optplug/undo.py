@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import operator
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import torch
@@ -101,10 +101,11 @@ class Undo:
         is_first: bool,
         undoes_itself: bool,
         build: Callable[[], torch.optim.Optimizer],
+        all_of: Sequence[Tensor] | None = None,
     ) -> contextlib.AbstractContextManager[None]:
         """Do what `of_others` or `on_error` does for a step with a closure."""
         if self._recipe.is_torchs:
-            return self.on_error(optimizer, is_first, True, undoes_itself, build)
+            return self.on_error(optimizer, is_first, True, undoes_itself, build, all_of)
         return self.of_others(optimizer, True, is_first)
 
     @contextlib.contextmanager
@@ -115,6 +116,7 @@ class Undo:
         has_closure: bool,
         undoes_itself: bool,
         build: Callable[[], torch.optim.Optimizer],
+        all_of: Sequence[Tensor] | None = None,
     ) -> Iterator[None]:
         """Put parameters and state back as they were if a step of torch's own classes fails.
 
@@ -128,21 +130,23 @@ class Undo:
             has_closure: whether it calls the host.
             undoes_itself: whether it puts back what it has changed.
             build: returns another optimizer on the same parameters, without a state.
+            all_of: what else to put back, with all that is stepped, since a step that succeeds here may fail
+                with that of another rank.
         """
         if not self._recipe.is_torchs:  # see of_others
             yield
             return
         may_have_moved = has_closure and self._recipe.is_lbfgs and not undoes_itself
         may_have_moved |= is_first and len(self._parameters.groups) > 1
-        parameters = [p.tensor for p in self._parameters]
-        before, state = self._copy(optimizer) if may_have_moved else ([], {})
+        may_have_moved |= all_of is not None
+        before, state = self._copy(optimizer, all_of or ()) if may_have_moved else ([], {})
         hosts = values(self._parameters.mastered())[0] if has_closure else []  # a closure finds them stepped
         hosts_before = [data.clone() for data in hosts]
         try:
             yield
         except BaseException:
             with torch.no_grad():
-                for p, value in zip(parameters, before, strict=False):
+                for p, value in before:
                     p.copy_(value)
                 for data, value in zip(hosts, hosts_before, strict=True):
                     data.copy_(value)
@@ -152,24 +156,27 @@ class Undo:
                 self._copied = []  # the copies are the optimizer's now
             raise
 
-    def _copy(self, optimizer: torch.optim.Optimizer) -> tuple[list[Tensor], State]:
-        """Return copies of what a step may change in place: of the parameters, and with them the state."""
+    def _copy(
+        self, optimizer: torch.optim.Optimizer, others: Sequence[Tensor]
+    ) -> tuple[list[tuple[Tensor, Tensor]], State]:
+        """Return what a step may change in place, each with a copy, and with that the state."""
         state = {
             p: {key: value[:] if type(value) is list else value for key, value in s.items()}
             for p, s in optimizer.state.items()
         }
-        if self._recipe.is_lbfgs:  # it makes its other tensors anew
+        kept: list[Tensor] = [*(p.tensor for p in self._parameters), *others]
+        if self._recipe.is_lbfgs:  # it makes its other tensors anew, and this one is taken from the copies
             changing = [(s, "prev_flat_grad") for s in state.values() if "prev_flat_grad" in s]
         else:
-            changing = [(s, k) for s in state.values() for k, v in s.items() if isinstance(v, Tensor)]
-        tensors: list[Tensor] = [*(p.tensor for p in self._parameters), *(s[key] for s, key in changing)]  # type: ignore[list-item]
+            changing = []
+            kept += [v for s in state.values() for v in s.values() if isinstance(v, Tensor)]
+        tensors: list[Tensor] = [*kept, *(s[key] for s, key in changing)]  # type: ignore[list-item]
         with grad_mode(False):
             # Into the memory of the copies before: to have it from the system anew takes longer than to copy.
             if len(tensors) == len(self._copied) and all(map(operator.is_, tensors, self._copied)):
                 foreach_copy_(self._copies, tensors)
             else:
                 self._copies, self._copied = [t.clone() for t in tensors], tensors
-        count = len(self._parameters)
-        for (s, key), copy_ in zip(changing, self._copies[count:], strict=True):
+        for (s, key), copy_ in zip(changing, self._copies[len(kept) :], strict=True):
             s[key] = copy_
-        return self._copies[:count], state
+        return list(zip(kept, self._copies, strict=False)), state

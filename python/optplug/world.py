@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import datetime
 import functools
 import hashlib
 import json
 import os
 import struct
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, NoReturn, TypeVar, cast
 
 import numpy as np
@@ -24,6 +25,8 @@ Result = TypeVar("Result")
 
 _KINDS = (ValueError, StateError, NonFiniteError, FileError, MemoryError)
 _TAG = 96  # bytes that name a call
+_SHARED = 3  # numbers that `World.share` sends
+_STEPPED = "stepped"  # what a rank says that has made the step in which another one has failed
 #: How launchers tell a process its rank and the number of ranks.
 _LAUNCHERS = (
     ("RANK", "WORLD_SIZE"),
@@ -55,6 +58,8 @@ class World:
         self.is_checked = False
         #: The call that they are in, and whether that is in a function of the host's.
         self.call, self.is_in_host = "", False
+        #: What a call in that function was told of.
+        self.failure: Exception | None = None
         #: What has been wrong with the calls, for all that is left of this one.
         self._differ: ValueError | None = None
 
@@ -68,14 +73,20 @@ class World:
     def check_process(self) -> None:
         """Check that this process is a rank, and not a child of one."""
         if os.getpid() != self._process:
-            raise StateError("the ranks are those of the parent process: step this optimizer there")
+            error = StateError("the ranks are those of the parent process: step this optimizer there")
+            vars(error)["is_known"] = True
+            raise error
 
     def _send(self, what: str, send: Tensor, receive: Tensor) -> None:
         self.check_process()
-        if self.caller:
-            self.caller(functools.partial(self.collective, what, send, receive))
-        else:
-            self.collective(what, send, receive)
+        try:
+            if self.caller:
+                self.caller(functools.partial(self.collective, what, send, receive))
+            else:
+                self.collective(what, send, receive)
+        except Exception as error:
+            vars(error)["is_known"] = True  # nobody is left to tell
+            raise
 
     def check(self, call: str) -> None:
         """Note which call this rank is in, and, if ranks are to be checked, fail where another is in another.
@@ -101,16 +112,16 @@ class World:
                 self._differ = ValueError(
                     f"ranks differ: call is {call!r} on rank {rank}, {calls[0]!r} on rank 0"
                 )
-                vars(self._differ)["is_of_all"] = True
+                vars(self._differ)["is_of_all"] = vars(self._differ)["is_known"] = True
                 raise self._differ
 
-    def all_gather(self, part: Tensor) -> Tensor:
-        """Return the parts of all ranks, of one size, a row each.
+    def all_gather(self, part: Tensor, into: Tensor | None = None) -> Tensor:
+        """Return the parts of all ranks, of one size, a row each, or write them into what has room for them.
 
         Only copies are made, and so all ranks get the same bits.
         """
         part = part.contiguous()
-        got = torch.empty(self.size, *part.shape, dtype=part.dtype)
+        got = torch.empty(self.size, *part.shape, dtype=part.dtype) if into is None else into
         self._run("all_gather", part.view(-1).view(torch.uint8), got.view(-1).view(torch.uint8))
         return got
 
@@ -151,7 +162,7 @@ class World:
             elif "error" in statement:
                 compare([dict(statement)] * self.size)
         except Exception as error:
-            vars(error)["is_of_all"] = True
+            vars(error)["is_of_all"] = vars(error)["is_known"] = True
             raise
 
     def exchange(self, error: Exception | None) -> None:
@@ -159,15 +170,75 @@ class World:
         if any(failed for (failed,) in self.numbers(error is not None)):
             self.fail(error)
 
-    def fail(self, error: Exception | None) -> NoReturn:
-        """Raise the error of the lowest rank that has one, on all ranks, which all call this."""
-        text = "" if error is None else f"{_kind(error)}\n{error or type(error).__name__}"
+    def fail(self, error: Exception | None, has_stepped: bool = False) -> NoReturn:
+        """Raise the error of the lowest rank that has one, on all ranks, which all call this.
+
+        Args:
+            error: this rank's.
+            has_stepped: whether this rank has made the step in which another one has failed, for good.
+        """
+        text = _STEPPED if has_stepped else ""
+        if error is not None:
+            text = f"{_kind(error)}\n{error or type(error).__name__}"
         texts = self.texts(text)
-        rank = next(i for i, t in enumerate(texts) if t)
-        kind, _, message = texts[rank].partition("\n")
+        stepped = [rank for rank, t in enumerate(texts) if t == _STEPPED]
+        rank, said = next(
+            ((i, t) for i, t in enumerate(texts) if t not in ("", _STEPPED)), (0, "\na plan has failed")
+        )
+        kind, _, message = said.partition("\n")
+        if stepped:
+            message += f" (rank {stepped[0]} had made this step by then: load a checkpoint on all ranks)"
         raised = _made(kind, f"rank {rank}: {message}")
-        vars(raised)["is_of_all"] = True
+        vars(raised)["is_of_all"] = vars(raised)["is_known"] = True
+        self.failure = raised if self.is_in_host else None
         raise raised from error
+
+    def share(
+        self, *values: float, error: Exception | None = None, has_stepped: bool = False
+    ) -> list[tuple[float, ...]]:
+        """Return up to three numbers of each rank, by rank; fail on all ranks if one has an error.
+
+        All ranks send as many, wherever in a call they are: so one that has failed is heard by the others.
+        """
+        rest = _SHARED - len(values)
+        table = self.numbers(error is not None, *values, *[0.0] * rest)
+        if any(failed for failed, *_ in table):
+            self.fail(error, has_stepped)
+        return [row[1 : 1 + len(values)] for row in table]
+
+    def listen(self) -> None:
+        """In a function of the host's, fail if that has failed on another rank, which makes no call in it."""
+        if self.is_in_host:
+            if self.failure:
+                raise self.failure
+            self.share()
+
+    @contextlib.contextmanager
+    def in_host(self) -> Iterator[None]:
+        """Let a block call a function of the host's, and fail with the calls in it that were told to."""
+        self.is_in_host, self.failure = True, None
+        try:
+            yield
+        finally:
+            self.is_in_host = False
+        if self.failure:
+            raise self.failure
+
+    @contextlib.contextmanager
+    def as_one(self, can_undo: bool = True) -> Iterator[None]:
+        """Let a block fail on all ranks if it does on one; before each other collective in it, they `share`.
+
+        Args:
+            can_undo: whether what the block has changed is put back if this fails.
+        """
+        error: Exception | None = None
+        try:
+            yield
+        except Exception as found:
+            if is_known(found):
+                raise
+            error = found
+        self.share(error=error, has_stepped=error is None and not can_undo)
 
     def together(self, work: Callable[[], Result]) -> Result:
         """Do some work, and fail on all ranks if it fails on one."""
@@ -210,6 +281,11 @@ def _tag(call: str) -> bytes:
 def is_of_all(error: BaseException) -> bool:
     """Tell whether all ranks have raised an error together."""
     return "is_of_all" in vars(error)
+
+
+def is_known(error: BaseException) -> bool:
+    """Tell whether the other ranks know of an error, or cannot be told."""
+    return "is_known" in vars(error)
 
 
 def compare(statements: Sequence[dict[str, Any]]) -> None:
@@ -280,7 +356,7 @@ def torchs(rank: int, size: int, timeout: float) -> World:
         raise ValueError(
             f"rank {rank} of size {size}: torch.distributed has rank {found[0]} of {found[1]}: pass 0 and 0"
         )
-    return World(_by_torch, *found)
+    return World(_ByTorch(), *found)
 
 
 def _start(timeout: datetime.timedelta) -> None:
@@ -315,8 +391,17 @@ def _start(timeout: datetime.timedelta) -> None:
     torch.distributed.init_process_group("gloo", store=store, rank=rank, world_size=size, timeout=timeout)
 
 
-def _by_torch(what: str, send: Tensor, receive: Tensor) -> None:
-    # From 2.13 on torch warns of the names before.
-    names = ("single", "into_tensor") if what == "all_gather" else ("single", "tensor")
-    found = (getattr(torch.distributed, f"{what}_{name}", None) for name in names)
-    next(function for function in found if function)(receive, send)
+class _ByTorch:
+    """Makes torch.distributed's collectives."""
+
+    def __init__(self) -> None:
+        # The last one: torch's own thread drops it at some time after it is done, and must not be the last to
+        # have it, since it would wait for Python to drop its tensors, which aborts a process that is ending.
+        self._last: Any = None
+
+    def __call__(self, what: str, send: Tensor, receive: Tensor) -> None:
+        # From 2.13 on torch warns of the names before.
+        names = ("single", "into_tensor") if what == "all_gather" else ("single", "tensor")
+        found = (getattr(torch.distributed, f"{what}_{name}", None) for name in names)
+        self._last = next(function for function in found if function)(receive, send, async_op=True)
+        self._last.wait()

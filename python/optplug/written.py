@@ -179,7 +179,7 @@ def _object(saved: Any, class_: Any, known: Known, place: str) -> Any:
     """Return an object as a step has made one in this place, with the attributes that a file has."""
     like = known.objects.get(place)
     if like is None or type(saved) is not dict:
-        raise ValueError(f"{called(place)} is an object, and here it is none")
+        raise ValueError(f"{called(place)} is an object in the file, and not here")
     here = type(like).__qualname__
     if class_ != here:  # which a spec's options may choose
         raise ValueError(f"{called(place)} is of class {shown(class_)}, and here of {here}")

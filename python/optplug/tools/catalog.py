@@ -58,7 +58,10 @@ def _of_package(package: str) -> list[str]:
     try:
         importlib.import_module(package)
     except Exception as error:
-        raise ValueError(f"{package} cannot be imported: {str(error) or type(error).__name__}") from error
+        is_typo = isinstance(error, ModuleNotFoundError) and error.name == package
+        kinds = f"; besides packages there are {', '.join(sorted(KINDS))}" if is_typo else ""
+        said = str(error) or type(error).__name__
+        raise ValueError(f"{package} cannot be imported: {said}{kinds}") from error
     _allow(package)
     found = outside.classes_in(package)
     if not found:

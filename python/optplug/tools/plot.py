@@ -24,7 +24,9 @@ def draw_table(table: str, picture: str | None = None) -> pathlib.Path:
             header, *rows = csv.reader(file)
         x, first, *others = zip(*(map(float, row) for row in rows), strict=True)
         columns = dict(zip(header[1:], (first, *others), strict=True))
-    except (OSError, ValueError) as error:
+    except OSError as error:
+        raise ValueError(f"{table}: {error.strerror}") from error
+    except ValueError as error:
         raise ValueError(f"{table} is not a table of numbers below a header line: {error}") from error
     target = picture or source.with_suffix(".png")
     return draw(target, header[0], {name: {name: (x, values)} for name, values in columns.items()})
