@@ -405,7 +405,9 @@ int opt_save(int opt, const char *path);
  *
  * Files that PyTorch saved also work: a state_dict, or a dict that contains one (as "optimizer", if there are
  * several).  Parameters are then matched by param_names, or else by order, over ranks by that of rank 0; your
- * schedulers and averages stay as they are.
+ * schedulers and averages stay as they are.  Where the file leaves PyTorch the choice between foreach=True and
+ * fused=True, or says False, the choice here stays, whose rounding may differ; a learning rate that is a tensor
+ * becomes a number, with a warning.
  *
  * Loading runs no code, whatever the file contains.  If anything is wrong with it, nothing changes. */
 int opt_load(int opt, const char *path);

@@ -6,7 +6,6 @@ Of an unknown one nothing is left out or replaced: that takes longer, and nothin
 from __future__ import annotations
 
 import ast
-import functools
 import hashlib
 import inspect
 import textwrap
@@ -33,7 +32,6 @@ _PRINTS = frozenset(
 )
 
 
-@functools.cache
 def is_known(function: Any) -> bool:
     """Tell whether a function of torch's reads as one that was read here; to be asked while we are imported.
 

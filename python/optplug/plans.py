@@ -365,8 +365,9 @@ def make(
 def _is_understood(optimizer: torch.optim.Optimizer, group: Group, form: Form) -> bool:
     """Tell whether a group and its state have nothing that the operator does not take."""
     known = {STATE[name] for name in form.lists if name in STATE}
+    entries = (entry for p in group["params"] for entry in optimizer.state.get(p, {}).items())
     return group.keys() <= _BESIDES.union(form.doubles, form.bools) and all(
-        value is None or name in known for p in group["params"] for name, value in optimizer.state[p].items()
+        value is None or name in known for name, value in entries
     )
 
 

@@ -222,7 +222,8 @@ class Records:
                 kind = self._kinds.setdefault((i, dtype, lie), _Kind(i, parameters, plans.fixed(group)))
                 seen = set[tuple[float, ...]]()
                 for p in parameters:
-                    items = {k: v for k, v in optimizer.state[p].items() if is_item(v) or is_double(v)}
+                    state = optimizer.state.get(p, {})
+                    items = {k: v for k, v in state.items() if is_item(v) or is_double(v)}
                     has_none = p.dim() == 0
                     if has_none:
                         for name in Case(True, optimizer, group, dtype, lie, {}).arrays():
@@ -295,7 +296,7 @@ class Records:
             t
             for group in optimizer.param_groups
             for p in group["params"]
-            for t in (p, p.grad, *optimizer.state[p].values())
+            for t in (p, p.grad, *optimizer.state.get(p, {}).values())
             if isinstance(t, Tensor)
         ]
 
@@ -378,7 +379,7 @@ def _fits(value: object) -> bool:
 def _arrays(optimizer: torch.optim.Optimizer, p: Tensor) -> dict[str, Tensor]:
     """Return a parameter, its gradient, and what it has in the state that is not one value."""
     assert p.grad is not None
-    state = optimizer.state[p].items()
+    state = optimizer.state.get(p, {}).items()
     found = {k: t for k, t in state if isinstance(t, Tensor) and not is_item(t)}
     return {"self": p, "grads": p.grad, **found}
 

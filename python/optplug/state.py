@@ -17,6 +17,7 @@ from torch import Tensor
 
 from optplug.checks import check_count, check_like, check_tensor, is_number, kind_of, word
 from optplug.devices import CPU
+from optplug.errors import warn
 from optplug.recipe import IMPLEMENTATIONS
 from optplug.schedules import GROUP_KEYS
 from optplug.spec import shown
@@ -235,6 +236,11 @@ def _option(what: str, value: Any, like: Any) -> Any:
 def _rate(what: str, value: Any) -> float:
     if isinstance(value, Stored) and math.prod(value.shape) == 1:
         value = value.tensor().item()
+        if what.endswith(": lr"):  # and initial_lr with it
+            warn(
+                f"{what} is a tensor in the file, and the number {value!r} here: steps of some classes then "
+                "differ in their last bits from those of PyTorch, which keeps the tensor"
+            )
     if not is_number(value):
         raise ValueError(f"{what} is {shown(value)}, and must be a number")
     if not 0 <= value < math.inf:
