@@ -245,9 +245,9 @@ typedef int (*opt_collective)(void *user, const char *what, const char *dtype, c
  * Of a replicated parameter each rank steps a slice, and keeps the state of that slice only; then all ranks
  * receive all values.  Muon and Adafactor need whole parameters: each parameter is stepped by one of the ranks,
  * and none can be in "Shard(0)".  Gradients are reduced once, by the first clip or step that succeeds.  If you
- * leave out the step after a clip, call opt_zero_grad before you compute the next gradients: without it, other
- * gradients are an error, by which ranks notice a change in 64 values of each array.  Your gradient arrays keep
- * this rank's values.
+ * leave out the step after a clip, call opt_zero_grad before you compute the next gradients: without it, the
+ * next call fails if they have changed, which ranks tell by up to 64 values of each array.  Your gradient arrays
+ * keep this rank's values.
  *
  * From then on all ranks call opt_step, opt_step_closure, opt_iterate, opt_check_gradient,
  * opt_clip_grad_norm, opt_clip_grad_value, opt_average_get, opt_average_swap, opt_schedule_step_metric,
@@ -256,8 +256,8 @@ typedef int (*opt_collective)(void *user, const char *what, const char *dtype, c
  * compared whenever gradients are reduced, by opt_clip_grad_norm, at each evaluation of a closure, and by
  * opt_save.  A difference is an error on all ranks, and so is a failure of one rank, in every call that
  * communicates; nothing has changed on any rank then, unless the error says that others had made the step when
- * one ran out of memory in it.  Element-wise steps of "Shard(0)" parameters communicate only after opt_grad_scale, which all
- * ranks must call: if found_inf is set on one rank, all ranks skip the step.
+ * one ran out of memory in it.  Element-wise steps of "Shard(0)" parameters communicate only after
+ * opt_grad_scale, which all ranks must call: if found_inf is set on one rank, all ranks skip the step.
  *
  * With equal gradients, element-wise steps give the bits of one process, with one exception: PyTorch's fused
  * kernels round the last values of an array differently, so let the parts of "Shard(0)" have a multiple of 64
@@ -405,9 +405,9 @@ int opt_save(int opt, const char *path);
  *
  * Files that PyTorch saved also work: a state_dict, or a dict that contains one (as "optimizer", if there are
  * several).  Parameters are then matched by param_names, or else by order, over ranks by that of rank 0; your
- * schedulers and averages stay as they are.  Where the file leaves PyTorch the choice between foreach=True and
- * fused=True, or says False, the choice here stays, whose rounding may differ; a learning rate that is a tensor
- * becomes a number, with a warning.
+ * schedulers and averages stay as they are.  Unless the file says foreach=True or fused=True, the steps keep the
+ * kernels chosen here, whose rounding may differ from PyTorch's.  A learning rate that is a tensor becomes a
+ * number, with a warning.
  *
  * Loading runs no code, whatever the file contains.  If anything is wrong with it, nothing changes. */
 int opt_load(int opt, const char *path);

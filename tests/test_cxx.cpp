@@ -395,20 +395,25 @@ static int collective(void *user, const char *what, const char *, const void *se
 static void ranks_step_together()
 {
     Pair pair;
-    double w[2] = {1, 1};
+    std::vector<double> w[2];
     auto work = [&](int rank) {
         Rank of{&pair, rank};
-        double dw = rank;
+        w[rank].assign(200, 1); /* of which each rank steps some */
+        std::vector<double> dw(200);
+        for (int i = 0; i < 200; i++)
+            dw[static_cast<std::size_t>(i)] = rank * i;
         Optimizer opt("SGD(lr=0.5)");
         opt.distribute("Replicate()", collective, &of, rank, 2);
-        opt.bind("w", &w[rank], &dw, 1);
+        opt.bind("w", w[rank], dw);
         for (int step = 0; step < 4; step++)
             opt.step();
     };
     std::thread other(work, 1);
     work(0);
     other.join();
-    CHECK(w[0] == 0 && w[1] == 0); /* by the mean of 0 and 1, four times the half of it */
+    for (std::size_t i = 0; i < 200; i++)
+        CHECK(w[0][i] == 1.0 - double(i) &&
+              w[1][i] == w[0][i]); /* by the mean of 0 and i, four times the half of it */
 }
 
 int main()

@@ -16,7 +16,7 @@ import pytest
 import hosts
 from optplug import ctypes_api
 from optplug.tools import cli
-from test_readme import build, compile_program, config
+from test_readme import build, build_library, config
 
 DOCS = hosts.PROJECT / "docs"
 CLOSURE = "1.0000 1.0000\n"
@@ -212,7 +212,7 @@ def test_the_programs_in_c_print_what_the_page_says(tmp_path):
     page = (DOCS / "first-steps/c.md").read_text()
     fit, closure = programs("first-steps/c.md", "c")
     for source, output in ((fit, re.search(r"```text\n(.*?)```", page, re.S)[1]), (closure, CLOSURE)):
-        build(source, tmp_path)
+        build_library(source, tmp_path)
         assert hosts.run_main(tmp_path / "main").stdout == output
 
 
@@ -250,21 +250,21 @@ def test_the_pieces_in_c_run_without_an_error(tmp_path):
         source += f"    {name}();\n"
         source += '    printf("%.2f %.2f %.2f %s\\n", w[0], w[1], w[2], opt_error());\n'
         source += "    w[0] = w[1] = w[2] = g[0] = g[1] = g[2] = 0;\n"
-    build(f"{source}    return 0;\n}}\n", tmp_path)
+    build_library(f"{source}    return 0;\n}}\n", tmp_path)
     printed = hosts.run_main(tmp_path / "main").stdout.splitlines()
     assert printed == [f"{values} " for _, values in pieces.values()]
 
 
 @hosts.needs_cxx
 def test_the_closure_in_cxx_runs(tmp_path):
-    build(programs("first-steps/cxx.md", "cpp")[0], tmp_path, "main.cpp", (hosts.CXX, "-std=c++17"))
+    build_library(programs("first-steps/cxx.md", "cpp")[0], tmp_path, "main.cpp", (hosts.CXX, "-std=c++17"))
     assert hosts.run_main(tmp_path / "main").stdout == CLOSURE
 
 
 @hosts.needs_fortran
 def test_the_closure_in_fortran_runs(tmp_path):
     compiler = (hosts.FC, "-Wno-unused-dummy-argument", f"{config('--fortran')[0]}/optplug.f90")
-    build(programs("first-steps/fortran.md", "fortran")[0], tmp_path, "main.f90", compiler)
+    build_library(programs("first-steps/fortran.md", "fortran")[0], tmp_path, "main.f90", compiler)
     assert hosts.run_main(tmp_path / "main").stdout == CLOSURE
 
 
@@ -280,7 +280,7 @@ def test_the_second_order_program_prints_what_the_page_says():
 
 @hosts.needs_mpi
 def test_the_program_under_mpi_runs(tmp_path):
-    compile_program(programs("clusters.md", "c")[0], tmp_path, "main.c", ("mpicc", "-std=c99"))
+    build(programs("clusters.md", "c")[0], tmp_path, "main.c", ("mpicc", "-std=c99"))
     output = "0.500\n"
     assert f"`{output.strip()}`" in (DOCS / "clusters.md").read_text()
     command = ["mpiexec", "-n", "2", tmp_path / "main"]

@@ -14,7 +14,7 @@ import pytest
 
 import hosts
 from optplug import ctypes_api
-from test_readme import compile_program
+from test_readme import build
 
 
 def stderr(**variables: str) -> str:
@@ -39,7 +39,7 @@ def test_the_variable_lets_it_tell():
 
 def test_the_program_of_the_page_on_it_runs(tmp_path):
     page = (hosts.PROJECT / "docs" / "seeing.md").read_text()
-    compile_program(re.search(r"```c\n(.*?)```", page, re.S)[1], tmp_path, "main.c", (hosts.CC, "-std=c99"))
+    build(re.search(r"```c\n(.*?)```", page, re.S)[1], tmp_path)
     lines = hosts.run(tmp_path / "main").stdout.splitlines()
     assert all(line.startswith("INFO optplug: ") for line in lines)
     assert [line for line in lines if line.endswith(": SGD(lr=0.5)")]

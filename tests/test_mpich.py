@@ -8,7 +8,7 @@ import shutil
 import pytest
 
 import hosts
-from test_readme import compile_program, config
+from test_readme import build, config
 
 TESTS = hosts.PROJECT / "tests"
 pytestmark = hosts.needs("MPICH", "libmpich-dev mpich", shutil.which("mpicc.mpich"))
@@ -27,13 +27,13 @@ def run(program: pathlib.Path, *arguments: str) -> None:
 
 def test_ranks_in_c(tmp_path):
     compiler = ("mpicc.mpich", f"-I{TESTS}", "-Wno-sign-compare")
-    compile_program((TESTS / "test_mpi_ranks.c").read_text(), tmp_path, "main.c", compiler)
+    build((TESTS / "test_mpi_ranks.c").read_text(), tmp_path, compiler=compiler)
     run(tmp_path / "main")
 
 
 @pytest.mark.parametrize("when", ["first", "last"])
 def test_an_mpi_that_starts_before_python_or_after_it(when, tmp_path):
-    compile_program((TESTS / "test_mpi.c").read_text(), tmp_path, "main.c", ("mpicc.mpich", f"-I{TESTS}"))
+    build((TESTS / "test_mpi.c").read_text(), tmp_path, compiler=("mpicc.mpich", f"-I{TESTS}"))
     run(tmp_path / "main", when)
 
 
@@ -41,5 +41,5 @@ def test_an_mpi_that_starts_before_python_or_after_it(when, tmp_path):
 def test_ranks_in_fortran(tmp_path):
     sources = f"{config('--fortran')[0]}/optplug.f90", f"{config('--includedir')[0]}/optplug_mpi.f90"
     compiler = ("mpifort.mpich", "-std=f2018", *sources)
-    compile_program((TESTS / "test_mpi_ranks.f90").read_text(), tmp_path, "main.f90", compiler)
+    build((TESTS / "test_mpi_ranks.f90").read_text(), tmp_path, "main.f90", compiler)
     run(tmp_path / "main")

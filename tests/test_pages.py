@@ -8,7 +8,7 @@ import pytest
 import torch
 
 import hosts
-from test_readme import build, compile_program
+from test_readme import C99, build, build_library
 
 DOCS = hosts.PROJECT / "docs"
 PAGES = ("recipes.md", "from-adam.md")
@@ -44,10 +44,10 @@ def test_a_program_prints_what_its_page_says(page, title, source, output, tmp_pa
     header = BLOCK.search((DOCS / page).read_text())[2]
     (tmp_path / "check.h").write_text(header)
     if "Ofast" in title:  # which acts where a program is linked
-        compile_program(source, tmp_path, "main.c", (hosts.CC, "-std=c99", "-Ofast"))
+        build(source, tmp_path, compiler=(*C99, "-Ofast"))
         assert hosts.run("./main").stdout == output
     else:
-        build(source, tmp_path)
+        build_library(source, tmp_path)
         assert hosts.run_main("./main").stdout == output
 
 

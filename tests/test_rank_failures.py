@@ -20,7 +20,7 @@ import torch
 import hosts
 from optplug.ctypes_api import Optimizer
 from rank_processes import started, wait_for
-from test_readme import compile_program
+from test_readme import build
 
 needs_gloo = pytest.mark.skipif(
     not torch.distributed.is_available() or not torch.distributed.is_gloo_available(),
@@ -272,7 +272,7 @@ int main(int argc, char **argv)
 @contextlib.contextmanager
 def mpi_ranks(folder: pathlib.Path) -> Iterator[tuple[subprocess.Popen[str], dict[int, int]]]:
     """Run the program on 3 ranks, and give mpiexec, and the ranks' ids, when they have saved thrice."""
-    compile_program(MPI, folder, "main.c", ("mpicc",))
+    build(MPI, folder, compiler=("mpicc",))
     said = folder / "said"
     with said.open("w") as output:
         running = subprocess.Popen(

@@ -22,12 +22,17 @@ def config(*options: str) -> list[str]:
     return subprocess.run(command, check=True, capture_output=True, text=True).stdout.split()
 
 
-def build(source: str, folder: pathlib.Path, name: str = "main.c", compiler: tuple[str, ...] = ()) -> None:
-    """Compile a program as the README says, but with all warnings, and for `hosts.run_main`."""
-    compile_program(source, folder, name, (*(compiler or (hosts.CC, "-std=c99")), "-shared", "-fPIC"))
+C99 = hosts.CC, "-std=c99"
 
 
-def compile_program(source: str, folder: pathlib.Path, name: str, compiler: tuple[str, ...]) -> None:
+def build_library(
+    source: str, folder: pathlib.Path, name: str = "main.c", compiler: tuple[str, ...] = C99
+) -> None:
+    """Compile a program as `build` does, but as a library, for `hosts.run_main`."""
+    build(source, folder, name, (*compiler, "-shared", "-fPIC"))
+
+
+def build(source: str, folder: pathlib.Path, name: str = "main.c", compiler: tuple[str, ...] = C99) -> None:
     """Compile a program as the README says, but with all warnings."""
     (folder / name).write_text(source)
     command = [*compiler, "-Wall", "-Wextra", "-Werror", "-ffp-contract=off"]
@@ -50,7 +55,7 @@ def test_the_headers_program_runs(tmp_path):
         f"int main(void)\n{{\n{body}\n"
         '    printf("%.1f %.1f %.1f\\n", w[0], w[1], w[2]);\n    return 0;\n}\n'
     )
-    build(program, tmp_path)
+    build_library(program, tmp_path)
     assert hosts.run_main(tmp_path / "main").stdout == "0.0 1.0 2.0\n"
 
 
@@ -70,7 +75,7 @@ def test_the_cxx_headers_program_runs(tmp_path):
         f"int main()\n{{\n{example('include/optplug.hpp', ' * ')}\n"
         '    std::printf("%.1f %.1f %.1f\\n", w[0], w[1], w[2]);\n}\n'
     )
-    build(source, tmp_path, "main.cpp", (hosts.CXX, "-std=c++17"))
+    build_library(source, tmp_path, "main.cpp", (hosts.CXX, "-std=c++17"))
     assert hosts.run_main(tmp_path / "main").stdout == "0.0 1.0 2.0\n"
 
 
@@ -84,7 +89,7 @@ def test_the_fortran_modules_program_runs(tmp_path):
         "    dw = 2 * (w - [0, 1, 2])\n  end subroutine\nend program\n"
     )
     module = f"{config('--fortran')[0]}/optplug.f90"
-    build(source, tmp_path, "main.f90", (hosts.FC, module))
+    build_library(source, tmp_path, "main.f90", (hosts.FC, module))
     assert hosts.run_main(tmp_path / "main").stdout == " 0.0 1.0 2.0\n"
 
 
@@ -98,7 +103,7 @@ def test_the_program_of_ctypes_api_runs():
 
 def test_the_programs_of_the_page_on_checkpoints_go_on_alike(tmp_path, monkeypatch):
     page = (hosts.PROJECT / "docs" / "checkpoints.md").read_text()
-    build(re.search(r"```c\n(.*?)```", page, re.S)[1], tmp_path)
+    build_library(re.search(r"```c\n(.*?)```", page, re.S)[1], tmp_path)
     monkeypatch.chdir(tmp_path)
     begun = hosts.run_main("./main").stdout
     python = hosts.run(*hosts.PYTHON, "-c", re.search(r"```python\n(.*?)```", page, re.S)[1]).stdout
@@ -108,7 +113,7 @@ def test_the_programs_of_the_page_on_checkpoints_go_on_alike(tmp_path, monkeypat
 
 def test_the_program_of_the_page_on_checkpoints_finds_its_own_words(tmp_path, monkeypatch):
     page = (hosts.PROJECT / "docs" / "checkpoints.md").read_text()
-    build(re.findall(r"```c\n(.*?)```", page, re.S)[1], tmp_path)
+    build_library(re.findall(r"```c\n(.*?)```", page, re.S)[1], tmp_path)
     monkeypatch.chdir(tmp_path)
     output = hosts.run_main("./main").stdout + hosts.run_main("./main", "words.pt").stdout
     assert output == re.search(r"```text\n(.*?)```", page, re.S)[1]

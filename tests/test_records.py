@@ -473,8 +473,8 @@ def begun(spec):
     for _ in range(4):
         assert lib.opt_step(opt) == 0
     return opt, w, dw
-all = [begun(spec) for spec in (b"RMSprop(lr=0.1)", b"RMSprop(lr=0.1, foreach=True)", b"Adam(lr=0.1)")]
-for opt, *_ in all:
+stepped = [begun(spec) for spec in (b"RMSprop(lr=0.1)", b"RMSprop(lr=0.1, foreach=True)", b"Adam(lr=0.1)")]
+for opt, *_ in stepped:
     if os.fork() == 0:
         signal.alarm(60)
         print(*(lib.opt_step(opt) for _ in range(3)), flush=True)

@@ -121,6 +121,17 @@ def test_a_free_threaded_python_is_refused_by_name(tmp_path):
     assert said.startswith(f"-4 OPTPLUG_PYTHON: '{folder}/python3' is a free-threaded Python, which")
 
 
+def test_a_free_threaded_python_is_refused_by_its_library(tmp_path):
+    python = tmp_path / "bin" / f"python{VERSION}"
+    encodings = tmp_path / "lib" / f"python{VERSION}t" / "encodings"
+    for folder in (python.parent, encodings):
+        folder.mkdir(parents=True)
+    shutil.copy(sys.executable, python)
+    (encodings / "__init__.py").touch()
+    said = say(hosts.PROGRAMS / "host", OPTPLUG_PYTHON=str(python))
+    assert said.startswith(f"-4 OPTPLUG_PYTHON: '{python}' is a free-threaded Python, which")
+
+
 def test_a_missing_torch_is_an_error_that_says_what_to_install(bare):
     said = say(DLOPENED, OPTPLUG_TEST_LIBRARY=library_in(bare))
     assert said.startswith("-4 Python '")

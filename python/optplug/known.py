@@ -13,7 +13,7 @@ from typing import Any
 
 from optplug.parsing import parse
 
-# What they were in torch 2.11 to 2.15.
+# What they were in torch 2.11 to 2.15; LBFGS.step and AveragedModel.update_parameters: to 2.14.1.
 _PRINTS = frozenset(
     {
         "e3fa7ce372bfa300",  # Optimizer.profile_hook_step
@@ -33,9 +33,9 @@ _PRINTS = frozenset(
 
 
 def is_known(function: Any) -> bool:
-    """Tell whether a function of torch's reads as one that was read here; to be asked while we are imported.
+    """Tell whether a function of torch's reads as one that was read here.
 
-    Python's parser is none for a host's small stack.
+    Call it on import only: Python's parser may need more stack than a host's thread has.
     """
     return fingerprint(function) in _PRINTS
 

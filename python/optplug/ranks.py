@@ -30,7 +30,7 @@ from optplug.run import Run
 from optplug.scaling import Scale
 from optplug.sliced import Exchange, Sliced
 from optplug.spec import shown
-from optplug.world import World, is_known, is_of_all, statement_of
+from optplug.world import Unheard, World, is_of_all, statement_of
 
 # What a digest has besides, where opt_grad_scale has set something.
 _SCALED = 0x9E3779B97F4A7C15
@@ -319,33 +319,28 @@ class Ranks:
         Ranks tell each other what they have once, and once more if anything is wrong with it: C may have been
         told so the first time, and then leaves the rest to this, ``is_told``.
         """
-        error: Exception | None = None
         clippable = self._parameters.clippable()
         dtype = functools.reduce(torch.promote_types, (p.abs().dtype for p in clippable))
         part = torch.zeros((), dtype=dtype)
         self.world.listen()
-        try:
+        with Unheard() as block:
             self.gather(lambda: None)
             norms.check(max_norm, norm_type)
             if not norm_type > 0:
                 raise ValueError(f"norm_type over ranks must be positive, got {norm_type}")
             grads = [p for p in clippable if p.numel()]
             part = norms.total_norm(grads, norm_type) if grads else part
-        except Exception as found:
-            if is_known(found):
-                raise
-            error = found
 
         def total_of(table: list[tuple[float, ...]]) -> Tensor:
             return part.new_tensor(norm((row[1] for row in table), norm_type))
 
         digest = float(self._digest_of_all() >> 11)  # as many bits as a double has
-        mine = error is not None, part.item(), max_norm, norm_type, error_if_nonfinite, digest
+        mine = block.error is not None, part.item(), max_norm, norm_type, error_if_nonfinite, digest
         table = [] if is_told else self.world.numbers(*mine)
         if not table or any(row[0] or row[2:] != mine[2:] for row in table) or not total_of(table).isfinite():
             table = self.world.numbers(*mine)
         if any(row[0] for row in table):
-            self.world.fail(error)
+            self.world.fail(block.error)
         for i, what in enumerate(("max_norm", "norm_type", "error_if_nonfinite"), 2):
             for rank, row in enumerate(table):
                 if row[i] != table[0][i]:
@@ -368,16 +363,11 @@ class Ranks:
         """
         if self.sliced() or self._checks_calls:
             self.world.listen()
-            error: Exception | None = None
-            try:
+            with Unheard() as block:
                 self.gather(lambda: None)
-            except Exception as found:
-                if is_known(found):
-                    raise
-                error = found
-            values = self.world.numbers(error is not None, clip_value)
+            values = self.world.numbers(block.error is not None, clip_value)
             if any(failed for failed, _ in values):
-                self.world.fail(error)
+                self.world.fail(block.error)
             for rank, (_, value) in enumerate(values):
                 if repr(value) != repr(values[0][1]):
                     raise ValueError(
@@ -447,16 +437,15 @@ class Ranks:
         Args:
             can_undo: whether what the block has changed is put back if this fails.
         """
-        error: Exception | None = None
-        try:
-            yield
-        except Exception as found:
-            if is_known(found) or not self.sliced():
-                raise
-            error = found
         sliced = self.sliced()
+        if not sliced:
+            yield
+            return
+        with Unheard() as block:
+            yield
+        error = block.error
         try:
-            if sliced and not self.exchange.publish(sliced, error is not None):
+            if not self.exchange.publish(sliced, error is not None):
                 self.world.fail(error, has_stepped=error is None and not can_undo)
         except Exception:
             self.exchange.settle(False)

@@ -231,14 +231,9 @@ class World:
         Args:
             can_undo: whether what the block has changed is put back if this fails.
         """
-        error: Exception | None = None
-        try:
+        with Unheard() as block:
             yield
-        except Exception as found:
-            if is_known(found):
-                raise
-            error = found
-        self.share(error=error, has_stepped=error is None and not can_undo)
+        self.share(error=block.error, has_stepped=block.error is None and not can_undo)
 
     def together(self, work: Callable[[], Result]) -> Result:
         """Do some work, and fail on all ranks if it fails on one."""
@@ -283,9 +278,19 @@ def is_of_all(error: BaseException) -> bool:
     return "is_of_all" in vars(error)
 
 
-def is_known(error: BaseException) -> bool:
-    """Tell whether the other ranks know of an error, or cannot be told."""
-    return "is_known" in vars(error)
+class Unheard:
+    """Catches the error of a block, if it has one, that the other ranks are still to be told of."""
+
+    error: Exception | None = None
+
+    def __enter__(self) -> Unheard:
+        return self
+
+    def __exit__(self, kind: object, error: BaseException | None, trace: object) -> bool:
+        if not isinstance(error, Exception) or "is_known" in vars(error):  # or who cannot be told
+            return False
+        self.error = error
+        return True
 
 
 def compare(statements: Sequence[dict[str, Any]]) -> None:
