@@ -32,8 +32,11 @@ def start_alone(rank: int, size: int) -> None:
     store = fake_pg.FakeStore()
     torch.distributed.init_process_group("fake", store=store, rank=rank, world_size=size)
 
-    def add_up(receive: torch.Tensor, send: torch.Tensor) -> None:
+    def add_up(receive: torch.Tensor, send: torch.Tensor, **_: bool) -> torch.futures.Future:
         receive.copy_(send.view(size, -1)[rank] * size)  # where torch's takes this rank's for the sum
+        done = torch.futures.Future()
+        done.set_result(None)
+        return done
 
     for name in ("reduce_scatter_single", "reduce_scatter_tensor"):
         setattr(torch.distributed, name, add_up)

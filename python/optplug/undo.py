@@ -140,6 +140,8 @@ class Undo:
         may_have_moved |= is_first and len(self._parameters.groups) > 1
         may_have_moved |= all_of is not None
         before, state = self._copy(optimizer, all_of or ()) if may_have_moved else ([], {})
+        if not may_have_moved and self._copied:  # later steps may never need their memory again
+            self._copies, self._copied = [], []
         hosts = values(self._parameters.mastered())[0] if has_closure else []  # a closure finds them stepped
         hosts_before = [data.clone() for data in hosts]
         try:
