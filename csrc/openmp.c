@@ -2,6 +2,7 @@
 #include "openmp.h"
 
 #include <dlfcn.h>
+#include <pthread.h>
 #include <stdatomic.h>
 #include <string.h>
 #include <sys/syscall.h>
@@ -68,14 +69,29 @@ static _Thread_local struct {
     int granted, refused;
 } this_thread;
 
+static void do_nothing(void *unused) { (void)unused; }
+
+/* Have OpenMP make its threads now, if there is room for them.  One thread of the host's after the other,
+ * since two would find the same room. */
+static int make_threads(int count)
+{
+    static pthread_mutex_t making = PTHREAD_MUTEX_INITIALIZER;
+    void (*region)(void (*)(void *), void *, unsigned, unsigned) = atomic_load(&parallel);
+    pthread_mutex_lock(&making);
+    int has_room = room_for_threads(count - 1) == count - 1;
+    if (has_room && region)
+        region(do_nothing, NULL, (unsigned)count, 0);
+    pthread_mutex_unlock(&making);
+    return has_room;
+}
+
 /* Return how many threads OpenMP may use of `count`: all, or one where they cannot be made, since GCC's then
  * ends the process.  What it has once made for this thread it keeps. */
 static int affordable(int count)
 {
     if (count <= this_thread.granted || count <= 1 || openmp_in_parallel())
         return count;
-    if (count == this_thread.refused ||
-        (!room_is_plenty(count - 1) && room_for_threads(count - 1) < count - 1)) {
+    if (count == this_thread.refused || (!room_is_plenty(count - 1) && !make_threads(count))) {
         this_thread.refused = count;
         return 1;
     }

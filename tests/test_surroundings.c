@@ -17,7 +17,7 @@
 enum { MANY = 100000 }; /* values, which torch steps by all threads */
 
 /* Run a function in a process of its own, which must live to its end, and print nothing. */
-static void apart(void (*function)(void))
+static void run_apart(const char *name, void (*function)(void))
 {
     fflush(NULL);
     pid_t child = fork();
@@ -31,8 +31,12 @@ static void apart(void (*function)(void))
     }
     int status;
     CHECK(waitpid(child, &status, 0) == child);
-    CHECK(WIFEXITED(status) && WEXITSTATUS(status) == 0);
+    if (status)
+        fprintf(stderr, "%s ended with status 0x%x\n", name, status);
+    CHECK(status == 0);
 }
+
+#define apart(function) run_apart(#function, (function))
 
 static void step_many(void)
 {
@@ -194,11 +198,11 @@ static void *step_after_the_gate(void *unused)
     return unused;
 }
 
-/* OpenMP makes threads for each one of the host's that steps. */
-static void a_thread_for_which_no_others_can_be_made_steps_alone(void)
+/* OpenMP makes threads for each one of the host's that steps: there is room for a few. */
+static void threads_for_which_no_others_can_be_made_step_alone(void)
 {
     static float w[MANY], dw[MANY];
-    enum { THREADS = 4 };
+    enum { THREADS = 24 };
     pthread_t threads[THREADS];
     opt = opt_create("Adam()");
     CHECK(opt > 0 && opt_bind(opt, "w", "float32", MANY, w, dw) == OPT_OK);
@@ -207,7 +211,7 @@ static void a_thread_for_which_no_others_can_be_made_steps_alone(void)
     CHECK(pthread_barrier_init(&gate, NULL, THREADS + 1) == 0);
     for (int i = 0; i < THREADS; i++)
         CHECK(pthread_create(&threads[i], NULL, step_after_the_gate, NULL) == 0);
-    rlim_t most = (rlim_t)address_space() + (4 << 20);
+    rlim_t most = (rlim_t)address_space() + (20 << 20);
     CHECK(setrlimit(RLIMIT_AS, &(struct rlimit){most, most}) == 0);
     pthread_barrier_wait(&gate);
     for (int i = 0; i < THREADS; i++)
@@ -292,7 +296,7 @@ int main(void)
         apart(little_memory_is_an_error);
     apart(without_a_file_to_be_opened_there_is_an_error_until_there_is_one);
     if (access("/proc/self/statm", R_OK) == 0)
-        apart(a_thread_for_which_no_others_can_be_made_steps_alone);
+        apart(threads_for_which_no_others_can_be_made_step_alone);
     apart(messages_in_latin_1_do_not_matter);
     return 0;
 }
