@@ -188,7 +188,7 @@ class World:
         )
         kind, _, message = said.partition("\n")
         if stepped:
-            message += f" (rank {stepped[0]} had made this step by then: load a checkpoint on all ranks)"
+            message += f" (rank {stepped[0]} had already made this step: load a checkpoint on all ranks)"
         raised = _made(kind, f"rank {rank}: {message}")
         vars(raised)["is_of_all"] = vars(raised)["is_known"] = True
         self.failure = raised if self.is_in_host else None
