@@ -112,6 +112,10 @@ def test_cmake_with_find_package(scratch, installed):
     run("cmake", "--build", "build", cwd=scratch)
     for main in mains:
         assert run(main, cwd=scratch) == OUTPUT
+    for name in ("cxx", "fortran"):  # the pages show the same lines
+        text = (hosts.PROJECT / f"docs/first-steps/{name}.md").read_text()
+        lines = "find_package(optplug CONFIG REQUIRED)\ntarget_link_libraries(main PRIVATE optplug::"
+        assert f"```cmake\n{lines}{name})\n```" in text
     if "Fortran" in LINKS:
         assert list((scratch / "build").glob("optplug-fortran/*-*/optplug.mod"))
 
