@@ -43,17 +43,18 @@ enum { WORTH_THREADS = 32768 };
  * array's dtype.  Several are one operation of torch's, with another rounding each: which of them is torch's
  * is tried out.  What is done to float16 and bfloat16 is done in float32, and rounded. */
 typedef enum {
-    ELEMENTWISE_COPY,              /* a */
-    ELEMENTWISE_NEGATE,            /* -a */
-    ELEMENTWISE_ABS,               /* |a| */
-    ELEMENTWISE_SIGN,              /* -1, 0 or 1; 0 of a nan */
-    ELEMENTWISE_SQUARE,            /* a * a */
-    ELEMENTWISE_SQRT,              /* the processor's, rounded correctly */
-    ELEMENTWISE_SQRT_MKL,          /* Intel's, as torch has it in its library */
-    ELEMENTWISE_RECIPROCAL,        /* 1 / a */
-    ELEMENTWISE_ADD_SCALAR,        /* a + v */
-    ELEMENTWISE_MUL_SCALAR,        /* a * v */
-    ELEMENTWISE_DIV_SCALAR,        /* a / v */
+    ELEMENTWISE_COPY,        /* a */
+    ELEMENTWISE_NEGATE,      /* -a */
+    ELEMENTWISE_ABS,         /* |a| */
+    ELEMENTWISE_SIGN,        /* -1, 0 or 1; 0 of a nan */
+    ELEMENTWISE_SQUARE,      /* a * a */
+    ELEMENTWISE_SQRT,        /* the processor's, rounded correctly */
+    ELEMENTWISE_SQRT_MKL,    /* Intel's, as torch has it in its library */
+    ELEMENTWISE_SQRT_NEWTON, /* the same, without its call: none in float64, nor where other bits are seen */
+    ELEMENTWISE_RECIPROCAL,  /* 1 / a */
+    ELEMENTWISE_ADD_SCALAR,  /* a + v */
+    ELEMENTWISE_MUL_SCALAR,  /* a * v */
+    ELEMENTWISE_DIV_SCALAR,  /* a / v */
     ELEMENTWISE_DIV_SCALAR_BY_MUL, /* a * (1 / v) */
     ELEMENTWISE_ADD,               /* a + v * b */
     ELEMENTWISE_ADD_FMA,           /* the same, rounded once */
@@ -92,6 +93,17 @@ typedef enum {
     ELEMENTWISE_WIDEN_BFLOAT16, /* the same of bfloat16 */
     ELEMENTWISE_NARROW_BFLOAT16,
     ELEMENTWISE_ROUND_BFLOAT16,
+    ELEMENTWISE_DIV_MUL_SCALAR,          /* (a / u) * v: these are operations of torch's in turn */
+    ELEMENTWISE_ADD_RECIPROCAL,          /* 1 / (a + u) */
+    ELEMENTWISE_ADD_RECIPROCAL_MUL,      /* (1 / (a + u)) * v */
+    ELEMENTWISE_DIV_MUL,                 /* (a / c) * b */
+    ELEMENTWISE_MUL_MUL_SCALAR,          /* (a * b) * v */
+    ELEMENTWISE_ADD_PRODUCT_FMA,         /* a + v * ((b * c) * u), the sum rounded once */
+    ELEMENTWISE_ABS_ADD_SCALAR,          /* |a| + v */
+    ELEMENTWISE_MAXIMUM_ABS_ADDED,       /* the larger of a and |b| + u */
+    ELEMENTWISE_MUL_MAXIMUM_ABS_ADDED,   /* the larger of a * v and |b| + u */
+    ELEMENTWISE_MAXIMUM_FIRST_ABS_ADDED, /* these, with MAXIMUM_FIRST */
+    ELEMENTWISE_MUL_MAXIMUM_FIRST_ABS_ADDED,
     ELEMENTWISE_COUNT
 } optplug_elementwise;
 

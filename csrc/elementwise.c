@@ -11,6 +11,7 @@
 #include "half.h"
 #include "mkl.h"
 #include "openmp.h"
+#include "root.h"
 
 #define JOIN_(SET, NAME, BITS) SET##_##NAME##_##BITS
 #define JOIN(SET, NAME, BITS) JOIN_(SET, NAME, BITS)
@@ -89,6 +90,13 @@ static void sqrt_mkl_f32(int64_t n, void *to, const void *a, const void *b, cons
     mkl_sqrt_f32(n, a, to);
 }
 
+static void sqrt_newton_f32(int64_t n, void *to, const void *a, const void *b, const void *c, double v,
+                            double u)
+{
+    (void)b, (void)c, (void)v, (void)u;
+    root_f32(n, a, to);
+}
+
 static void sqrt_mkl_f64(int64_t n, void *to, const void *a, const void *b, const void *c, double v, double u)
 {
     (void)b, (void)c, (void)v, (void)u;
@@ -101,6 +109,8 @@ elementwise elementwise_find(int operation, int bytes)
 {
     if (operation < 0 || operation >= ELEMENTWISE_COUNT || (bytes != 4 && bytes != 8))
         return NULL;
+    if (operation == ELEMENTWISE_SQRT_NEWTON)
+        return bytes == 4 && root_find() ? sqrt_newton_f32 : NULL;
     if (operation == ELEMENTWISE_SQRT_MKL)
         return !mkl_find() ? NULL : bytes == 4 ? sqrt_mkl_f32 : sqrt_mkl_f64;
 #ifdef __x86_64__

@@ -74,6 +74,21 @@ SAME(GREATER, a[i] > v)
 SAME(LESS, a[i] < v)
 SAME(EQUAL, a[i] == v)
 SAME(FILL_WHERE, b[i] != 0 ? v : a[i])
+SAME(DIV_MUL_SCALAR, (a[i] / u) * v)
+SAME(ADD_RECIPROCAL, 1 / (a[i] + u))
+SAME(ADD_RECIPROCAL_MUL, (1 / (a[i] + u)) * v)
+SAME(DIV_MUL, (a[i] / c[i]) * b[i])
+SAME(MUL_MUL_SCALAR, (a[i] * b[i]) * v)
+BOTH(ADD_PRODUCT_FMA, fmaf(v, (b[i] * c[i]) * u, a[i]), fma(v, (b[i] * c[i]) * u, a[i]))
+BOTH(ABS_ADD_SCALAR, fabsf(a[i]) + v, fabs(a[i]) + v)
+#define LARGER(X, Y) ((X) != (X) || (X) > (Y) ? (X) : (Y))
+BOTH(MAXIMUM_ABS_ADDED, LARGER(a[i], fabsf(b[i]) + u), LARGER(a[i], fabs(b[i]) + u))
+BOTH(MUL_MAXIMUM_ABS_ADDED, LARGER(a[i] * v, fabsf(b[i]) + u), LARGER(a[i] * v, fabs(b[i]) + u))
+#undef LARGER
+#define LARGER(X, Y) ((X) != (X) || (X) >= (Y) ? (X) : (Y))
+BOTH(MAXIMUM_FIRST_ABS_ADDED, LARGER(a[i], fabsf(b[i]) + u), LARGER(a[i], fabs(b[i]) + u))
+BOTH(MUL_MAXIMUM_FIRST_ABS_ADDED, LARGER(a[i] * v, fabsf(b[i]) + u), LARGER(a[i] * v, fabs(b[i]) + u))
+#undef LARGER
 CONVERSION(WIDEN_FLOAT16, float, uint16_t, widen_float16(a[i]))
 CONVERSION(NARROW_FLOAT16, uint16_t, float, narrow_float16(a[i]))
 CONVERSION(ROUND_FLOAT16, float, float, round_float16(a[i]))
@@ -84,18 +99,22 @@ CONVERSION(ROUND_BFLOAT16, float, float, round_bfloat16(a[i]))
 #define ENTRY32(NAME) [ELEMENTWISE_##NAME] = {JOIN(SET, NAME, f32), NULL},
 #define ENTRY(NAME) [ELEMENTWISE_##NAME] = {JOIN(SET, NAME, f32), JOIN(SET, NAME, f64)},
 static const elementwise TABLE(SET)[ELEMENTWISE_COUNT][2] = {
-    ENTRY(COPY) ENTRY(NEGATE) ENTRY(ABS) ENTRY(SIGN) ENTRY(SQUARE) ENTRY(SQRT) ENTRY(RECIPROCAL)
-        ENTRY(ADD_SCALAR) ENTRY(MUL_SCALAR) ENTRY(DIV_SCALAR) ENTRY(DIV_SCALAR_BY_MUL) ENTRY(ADD)
-            ENTRY(ADD_FMA) ENTRY32(ADD_FLOAT16) ENTRY32(ADD_BFLOAT16) ENTRY(MUL) ENTRY(DIV) ENTRY(ADDCMUL)
-                ENTRY(ADDCMUL_FMA) ENTRY(ADDCMUL_RIGHT) ENTRY(ADDCMUL_RIGHT_FMA) ENTRY(MUL_ADDCMUL_FMA)
-                    ENTRY(MUL_ADD_FMA) ENTRY(ADDCDIV) ENTRY(ADDCDIV_ADDED) ENTRY(ADDCDIV_RIGHT)
-                        ENTRY(ADDCDIV_RIGHT_FMA) ENTRY(LERP) ENTRY(LERP_FMA) ENTRY(LERP_BACK)
-                            ENTRY(LERP_BACK_FMA) ENTRY(MAXIMUM) ENTRY(MINIMUM) ENTRY(MAXIMUM_FIRST)
-                                ENTRY(MINIMUM_FIRST) ENTRY(CLAMP) ENTRY(CLAMP_MIN) ENTRY(CLAMP_MAX)
-                                    ENTRY(GREATER) ENTRY(LESS) ENTRY(EQUAL) ENTRY(FILL_WHERE)
-                                        ENTRY32(WIDEN_FLOAT16) ENTRY32(NARROW_FLOAT16) ENTRY32(ROUND_FLOAT16)
-                                            ENTRY32(WIDEN_BFLOAT16) ENTRY32(NARROW_BFLOAT16)
-                                                ENTRY32(ROUND_BFLOAT16)};
+    ENTRY(COPY) ENTRY(NEGATE) ENTRY(ABS) ENTRY(SIGN) ENTRY(SQUARE) ENTRY(SQRT) ENTRY(RECIPROCAL) ENTRY(
+        ADD_SCALAR) ENTRY(MUL_SCALAR) ENTRY(DIV_SCALAR) ENTRY(DIV_SCALAR_BY_MUL) ENTRY(ADD) ENTRY(ADD_FMA)
+        ENTRY32(ADD_FLOAT16) ENTRY32(ADD_BFLOAT16) ENTRY(MUL) ENTRY(DIV) ENTRY(ADDCMUL) ENTRY(ADDCMUL_FMA)
+            ENTRY(ADDCMUL_RIGHT) ENTRY(ADDCMUL_RIGHT_FMA) ENTRY(MUL_ADDCMUL_FMA) ENTRY(MUL_ADD_FMA)
+                ENTRY(ADDCDIV) ENTRY(ADDCDIV_ADDED) ENTRY(ADDCDIV_RIGHT) ENTRY(ADDCDIV_RIGHT_FMA) ENTRY(LERP)
+                    ENTRY(LERP_FMA) ENTRY(LERP_BACK) ENTRY(LERP_BACK_FMA) ENTRY(MAXIMUM) ENTRY(MINIMUM)
+                        ENTRY(MAXIMUM_FIRST) ENTRY(MINIMUM_FIRST) ENTRY(CLAMP) ENTRY(CLAMP_MIN)
+                            ENTRY(CLAMP_MAX) ENTRY(GREATER) ENTRY(LESS) ENTRY(EQUAL) ENTRY(FILL_WHERE)
+                                ENTRY32(WIDEN_FLOAT16) ENTRY32(NARROW_FLOAT16) ENTRY32(ROUND_FLOAT16)
+                                    ENTRY32(WIDEN_BFLOAT16) ENTRY32(NARROW_BFLOAT16) ENTRY32(ROUND_BFLOAT16)
+                                        ENTRY(DIV_MUL_SCALAR) ENTRY(ADD_RECIPROCAL) ENTRY(ADD_RECIPROCAL_MUL)
+                                            ENTRY(DIV_MUL) ENTRY(MUL_MUL_SCALAR) ENTRY(ADD_PRODUCT_FMA)
+                                                ENTRY(ABS_ADD_SCALAR) ENTRY(MAXIMUM_ABS_ADDED)
+                                                    ENTRY(MUL_MAXIMUM_ABS_ADDED)
+                                                        ENTRY(MAXIMUM_FIRST_ABS_ADDED)
+                                                            ENTRY(MUL_MAXIMUM_FIRST_ABS_ADDED)};
 
 #undef FUNCTION
 #undef CONVERSION

@@ -9,14 +9,14 @@ check_ipo_supported(RESULT links_across_files OUTPUT reason LANGUAGES C)
 function(add_optplug_library name)
   add_library(${name} SHARED)
   foreach(source api apart arithmetic attach call callback checkpoint contents early_end elementwise end error find fork gradients handle import library
-      list mkl log openmp operation plan pyapi ranks rates record room rows runtime scalars schedule shield signals staging
+      list mkl log openmp operation plan pyapi ranks rates record room root rows runtime scalars schedule shield signals staging
       start strided torch variable)
     target_sources(${name} PRIVATE ${CMAKE_CURRENT_FUNCTION_LIST_DIR}/${source}.c)
   endforeach()
   # Loops over values, which -O2 makes no vectors of; no sum is fused with a product but where that is written.
   set_source_files_properties(
     ${CMAKE_CURRENT_FUNCTION_LIST_DIR}/elementwise.c ${CMAKE_CURRENT_FUNCTION_LIST_DIR}/gradients.c
-    ${CMAKE_CURRENT_FUNCTION_LIST_DIR}/rows.c
+    ${CMAKE_CURRENT_FUNCTION_LIST_DIR}/root.c ${CMAKE_CURRENT_FUNCTION_LIST_DIR}/rows.c
     ${CMAKE_CURRENT_FUNCTION_LIST_DIR}/strided.c PROPERTIES
     COMPILE_OPTIONS "-O3;-ffp-contract=off;-fno-math-errno;-fno-trapping-math")
   set_target_properties(${name} PROPERTIES

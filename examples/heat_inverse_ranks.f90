@@ -1,6 +1,6 @@
 !> Find the conductivity of a plate on many ranks, each with a strip of it, with LBFGS after Adam.
 !>
-!>     mpiexec -n 4 heat_inverse_ranks [field.csv [losses.csv [restart.pt]]]
+!>     mpiexec -n 4 heat_inverse_ranks [field.csv [losses.csv [restart.pt [Adam's steps [LBFGS's]]]]]
 !>
 !> Where the third file is there, LBFGS goes on from it, on as many ranks as there are now.
 !> The equations on strips and their adjoint are in heat_ranks.f90.  An optimizer over "Shard(0)" has this rank's
@@ -18,9 +18,9 @@ program heat_inverse_ranks
   real(real64), parameter :: smoothing = 0.03_real64
   real(real64), allocatable, target :: m(:), gradient(:)
   real(real64) :: truth(n, n), misfit, loss, error
-  integer :: rank, ranks, evaluations = 0, losses = 0
+  integer :: i, rank, ranks, evaluations = 0, losses = 0, steps(2) = [40, 8]
   logical :: goes_on
-  character(200) :: path, restart
+  character(200) :: path, restart, given
 
   call MPI_Init()
   call MPI_Comm_rank(MPI_COMM_WORLD, rank)
@@ -38,9 +38,13 @@ program heat_inverse_ranks
   allocate (gradient, mold=m)
   call opt_init("num_threads=1")
   call get_command_argument(3, restart)
+  do i = 1, 2
+    call get_command_argument(3 + i, given)
+    if (given /= "") read (given, *) steps(i)
+  end do
   inquire (file=restart, exist=goes_on)
-  if (.not. goes_on) call minimize("Adam(lr=0.1)", 40)
-  call minimize("LBFGS(max_iter=10, line_search_fn='strong_wolfe')", 8)
+  if (.not. goes_on) call minimize("Adam(lr=0.1)", steps(1))
+  call minimize("LBFGS(max_iter=10, line_search_fn='strong_wolfe')", steps(2))
   if (rank == 0) print "(a, i0, a, f6.4, a, f6.4)", "on ", ranks, " ranks: misfit ", misfit, ", relative error ", error
   call get_command_argument(1, path)
   if (path /= "") call write_field()
@@ -90,8 +94,10 @@ contains
     misfit = whole(1)
     error = sqrt(whole(3)) / norm2(truth)
     evaluations = evaluations + 1
-    if (losses /= 0) write (losses, "(i0, a, es20.12, a)") evaluations, repeat(",", merge(1, 2, spec(1:4) == "Adam")), &
-      whole(2), repeat(",", merge(1, 0, spec(1:4) == "Adam"))
+    if (losses == 0) return
+    write (losses, "(i0, a, es20.12, a)") evaluations, repeat(",", merge(1, 2, spec(1:4) == "Adam")), whole(2), &
+      repeat(",", merge(1, 0, spec(1:4) == "Adam"))
+    flush (losses)
   end subroutine
 
   !> Write the field and the rank that has found each cell.

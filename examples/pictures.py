@@ -175,12 +175,12 @@ def digits() -> Figure:
     return figure
 
 
-def digits_ranks() -> Figure:
-    """Draw the same loss on 1 to 4 ranks, and how far apart rounding errors bring them."""
+def digits_ranks(most: int = 4) -> Figure:
+    """Draw the same loss on one rank and more, and how far apart rounding errors bring them."""
     command = build("digits_ranks.c", over_mpi=True)
     figure, (left, right) = panels(2)
     first: list[float] = []
-    for ranks, style in enumerate(("-", "--", "-.", ":"), 1):
+    for ranks, style in enumerate(("-", "--", "-.", ":")[:most], 1):
         run(
             ["mpiexec", "-n", str(ranks), *command],
             "AdamW(lr=2e-3)",
@@ -206,10 +206,10 @@ def heat_inverse() -> Figure:
     return heat_inverse_plot.draw(pathlib.Path("heat_inverse.csv"))
 
 
-def heat_inverse_ranks() -> Figure:
-    """Draw the conductivity, true and as four ranks have recovered it, and the loss."""
+def heat_inverse_ranks(ranks: int = 4, steps: tuple[str, ...] = ()) -> Figure:
+    """Draw the conductivity, true and as ranks have recovered it, and the loss."""
     command = build("heat.f90", "heat_ranks.f90", "heat_inverse_ranks.f90", over_mpi=True)
-    run(["mpiexec", "-n", "4", *command], "field.csv", "losses.csv")
+    run(["mpiexec", "-n", str(ranks), *command], "field.csv", "losses.csv", "", *steps)
     table, losses = read(pathlib.Path("field.csv")), read(pathlib.Path("losses.csv"))
     n = round(len(table["x"]) ** 0.5)
     figure, (left, middle, right) = panels(3, 10.5)
@@ -217,12 +217,12 @@ def heat_inverse_ranks() -> Figure:
         rows = [table[name][j * n : (j + 1) * n] for j in range(n)]
         image = panel.imshow(rows, origin="lower", extent=(0, 1, 0, 1), cmap="RdBu_r", vmin=-1.4, vmax=1.4)
         panel.set(xlabel="x", title=name)
-    ranks = table["rank"][::n]
+    whose = table["rank"][::n]
     for j in range(1, n):
-        if ranks[j] != ranks[j - 1]:
+        if whose[j] != whose[j - 1]:
             middle.axhline(j / n, color="black", linewidth=0.8, linestyle=":")
     left.set_ylabel("y")
-    middle.set_title("recovered, a strip on each of 4 ranks")
+    middle.set_title(f"recovered, a strip on each of {ranks} ranks")
     figure.colorbar(image, ax=middle)
     for name in ("Adam", "LBFGS"):
         right.semilogy(losses["evaluation"], losses[name], label=name)

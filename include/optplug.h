@@ -468,8 +468,9 @@ int opt_load_memory(int opt, const void *buffer, int64_t size);
  *                                   receive it rounded, and anything else written to them is lost unless
  *                                   they are bound again
  *   sqrt='processor'                in recorded steps, use the processor's square root instead of Intel's,
- *                                   which PyTorch uses and which takes a third to a half of a step of a
- *                                   million values; one in five float32 roots then differs in the last bit
+ *                                   which PyTorch uses and which, but in float32 on AMD's processors, takes
+ *                                   a third to a half of a step of a million values; one in five float32
+ *                                   roots then differs in the last bit
  *   timeout=300                     seconds for which ranks of torch.distributed wait for each other
  *   log='debug'                     what opt_log's function receives: 'info', 'debug', or False for nothing
  *   plans=False                     run every step in Python; 'direct' bypasses it by calling PyTorch's

@@ -33,6 +33,7 @@ needs_cxx = needs("C++ compiler", "g++", CXX)
 needs_fortran = needs("Fortran compiler", "gfortran", FC)
 needs_make = needs("make", "make", shutil.which("make"))
 needs_mpi = needs("MPI", "libopenmpi-dev openmpi-bin", shutil.which("mpicc") and shutil.which("mpiexec"))
+needs_mpich = needs("MPICH", "libmpich-dev mpich", shutil.which("mpicc.mpich"))
 needs_pkgconfig = needs("pkg-config", "pkg-config", shutil.which("pkg-config"))
 
 #: What the header declares; the functions and statuses by their short names.
@@ -84,9 +85,14 @@ sys.exit(ctypes.CDLL(words[0]).main(len(words), (ctypes.c_char_p * (len(words) +
 """
 
 
+def main_of(library: str | pathlib.Path) -> tuple[str, ...]:
+    """Return the command that runs a program, linked as a library, where Python is there already."""
+    return *PYTHON, "-c", CALL_MAIN, str(library)
+
+
 def run_main(library: str | pathlib.Path, *arguments: str) -> subprocess.CompletedProcess[str]:
-    """Run a program that was linked as a library where Python and torch are there already, as `run` does."""
-    return run(*PYTHON, "-c", CALL_MAIN, library, *arguments)
+    """Run such a program, as `run` does."""
+    return run(*main_of(library), *arguments)
 
 
 def python(*arguments: str) -> subprocess.CompletedProcess[str]:

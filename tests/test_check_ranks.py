@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import itertools
-import threading
 from collections.abc import Iterator
 
 import numpy as np
@@ -106,14 +105,12 @@ def test_averages_of_different_parameters_are_different_calls(end):
 
 @pytest.mark.parametrize("where", [0, 1])
 def test_one_rank_that_is_to_check_is_an_error_on_all(where):
-    barrier = threading.Barrier(2)
-
     def work(comm):
         for rank in range(2):
             if comm.Get_rank() == rank:
                 load().optplug_init(b"check_ranks=True" if rank == where else b"check_ranks=False")
                 opt = ready(comm, "Replicate()")
-            barrier.wait()
+            comm.Barrier()
         with opt, pytest.raises(Error) as error:
             opt.step()
         return str(error.value)

@@ -22,7 +22,7 @@ program test_heat_ranks
   if (.not. cut(MPI_COMM_SELF)) error stop "one rank has no strip"
   call evaluate()
   alone = loss
-  if (.not. cut(MPI_COMM_WORLD)) error stop "three ranks have no strips"
+  if (.not. cut(MPI_COMM_WORLD)) error stop "so many ranks have no strips"
   call evaluate()
   call MPI_Allreduce(loss, whole, 1, MPI_DOUBLE_PRECISION, MPI_SUM, MPI_COMM_WORLD)
   if (abs(whole - alone) > 1e-12_real64 * alone) error stop "strips have another misfit than the plate"

@@ -1,5 +1,5 @@
-/* Two ranks under mpirun that average their gradients and step the same optimizer, MPI started before our
- * Python ("first") or after it ("last"). */
+/* Two ranks under mpirun that add up their gradients and step the same optimizer; MPI starts after our Python,
+ * and before it in test_mpi_ranks.c. */
 #include <math.h>
 #include <mpi.h>
 
@@ -9,12 +9,9 @@ enum { N = 1000, STEPS = 20 };
 
 int main(int argc, char **argv)
 {
-    int rank, ranks, is_first = argc > 1 && strcmp(argv[1], "first") == 0;
-    if (is_first)
-        CHECK(MPI_Init(&argc, &argv) == MPI_SUCCESS);
+    int rank, ranks;
     CHECK(opt_init(NULL) == OPT_OK);
-    if (!is_first)
-        CHECK(MPI_Init(&argc, &argv) == MPI_SUCCESS);
+    CHECK(MPI_Init(&argc, &argv) == MPI_SUCCESS);
     MPI_Comm_rank(MPI_COMM_WORLD, &rank);
     MPI_Comm_size(MPI_COMM_WORLD, &ranks);
     CHECK(ranks == 2);

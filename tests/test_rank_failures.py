@@ -7,7 +7,6 @@ import importlib.util
 import os
 import pathlib
 import re
-import shutil
 import signal
 import subprocess
 import time
@@ -20,7 +19,7 @@ import torch
 import hosts
 from optplug.ctypes_api import Optimizer
 from rank_processes import started, wait_for
-from test_readme import build
+from test_readme import build, build_library
 
 needs_gloo = pytest.mark.skipif(
     not torch.distributed.is_available() or not torch.distributed.is_gloo_available(),
@@ -112,19 +111,19 @@ opt.save("file")
 old = pathlib.Path("file").read_bytes()
 opt.step()
 before = u.copy()
-limit = getattr(resource, sys.argv[2])
-soft, hard = resource.getrlimit(limit)
-if rank == 1:
-    resource.setrlimit(limit, (int(sys.argv[3]), hard))
-try:
-    opt.save("file")
-except Error as error:
-    say("error", error)
-resource.setrlimit(limit, (soft, hard))
-torch.distributed.barrier()
-left = [p.name for p in pathlib.Path().iterdir() if "optplug" in p.name]
-say("whole", pathlib.Path("file").read_bytes() == old, np.array_equal(u, before), left)
-torch.distributed.barrier()
+for limit, value in (resource.RLIMIT_FSIZE, 1048576), (resource.RLIMIT_NOFILE, 3):
+    soft, hard = resource.getrlimit(limit)
+    if rank == 1:
+        resource.setrlimit(limit, (value, hard))
+    try:
+        opt.save("file")
+    except Error as error:
+        say("error", error)
+    resource.setrlimit(limit, (soft, hard))
+    torch.distributed.barrier()
+    left = [p.name for p in pathlib.Path().iterdir() if "optplug" in p.name]
+    say("whole", pathlib.Path("file").read_bytes() == old, np.array_equal(u, before), left)
+    torch.distributed.barrier()
 opt.save("file")
 say("step", opt.get(0, "step"))
 opt.free()
@@ -133,55 +132,52 @@ torch.distributed.destroy_process_group()
 
 
 @needs_gloo
-@pytest.mark.parametrize(
-    ("limit", "value", "line"),
-    [
-        ("RLIMIT_FSIZE", "1048576", "File too large: ulimit -f allows 1048576 bytes"),  # its parts lie beyond
-        ("RLIMIT_NOFILE", "3", "Too many open files"),
-    ],
-)
-def test_a_rank_that_may_not_write_is_an_error_on_all_and_the_old_file_stays(limit, value, line, tmp_path):
-    with ranks_of(FULL, 3, tmp_path, 1000, limit, value) as ranks:
+def test_a_rank_that_may_not_write_is_an_error_on_all_and_the_old_file_stays(tmp_path):
+    with ranks_of(FULL, 3, tmp_path) as ranks:
         for rank in ranks:
             assert rank.running.wait() == 0, rank.said()
         said = [rank.said() for rank in ranks]
-    assert said == [[f"error rank 1: path 'file': {line}", "whole True True []", "step 2.0"]] * 3
+    too_large = "File too large: ulimit -f allows 1048576 bytes"  # its parts lie beyond
+    expected = []
+    for line in (too_large, "Too many open files"):
+        expected += [f"error rank 1: path 'file': {line}", "whole True True []"]
+    assert said == [[*expected, "step 2.0"]] * 3
 
 
 FORKING = """
 from optplug.ctypes_api import load
-load().optplug_init(CHECK_RANKS)
-opt = Optimizer("Adam(lr=0.1)")
-opt.distribute("Replicate()")
-w, dw = np.ones(100), np.ones(100)
-opt.bind("w", w, dw)
-opt.step()
-child = os.fork()
-if child == 0:
-    for call in (opt.step, lambda: opt.clip_grad_norm(1.0), lambda: opt.save("file")):
-        try:
-            call()
-        except Error as error:
-            say("child", error.status, error)
-    os._exit(7)
-say("ended", os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]))
-opt.step()
-say("step", opt.get(0, "step"))
-opt.free()
+for options in (b"check_ranks=False", b"check_ranks=True"):
+    load().optplug_init(options)
+    opt = Optimizer("Adam(lr=0.1)")
+    opt.distribute("Replicate()")
+    w, dw = np.ones(100), np.ones(100)
+    opt.bind("w", w, dw)
+    opt.step()
+    child = os.fork()
+    if child == 0:
+        for call in (opt.step, lambda: opt.clip_grad_norm(1.0), lambda: opt.save("file")):
+            try:
+                call()
+            except Error as error:
+                say("child", error.status, error)
+        os._exit(7)
+    say("ended", os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]))
+    opt.step()
+    say("step", opt.get(0, "step"))
+    opt.free()
 torch.distributed.destroy_process_group()
 """
 
 
 @needs_gloo
-@pytest.mark.parametrize("options", [b"check_ranks=False", b"check_ranks=True"])
-def test_a_fork_of_a_rank_is_told_so_and_the_ranks_go_on(options, tmp_path):
-    with ranks_of(FORKING.replace("CHECK_RANKS", repr(options)), 2, tmp_path) as ranks:
+def test_a_fork_of_a_rank_is_told_so_and_the_ranks_go_on(tmp_path):
+    with ranks_of(FORKING, 2, tmp_path) as ranks:
         for rank in ranks:
             assert rank.running.wait() == 0, rank.said()
         for rank in ranks:
             line = "child -3 the ranks are those of the parent process: step this optimizer there"
             said = [s for s in rank.said() if "fork" not in s and s.strip() != "child = os.fork()"]
-            assert said == [line] * 3 + ["ended 7", "step 2.0"]
+            assert said == ([line] * 3 + ["ended 7", "step 2.0"]) * 2
 
 
 # ---- over MPI ----
@@ -269,14 +265,20 @@ int main(int argc, char **argv)
 """
 
 
+OPEN_MPI, MPICH = ("mpicc", "mpiexec"), ("mpicc.mpich", "mpiexec.mpich", "-pmi-port")
+
+
 @contextlib.contextmanager
-def mpi_ranks(folder: pathlib.Path) -> Iterator[tuple[subprocess.Popen[str], dict[int, int]]]:
-    """Run the program on 3 ranks, and give mpiexec, and the ranks' ids, when they have saved thrice."""
-    build(MPI, folder, compiler=("mpicc",))
+def mpi_ranks(
+    mpi: tuple[str, ...], in_python: bool, folder: pathlib.Path
+) -> Iterator[tuple[subprocess.Popen[str], dict[int, int]]]:
+    """Run the program on ranks, and give mpiexec, and the ranks' ids, when they have saved thrice."""
+    compiler, *mpiexec = mpi
+    (build_library if in_python else build)(MPI, folder, compiler=(compiler,))
     said = folder / "said"
     with said.open("w") as output:
         running = subprocess.Popen(
-            [str(shutil.which("mpiexec")), "-n", "3", folder / "main"],
+            [*mpiexec, "-n", "2", *(hosts.main_of(folder / "main") if in_python else [folder / "main"])],
             cwd=folder,
             env={**os.environ, **hosts.MPI_ENVIRONMENT},
             stdout=output,
@@ -293,13 +295,17 @@ def mpi_ranks(folder: pathlib.Path) -> Iterator[tuple[subprocess.Popen[str], dic
         running.wait()
 
 
-@hosts.needs_mpi
+@pytest.mark.parametrize(
+    "mpi", [pytest.param(OPEN_MPI, marks=hosts.needs_mpi), pytest.param(MPICH, marks=hosts.needs_mpich)]
+)
 @pytest.mark.parametrize("victim", [0, 1])
-def test_a_rank_of_mpis_that_is_stopped_is_waited_for_and_one_that_is_killed_ends_the_job(victim, tmp_path):
+def test_a_rank_of_mpis_that_is_stopped_is_waited_for_and_one_that_is_killed_ends_the_job(
+    victim, mpi, tmp_path
+):
     def saved() -> int:
         return (tmp_path / "said").read_text().count("saved")
 
-    with mpi_ranks(tmp_path) as (running, ranks):
+    with mpi_ranks(mpi, victim == 0, tmp_path) as (running, ranks):
         os.kill(ranks[1], signal.SIGSTOP)
         time.sleep(0.5)
         stopped = saved()

@@ -283,16 +283,15 @@ def work(comm):
             opt.step()
         assert "way: stable" in opt.describe()
         w[:], here.fails, before = 0, comm.Get_rank() == 1, len(comm.calls)
-        barrier.wait()  # until all have stated their plans
+        comm.Barrier()  # until all have stated their plans
         if comm.Get_rank() == 0:
             library.impl("_fused_adam_", fails_without_python, "CPU")
-        barrier.wait()
+        comm.Barrier()
         opt.step()
         opt.step()
         way = opt.describe().partition("way: ")[2].partition(chr(10))[0]
         return w.tolist(), way, [call for call, _ in comm.calls[before:]]
 
-barrier = threading.Barrier(2)
 exchange = ["reduce_scatter", "all_gather"]
 for rank, found in enumerate(on_ranks(2, work)):
     assert found == ([6.0] * 100, ["stable", "Python"][rank], exchange * 2), found

@@ -72,17 +72,18 @@ def program(tmp_path_factory) -> pathlib.Path:
     folder = tmp_path_factory.mktemp("torchrun")
     (folder / "main.c").write_text(PROGRAM)
     library = pathlib.Path(optplug.library()).parent
-    command = [hosts.CC, "main.c", "-o", "main", f"-I{optplug.includedir()}", f"-L{library}", "-loptplug"]
-    subprocess.run([*command, f"-Wl,-rpath,{library}"], cwd=folder, check=True)
+    flags = [f"-I{optplug.includedir()}", f"-L{library}", "-loptplug", f"-Wl,-rpath,{library}"]
+    for options in (("-o", "main"), ("-o", "main.so", "-shared", "-fPIC")):
+        subprocess.run([hosts.CC, "main.c", *flags, *options], cwd=folder, check=True)
     return folder / "main"
 
 
-def torchrun(program: pathlib.Path, ranks: int, *arguments: str, restarts: int = 0) -> list[str]:
-    """Run the program on so many ranks, and return what they have printed, in order."""
+def torchrun(ranks: int, *command: str | pathlib.Path, restarts: int = 0) -> list[str]:
+    """Run a program on so many ranks, and return what they have printed, in order."""
     tool = [*hosts.PYTHON, "-m", "torch.distributed.run"]
     options = ["--no-python", "--standalone", "--nproc-per-node", str(ranks), "--max-restarts", str(restarts)]
     done = subprocess.run(
-        [*tool, *options, program, *arguments],
+        [*tool, *options, *command],
         capture_output=True,
         text=True,
         timeout=hosts.PATIENCE,
@@ -93,7 +94,7 @@ def torchrun(program: pathlib.Path, ranks: int, *arguments: str, restarts: int =
 
 
 def test_lbfgs_finds_the_minimum_of_all_parts(program):
-    lines = torchrun(program, 2, "LBFGS(line_search_fn='strong_wolfe')", "Shard(0)")
+    lines = torchrun(2, program, "LBFGS(line_search_fn='strong_wolfe')", "Shard(0)")
     for rank, line in enumerate(lines):
         loss, first, last = map(float, line.partition(": ")[2].partition(",")[0].split())
         assert loss < 1e-20
@@ -102,9 +103,10 @@ def test_lbfgs_finds_the_minimum_of_all_parts(program):
 
 
 def test_a_killed_rank_is_restarted_and_all_go_on_from_their_checkpoint(program, tmp_path):
-    whole = torchrun(program, 2, "Adam(lr=0.1)", "Replicate()")
+    adam = *hosts.main_of(f"{program}.so"), "Adam(lr=0.1)", "Replicate()"
+    whole = torchrun(2, *adam)
     assert len(whole) == 2
     assert len({line.partition(":")[2] for line in whole}) == 1
-    lines = torchrun(program, 2, "Adam(lr=0.1)", "Replicate()", "dies", str(tmp_path / "file"), restarts=1)
+    lines = torchrun(2, *adam, "dies", tmp_path / "file", restarts=1)
     again = [line for line in lines if line.endswith("from step 3, restarts 1")]
     assert [line.partition(",")[0] for line in again] == [line.partition(",")[0] for line in whole]

@@ -9,6 +9,7 @@ host's function was called at.
 
 from __future__ import annotations
 
+import functools
 import operator
 import types
 from collections.abc import Iterable
@@ -236,6 +237,12 @@ def _is_same_state(left: Any, right: Any) -> bool:
     return bool(left == right or (left != left and right != right))
 
 
+@functools.cache
+def _step_without() -> Any:
+    """Return torch's step without a history before it, which is that of all optimizers."""
+    return step_with(Row.mul, has_loops=True)
+
+
 class _Rows:
     """What torch's step takes for its optimizer.
 
@@ -262,8 +269,7 @@ class _Rows:
             self.kind.n,
             self.kind.add or 0,
         )
-        self._step = step_with(self._multiplied, has_loops=False)
-        self._step_without = step_with(Row.mul, has_loops=True)  # ... a history before it
+        self._step: Any = None  # after a history
 
     def step(self, optimizer: Any, closure: Closure) -> float:
         """Make a step, which changes nothing if it fails."""
@@ -274,6 +280,9 @@ class _Rows:
         self.state = {self._params[0]: self._state}
         self._given = {}  # a step that fails leaves what is known half changed
         had_history = _has_history(state)
+        if had_history and not self._step:
+            self._step = step_with(self._multiplied, has_loops=False)
+        made = self._step if had_history else _step_without()
         outside = np.geterr()
 
         def called() -> float:
@@ -284,7 +293,7 @@ class _Rows:
         values = self._values.take(self.kind.row())
         try:
             with np.errstate(all="ignore"), grad_mode(False):
-                first: float = (self._step if had_history else self._step_without)(self, called)
+                first: float = made(self, called)
                 state.update(self._made(before, state))
         except BaseException:
             self._values.put(values)

@@ -19,26 +19,13 @@ from optplug import elementwise
 from optplug._optplug import lib
 from optplug.buffers import real
 from optplug.lean import bare_step
+from optplug.merging import Instruction, merged, packed
 from optplug.number import Computation, Number, Scalar, is_number, plain, understood
 from optplug.readings import HARMLESS, READ
 from optplug.torch_private import grad_mode
 
 #: What torch does to complex numbers as to their real and imaginary parts.
 _ALIKE_ON_PARTS = ("copy", "negate")
-
-
-@dataclass(frozen=True)
-class Instruction:
-    """What is done to arrays: see ``optplug_instruction``."""
-
-    elementwise: int
-    end: int
-    to: int
-    a: int = -1
-    b: int = -1
-    c: int = -1
-    v: int = -1
-    u: int = -1
 
 
 @dataclass(frozen=True)
@@ -294,8 +281,8 @@ class Recording(TorchFunctionMode, Computation):
             (i, now) for i, first in self._first.items() if (now := self._items[id(self.lists[i])]) != first
         ]
         is_half = real(self.lists[0]).dtype in elementwise.HALVES  # which is rounded in between
-        instructions = self._instructions if is_half else _merged(self._instructions, len(self.lists))
-        instructions, temporaries = _packed(instructions, len(self.lists))
+        instructions = self._instructions if is_half else merged(self._instructions, len(self.lists))
+        instructions, temporaries = packed(instructions, len(self.lists))
         return Record(
             tuple(self.scalars),
             tuple(self.guards.items()),
@@ -313,66 +300,6 @@ def _alone(arguments: Any) -> Any:
     if any(type(a) in (list, tuple) and len(a) != 1 for a in arguments):
         raise ValueError("only lists of one tensor are understood")
     return tuple(a[0] if type(a) in (list, tuple) else a for a in arguments)
-
-
-#: What C has as one operation: one with a scalar and the next, which reads its result as this operand.
-_MERGED = {
-    (lib.ELEMENTWISE_MUL_SCALAR, lib.ELEMENTWISE_ADDCMUL_FMA): (lib.ELEMENTWISE_MUL_ADDCMUL_FMA, "a"),
-    (lib.ELEMENTWISE_MUL_SCALAR, lib.ELEMENTWISE_ADD_FMA): (lib.ELEMENTWISE_MUL_ADD_FMA, "a"),
-    (lib.ELEMENTWISE_ADD_SCALAR, lib.ELEMENTWISE_ADDCDIV): (lib.ELEMENTWISE_ADDCDIV_ADDED, "c"),
-}
-
-
-def _merged(instructions: list[Instruction], lists: int) -> list[Instruction]:
-    """Make one operation of two in turn, where C has both as one and nobody else reads the first's result.
-
-    Args:
-        lists: how many arrays are no temporary ones.
-    """
-    merged = list[Instruction]()
-    for i, one in enumerate(instructions):
-        first = merged[-1] if merged else one
-        number, operand = _MERGED.get((first.elementwise, one.elementwise), (0, "a"))
-        operands = {name: getattr(one, name) for name in "abc"}
-        is_operand = operands.pop(operand) == first.to and first.to not in operands.values()
-        is_over = one.to == first.to or (first.to >= lists and not _is_read(first.to, instructions[i + 1 :]))
-        if number and is_operand and is_over and (first.elementwise, one.elementwise) == (first.end, one.end):
-            one = replace(one, elementwise=number, end=number, u=first.v, **{operand: first.a})
-            merged.pop()
-        merged.append(one)
-    return merged
-
-
-def _is_read(number: int, instructions: list[Instruction]) -> bool:
-    """Tell whether an array is read before it is written."""
-    for one in instructions:
-        if number in (one.a, one.b, one.c):
-            return True
-        if number == one.to:
-            return False
-    return False
-
-
-def _packed(instructions: list[Instruction], lists: int) -> tuple[list[Instruction], int]:
-    """Let temporary arrays take the place of others that nobody reads any more."""
-    last = {number: i for i, one in enumerate(instructions) for number in (one.a, one.b, one.c, one.to)}
-    places: dict[int, int] = {}
-    packed, free, count = [], list[int](), 0
-
-    def place(number: int) -> int:
-        return places[number] if number >= lists else number
-
-    for i, one in enumerate(instructions):
-        a, b, c = place(one.a), place(one.b), place(one.c)
-        for number in {one.a, one.b, one.c} - {one.to}:
-            if number >= lists and last[number] == i:
-                free.append(places[number])
-        if one.to >= lists and one.to not in places:
-            if not free:
-                free, count = [lists + count], count + 1
-            places[one.to] = free.pop()
-        packed.append(replace(one, to=place(one.to), a=a, b=b, c=c))
-    return packed, count
 
 
 def _tensors_in(value: Any) -> Iterator[Tensor]:

@@ -33,6 +33,8 @@ _FIRST = 2
 _MOST_PATIENCE = 64
 #: What is proven of an array: all of it, or so many values at both ends of the first and last thread's share.
 _BLOCK = 4096
+#: How many values make it worth to prove a quicker square root, as long as two million roots take.
+_WORTH_A_PROOF = 16384
 
 
 @dataclass
@@ -251,21 +253,28 @@ class Records:
                             case.check_places(made, group["params"], at)
                         self._new.append((kind, made.record))
 
-    def _used(self, kind: _Kind) -> list[Record]:
-        """Return the records that steps run, which may have another square root than the proven ones."""
-        if not self._rounds_sqrt:
-            return list(kind.records)
+    def _as_run(self, optimizer: torch.optim.Optimizer, kind: _Kind, copied: bool) -> list[Record]:
+        """Return records with the square root that they run: the processor's only once they are proven."""
+        records = [*kind.records, *(self._unproven(kind) if copied else ())]
+        root = lib.ELEMENTWISE_SQRT_MKL
+        if not any(one.elementwise == root for record in records for one in record.instructions):
+            return records
+        values = sum(p.numel() for group in optimizer.param_groups for p in group["params"])
+        if self._rounds_sqrt and not copied:
+            root = lib.ELEMENTWISE_SQRT
+        elif values >= _WORTH_A_PROOF and real(kind.parameters[0]).dtype != torch.float64:
+            root = elementwise.quickest_root()
         return [
             replace(
                 record,
                 instructions=tuple(
-                    replace(one, elementwise=lib.ELEMENTWISE_SQRT, end=lib.ELEMENTWISE_SQRT)
+                    replace(one, elementwise=root, end=root)
                     if one.elementwise == lib.ELEMENTWISE_SQRT_MKL
                     else one
                     for one in record.instructions
                 ),
             )
-            for record in kind.records
+            for record in records
         ]
 
     def _unproven(self, kind: _Kind) -> list[Record]:
@@ -364,7 +373,7 @@ class Records:
                 lists,
                 plans.scalars(form, group),
                 alone,
-                records=[*kind.records, *self._unproven(kind)] if copied else self._used(kind),
+                records=self._as_run(optimizer, kind, copied),
                 moves=bool(kind.like.places),
             )
 
