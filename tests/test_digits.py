@@ -45,7 +45,7 @@ def test_on_a_terminal_the_progress_line_stays_in_place():
     except OSError:  # how Linux says that the other end is closed
         pass
     assert done.wait() == 0
-    progress, *lines = said.decode().splitlines()
+    _, *lines = said.decode().splitlines()
     assert said.split(b"\n")[0].count(b"\repoch") == 30
     read(lines[-2:], spec)
 
