@@ -220,11 +220,8 @@ int plan_run(struct plan *plan, collective_caller call)
             return ranks_publish(plan->ranks, call, 1);
         /* There was memory, and it has run before, on copies.  So it is an error of a GPU's, which may be
          * that of another kernel, and then this one runs all the same. */
-        return fail(
-            OPT_ERUNTIME,
-            "torch has an error of the GPU's in %s, and nobody knows what of the step is made: load a "
-            "checkpoint",
-            operation->name);
+        return fail(OPT_ERUNTIME, "the GPU failed in %s, and the step may be half made: load a checkpoint",
+                    operation->name);
     }
     plan->proven = 1;
     plan->moved = plan->moves;

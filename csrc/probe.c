@@ -83,7 +83,7 @@ static int make_steps(void)
         printf("optplug: %s\nsteps are made: %.*s\n", opt_version(), (int)strcspn(way + 6, "\n"), way + 6);
     int status = arrays[0] < -0.199999f && arrays[0] > -0.200001f ? 0 : -1;
     if (status < 0)
-        printf("error: three steps of SGD gave %g for -0.2\n", (double)arrays[0]);
+        printf("error: three steps of SGD gave %g instead of -0.2\n", (double)arrays[0]);
     opt_free(opt);
     free(arrays);
     return status;

@@ -50,8 +50,8 @@ int staging_make(const char *name, const char *dtype, int ndim, const int64_t *s
     if (value == 0)
         return fail(
             OPT_EINVAL,
-            "data and grad must not be NULL for dtype '%.200s': arrays come with a step where they are "
-            "float64 (opt_step_f64) or float32 (opt_step_f32)",
+            "data and grad must not be NULL for dtype '%.200s': only float64 and float32 arrays can be "
+            "passed with each step (opt_step_f64, opt_step_f32)",
             dtype);
     int status = span(name, value, ndim, shape, strides, &data_bytes);
     if (status == OPT_OK)

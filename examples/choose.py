@@ -135,9 +135,11 @@ def main() -> None:
     parser.add_argument("--evaluations", type=int, default=1000)
     given = parser.parse_args()
     folder, n = given.folder, given.evaluations
-    figure = Figure(figsize=(10.5, 5.5), layout="constrained")
+    figure = Figure(figsize=(9, 6), layout="constrained")
     rows: dict[str, dict[str, str]] = {}
-    for panel, (title, make) in zip(figure.subplots(1, 3), PROBLEMS.items(), strict=True):
+    panels = figure.subplots(1, 3)
+    panels[0].set_ylabel("lowest loss so far")
+    for panel, (title, make) in zip(panels, PROBLEMS.items(), strict=True):
         found: dict[str, tuple[float, float, list[float]]] = {}
         for name in listing("optimizers"):
             try:
@@ -152,7 +154,7 @@ def main() -> None:
             style = "-" if i < 10 else "--"
             panel.loglog(range(1, n + 1), best, style, label=f"{name} {rate:g}", linewidth=1.2)
             rows.setdefault(name, {"optimizer": name})[title] = f"{last:.1e} ({rate:g})"
-        panel.set(title=title, xlabel="evaluations")
+        panel.set(title=title, xlabel="evaluations of the loss")
         panel.legend(fontsize=7, loc="lower left", title="best first, with its rate", title_fontsize=7)
     figure.savefig(folder / "which.png", dpi=120)
     with (folder / "which.csv").open("w", newline="") as file:

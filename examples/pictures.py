@@ -87,10 +87,10 @@ def control() -> Figure:
     run(build("control.cpp"), "torque.csv", "losses.csv")
     way, losses = read(pathlib.Path("torque.csv")), read(pathlib.Path("losses.csv"))
     figure, (left, right) = panels(2)
-    left.plot(way["time"], way["angle"], label="angle")
-    left.plot(way["time"], way["torque"], label="torque")
+    left.plot(way["time"], way["angle"], label="angle (radians)")
+    left.plot(way["time"], way["torque"], label="torque (m g l)")
     left.axhline(math.pi, color="grey", linewidth=0.8, linestyle=":")
-    left.set(xlabel="time", title="a pendulum swings up")
+    left.set(xlabel="time (square root of l / g)", title="a pendulum swings up")
     left.legend()
     for name in ("Adam", "LBFGS"):
         right.semilogy(losses["evaluation"], losses[name], label=name)
@@ -117,7 +117,8 @@ def map_of_places() -> Figure:
     colours = [t.real + 0.3 * t.imag for t in truth]
     for panel, title, points in zip(places, ("truth", "from distances"), (truth, turned), strict=True):
         panel.scatter([z.real for z in points], [z.imag for z in points], c=colours, s=12)
-        panel.set(title=title, aspect="equal")
+        panel.set(xlabel="x", title=title, aspect="equal")
+    places[0].set_ylabel("y")
     return figure
 
 
@@ -145,7 +146,7 @@ def ensemble() -> Figure:
     panel.plot(x, mean, label="its mean")
     panel.plot(x, truth, color="grey", linestyle=":", label="truth")
     panel.plot(table["x"][len(curve) :], table["mean"][len(curve) :], "k.", label="measured")
-    panel.set(ylim=(-3, 3), title="40 networks, each with its own optimizer")
+    panel.set(xlabel="x", ylabel="y", ylim=(-3, 3), title="40 networks, each with its own optimizer")
     panel.legend(fontsize="small")
     return figure
 
@@ -158,7 +159,7 @@ def spectrum() -> Figure:
     panel.plot(table["x"], table["measured"], ".", markersize=3, color="grey", label="measured")
     panel.plot(table["x"], table["start"], linestyle="--", label="start")
     panel.plot(table["x"], table["fit"], label="fit")
-    panel.set(title="three peaks on a slope")
+    panel.set(xlabel="position", ylabel="intensity", title="three peaks on a slope")
     panel.legend()
     return figure
 
@@ -223,10 +224,10 @@ def heat_inverse_ranks(ranks: int = 4, steps: tuple[str, ...] = ()) -> Figure:
             middle.axhline(j / n, color="black", linewidth=0.8, linestyle=":")
     left.set_ylabel("y")
     middle.set_title(f"recovered, a strip on each of {ranks} ranks")
-    figure.colorbar(image, ax=middle)
+    figure.colorbar(image, ax=middle, label="logarithm of the conductivity")
     for name in ("Adam", "LBFGS"):
-        right.semilogy(losses["evaluation"], losses[name], label=name)
-    right.set(xlabel="evaluations of the loss", title="loss", ylim=(None, 3))
+        right.plot(losses["evaluation"], losses[name], label=name)
+    right.set(xlabel="evaluations of the loss", title="loss", ylim=(1, 3))
     right.legend()
     return figure
 
@@ -239,11 +240,12 @@ def neural_fortran() -> Figure:
         run(program, spec, "losses.csv", "curve.csv")
         losses, curve = read(pathlib.Path("losses.csv")), read(pathlib.Path("curve.csv"))
         left.semilogy(losses["epoch"], losses["loss"], label=spec)
-        right.plot(curve["x"], curve["found"], label=spec)
+        right.plot(curve["x"], curve["found"])
     right.plot(curve["x"], curve["y"], "k:", label="to be learnt")
     left.set(xlabel="epoch", title="loss")
     left.legend(fontsize="small")
-    right.set(xlabel="x", title="the curve")
+    right.set(xlabel="x", ylabel="y", title="the curve")
+    right.legend()
     return figure
 
 

@@ -1,5 +1,5 @@
-/* optplug for C++17: the functions of optplug.h, whose comments are the manual, as a class that owns its
- * handle.
+/* optplug for C++17: the functions of optplug.h as a class that owns its handle.  The comments in optplug.h
+ * are the manual.
  *
  *     std::vector<double> w(3), dw(3);
  *     optplug::Optimizer opt("Adam(lr=0.1)");
@@ -9,8 +9,8 @@
  *         opt.step();
  *     }
  *
- * A call that fails throws optplug::Error and changes nothing.  If a function of yours that a step calls
- * throws, the step fails and rethrows that exception.  An optimizer can be moved but not copied.
+ * A call that fails throws optplug::Error and changes nothing.  If your closure or your
+ * schedule's function throws, the call fails and rethrows that exception.  An optimizer can be moved but not copied.
  *
  * If your program has an opt_init or an OPT_OK of its own, define OPTPLUG_NO_SHORT_NAMES first. */
 #ifndef OPTPLUG_HPP
@@ -37,7 +37,7 @@
 namespace optplug
 {
 
-/* what() is opt_error()'s line, status() one of OPT_E..., traceback() Python's account, if it has one. */
+/* A failed call: what() is opt_error()'s line, status() one of OPT_E..., traceback() opt_traceback()'s. */
 class Error : public std::runtime_error
 {
   public:
@@ -53,7 +53,7 @@ class Error : public std::runtime_error
     std::string traceback_;
 };
 
-/* Return a result, or throw what it says if it is negative. */
+/* Return a result, or throw an Error if it is negative. */
 template <class Result> Result check(Result result)
 {
     if (result < 0)
@@ -67,14 +67,14 @@ inline std::string check_text(const char *text)
 }
 
 inline void init(const std::string &options = "") { check(optplug_init(options.c_str())); }
-/* Let a function be told what the library does, as opt_log says; {} for none.  What it throws is dropped. */
+/* Set a function that receives the library's log, as opt_log does; {} for none.  Its exceptions are dropped. */
 inline void log(std::function<void(int level, const std::string &line)> function)
 {
     using Function = decltype(function);
     static std::mutex changing;
     static Function told;
     std::lock_guard<std::mutex> lock(changing);
-    check(optplug_log(nullptr, nullptr)); /* which waits for calls of the one before */
+    check(optplug_log(nullptr, nullptr)); /* waits for running calls of the previous function */
     told = std::move(function);
     if (told)
         check(optplug_log(
@@ -92,10 +92,10 @@ inline std::string describe() { return check_text(optplug_describe(0)); }
 inline std::string warning() { return optplug_warning(); }
 inline std::string version() { return optplug_version(); }
 
-/* What torch calls the type of a value; specialize it for a half-precision type of yours. */
+/* PyTorch's name for the type of a value; specialize it for your own half-precision type. */
 template <class T> struct dtype {
     static_assert(sizeof(T) == 0,
-                  "parameters are float, double, std::complex<float> or std::complex<double>");
+                  "parameters must be float, double, std::complex<float> or std::complex<double>");
     static constexpr const char *name = "";
 };
 template <> struct dtype<float> {
@@ -113,7 +113,7 @@ template <> struct dtype<std::complex<double>> {
 
 using Sizes = std::vector<std::int64_t>;
 
-/* Where the values of an array lie; strides count values. */
+/* The shape and strides of an array; strides count values. */
 struct Layout {
     Sizes shape, strides;
 
@@ -136,7 +136,7 @@ struct Layout {
     }
 };
 
-/* Whether a type has rows and columns with strides between them, as Eigen's matrices, maps and blocks do. */
+/* Whether a type reports strides, as Eigen's matrices, maps and blocks do. */
 template <class T, class = void> struct has_strides : std::false_type {};
 template <class T>
 struct has_strides<T, std::void_t<decltype(std::declval<T &>().innerStride()), decltype(T::IsRowMajor),
@@ -160,10 +160,10 @@ class Optimizer
 {
   public:
     using Sizes = optplug::Sizes;
-    /* The factor of an epoch, for a parameter group; or what scale_fn makes of x. */
+    /* Returns a schedule's factor for an epoch, per parameter group; for CyclicLR, its scale_fn of x. */
     using ScheduleFunction = std::function<double(double epoch, int group)>;
 
-    /* None yet: for a member, which is assigned later.  Until then every call throws. */
+    /* Empty, for a member that is assigned later: until then every call throws. */
     Optimizer() = default;
     explicit Optimizer(const std::string &spec) : handle_(check(optplug_create(spec.c_str()))) {}
     Optimizer(Optimizer &&other) noexcept
@@ -182,13 +182,13 @@ class Optimizer
             optplug_free(handle_);
     }
 
-    /* For what is not here; 0 before there is an optimizer, and once it was moved from. */
+    /* The C library's handle, for functions that this class lacks; 0 if empty or moved from. */
     int handle() const noexcept { return handle_; }
     explicit operator bool() const noexcept { return handle_ != 0; }
 
-    /* Vectors, arrays, spans: variables that have data() and size(), and stay where they are.  And Eigen's
-     * matrices, maps and blocks, which PyTorch sees as one long vector where data and grad lie without gaps
-     * and alike, and else with their rows and columns. */
+    /* Bind vectors, arrays, spans: anything that has data() and size() and does not move.  Eigen's matrices,
+     * maps and blocks too: PyTorch sees one long vector if data and grad have no gaps and the same order,
+     * otherwise their rows and columns. */
     template <class Data, class Grad> void bind(const std::string &name, Data &data, Grad &grad)
     {
         const Layout a = layout_of(data), b = layout_of(grad);
@@ -206,14 +206,14 @@ class Optimizer
     {
         check(optplug_bind(handle_, name.c_str(), dtype<T>::name, n, data, grad));
     }
-    /* Any shape; strides count values, and none are row-major. */
+    /* Any shape; strides count values, and without them arrays are row-major. */
     template <class T>
     void bind(const std::string &name, T *data, T *grad, const Sizes &shape, const Sizes &strides = {},
               const Sizes &grad_strides = {})
     {
         bind_device(name, "cpu", data, grad, shape, strides, grad_strides);
     }
-    /* The same in the memory of a GPU, "cuda:0". */
+    /* The same in GPU memory: device is "cuda:0", for example. */
     template <class T>
     void bind_device(const std::string &name, const std::string &device, T *data, T *grad, const Sizes &shape,
                      const Sizes &strides = {}, const Sizes &grad_strides = {})
@@ -228,7 +228,7 @@ class Optimizer
                               strides.empty() ? nullptr : strides.data(), grad,
                               grad_strides.empty() ? nullptr : grad_strides.data()));
     }
-    /* A parameter whose arrays come with each step. */
+    /* A parameter whose arrays you pass to each step. */
     template <class T> void bind(const std::string &name, const Sizes &shape)
     {
         bind<T>(name, static_cast<T *>(nullptr), static_cast<T *>(nullptr), shape);
@@ -243,13 +243,13 @@ class Optimizer
     }
     void group(const std::string &options) { check(optplug_group(handle_, options.c_str())); }
 
-    /* Ranks step it together: with a collective of yours, or of optplug_mpi.h; else torch.distributed's. */
+    /* Step it on many ranks: through your collective, that of optplug_mpi.h, or else torch.distributed. */
     void distribute(const std::string &placement, optplug_collective collective = nullptr,
                     void *user = nullptr, int rank = 0, int size = 0)
     {
         check(optplug_distribute(handle_, placement.c_str(), collective, user, rank, size));
     }
-    /* This rank's part is a block of a grid: of the shape that was bound, or of another of as many values. */
+    /* Say which block of a grid this rank's part is; shape defaults to the one that was bound. */
     void bind_block(const std::string &name, const Sizes &global_shape, const Sizes &offset,
                     const Sizes &shape = {})
     {
@@ -265,15 +265,15 @@ class Optimizer
     void step() { check(optplug_step(handle_)); }
     void step(double *data, const double *grad) { check(optplug_step_f64(handle_, data, grad)); }
     void step(float *data, const float *grad) { check(optplug_step_f32(handle_, data, grad)); }
-    /* closure() computes the gradients and returns the loss.  Returns the first loss. */
+    /* closure() computes the gradients and returns the loss; step_closure returns the first loss. */
     template <class Closure> double step_closure(Closure &&closure)
     {
         return call_with(optplug_step_closure, closure);
     }
     /* while (opt.iterate(loss)) loss = loss_and_gradient(w, dw); */
     bool iterate(double loss) { return check(optplug_iterate(handle_, loss)) == OPTPLUG_EVALUATE; }
-    /* Compare the gradients of a closure, as step_closure takes it, with differences of its losses; throws
-     * what is wrong with them.  Returns the largest relative error of a parameter's gradient. */
+    /* Check a closure's gradients against differences of its losses; throws if one is wrong, and says where.
+     * Returns the largest relative error of a parameter's gradient. */
     template <class Closure> double check_gradient(Closure &&closure)
     {
         return call_with(optplug_check_gradient, closure);
@@ -305,7 +305,7 @@ class Optimizer
         check(optplug_set_value(handle_, group, name.c_str(), value));
     }
     void schedule(const std::string &spec) { check(optplug_schedule(handle_, spec.c_str())); }
-    /* Take all schedulers off, and let go of their functions. */
+    /* Remove all schedulers and their functions. */
     void schedule(std::nullptr_t)
     {
         check(optplug_schedule(handle_, nullptr));
@@ -332,7 +332,7 @@ class Optimizer
     void schedule_step() { check_functions(optplug_schedule_step(handle_)); }
     void schedule_step(double metric) { check_functions(optplug_schedule_step_metric(handle_, metric)); }
 
-    /* A cudaStream_t is a pointer; nullptr is PyTorch's current stream again. */
+    /* stream is a cudaStream_t or hipStream_t; nullptr returns to PyTorch's current stream. */
     void stream(void *stream) { check(optplug_stream(handle_, stream)); }
     void grad_scale(const void *scale, const void *found_inf = nullptr)
     {
@@ -378,7 +378,7 @@ class Optimizer
     }
     std::string describe() const
     {
-        if (!handle_) /* to C, that is the library */
+        if (!handle_) /* opt_describe(0) describes the library */
             throw Error(OPTPLUG_EHANDLE, "opt=0 is not an optimizer: it was not created, or was moved from");
         return check_text(optplug_describe(handle_));
     }
@@ -389,7 +389,7 @@ class Optimizer
         std::exception_ptr thrown;
     };
 
-    /* Call a function of the library's with a closure of the program's, and return the number it gives. */
+    /* Call a library function with the program's closure, and return the number that it sets. */
     template <class Function, class Closure> double call_with(Function function, Closure &closure)
     {
         Call<Closure> call{closure, nullptr};
@@ -406,7 +406,7 @@ class Optimizer
         check(status);
         return result;
     }
-    /* No exception may pass through the library. */
+    /* Keep an exception from passing through the library. */
     template <class Function> static int guard(std::exception_ptr &thrown, Function &&function) noexcept
     {
         try {
@@ -426,7 +426,7 @@ class Optimizer
     }
 
     int handle_ = 0;
-    std::list<Call<ScheduleFunction>> functions_; /* a list: they stay where they are */
+    std::list<Call<ScheduleFunction>> functions_; /* a list: their addresses must not change */
 };
 
 } // namespace optplug

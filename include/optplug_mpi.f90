@@ -19,12 +19,12 @@ module optplug_mpi
   private
   public :: distribute
 
-  !> Let the ranks of a communicator step an optimizer together: see its distribute.
+  !> Let the ranks of a communicator step an optimizer together: see opt%distribute.
   interface distribute
     module procedure distribute_f08, distribute_integer
   end interface
 
-  !> Communicators whose addresses optimizers have: for good, a few bytes each.
+  !> Communicators whose addresses optimizers keep; never freed, a few bytes each.
   type :: kept
     integer :: comm
     type(kept), pointer :: next => null()
@@ -66,7 +66,7 @@ contains
       found%next => all_kept
       all_kept => found
     end if
-    ! In a variable, since gfortran has the address of a constant in memory that no loader may write to.
+    ! A variable: gfortran puts the constant into read-only memory, which the loader cannot relocate.
     function = c_funloc(collective)
     call opt%distribute(placement, function, c_loc(found%comm), rank, size, stat, errmsg)
   end subroutine
@@ -101,7 +101,7 @@ contains
     end if
   end function
 
-  !> Have the values of all ranks, piece by piece where they are more than MPI counts.
+  !> Gather the values of all ranks, in pieces if they are more than MPI can count.
   integer(c_int) function gathered(send, receive, count, comm) result(status)
     integer(c_int64_t), intent(in) :: count
     character(kind=c_char), intent(in) :: send(count)
@@ -132,7 +132,7 @@ contains
     status = merge(0, -1, failed == MPI_SUCCESS)
   end function
 
-  !> Have the sums of what the ranks have for this one; more than MPI counts fail.
+  !> Sum the values that the ranks have for this one; fails for more than MPI can count.
   integer(c_int) function reduced(send, receive, count, type, comm) result(status)
     type(*), intent(in) :: send(..)
     type(*), intent(inout) :: receive(..)

@@ -59,7 +59,7 @@ def test_what_is_whole_but_wrong_is_refused():
         assert lib.opt_load_memory(run.opt, content, len(content)) == -1
         assert words in lib.opt_error().decode(), lib.opt_error()
 
-    refused("it is of format 2, and this optplug reads format 1", lambda c: c["optplug"].update(format=2))
+    refused("its format is 2, and this optplug reads format 1", lambda c: c["optplug"].update(format=2))
     refused("the file is of SGD, this optimizer is Adam", lambda c: c["optplug"].update({"class": "SGD"}))
     refused("the file has schedulers (none), this optimizer has 'StepLR", lambda c: c.update(schedulers=[]))
     refused("the file has average None, this optimizer has 'Averaged", lambda c: c.update(average=None))
@@ -169,7 +169,7 @@ def test_a_pipe_is_an_error_and_waits_for_nobody(tmp_path):
     run = Run("Adam()")
     os.mkfifo(tmp_path / "pipe")
     assert lib.opt_save(run.opt, str(tmp_path / "pipe").encode()) == -8
-    assert lib.opt_error().endswith(b"/pipe': it is a device, pipe or socket, and must be a file")
+    assert lib.opt_error().endswith(b"/pipe': it must be a file, not a device, pipe or socket")
     run.free()
 
 

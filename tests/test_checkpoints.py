@@ -126,12 +126,13 @@ def test_a_file_of_pytorchs_that_does_not_fit_is_refused(tmp_path):
     refused("group 0", lambda s: s["param_groups"][0].update(betas="x"))
     refused("no parameter 'w'", lambda s: s["param_groups"][0].update(param_names=["x"]))
     refused(
-        "2 parameters in it", lambda s: s["param_groups"][0].update(params=[0, 9], param_names=["w", "w"])
+        "2 parameters in the file",
+        lambda s: s["param_groups"][0].update(params=[0, 9], param_names=["w", "w"]),
     )
     refused("it has 1 parameter groups", lambda s: s["param_groups"].__delitem__(1))
-    refused("in none of its groups", lambda s: s["state"].update({7: {}}))
+    refused("belong to none of its groups", lambda s: s["state"].update({7: {}}))
     refused("no optimizer state", lambda _: {"weights": torch.zeros(3)})
-    refused("it has a list in it", lambda _: [1, 2])
+    refused("it contains a list", lambda _: [1, 2])
     refused("not a checkpoint", lambda s: s.update(param_groups=3))
     refused("not a checkpoint", lambda s: s.update(state={0: 3}))
     before = [run.values, run.made]

@@ -264,8 +264,15 @@ def test_the_closure_in_cxx_runs(tmp_path):
 @hosts.needs_fortran
 def test_the_closure_in_fortran_runs(tmp_path):
     compiler = (hosts.FC, "-Wno-unused-dummy-argument", f"{config('--fortran')[0]}/optplug.f90")
-    build_library(programs("first-steps/fortran.md", "fortran")[0], tmp_path, "main.f90", compiler)
-    assert hosts.run_main(tmp_path / "main").stdout == CLOSURE
+    program, lines = programs("first-steps/fortran.md", "fortran")
+    without_target = (
+        "  block\n    type(optimizer) :: opt\n    real(real64) :: w(2) = [2, 3], dw(2) = 2\n"
+        f'    call opt%create("SGD(lr=0.5)")\n{lines}    print "(f6.4, 1x, f6.4)", w\n'
+        "  end block\n\ncontains\n"
+    )
+    program = program.replace("\ncontains\n", f"\n{without_target}", 1)
+    build_library(program, tmp_path, "main.f90", compiler)
+    assert hosts.run_main(tmp_path / "main").stdout == f"{CLOSURE}1.0000 2.0000\n"
 
 
 def test_the_closure_in_python_runs():

@@ -195,6 +195,7 @@ def test_doctor_knows_a_package_that_was_copied_out_of_its_environment(tmp_path)
     library = tmp_path / "optplug/lib" / pathlib.Path(optplug.library()).name
     assert f"'{library}' is not in an environment of Python" in done.stdout
     assert f"there is another optplug in {SITE}, and this one is in {tmp_path}" in done.stdout
+    assert "PYTHONPATH" not in done.stdout  # a module file has to set it to the package's own folder
 
 
 def test_doctor_says_that_the_library_is_lost(bare):

@@ -254,7 +254,7 @@ def test_a_word_for_or_against_steps_is_checked():
     victim.refuses_change(lambda c: c["optplug"].update(stepped=torch.zeros(3)), "stepped is a tensor")
     victim.refuses_change(lambda c: c["optplug"].update(stepped=False), "before the first step")
     victim.refuses_change(lambda c: state_of(c).clear(), "has no state, after steps")
-    victim.refuses_change(lambda c: c["optplug"].update(format=10**30), "it is of format")
+    victim.refuses_change(lambda c: c["optplug"].update(format=10**30), "its format is")
     for key in ("optplug", "optimizer", "schedulers", "average"):
         for value in (5, "x", {}, {"x": 1}, [5]):
             victim.refuses_change(lambda c, key=key, value=value: c.update({key: value}))

@@ -274,7 +274,7 @@ contains
     call opt%create("SGD(lr=0.5)", stat, message)
     call check(stat == 0 .and. message == "untouched", message)
     call opt%create("SGD(lr=0.5)", stat, message)
-    call check(stat == opt_estate .and. index(message, "free it before") > 0, message)
+    call check(stat == opt_estate .and. index(message, "call free first") > 0, message)
     call opt%free()
     call opt%free(stat, message)
     call check(stat == opt_ehandle .and. index(message, "is not an optimizer") > 0, message)

@@ -181,7 +181,10 @@ def test_what_does_not_go_is_an_error_and_changes_nothing():
         lambda: lib.opt_iterate(run.opt, 0.0),
     ):
         assert call() < 0
-        assert b"after opt_grad_scale: call that with NULL, and scale in the closure" in lib.opt_error()
+        assert (
+            b"after opt_grad_scale: call opt_grad_scale with NULL, and scale in the closure"
+            in lib.opt_error()
+        )
     run.step(2.0)
     assert run.set(scale=False, found_inf=False) == 0
     assert lib.opt_step_closure(run.opt, closure, None, None) == 0, lib.opt_error()

@@ -99,7 +99,7 @@ def test_inspect_of_a_damaged_or_foreign_file_is_a_line(call, saved, tmp_path):
         (lambda: torch.save({"a": 1}, bad), "it contains no optimizer state"),
         (lambda: torch.save({"state": 1, "param_groups": [1]}, bad), "an entry has the wrong type"),
         (lambda: torch.save({"state": {}, "param_groups": [{}]}, bad), "it has no 'params'"),
-        (lambda: torch.save(torch.ones(1), bad), "it has a Tensor in it"),
+        (lambda: torch.save(torch.ones(1), bad), "it contains a Tensor"),
         (bad.unlink, "No such file"),
         (bad.mkdir, "Is a directory"),
     ):

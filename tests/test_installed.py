@@ -113,6 +113,10 @@ def test_cmake_with_find_package(scratch, installed):
     # Each runs once: C's in the package, the others in the prefix.
     for main in mains[:1] if installed == PACKAGE else mains[1:] or mains:
         assert run(main, cwd=scratch) == OUTPUT
+    for name in ("cxx", "fortran"):  # the pages show the same lines
+        text = (hosts.PROJECT / f"docs/first-steps/{name}.md").read_text()
+        lines = "find_package(optplug CONFIG REQUIRED)\ntarget_link_libraries(main PRIVATE optplug::"
+        assert f"```cmake\n{lines}{name})\n```" in text
     if "Fortran" in LINKS:
         assert list((scratch / "build").glob("optplug-fortran/*-*/optplug.mod"))
 

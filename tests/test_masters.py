@@ -361,5 +361,5 @@ def test_sparse_gradients_have_none():
     one, indices = ctypes.c_int64(1), (ctypes.c_int64 * 1)(0)
     arguments = (b"w", b"bfloat16", 4, 2, table.data_ptr(), 1, ctypes.byref(one), indices, rows.data_ptr())
     assert lib.opt_bind_sparse(opt, *arguments) < 0
-    assert lib.opt_error() == b"parameter 'w': sparse gradients have no master copy"
+    assert lib.opt_error() == b"parameter 'w': master_weights does not support sparse gradients"
     assert lib.opt_free(opt) == 0

@@ -101,7 +101,7 @@ def test_an_average_is_what_it_is_in_pytorchs_words(bound, weight, text):
         ("create", "torch.optim.Adam", "it must be a call, such as 'Adam()'"),
         ("create", "Adam(w, lr=0.1)", "'w' is a name whose value is unknown here: write the value"),
         ("create", "LBFGS(line_search_fn=strong_wolfe)", "write the value, with quotes if it is text"),
-        ("create", "Adam([w], lr=0.1)", "parameters, optimizer and model are left out"),
+        ("create", "Adam([w], lr=0.1)", "leave out params, optimizer and model"),
         ("create", "Adam(lr=params)", "'params' is a name"),
         ("create", "Adam(amsgrad=.true.)", "write True and False, without dots"),
         ("create", "SGD([{'params': net.parameters()}])", "and groups with opt_group"),

@@ -123,7 +123,7 @@ def test_octave_without_the_mex_file_is_told_to_build_it():
     code = "try, optplug.Optimizer('Adam()'); catch e, disp(e.identifier), disp(e.message), end"
     assert octave(code).splitlines() == [
         "optplug:start",
-        "Octave calls optplug through a MEX file: optplug.build makes it, once",
+        "Octave calls optplug through a MEX file: run optplug.build once to make it",
     ]
 
 

@@ -288,7 +288,7 @@ def test_a_step_that_fails_on_one_rank_fails_on_all_and_is_undone(spec, placemen
 
     found, expected = (on_ranks(2, lambda comm, b=breaks: work(comm, b)) for breaks in (True, False))
     if spec.startswith("Adam(") and steps and not averages:  # whose steps want no memory, and keep no copies
-        told = "rank 1: no memory left (rank 0 had made this step by then: load a checkpoint on all ranks)"
+        told = "rank 1: no memory left (rank 0 had already made this step: load a checkpoint on all ranks)"
         assert found == [(told, [])] * 2
     else:
         assert found == [("rank 1: no memory left", arrays) for _, arrays in expected]

@@ -210,9 +210,7 @@ def test_a_module_that_has_changed_is_refused_by_the_save():
 def test_a_queue_whose_length_would_be_forgotten_is_refused_by_the_save():
     ours = Hosted("Queueing")
     run(ours, 0, SAVED)
-    with pytest.raises(
-        Error, match=r"state\[0\]\['queues'\]\[0\] is a different one after its load_state_dict"
-    ):
+    with pytest.raises(Error, match=r"state\[0\]\['queues'\]\[0\] differs after its own load_state_dict"):
         ours.opt.save_memory()
 
 

@@ -339,6 +339,21 @@ def a_dozen() -> list[tuple[str, str, str]]:
     ]
 
 
+def test_the_pages_first_lines_and_other_specs_make_optimizers():
+    page = (hosts.PROJECT / "docs" / "modern.md").read_text()
+    lines = re.search(r"^```c\n(.*?)^```$", page, re.M | re.S)[1]
+    [allowed], [spec] = re.findall(r'opt_init\("(.*)"\)', lines), re.findall(r'opt_create\("(.*)"\)', lines)
+    specs = re.findall(r'^\| .*?`"([\w.]+:\w+\(.*?\))"`', page.partition("## Training")[2], re.M)
+    assert (allowed, len(specs) > 5) == ("third_party=['pytorch_optimizer']", True)
+    here, made = {module for module, _ in found()}, 0
+    for each in (spec, *specs):
+        if set(re.findall(r"([\w.]+):\w+", each)) <= here:
+            Optimizer(each).free()
+            made += 1
+    if not made:
+        pytest.skip("no packages: pip install --no-deps -r tests/third_party.txt")
+
+
 @pytest.mark.parametrize(("spec", "is_recorded", "group"), a_dozen())
 def test_a_line_of_the_page_is_as_it_says(spec, is_recorded, group):
     for count in (1, 3):

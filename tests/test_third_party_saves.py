@@ -89,12 +89,12 @@ def test_what_is_loaded_takes_the_place_of_what_is_here():
         ("HoldsNumpysGenerator", r"thing\[0\] is a Generator, which no file"),
         ("HoldsIterator", r"thing is a count, which no file"),
         ("ToolingForgetful", r"tool is a Forgetful, which no file"),
-        ("ToolingCyclic", r"an object of it leads back to itself, which no file can restore"),
+        ("ToolingCyclic", r"an object in it refers back to itself, which no file can restore"),
         ("ToolingSeeing", r"state\[0\]\['tool'\]\['values'\] is a Tensor, which no file"),
-        ("Seeing", r"state\[0\]\['values'\] shares memory with parameter 0, and would not"),
-        ("SeeingOwn", r"state\[0\]\['values'\] shares memory with parameter 0, and would not"),
-        ("SeeingLate", r"values\[0\] shares memory with parameter 0, and would not"),
-        ("SeeingArray", r"values\[0\] shares memory with parameter 0, and would not"),
+        ("Seeing", r"state\[0\]\['values'\] shares memory with parameter 0, and would no longer"),
+        ("SeeingOwn", r"state\[0\]\['values'\] shares memory with parameter 0, and would no longer"),
+        ("SeeingLate", r"values\[0\] shares memory with parameter 0, and would no longer"),
+        ("SeeingArray", r"values\[0\] shares memory with parameter 0, and would no longer"),
     ],
 )
 def test_what_would_not_come_back_is_refused_by_name(name, words):
@@ -128,7 +128,7 @@ def as_kind(kind: str, of: object) -> dict[str, object]:
         (lambda own: own["of parameters"][0].update(add_=1), "a parameter has an attribute 'add_'"),
         (lambda own: own["of parameters"].insert(0, 1), "attributes of its parameters are malformed"),
         (lambda own: own.update(step=1), "its optimizer has an attribute 'step', which is a name of torch's"),
-        (lambda own: own.update(direction=1), "attribute 'direction', which in Marking is no value"),
+        (lambda own: own.update(direction=1), "attribute 'direction', which Marking defines itself"),
         (lambda own: own.update(defaults=1), "the defaults of its optimizer are malformed"),
         (lambda own: own.update(__class__=1), "its optimizer has an attribute '__class__'"),
         (lambda own: own.update(mark=as_kind("array", 3)), "mark is of no known kind"),
@@ -155,16 +155,16 @@ def an_object(**attributes: object) -> dict[str, object]:
 @pytest.mark.parametrize(
     ("change", "words"),
     [
-        (lambda c: c["optimizer"]["state"][0].update(other=an_object()), "in the file, and not here"),
-        (lambda c: c["optimizer"]["state"][0]["tool"].update(of=3), "in the file, and not here"),
+        (lambda c: c["optimizer"]["state"][0].update(other=an_object()), "in the file, but not here"),
+        (lambda c: c["optimizer"]["state"][0]["tool"].update(of=3), "in the file, but not here"),
         (lambda c: c["optimizer"]["state"][0]["tool"]["of"].update(turn=1), "has an attribute 'turn'"),
         (lambda c: c["optimizer"]["state"][0]["tool"]["of"].update(__class__=1), "attribute '__class__'"),
         (
             lambda c: c["optimizer"]["state"][0]["tool"]["of"].update(__array_interface__={}),
-            "here it has none",
+            "in the file, but not here",
         ),
         (lambda c: c["optimizer"]["state"][0]["tool"]["of"].update(seen=1), "rejects it"),
-        (lambda c: c["own"].update(mark=an_object()), "in the file, and not here"),
+        (lambda c: c["own"].update(mark=an_object()), "in the file, but not here"),
     ],
 )
 def test_forged_objects_are_refused(change, words):

@@ -118,7 +118,7 @@ def test_a_description_says_what_a_class_takes_and_needs(call):
         "wrappers:Slow": "an optimizer, in the spec",
         "wrappers:Modelled": "model, from optplug; no groups",
         "wrappers:Sharp": "an optimizer's class, in the spec; a closure: compute the gradients before",
-        "somebodys:ScheduleFree": 'opt_call(opt, "eval") before the weights are used, and "train" to go on',
+        "somebodys:ScheduleFree": 'opt_call(opt, "eval") before using the weights',
     }.items():
         facts = json.loads(call("describe", name, "--json")[1])
         assert facts["needs"].startswith(needs)

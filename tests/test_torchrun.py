@@ -1,8 +1,11 @@
-"""Ranks of torch.distributed: C programs that torchrun starts."""
+"""Ranks of torch.distributed: C programs that torchrun starts, and what other launchers start."""
 
 from __future__ import annotations
 
+import contextlib
+import os
 import pathlib
+import socket
 import subprocess
 
 import pytest
@@ -110,3 +113,66 @@ def test_a_killed_rank_is_restarted_and_all_go_on_from_their_checkpoint(program,
     lines = torchrun(2, *adam, "dies", tmp_path / "file", restarts=1)
     again = [line for line in lines if line.endswith("from step 3, restarts 1")]
     assert [line.partition(",")[0] for line in again] == [line.partition(",")[0] for line in whole]
+
+
+# ---- other launchers ----
+
+OF_LAUNCHERS = """
+import pathlib
+import numpy as np
+from optplug.ctypes_api import Error, Optimizer
+try:
+    with Optimizer("SGD(lr=1.0)") as opt:
+        opt.distribute("Replicate(), Partial('sum')")
+        rank = int(opt.describe().partition("rank: ")[2].partition(" of ")[0])
+        w = np.zeros(1)
+        opt.bind("w", w, np.full(1, 10.0 ** rank))
+        opt.step()
+        pathlib.Path(f"said{rank}").write_text(f"{w[0]}")
+except Error as error:
+    pathlib.Path("error").write_text(str(error))
+"""
+
+
+@pytest.fixture
+def environment(tmp_path, monkeypatch) -> dict[str, str]:
+    """Where ranks meet, in a folder of their own, without what another launcher has said."""
+    monkeypatch.chdir(tmp_path)
+    for name in ("RANK", "WORLD_SIZE", "OMPI_COMM_WORLD_RANK", "PMI_RANK", "SLURM_PROCID"):
+        monkeypatch.delenv(name, raising=False)
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = str(free.getsockname()[1])
+    return {**os.environ, **hosts.MPI_ENVIRONMENT, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
+
+
+@pytest.mark.parametrize(
+    "launcher",
+    [
+        pytest.param("mpiexec", marks=hosts.needs_mpi),
+        pytest.param("mpiexec.mpich", marks=hosts.needs_mpich),
+    ],
+)
+def test_an_mpiexec_says_which_rank_a_process_is(launcher, environment, tmp_path):
+    hosts.run(launcher, "-n", "2", *hosts.PYTHON, "-c", OF_LAUNCHERS, env=environment)
+    assert [(tmp_path / f"said{rank}").read_text() for rank in range(2)] == ["-11.0", "-11.0"]
+
+
+def slurms(environment: dict[str, str], **variables: object) -> dict[str, str]:
+    """What Slurm sets for a job of four tasks, and more: none of it here, so this is what its manual says."""
+    said = {"SLURM_JOB_ID": 1, "SLURM_NTASKS": 4, "SLURM_NPROCS": 4, "SLURM_NNODES": 1, "SLURM_NODEID": 0}
+    return environment | {name: str(value) for name, value in {**said, **variables}.items()}
+
+
+def test_srun_says_which_rank_of_a_step_a_process_is(environment, tmp_path):
+    with contextlib.ExitStack() as running:
+        for rank in range(2):
+            variables = slurms(environment, SLURM_PROCID=rank, SLURM_LOCALID=rank, SLURM_STEP_NUM_TASKS=2)
+            command = [*hosts.PYTHON, "-c", OF_LAUNCHERS]
+            running.enter_context(subprocess.Popen(command, env=variables))
+    assert [(tmp_path / f"said{rank}").read_text() for rank in range(2)] == ["-11.0", "-11.0"]
+
+
+def test_a_batch_script_of_slurms_is_no_rank(environment, tmp_path):
+    hosts.run(*hosts.PYTHON, "-c", OF_LAUNCHERS, env=slurms(environment, SLURM_PROCID=0, SLURM_LOCALID=0))
+    assert "no launcher says which rank this is" in (tmp_path / "error").read_text()

@@ -1,4 +1,4 @@
-! Made from optplug.fypp: edit that.
+! Generated from optplug.fypp: edit that.
 !> PyTorch's optimizers for Fortran, on your own arrays.
 !>
 !>     use optplug, only: optimizer
@@ -14,15 +14,15 @@
 !>
 !> The procedures are those of the C library, whose manual is optplug.h.  What differs:
 !>
-!> * Errors are reported as by ALLOCATE: in stat, one of the opt_e... below, or 0, and errmsg.  Without stat an
-!>   error stops the program.  A call that fails changes nothing.
+!> * Errors are reported as by ALLOCATE: stat is 0 or one of the opt_e... below, and errmsg has the message.
+!>   Without stat an error stops the program.  A call that fails changes nothing.
 !> * An array's kind gives the dtype, and PyTorch sees its true shape, in Fortran's order.  The compiler rejects
-!>   what it would have to copy: data and grad must have TARGET and no gaps.  For a section with gaps, such as
-!>   the inside of a field with halos, use bind_section with pointers of yours; for GPU memory, use bind_device
+!>   arrays that it would have to copy: data and grad must have TARGET and no gaps.  For a section with gaps,
+!>   such as the inside of a field with halos, use bind_section with pointers; for GPU memory, use bind_device
 !>   with addresses.
-!> * An optimizer ends with its variable (FINAL) or by free.  It owns its handle and cannot be copied.
-!> * It has been run with gfortran 12.2 only.
+!> * An optimizer is freed with its variable (FINAL) or by free.  It owns its handle and cannot be copied.
 !> * Parameter groups, the schedules' epochs and the rows of sparse gradients count from 0, as in PyTorch.
+!> * It has been tested with gfortran 12.2 only.
 module optplug
   use, intrinsic :: iso_c_binding, only: c_associated, c_char, c_double, c_f_pointer, &
     c_float, c_funloc, c_funptr, c_int, c_int64_t, c_intptr_t, c_loc, c_null_char, c_null_funptr, c_null_ptr, &
@@ -34,7 +34,7 @@ module optplug
   public :: optimizer, closure, schedule_function, log_procedure
   public :: opt_init, opt_log, opt_version, opt_error, opt_traceback, opt_warning, opt_list, opt_describe
 
-  integer, parameter, public :: opt_ok = 0 !< What stat is, as in optplug.h.
+  integer, parameter, public :: opt_ok = 0 !< Values of stat, as in optplug.h.
   integer, parameter, public :: opt_einval = -1
   integer, parameter, public :: opt_ehandle = -2
   integer, parameter, public :: opt_estate = -3
@@ -48,9 +48,10 @@ module optplug
   abstract interface
     !> Compute the loss and, in the bound arrays, its gradients.
     !>
-    !> stat is 0, and a negative number in it gives the step up.  context is what step_closure was given.
-    !> A procedure inside of yours sees your variables and needs no context; but gfortran gives a program that
-    !> passes one an executable stack, which some systems forbid.  iterate needs neither.
+    !> stat is 0 on entry; set it to a negative number to make the step fail.  context is the one passed to
+    !> step_closure.  An internal procedure sees the variables of its host and needs no context; but passing
+    !> one makes gfortran give the program an executable stack, which some systems forbid.  iterate needs
+    !> neither.
     subroutine closure(loss, stat, context)
       import :: real64
       real(real64), intent(out) :: loss
@@ -58,7 +59,7 @@ module optplug
       class(*), intent(inout), optional :: context
     end subroutine
 
-    !> Replace an epoch by the factor of a schedule (or x by scale_fn of x), for a parameter group.
+    !> Replace value, an epoch, by a schedule's factor for a parameter group (for CyclicLR, x by scale_fn of x).
     subroutine schedule_function(value, group, stat, context)
       import :: real64
       real(real64), intent(inout) :: value
@@ -69,7 +70,7 @@ module optplug
   end interface
 
   abstract interface
-    !> Take a line about what the library does; level is 1 for info and 2 for debug.
+    !> Receive a line of the library's log; level is 1 for info and 2 for debug.
     subroutine log_procedure(level, line)
       integer, intent(in) :: level
       character(*), intent(in) :: line
@@ -78,7 +79,7 @@ module optplug
 
   procedure(log_procedure), pointer :: told => null()
 
-  !> What a function of the host's is called with; those of schedules are kept in a list.
+  !> A procedure of the program's and its context; those of schedules are kept in a list.
   type :: callback
     procedure(closure), pointer, nopass :: closure => null()
     procedure(schedule_function), pointer, nopass :: schedule => null()
@@ -86,14 +87,14 @@ module optplug
     type(callback), pointer :: next => null()
   end type
 
-  !> What has been bound: the C library cannot see of what kind and shape an array is that comes later.
+  !> A bound parameter: the C library cannot see the kind and shape of an array that is passed later.
   type :: parameter
     character(:), allocatable :: name, dtype
     integer(c_int64_t), allocatable :: shape(:)
     logical :: comes_later = .false., flat = .false.
   end type
 
-  !> Marks what has been initialized: gfortran also ends temporaries that have not.
+  !> Marks an initialized optimizer: gfortran also finalizes temporaries that are not.
   integer(int64), parameter :: made = 7308332045910732149_int64
 
   !> One optimizer of torch.optim.
@@ -155,7 +156,7 @@ module optplug
     final :: finish
   end type
 
-  !> Where an array lies, as opt_bind_nd takes it.
+  !> An array's address, shape and strides, as opt_bind_nd takes them.
   type :: layout
     character(60) :: mistake = "is not associated or allocated"
     integer(c_int) :: ndim = 0
@@ -477,7 +478,7 @@ contains
     integer(c_int) :: status
 
     if (self%created()) then
-      call settle(int(opt_estate, c_int), stat, errmsg, "this optimizer is created already: free it before")
+      call settle(int(opt_estate, c_int), stat, errmsg, "this optimizer exists already: call free first")
       return
     end if
     status = c_create(trim(spec) // c_null_char)
@@ -489,23 +490,22 @@ contains
     call settle(status, stat, errmsg)
   end subroutine
 
-  !> Whether there is an optimizer: create has succeeded, and free was not called since.
+  !> Whether this optimizer exists: create has succeeded, and free was not called since.
   pure logical function created(self)
     class(optimizer), intent(in) :: self
 
     created = self%handle /= 0 .and. self%mark == made
   end function
 
-  !> Lend the optimizer one parameter, an array of rank 1 to 7, and the array its gradient arrives in.
+  !> Lend the optimizer one parameter, an array of rank 1 to 7, and the array that receives its gradient.
   !>
   !> Both stay yours, are read and written in place, and must outlive the optimizer or the next bind of the
   !> same name.  Bind every parameter before the first step.  With flat=.true. PyTorch sees one long vector, in
-  !> the order of memory: LBFGS takes arrays of rank 2 and more only so, and to the others it makes no
-  !> difference but to Adafactor and Muon, which look at rows and columns.
+  !> the order of memory: LBFGS requires it for arrays of rank 2 and more, Adafactor and Muon need the rows and
+  !> columns, and the others compute the same either way.
   !>
-  !> An array that is yours but has no TARGET, a dummy argument say, gets it where it is declared: give the
-  !> dummy TARGET, and what is passed to it too.  Where you may not change that, bind a shape and hand the
-  !> arrays to each step(data, grad), which copies them.
+  !> If a dummy argument lacks TARGET, declare it TARGET, and the variable that is passed to it too.  If you
+  !> cannot change that, bind a shape and pass the arrays to each step(data, grad), which copies them.
   subroutine bind_real32(self, name, data, grad, stat, errmsg, flat)
     class(optimizer), intent(inout) :: self
     character(*), intent(in) :: name
@@ -562,7 +562,7 @@ contains
     call bind_layouts(self, name, "complex128", of_data, of_grad, stat, errmsg, flat=flat)
   end subroutine
 
-  !> Lend the optimizer a parameter that is no array.
+  !> Lend the optimizer a scalar parameter.
   subroutine scalar_real32(self, name, data, grad, stat, errmsg)
     class(optimizer), intent(inout) :: self
     character(*), intent(in) :: name
@@ -659,14 +659,14 @@ contains
     call bind_layouts(self, name, "complex128", layout_complex64(data), layout_complex64(grad), stat, errmsg)
   end subroutine
 
-  !> Lend the optimizer a parameter in the memory of a device, "cuda:0", by where it and its gradient begin:
+  !> Lend the optimizer a parameter in the memory of a device, "cuda:0", by its address and its gradient's:
   !>
   !>     !$acc host_data use_device(w, dw)
   !>     call opt%bind_device("w", "float32", "cuda:0", [nx, ny], c_loc(w), c_loc(dw))
   !>     !$acc end host_data
   !>
-  !> dtype is PyTorch's word, "bfloat16" too.  strides count elements; without them an array has no gaps, and is
-  !> in Fortran's order.  The compiler cannot look at what an address is of: kind and shape are as you say.
+  !> dtype is PyTorch's name, such as "bfloat16".  strides count elements; without them an array has no gaps, and
+  !> is in Fortran's order.  The compiler cannot check what is at an address: kind and shape must be right.
   subroutine bind_device(self, name, dtype, device, shape, data, grad, strides, grad_strides, stat, errmsg)
     class(optimizer), intent(inout) :: self
     character(*), intent(in) :: name, dtype, device
@@ -684,7 +684,7 @@ contains
     call bind_layouts(self, name, dtype, of_data, of_grad, stat, errmsg, device)
   end subroutine
 
-  !> Let a parameter of this shape be one whose values come with each step: step(data, grad).  Pure, as that is.
+  !> Bind a parameter of this shape whose values you pass to each step(data, grad).  Pure, as that is.
   pure subroutine bind_shape(self, name, dtype, shape, stat, errmsg)
     class(optimizer), intent(inout) :: self
     character(*), intent(in) :: name, dtype
@@ -716,8 +716,8 @@ contains
     if (grad%mistake /= "") mistake = "grad " // trim(grad%mistake)
     if (data%mistake /= "") mistake = "data " // trim(data%mistake)
     if (mistake == "" .and. (data%ndim /= grad%ndim .or. any(data%shape /= grad%shape))) &
-      mistake = "data is of shape " // shown(data%shape(:data%ndim)) // " and grad of " // &
-        shown(grad%shape(:grad%ndim)) // ": they must be of one shape"
+      mistake = "data has shape " // shown(data%shape(:data%ndim)) // " and grad " // &
+        shown(grad%shape(:grad%ndim)) // ": they must be the same"
     if (mistake /= "") then
       call settle(int(opt_einval, c_int), stat, errmsg, "parameter '" // trim(name) // "': " // mistake)
       return
@@ -743,8 +743,8 @@ contains
     call settle(c_step(self%handle), stat, errmsg)
   end subroutine
 
-  !> Make one step with arrays that are lent for this call alone, and copied: they hold every parameter that
-  !> was bound by its shape, one after the other.  It is pure, for layers that step within pure procedures.
+  !> Make one step with arrays that are borrowed for this call only, and copied: pack every parameter that was
+  !> bound by its shape back to back.  Pure, for use in pure procedures.
   pure subroutine step_real32(self, data, grad, stat, errmsg)
     class(optimizer), intent(inout) :: self
     real(real32), intent(inout) :: data(:)
@@ -856,7 +856,7 @@ contains
     call settle(c_get(self%handle, int(group, c_int), trim(name) // c_null_char, value), stat, errmsg)
   end subroutine
 
-  !> Set hyperparameters of a group, or with -1 of all: "lr=1e-4, betas=(0.9, 0.99)".
+  !> Set hyperparameters of a group, or of all (-1): "lr=1e-4, betas=(0.9, 0.99)".
   subroutine set(self, group, options, stat, errmsg)
     class(optimizer), intent(inout) :: self
     integer, intent(in) :: group
@@ -867,7 +867,7 @@ contains
     call settle(c_set(self%handle, int(group, c_int), trim(options) // c_null_char), stat, errmsg)
   end subroutine
 
-  !> Set one hyperparameter of a group, or with -1 of all, named as in get: for values that change at each step.
+  !> Set one hyperparameter of a group, or of all (-1), named as in get: for values that change at every step.
   subroutine set_value(self, group, name, value, stat, errmsg)
     class(optimizer), intent(inout) :: self
     integer, intent(in) :: group
@@ -889,9 +889,10 @@ contains
     call settle(c_schedule(self%handle, trim(spec) // c_null_char), stat, errmsg)
   end subroutine
 
-  !> Attach a scheduler with a function of yours: for lr_lambda, "LambdaLR()", or for the scale_fn of CyclicLR.
+  !> Attach a scheduler that calls a function of yours: the lr_lambda of LambdaLR and MultiplicativeLR,
+  !> "LambdaLR()", or the scale_fn of CyclicLR.
   !>
-  !> The function, a procedure of a module, and its context must outlive the optimizer.
+  !> The function must be a module procedure; it and its context must outlive the optimizer.
   subroutine schedule_callback(self, spec, function, context, stat, errmsg)
     class(optimizer), intent(inout) :: self
     character(*), intent(in) :: spec
@@ -936,8 +937,8 @@ contains
     call settle(c_schedule_step(self%handle), stat, errmsg)
   end subroutine
 
-  !> Step ReduceLROnPlateau by the loss it watches or, where none is attached, CosineAnnealingWarmRestarts by the
-  !> epoch.
+  !> Step ReduceLROnPlateau, which watches a loss; or if none is attached, CosineAnnealingWarmRestarts, for which
+  !> the value is the epoch.
   subroutine schedule_step_metric(self, metric, stat, errmsg)
     class(optimizer), intent(inout) :: self
     real(real64), intent(in) :: metric
@@ -951,8 +952,8 @@ contains
 
   !> Lend the optimizer a table of parameters whose gradient is zero except in a few rows: an embedding.
   !>
-  !> A row of PyTorch's is a column here: data(:, 1 + indices(i)) has the gradient grad_rows(:, i), for i of
-  !> 1 to count.  indices count from 0.
+  !> PyTorch's rows are columns here: data(:, 1 + indices(i)) has the gradient grad_rows(:, i), for i from 1 to
+  !> count.  indices count from 0.
   subroutine bind_sparse_real32(self, name, data, count, indices, grad_rows, stat, errmsg)
     class(optimizer), intent(inout) :: self
     character(*), intent(in) :: name
@@ -1035,8 +1036,8 @@ contains
   !> Let ranks of a parallel program step this optimizer together.  placement says how the parameters bound from
   !> now on are spread: "Replicate()", "Replicate(), Partial('sum')", "Replicate(), Replicate()" or "Shard(0)".
   !>
-  !> Over MPI, call distribute of the module optplug_mpi instead.  This takes a collective in C, as optplug.h
-  !> describes it; without one the ranks are those of torch.distributed.
+  !> Over MPI, call distribute of the module optplug_mpi instead.  This one takes a collective written in C, as
+  !> optplug.h describes it; without one the ranks are those of torch.distributed.
   subroutine distribute(self, placement, collective, user, rank, size, stat, errmsg)
     class(optimizer), intent(inout) :: self
     character(*), intent(in) :: placement
@@ -1063,8 +1064,8 @@ contains
 
   !> Say which block of a grid this rank's part of a "Shard(0)" parameter is.
   !>
-  !> offset counts from 0: where the block begins in the grid.  A vector has the block's shape in shape, in
-  !> Fortran's order.
+  !> offset is where the block begins in the grid, counting from 0.  For a parameter bound as a vector, shape is
+  !> the block's shape, in Fortran's order.
   subroutine bind_block(self, name, global_shape, offset, shape, stat, errmsg)
     class(optimizer), intent(inout) :: self
     character(*), intent(in) :: name
@@ -1088,24 +1089,24 @@ contains
     end if
     if (is_wrong) then
       call settle(int(opt_einval, c_int), stat, errmsg, "parameter '" // trim(name) // &
-        "': global_shape, offset and the shape of the block must have as many values: pass shape of a vector")
+        "': global_shape, offset and the block's shape must have equally many values; for a vector, pass shape")
       return
     end if
     its_shape = int(global_shape, c_int64_t)
     if (i > 0 .and. .not. present(shape)) its_shape = self%parameters(i)%shape
     if (present(shape)) its_shape = int(shape, c_int64_t)
     order = [(i, i = 1, n)]
-    if (is_vector) order = order(n:1:-1) ! its memory counts, in C's order
+    if (is_vector) order = order(n:1:-1) ! its memory is read in C's order
     call settle(c_bind_block(self%handle, trim(name) // c_null_char, int(n, c_int), &
       int(global_shape(order), c_int64_t), int(offset(order), c_int64_t), its_shape(order)), stat, errmsg)
   end subroutine
 
   ! ---- functions of yours that a step calls ----
 
-  !> Make one step with a closure, which LBFGS calls several times and the others once.
+  !> Make one step with a closure, which LBFGS calls several times and other classes once.
   !>
-  !> loss receives the first loss.  evaluate may be an internal procedure of yours, or receive a context.  It
-  !> may query and clip the same optimizer, but not step, bind or free it.
+  !> loss receives the first loss.  evaluate may be an internal procedure, or receive a context.  It may query
+  !> and clip the same optimizer, but not step, bind or free it.
   subroutine step_closure(self, evaluate, loss, context, stat, errmsg)
     class(optimizer), intent(inout) :: self
     procedure(closure) :: evaluate
@@ -1125,10 +1126,10 @@ contains
     call settle(status, stat, errmsg)
   end subroutine
 
-  !> Compare the gradients of a closure with differences of its losses, at the parameters as they are.
+  !> Check a closure's gradients against differences of its losses, at the parameters as they are.
   !>
-  !> What is wrong with them is an error, with the parameter's name and the place.  error is the largest
-  !> relative error of a parameter's gradient.
+  !> A wrong gradient is an error that names the parameter and the place.  error receives the largest relative
+  !> error of a parameter's gradient.
   subroutine check_gradient(self, evaluate, error, context, stat, errmsg)
     class(optimizer), intent(inout) :: self
     procedure(closure) :: evaluate
@@ -1148,7 +1149,7 @@ contains
     call settle(status, stat, errmsg)
   end subroutine
 
-  !> Make the same step by reverse communication: as long as more is true, compute loss and gradients anew.
+  !> Make the same step by reverse communication: compute loss and gradients as long as more is true.
   !>
   !>     do
   !>       call opt%iterate(loss, more)
@@ -1170,7 +1171,7 @@ contains
     call settle(status, stat, errmsg)
   end subroutine
 
-  !> Make the check of check_gradient by reverse communication, as iterate makes a step.
+  !> Make the same check by reverse communication, as iterate makes a step.
   subroutine check_gradient_iterate(self, loss, more, error, stat, errmsg)
     class(optimizer), intent(inout) :: self
     real(real64), intent(in) :: loss
@@ -1222,10 +1223,10 @@ contains
 
   ! ---- GPUs ----
 
-  !> From now on, run the optimizer's work for a GPU on a stream of yours, a cudaStream_t as in CUDA's C;
+  !> From now on, run the optimizer's work for a GPU on your stream, a cudaStream_t of CUDA's C interface;
   !> c_null_ptr returns to PyTorch's current one.  Convert an integer by transfer(it, c_null_ptr).
   !>
-  !> A call then returns as a kernel launch does, before the work is done: see opt_stream in optplug.h.
+  !> Calls then return before the work is done, as a kernel launch does: see opt_stream in optplug.h.
   subroutine set_stream(self, stream, stat, errmsg)
     class(optimizer), intent(inout) :: self
     type(c_ptr), intent(in) :: stream
@@ -1235,11 +1236,11 @@ contains
     call settle(c_stream(self%handle, stream), stat, errmsg)
   end subroutine
 
-  !> Let each step from now on divide the gradients by what is at scale, the factor of your loss, and be left
-  !> out where what is at found_inf is 1 and not 0.
+  !> From now on, divide the gradients in each step by the value at scale, the factor of your loss, and skip
+  !> steps where the value at found_inf is 1 rather than 0.
   !>
-  !> Both are one real(real32) where the parameters are, or c_null_ptr for none, and must outlive the optimizer
-  !> or the next grad_scale.
+  !> Each is the address of one real(real32) on the parameters' device, or c_null_ptr for none.  Both values must
+  !> outlive the optimizer or the next grad_scale.
   subroutine grad_scale(self, scale, found_inf, stat, errmsg)
     class(optimizer), intent(inout) :: self
     type(c_ptr), intent(in) :: scale, found_inf
@@ -1251,7 +1252,8 @@ contains
 
   ! ---- averages of the weights ----
 
-  !> Average the parameters after each step from now on: "AveragedModel()".
+  !> From now on, average the parameters after each step: "AveragedModel()" with equal weights,
+  !> "AveragedModel(multi_avg_fn=get_ema_multi_avg_fn(0.999))" exponentially.
   subroutine average(self, spec, stat, errmsg)
     class(optimizer), intent(inout) :: self
     character(*), intent(in) :: spec
@@ -1261,7 +1263,7 @@ contains
     call settle(c_average(self%handle, trim(spec) // c_null_char), stat, errmsg)
   end subroutine
 
-  !> Copy the average of one parameter into an array of its kind and shape, without gaps.
+  !> Copy the average of one parameter into an array of the same kind and shape, without gaps.
   subroutine average_get_real32(self, name, data, stat, errmsg)
     class(optimizer), intent(in) :: self
     character(*), intent(in) :: name
@@ -1346,7 +1348,7 @@ contains
     call settle(status, stat, errmsg)
   end subroutine
 
-  !> Put values of so many bytes, in C's order of dimensions, into Fortran's.
+  !> Copy values of the given size in bytes from C's order of dimensions to Fortran's.
   subroutine turn(from, shape, width, to)
     integer(int8), intent(in) :: from(:)
     integer(int64), intent(in) :: shape(:)
@@ -1367,7 +1369,7 @@ contains
     end do
   end subroutine
 
-  !> Exchange the values of all parameters with their averages; the next call takes them back.
+  !> Swap the values of all parameters with their averages; the next call swaps them back.
   subroutine average_swap(self, stat, errmsg)
     class(optimizer), intent(inout) :: self
     integer, intent(out), optional :: stat
@@ -1376,7 +1378,7 @@ contains
     call settle(c_average_swap(self%handle), stat, errmsg)
   end subroutine
 
-  !> Call a method of a class outside torch: "train" or "eval" of a schedule-free one.
+  !> Call a method of a class outside torch.optim: "train" or "eval" of a schedule-free one.
   subroutine call_method(self, method, stat, errmsg)
     class(optimizer), intent(inout) :: self
     character(*), intent(in) :: method
@@ -1388,7 +1390,7 @@ contains
 
   ! ---- checkpoints ----
 
-  !> Choose what save writes, and what load takes: "parameters=True" for the values of the parameters as well.
+  !> Choose what save writes and load restores: "parameters=True" includes the values of the parameters.
   subroutine set_checkpoint(self, options, stat, errmsg)
     class(optimizer), intent(inout) :: self
     character(*), intent(in) :: options
@@ -1398,7 +1400,7 @@ contains
     call settle(c_checkpoint(self%handle, trim(options) // c_null_char), stat, errmsg)
   end subroutine
 
-  !> Attach a text of yours, blanks at its end and all, which is in checkpoints; without one, remove it.
+  !> Attach a text of yours, trailing blanks included, to checkpoints; without text, remove it.
   subroutine set_attribute(self, name, text, stat, errmsg)
     class(optimizer), intent(inout) :: self
     character(*), intent(in) :: name
@@ -1415,7 +1417,7 @@ contains
     call settle(status, stat, errmsg)
   end subroutine
 
-  !> Return a text of yours.
+  !> Get such a text.
   function attribute_get(self, name, stat, errmsg) result(text)
     class(optimizer), intent(in) :: self
     character(*), intent(in) :: name
@@ -1429,7 +1431,7 @@ contains
     call settle(merge(opt_ok, c_error_status(), c_associated(found)), stat, errmsg)
   end function
 
-  !> Write all that the optimizer needs to go on into a file, which PyTorch reads as well.
+  !> Save everything the optimizer needs to resume to a file, which PyTorch can read too.
   subroutine save_file(self, path, stat, errmsg)
     class(optimizer), intent(in) :: self
     character(*), intent(in) :: path
@@ -1439,7 +1441,7 @@ contains
     call settle(c_save(self%handle, trim(path) // c_null_char), stat, errmsg)
   end subroutine
 
-  !> Go on from a file, in an optimizer of the same class with the same parameters bound.
+  !> Resume from a file, in an optimizer of the same class with the same parameters bound.
   subroutine load_file(self, path, stat, errmsg)
     class(optimizer), intent(inout) :: self
     character(*), intent(in) :: path
@@ -1449,7 +1451,7 @@ contains
     call settle(c_load(self%handle, trim(path) // c_null_char), stat, errmsg)
   end subroutine
 
-  !> Write the same into memory.
+  !> Return what save would write.
   subroutine save_memory(self, buffer, stat, errmsg)
     class(optimizer), intent(in) :: self
     integer(int8), allocatable, target, intent(inout) :: buffer(:)
@@ -1467,7 +1469,7 @@ contains
     call settle(int(min(n, 0_c_int64_t), c_int), stat, errmsg)
   end subroutine
 
-  !> Go on from what save_memory has written.
+  !> Resume from what save_memory returned.
   subroutine load_memory(self, buffer, stat, errmsg)
     class(optimizer), intent(inout) :: self
     integer(int8), intent(in), target, contiguous :: buffer(:)
@@ -1492,7 +1494,7 @@ contains
 
   ! ---- the library itself ----
 
-  !> Start Python and PyTorch now rather than at the first create, with options: see opt_init in optplug.h.
+  !> Start Python and PyTorch now rather than at the first create, and set options: see opt_init in optplug.h.
   subroutine opt_init(options, stat, errmsg)
     character(*), intent(in) :: options
     integer, intent(out), optional :: stat
@@ -1501,14 +1503,14 @@ contains
     call settle(c_init(trim(options) // c_null_char), stat, errmsg)
   end subroutine
 
-  !> Let a procedure be told what the library does, a line each, as opt_log in optplug.h says; none without one.
+  !> Set a procedure that receives the library's log, as opt_log in optplug.h does; without one, remove it.
   subroutine opt_log(procedure, stat, errmsg)
     procedure(log_procedure), optional :: procedure
     integer, intent(out), optional :: stat
     character(*), intent(inout), optional :: errmsg
     integer(c_int) :: status
 
-    status = c_log(c_null_funptr, c_null_ptr) ! which waits for calls of the one before
+    status = c_log(c_null_funptr, c_null_ptr) ! waits for running calls of the previous one
     told => null()
     if (status == opt_ok .and. present(procedure)) then
       told => procedure
@@ -1525,8 +1527,8 @@ contains
     if (associated(told) .and. .not. c_associated(user)) call told(int(level), text_of(line))
   end subroutine
 
-  !> List what PyTorch has, a line each: "optimizers", "schedulers", "dtypes", "devices", or the arguments of
-  !> one of them.
+  !> List what is available, one per line: "optimizers", "schedulers", "dtypes", "devices"; or, for the name of
+  !> an optimizer or scheduler, its arguments.
   function opt_list(kind, stat, errmsg) result(text)
     character(*), intent(in) :: kind
     integer, intent(out), optional :: stat
@@ -1539,35 +1541,35 @@ contains
     call settle(merge(opt_ok, c_error_status(), c_associated(lines)), stat, errmsg)
   end function
 
-  !> Describe the library: which Python, torch and devices are used.  Starts nothing.
+  !> Describe the library: which Python, torch and devices it uses.  Starts nothing.
   function opt_describe() result(text)
     character(:), allocatable :: text
 
     text = text_of(c_describe(0_c_int))
   end function
 
-  !> The version of the library that is loaded.
+  !> Return the version of the loaded library.
   function opt_version() result(text)
     character(:), allocatable :: text
 
     text = text_of(c_version())
   end function
 
-  !> This thread's last error of the library's.
+  !> Return this thread's last error.
   pure function opt_error() result(text)
     character(:), allocatable :: text
 
     text = text_of(c_error())
   end function
 
-  !> The Python traceback of that error, if Python was in it.
+  !> Return the Python traceback of that error; "" if it did not come from Python.
   function opt_traceback() result(text)
     character(:), allocatable :: text
 
     text = text_of(c_traceback())
   end function
 
-  !> What PyTorch has warned of since it was last asked.
+  !> Return PyTorch's warnings from this thread's calls since the last opt_warning, one per line.
   function opt_warning() result(text)
     character(:), allocatable :: text
 
@@ -1576,7 +1578,7 @@ contains
 
   ! ---- what they have in common ----
 
-  !> Tell the caller how a call went, as ALLOCATE does; of a failure of our own, with our own words.
+  !> Report a call's status as ALLOCATE does; message is for errors found here.
   pure subroutine settle(status, stat, errmsg, message)
     integer(c_int), intent(in) :: status
     integer, intent(out), optional :: stat
@@ -1638,14 +1640,14 @@ contains
     if (dtype == "complex128") bytes_of = 16
   end function
 
-  !> Tell where an array lies that has no gaps.
+  !> Return the layout of an array without gaps.
   pure function without_gaps(shape, first) result(this)
     integer(int64), intent(in) :: shape(:)
     type(c_ptr), intent(in) :: first
     type(layout) :: this
 
     if (size(shape) > size(this%shape)) then
-      this%mistake = "has " // shown([size(shape, kind=int64)]) // " dimensions, 7 is the most"
+      write (this%mistake, "(a, i0, a)") "has ", size(shape), " dimensions: at most 7 are possible"
       return
     end if
     this%mistake = ""
@@ -1655,7 +1657,7 @@ contains
     this%first = first
   end function
 
-  !> Let an array have gaps, or another order of dimensions.
+  !> Set the strides of an array that has gaps, or another order of dimensions.
   subroutine stride(this, strides)
     type(layout), intent(inout) :: this
     integer, intent(in) :: strides(:)
@@ -1665,12 +1667,13 @@ contains
       this%strides(:this%ndim) = strides
     else
       this%mistake = "has strides " // shown(int(strides, int64)) // " for " // &
-        shown([int(this%ndim, int64)]) // " dimensions"
+        achar(iachar("0") + this%ndim) // " dimensions"
     end if
   end subroutine
 
-  !> Find where an array lies that may have gaps, by where its values are.  A pointer of its rank is needed, and
-  !> values, not sections: gfortran 12 forgets the gaps between components of structures otherwise.
+  !> Return the layout of an array that may have gaps, from the addresses of its values.  This takes a pointer of
+  !> the array's rank, and values rather than sections: otherwise gfortran 12 forgets the gaps between components
+  !> of structures.
   function layout_real32(x) result(this)
     real(real32), pointer, intent(in) :: x(..)
     type(layout) :: this

@@ -75,7 +75,7 @@ static struct block **find(const mxArray *from)
     return at;
 }
 
-/* Return the memory of an array that is held, of so many elements or bytes; of [], NULL. */
+/* Return the memory of a held array, after checking its number of elements or bytes; NULL for []. */
 static void *pointer(const mxArray *from, int64_t count)
 {
     if (mxIsEmpty(from))

@@ -200,7 +200,7 @@ def py_plan(opt, serial, stated):
 def py_plan_refused(opt, has_failed):
     planner, reason = optimizers[opt].planner, "C cannot take them"
     if has_failed and planner.plan:
-        reason = f"PyTorch has failed in {', '.join(planner.plan.names())}"
+        reason = f"PyTorch failed in {', '.join(planner.plan.names())}"
         warn(f"opt={opt}: steps run through Python from now on, since {reason}, which it ran before")
     planner.refuse(reason)
     if log.is_wanted():

@@ -85,7 +85,7 @@ def _read_zip(file: BinaryIO, is_checked: bool) -> Any:
         if key not in known:
             known[key] = find(f"data/{key}")
         if known[key].size != count * dtype.itemsize:
-            raise DamagedError("damaged: an array is longer or shorter than it says")
+            raise DamagedError("damaged: an array does not have the length that it declares")
         return known[key]
 
     return Unpickler(io.BytesIO(text("data.pkl")), storage).load()
@@ -106,7 +106,7 @@ def _read_legacy(file: BinaryIO) -> Any:
         if key not in known:
             known[key] = Storage(file, 0, count * dtype.itemsize), dtype
         if known[key][0].size != count * dtype.itemsize:
-            raise DamagedError("damaged: an array is longer or shorter than it says")
+            raise DamagedError("damaged: an array does not have the length that it declares")
         return known[key][0]
 
     first = [Unpickler(file, none).load() for _ in range(3)]
@@ -121,7 +121,7 @@ def _read_legacy(file: BinaryIO) -> Any:
         array.start = place + 8
         place = array.start + array.size
         if count * dtype.itemsize != array.size or place > end:
-            raise DamagedError("damaged: an array is longer or shorter than it says")
+            raise DamagedError("damaged: an array does not have the length that it declares")
     if known:
         raise DamagedError("damaged: arrays are missing")
     return content

@@ -30,8 +30,8 @@ class Attributes:
             size = _size(texts)
             if size > _MOST_BYTES:
                 raise ValueError(
-                    f"text of {shown(name)} is too long: with it all attributes have {size} bytes, and "
-                    f"{_MOST_BYTES} is the most"
+                    f"text of {shown(name)} is too long: all attributes would have {size} bytes, and at "
+                    f"most {_MOST_BYTES} are possible"
                 )
         self._texts = texts
 

@@ -45,7 +45,7 @@ class Binder:
         """Take arrays as a parameter's: see `HostedOptimizer.bind`."""
         has_master = self._master_weights and data.dtype in HALF
         if has_master and isinstance(grad, SparseGrad):
-            raise ValueError(f"parameter {shown(name)}: sparse gradients have no master copy")
+            raise ValueError(f"parameter {shown(name)}: master_weights does not support sparse gradients")
         if self._recipe.must_fuse and not has_master and not self._recipe.can_fuse(data, grad):
             raise ValueError(
                 f"parameter {shown(name)}: with fused=True, data and grad must be real, without gaps, in the "

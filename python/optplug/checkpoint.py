@@ -76,7 +76,7 @@ def read(file: BinaryIO, progress: Progress = _silent) -> dict[str, Any]:
     if not isinstance(content, dict):
         kind = "Tensor" if isinstance(content, stored.Stored) else type(content).__name__
         kind = content.name if isinstance(content, stored.Foreign) else kind
-        raise ValueError(f"not a checkpoint: it has a {kind} in it")
+        raise ValueError(f"not a checkpoint: it contains a {kind}")
     if "optplug" in content and not is_sealed:
         raise ValueError("damaged: the end is missing or has changed")
     return content

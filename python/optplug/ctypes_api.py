@@ -1,4 +1,4 @@
-"""The C API for Python, through ctypes: to test a host's code, or to be a host.
+"""The C API for Python, through ctypes: to test a host's code, or for a host written in Python.
 
 `Optimizer` takes numpy arrays and raises `Error`::
 
@@ -9,10 +9,10 @@
             dw[:] = gradient(w)
             opt.step()
 
-Arrays of a GPU will do as well: what has ``__cuda_array_interface__``, as CuPy's, Numba's and torch's have.
+GPU arrays work too, if they have ``__cuda_array_interface__`` as those of CuPy, Numba and torch do.
 
-`load` gives the bare functions, with the types that ``optplug.h`` declares: strings are bytes, a failure is a
-negative status.  The header's comments are the manual of both.
+`load` returns the bare functions, with the types that ``optplug.h`` declares: strings are bytes, a failure is
+a negative status.  The header's comments are the manual for both.
 """
 
 from __future__ import annotations
@@ -58,14 +58,14 @@ def _check_text(text: bytes | None) -> str:
 
 
 def init(options: str = "") -> None:
-    """Set options of the library, ``"num_threads=1"``."""
+    """Start Python and PyTorch unless they run, and set options: ``"num_threads=1"``."""
     _check(_library().optplug_init(encoded("options", options)))
 
 
 def log(function: Callable[[int, str], None] | None) -> None:
-    """Let a function be told what the library does, as ``opt_log`` says: a level and a line; None: none.
+    """Set a function that receives the library's log, a level and a line, as ``opt_log`` does; None for none.
 
-    It may be ``logging``'s: ``log(lambda level, line: logger.log(logging.INFO, line))``.
+    For ``logging``: ``log(lambda level, line: logger.log(logging.INFO, line))``.
     """
 
     def tell(_: Any, level: int, line: bytes) -> None:
@@ -74,41 +74,41 @@ def log(function: Callable[[int, str], None] | None) -> None:
 
     callback = LOG_FUNCTION(tell) if function else LOG_FUNCTION()
     _check(_library().optplug_log(callback, None))
-    _told[:] = [callback]  # kept as long as the library has it
+    _told[:] = [callback]  # keep it for as long as the library uses it
 
 
-#: What the library calls for `log`.
+#: The function that `log` has set.
 _told: list[Any] = []
 
 
 def listing(kind: str) -> list[str]:
-    """List what PyTorch has here: "optimizers", "schedulers", "dtypes", "devices", or a class's arguments."""
+    """List "optimizers", "schedulers", "dtypes", "devices", or the arguments of a class."""
     return _check_text(_library().optplug_list(encoded("kind", kind))).splitlines()
 
 
 def describe() -> str:
-    """Describe the library: which Python, libpython, torch and devices are used."""
+    """Describe the library: which Python, libpython, torch and devices it uses."""
     return _check_text(_library().optplug_describe(0))
 
 
 def warning() -> str:
-    """Return what PyTorch has warned of in this thread's calls since this was last asked."""
+    """Return PyTorch's warnings from this thread's calls since the last `warning`, one per line."""
     return _library().optplug_warning().decode()
 
 
 class Optimizer:
-    """One optimizer, on arrays of numpy's or of a GPU, which it keeps alive for as long as it has them.
+    """One optimizer; it keeps references to the numpy or GPU arrays bound to it.
 
     Raises:
-        Error: a call failed, and changed nothing.  An exception out of a function of yours that a step
-            calls comes out of the step as it is.
+        Error: a call failed, and changed nothing.  An exception in your closure or schedule function is
+            raised again by the call that ran it.
     """
 
     def __init__(self, spec: str) -> None:
         self._handle = 0
         self._arrays: dict[str, tuple[Any, ...]] = {}
         self._collectives: list[Any] = []
-        self._forms: dict[str, tuple[tuple[int, ...], np.dtype[Any]]] = {}  # that averages have
+        self._forms: dict[str, tuple[tuple[int, ...], np.dtype[Any]]] = {}  # of averages
         self._scale: tuple[Any, Any] = (None, None)
         self._functions: list[Any] = []
         self._thrown: BaseException | None = None
@@ -121,11 +121,11 @@ class Optimizer:
         self.free()
 
     def __del__(self) -> None:
-        if self._handle and _library:  # which is gone where Python has ended before this
+        if self._handle and _library:  # which may be None while Python exits
             _library().optplug_free(self._handle)
 
     def free(self) -> None:
-        """End the optimizer; the arrays are left as they are."""
+        """Free the optimizer and its state; the arrays are left unchanged."""
         self._call("optplug_free")
         self._handle = 0
         self._arrays.clear()
@@ -139,32 +139,32 @@ class Optimizer:
 
         Args:
             name: binding a name again moves the parameter and keeps its state.
-            data: of numpy's, or with ``__cuda_array_interface__``; written in place.
-            grad: of the same shape and dtype.
-            dtype: torch's word for it, if numpy has none: "bfloat16", in arrays of ``uint16``.
-            device: where arrays of a GPU are, "cuda:1"; this thread's current one if None.  See `stream`.
+            data: a numpy array, or one with ``__cuda_array_interface__``; updated in place.
+            grad: an array of the same shape and dtype.
+            dtype: PyTorch's name, for a dtype that numpy lacks: "bfloat16", in arrays of ``uint16``.
+            device: the GPU of the arrays, "cuda:1"; None means this thread's current one.  See `stream`.
         """
         memories = []
         for what, array in (("data", data), ("grad", grad)):
             memory = memory_of(array)
             if memory is None or not memory.is_writable:
-                shown = type(array).__name__ if memory is None else "a read-only one"
+                shown = type(array).__name__ if memory is None else "a read-only array"
                 raise TypeError(
                     f"parameter {name!r}: {what} must be a writable numpy or GPU array, got {shown}"
                 )
             if any(stride % memory.dtype.itemsize for stride in memory.strides or ()):
                 raise ValueError(
                     f"parameter {name!r}: {what} has strides of {memory.strides} bytes, which "
-                    f"values of {memory.dtype.itemsize} bytes do not divide"
+                    f"are not multiples of its {memory.dtype.itemsize}-byte values"
                 )
-            if not memory.dtype.isnative:  # whose name is that of the others
+            if not memory.dtype.isnative:  # its name does not tell the byte order
                 raise ValueError(f"parameter {name!r}: {what} is {memory.dtype}, not in native byte order")
             memories.append(memory)
         a, b = memories
         if (a.shape, a.dtype) != (b.shape, b.dtype):
             raise ValueError(
-                f"parameter {name!r}: data is {a.dtype} of shape {a.shape} and grad {b.dtype} "
-                f"of {b.shape}: they must match"
+                f"parameter {name!r}: data is {a.dtype} of shape {a.shape}, grad {b.dtype} of shape "
+                f"{b.shape}: they must match"
             )
         strides = [m.strides and tuple(s // m.dtype.itemsize for s in m.strides) for m in memories]
         self.bind_device(
@@ -190,17 +190,17 @@ class Optimizer:
         strides: Sequence[int] | None = None,
         grad_strides: Sequence[int] | None = None,
     ) -> None:
-        """Lend a parameter by the addresses of memory, which you keep alive.
+        """Lend a parameter by the addresses of its memory, which you must keep alive.
 
         Args:
             name: as for `bind`.
-            dtype: "float32", "bfloat16".
+            dtype: PyTorch's name, "float32" or "bfloat16" for example.
             device: "cpu" or "cuda:0".
-            shape: of both arrays.
+            shape: the shape of both arrays.
             data: the address of the first value.
-            grad: likewise.
-            strides: in elements; those of C order if None.
-            grad_strides: likewise.
+            grad: the address of the first value of the gradient.
+            strides: in elements; None means C order.
+            grad_strides: those of the gradient.
         """
         for given in (strides, grad_strides):
             if given is not None and len(given) != len(shape):
@@ -228,14 +228,14 @@ class Optimizer:
         indices: NDArray[np.int64],
         grad_rows: NDArray[Any],
     ) -> None:
-        """Lend a table whose gradient is zero but for rows: ``grad_rows[i]`` is that of row ``indices[i]``.
+        """Lend a table whose gradient is zero except in a few rows; all arrays must be in C order.
 
         Args:
             name: as for `bind`.
-            data: of shape (rows, columns), in C order as all of them are.
-            count: of shape (1,): how many rows have a gradient now.
-            indices: of shape (capacity,).
-            grad_rows: of shape (capacity, columns).
+            data: shape (rows, columns).
+            count: shape (1,): how many rows have a gradient in the next step.
+            indices: shape (capacity,): the rows that have one.
+            grad_rows: shape (capacity, columns): their gradients.
         """
         for what, array, type_ in (
             ("data", data, data.dtype),
@@ -268,15 +268,16 @@ class Optimizer:
         self._forms[name] = (data.shape, data.dtype)
 
     def group(self, options: str) -> None:
-        """Let the parameters bound from now on be a group with options of its own."""
+        """Start a parameter group: parameters bound from now on use these options."""
         self._call("optplug_group", encoded("options", options))
 
     def distribute(self, placement: str, comm: Any = None) -> None:
-        """Let ranks step this optimizer together; parameters bound from now on lie as ``placement`` says.
+        """Let ranks step this optimizer together.
 
         Args:
-            placement: "Replicate()", "Replicate(), Partial('sum')", "Replicate(), Replicate()", "Shard(0)".
-            comm: a communicator of mpi4py's; torch.distributed's ranks if None.
+            placement: how parameters bound from now on are spread over the ranks: "Replicate()",
+                "Replicate(), Partial('sum')", "Replicate(), Replicate()" or "Shard(0)".
+            comm: a communicator of mpi4py; None means the ranks of torch.distributed.
         """
         if comm is None:
             self._call("optplug_distribute", encoded("placement", placement), NO_COLLECTIVE, None, 0, 0)
@@ -297,7 +298,7 @@ class Optimizer:
         offset: Sequence[int],
         shape: Sequence[int] | None = None,
     ) -> None:
-        """Say which block of a grid this rank's part of a "Shard(0)" parameter is; it may be bound flat."""
+        """Say which block of a grid this rank's part is; None means the shape that was bound."""
         ndim = len(global_shape)
         if len(offset) != ndim or (shape is not None and len(shape) != ndim):
             raise ValueError(f"offset and shape must have {ndim} values each, got {offset} and {shape}")
@@ -308,11 +309,15 @@ class Optimizer:
         self._call("optplug_step")
 
     def step_closure(self, closure: Callable[[], float]) -> float:
-        """Make one step with a function that computes the gradients and returns the loss; return it."""
+        """Make one step with a function that sets gradients and returns the loss; return the first loss."""
         return self._call_with("optplug_step_closure", closure)
 
     def check_gradient(self, closure: Callable[[], float]) -> float:
-        """Compare such a function's gradients with differences of its losses; return the relative error."""
+        """Check such a function's gradients against differences of its losses; return the relative error.
+
+        Raises:
+            Error: a gradient is wrong; the message says where.
+        """
         return self._call_with("optplug_check_gradient", closure)
 
     def _call_with(self, name: str, closure: Callable[[], float]) -> float:
@@ -324,7 +329,7 @@ class Optimizer:
         return result.value
 
     def iterate(self, loss: float) -> bool:
-        """Make that step by reverse communication: as long as it is true, compute loss and gradients anew."""
+        """Make the same step by reverse communication: ``while opt.iterate(loss): loss = compute()``."""
         return self._call("optplug_iterate", loss) == statuses()["OPT_EVALUATE"]
 
     def zero_grad(self) -> None:
@@ -334,7 +339,7 @@ class Optimizer:
     def clip_grad_norm(
         self, max_norm: float, norm_type: float = 2.0, error_if_nonfinite: bool = False
     ) -> float:
-        """Scale all gradients so that their norm is ``max_norm`` at the most; return what it was."""
+        """Scale all gradients together so that their norm is at most ``max_norm``; return the norm before."""
         norm = ctypes.c_double()
         self._call("optplug_clip_grad_norm", max_norm, norm_type, error_if_nonfinite, ctypes.byref(norm))
         return norm.value
@@ -344,23 +349,23 @@ class Optimizer:
         self._call("optplug_clip_grad_value", clip_value)
 
     def get(self, group: int, name: str) -> float:
-        """Return a hyperparameter of a group, or with -1 of all, as a number: "lr", "betas[0]"."""
+        """Return a hyperparameter of a group, or of all (-1), as a number: "lr", "betas[0]"."""
         value = ctypes.c_double()
         self._call("optplug_get", group, encoded("name", name), ctypes.byref(value))
         return value.value
 
     def set(self, group: int, options: str) -> None:
-        """Set hyperparameters of a group, or with -1 of all."""
+        """Set hyperparameters of a group, or of all (-1): "lr=1e-4, betas=(0.9, 0.99)"."""
         self._call("optplug_set", group, encoded("options", options))
 
     def set_value(self, group: int, name: str, value: float) -> None:
-        """Set one hyperparameter of a group, or with -1 of all, named as `get` names it."""
+        """Set one hyperparameter of a group, or of all (-1), named as in `get`."""
         self._call("optplug_set_value", group, encoded("name", name), value)
 
     def schedule(self, spec: str | None, function: Callable[[float, int], float] | None = None) -> None:
-        """Attach a scheduler; if it takes a function of yours, one from an epoch and a group to a factor.
+        """Attach a scheduler; ``function`` returns the factor for an epoch and a group, for "LambdaLR()".
 
-        None takes all schedulers off; the learning rates stay as they are.
+        None removes all schedulers; learning rates keep their current values.
         """
         if spec is None:
             self._call("optplug_schedule", None)
@@ -378,25 +383,28 @@ class Optimizer:
         self._functions.append(callback)
 
     def schedule_step(self, metric: float | None = None) -> None:
-        """Step the schedulers; with a metric, those alone that take one."""
+        """Step all schedulers except ReduceLROnPlateau; with a metric, only that one.
+
+        If it is not attached, the metric is the epoch of CosineAnnealingWarmRestarts.
+        """
         self._call("optplug_schedule_step") if metric is None else self._call(
             "optplug_schedule_step_metric", metric
         )
 
     def stream(self, address: int | None) -> None:
-        """Let work on a GPU go onto a stream of yours, a ``cudaStream_t``, from now on; None: torch's again.
+        """Run GPU work on your stream, a ``cudaStream_t``; None returns to torch's current one.
 
-        CuPy has the address as ``stream.ptr``, torch as ``stream.cuda_stream``.  It must outlive the
+        The address is ``stream.ptr`` in CuPy, ``stream.cuda_stream`` in torch.  The stream must outlive the
         optimizer.
         """
         self._call("optplug_stream", address)
 
     def grad_scale(self, scale: Any, found_inf: Any = None) -> None:
-        """Let steps from now on divide gradients by ``scale``, and be left out where ``found_inf`` is 1.
+        """From now on, divide gradients in each step by ``scale``; skip steps where ``found_inf`` is 1.
 
         Args:
-            scale: an array of one float32 where the parameters are, or the address of one; None for none.
-            found_inf: likewise.
+            scale: an array of one float32 on the parameters' device, or its address; None for none.
+            found_inf: the same.
         """
         for what, number in (("scale", scale), ("found_inf", found_inf)):
             memory = memory_of(number)
@@ -408,7 +416,7 @@ class Optimizer:
         self._scale = (scale, found_inf)
 
     def average(self, spec: str) -> None:
-        """Average the parameters after each step from now on."""
+        """From now on, average the parameters after each step: "AveragedModel()"."""
         self._call("optplug_average", encoded("spec", spec))
 
     def average_get(self, name: str) -> NDArray[Any]:
@@ -418,42 +426,42 @@ class Optimizer:
         return average
 
     def average_swap(self) -> None:
-        """Exchange the values of all parameters with their averages; the next call takes them back."""
+        """Swap the values of all parameters with their averages; the next call swaps them back."""
         self._call("optplug_average_swap")
 
     def call(self, method: str) -> None:
-        """Call a method of a class outside torch: "train" or "eval" of a schedule-free one."""
+        """Call a method of a class outside torch.optim: "train" or "eval" of a schedule-free one."""
         self._call("optplug_call", encoded("method", method))
 
     def checkpoint(self, options: str) -> None:
-        """Choose what checkpoints have in them, and what is taken from them: "parameters=True"."""
+        """Choose what `save` writes and `load` restores: "parameters=True"."""
         self._call("optplug_checkpoint", encoded("options", options))
 
     def attribute(self, name: str, text: str | None) -> None:
-        """Attach a text of yours, which is in checkpoints; None removes it."""
+        """Attach a text of yours to checkpoints; None removes it."""
         self._call(
             "optplug_attribute", encoded("name", name), None if text is None else encoded("text", text)
         )
 
     def attribute_get(self, name: str) -> str:
-        """Return a text of yours."""
+        """Return such a text."""
         return _check_text(_library().optplug_attribute_get(self._handle, encoded("name", name)))
 
     def save(self, path: str | bytes | os.PathLike[Any]) -> None:
-        """Write all that the optimizer needs to go on into a file."""
+        """Save everything the optimizer needs to resume to a file."""
         self._call("optplug_save", os.fsencode(path))
 
     def load(self, path: str | bytes | os.PathLike[Any]) -> None:
-        """Go on from a file."""
+        """Resume from a file."""
         self._call("optplug_load", os.fsencode(path))
 
     def save_memory(self) -> bytes:
-        """Return what `save` writes."""
+        """Return what `save` would write."""
         buffer = np.empty(self._call("optplug_save_memory", None, 0), np.uint8)
         return buffer[: self._call("optplug_save_memory", buffer, buffer.size)].tobytes()
 
     def load_memory(self, content: bytes) -> None:
-        """Go on from what `save_memory` has returned."""
+        """Resume from what `save_memory` returned."""
         self._call("optplug_load_memory", content, len(content))
 
     def describe(self) -> str:
@@ -468,11 +476,11 @@ class Optimizer:
         return _check(result)
 
     def _guard(self, value: Any, function: Callable[[], float]) -> int:
-        """Call a function of the user's: no exception may pass through C."""
+        """Call the user's function, and keep its exception: none may pass through C."""
         try:
             result = function()
             if result is None:
-                raise TypeError("the function returned None, and must return a number")
+                raise TypeError("the function returned None: it must return a number")
             value[0] = result
         except BaseException as error:
             self._thrown = error

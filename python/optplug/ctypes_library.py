@@ -1,4 +1,4 @@
-"""liboptplug through ctypes: its functions with their types, and what they take and return."""
+"""liboptplug through ctypes: its functions with the types of their arguments and results."""
 
 from __future__ import annotations
 
@@ -29,13 +29,13 @@ COLLECTIVE = ctypes.CFUNCTYPE(
     ctypes.c_int64,
 )
 
-#: What is told of what the library does: ``void (*)(void *user, int level, const char *line)``.
+#: A function that receives the log: ``void (*)(void *user, int level, const char *line)``.
 LOG_FUNCTION = ctypes.CFUNCTYPE(None, ctypes.c_void_p, ctypes.c_int, ctypes.c_char_p)
 
 
 @dataclass
 class Memory:
-    """Where an array lies, and how."""
+    """An array's address, type and layout."""
 
     address: int
     dtype: np.dtype[Any]
@@ -46,7 +46,7 @@ class Memory:
 
 
 def memory_of(array: Any) -> Memory | None:
-    """Return the memory of a numpy array, or of one of a GPU; None if it is neither."""
+    """Return the memory of a numpy or GPU array; None if it is neither."""
     if isinstance(array, np.ndarray):
         address, writable = array.ctypes.data, array.flags.writeable
         return Memory(address, array.dtype, array.shape, array.strides, writable, False)
@@ -60,7 +60,7 @@ def memory_of(array: Any) -> Memory | None:
 
 
 class _Array:
-    """``void *`` as the type of an argument: an array, or whatever ctypes takes."""
+    """``void *`` as the type of an argument: an array, or anything that ctypes takes."""
 
     @staticmethod
     def from_param(value: Any) -> Any:
@@ -76,7 +76,7 @@ class _Text:
         if isinstance(value, str | os.PathLike):
             value = os.fsencode(value)
         if isinstance(value, bytes) and b"\0" in value:
-            raise ValueError(f"{value!r} contains a zero byte, where C would end it")
+            raise ValueError(f"{value!r} contains a zero byte, which ends a string in C")
         return ctypes.c_char_p.from_param(value)
 
 
@@ -88,7 +88,7 @@ def encoded(argument: str, text: str) -> bytes:
 
 
 class _Values:
-    """A pointer to values of a type: a list or tuple, a numpy array, or whatever ctypes takes."""
+    """A pointer to values of a type: a list or tuple, a numpy array, or anything that ctypes takes."""
 
     def __init__(self, type_: Any) -> None:
         self._type, self._pointer = type_, ctypes.POINTER(type_)
@@ -132,8 +132,8 @@ def load(path: str | None = None, loader: type[ctypes.CDLL] = ctypes.CDLL) -> ct
     """Return the library with the types of all its functions declared.
 
     Args:
-        path: of liboptplug; that of this package if None.
-        loader: ``ctypes.PyDLL`` to keep the GIL in calls.
+        path: liboptplug's path; None means this package's own.
+        loader: ``ctypes.PyDLL`` keeps the GIL during calls.
     """
     library = loader(path or optplug.library())
     for name, declared in _header().functions.items():
@@ -144,12 +144,12 @@ def load(path: str | None = None, loader: type[ctypes.CDLL] = ctypes.CDLL) -> ct
 
 
 def statuses() -> dict[str, int]:
-    """Return what the functions return, by the header's names: ``{"OPT_OK": 0, ...}``."""
+    """Return the header's statuses: ``{"OPT_OK": 0, ...}``."""
     return {name: value for name, value in _header().statuses.items() if name.startswith("OPT_")}
 
 
 class Error(RuntimeError):
-    """A call that failed: its message, ``status``, and Python's ``traceback`` inside of it, if any."""
+    """A failed call: its message, ``status``, and the embedded Python's ``traceback``, if there is one."""
 
     def __init__(self, status: int, message: str, traceback: str = "") -> None:
         super().__init__(message)
@@ -157,14 +157,14 @@ class Error(RuntimeError):
         self.traceback = traceback
 
 
-#: Where torch.distributed has the ranks.
+#: No collective: the ranks are torch.distributed's.
 NO_COLLECTIVE = COLLECTIVE()
 
 
 def collective_over(comm: Any, failed: Callable[[BaseException], None]) -> Any:
-    """Return the collective that a communicator of mpi4py's makes, and keep it: the optimizer calls it.
+    """Return a collective over a communicator of mpi4py; keep a reference while the optimizer uses it.
 
-    An exception may not pass through C, and goes to ``failed``.
+    Exceptions go to ``failed``, since none may pass through C.
     """
 
     def run(_: Any, what: bytes, dtype: bytes, send: int, receive: int, count: int) -> int:

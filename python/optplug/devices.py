@@ -315,7 +315,7 @@ def _gpu_of_stream(address: int, gpus: set[int]) -> int:
     status = ask(ctypes.c_void_p(address), ctypes.byref(gpu))
     if status != 0:
         _function("cudaGetLastError")()
-        raise ValueError(f"stream {address:#x} is not a stream: CUDA's error {status}")
+        raise ValueError(f"stream {address:#x} is not a stream: CUDA error {status}")
     return gpu.value
 
 

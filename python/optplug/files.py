@@ -109,12 +109,12 @@ def _follow(path: str) -> os.stat_result | None:
     if stat.S_ISDIR(found.st_mode):
         raise IsADirectoryError(errno.EISDIR, "it is a directory")
     if not stat.S_ISREG(found.st_mode):
-        raise OSError(errno.EINVAL, "it is a device, pipe or socket, and must be a file")
+        raise OSError(errno.EINVAL, "it must be a file, not a device, pipe or socket")
     link = path
     while os.path.islink(link):  # noqa: PTH114
         folder = os.path.realpath(os.path.dirname(link))  # noqa: PTH120
         if folder.startswith("/proc/"):
-            raise OSError(errno.EINVAL, "it is a file that is open, and must be a file's name")
+            raise OSError(errno.EINVAL, "it must be a file's name, not a link to an open file")
         link = os.path.join(folder, os.readlink(link))  # noqa: PTH115, PTH118
     return found
 

@@ -221,8 +221,8 @@ def _evaluate_twice(
             raise ValueError(f"the gradient of parameter {name} contains inf or nan")
         if gradient.any() and np.allclose(second, 2 * gradient, rtol=100 * v.epsilon, atol=0):
             raise ValueError(
-                f"the gradient of parameter {name} is added to what was there before: let the closure set it "
-                "to zero first, as opt_zero_grad does"
+                f"the gradient of parameter {name} is added to the one that was there before: set it to zero "
+                "first in the closure, as opt_zero_grad does"
             )
     return gradients
 
@@ -295,7 +295,9 @@ def _difference(
         way = at_above - at_below  # as it is after rounding
         length = math.sqrt(add(float(np.linalg.norm(way)) ** 2))
         if not length:
-            raise ValueError(f"parameter {shown(v.parameter.name)}: {where} it is too large for differences")
+            raise ValueError(
+                f"parameter {shown(v.parameter.name)}: {where} the value is too large for differences"
+            )
         differences.append((above - below) / length)
         given = add(float(slope @ way)) / length
         noise = v.epsilon * (abs(above) + abs(below)) / length
@@ -340,5 +342,8 @@ def _reason(v: _Values, gradient: np.ndarray, found: Sequence[_Found]) -> str:
         for order in (shape, shape[::-1]):
             other = gradient.reshape(order).T.reshape(-1)[[f.index for f in singles]]
             if np.allclose(other, differences, rtol=0.01, atol=1e-12):
-                return "is right but for the order of its values, column-major for row-major or the reverse"
+                return (
+                    "is right except for the order of its values: "
+                    "column-major instead of row-major, or the reverse"
+                )
     return ""

@@ -309,7 +309,9 @@ class Hosted:
 
     def _check_unscaled(self, what: str) -> None:
         if self._scale:
-            raise StateError(f"{what} after opt_grad_scale: call that with NULL, and scale in the closure")
+            raise StateError(
+                f"{what} after opt_grad_scale: call opt_grad_scale with NULL, and scale in the closure"
+            )
 
     def _check_bound(self, what: str) -> None:
         self._check_idle(what)

@@ -37,7 +37,7 @@ def get(groups: list[Options], name: str) -> float:
     spec.check_name(key, groups[0].keys() - {"params", "param_names"} | {"step"}, "hyperparameter")
     value = groups[0][key]
     if any(g[key] != value for g in groups[1:]):
-        raise ValueError(f"group -1: {key!r} differs between the {len(groups)} groups: ask for one")
+        raise ValueError(f"group -1: {key!r} differs between the {len(groups)} groups: ask for one group")
     position = _position(name, value)
     if position is not None:
         value = value[position]

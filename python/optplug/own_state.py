@@ -87,7 +87,7 @@ def save(
         load(other, read(content, there, known), {})
         place = difference(other.state_dict(), state, "", packages)
         if place is not None:
-            raise StateError(f"{called(place)} is a different one after its load_state_dict")
+            raise StateError(f"{called(place)} differs after its own load_state_dict")
         extra = _attributes(optimizer, other, shared, needs_closure)
         if extra:
             load(other, read(content, there, known), _check_attributes(other, extra, known))
@@ -106,7 +106,7 @@ def save(
         if isinstance(error.value, bytes):
             reason = f"{called(error.place)} is bytes, which a class may unpickle, and a load runs no code"
     except RecursionError:
-        reason = "an object of it leads back to itself, which no file can restore"
+        reason = "an object in it refers back to itself, which no file can restore"
     except Exception as error:
         reason = str(error) or type(error).__name__
     raise StateError(
@@ -164,11 +164,11 @@ def _parts_of(optimizer: torch.optim.Optimizer) -> Iterator[tuple[str, Any]]:
 
 
 def _apart(before: Overlaps, after: Overlaps, places: Set[str]) -> str:
-    """Say what shares memory and would not after a load, or the reverse; "" if nothing."""
+    """Say what shares memory and would no longer do so after a load, or the reverse; "" if nothing."""
     for place in sorted(before.keys() | after.keys()):
         first = (before.get(place) or after[place])[0]
         if place != first and before.get(place) != after.get(place) and {place, first} <= places:
-            when = "would not after a load" if place in before else "would only after a load"
+            when = "would no longer do so after a load" if place in before else "would do so after a load"
             return f"{called(place)} shares memory with {called(first)}, and {when}"
     return ""
 

@@ -96,7 +96,7 @@ class Ranks:
         if self._is_agreed:
             raise StateError(
                 f"name {shown(name)} is new after the first call that all ranks make: "
-                "bind all parameters before"
+                "bind all parameters before that"
             )
         if isinstance(grad, SparseGrad):
             raise ValueError(f"parameter {shown(name)}: ranks cannot have sparse rows: bind it dense")
@@ -124,7 +124,9 @@ class Ranks:
                 'blocks are for "Shard(0)"'
             )
         if self._is_agreed:
-            raise StateError(f"parameter {shown(name)} has been stepped: call opt_bind_block before that")
+            raise StateError(
+                f"parameter {shown(name)} has been stepped: call opt_bind_block before the first step"
+            )
         self.blocks[name] = block
 
     def sliced(self) -> list[Sliced]:

@@ -149,8 +149,8 @@ class Recipe:
         for inner in self.wrapped().values():
             if methods.has(inner.class_) and not methods.has(self.class_):
                 warn(
-                    f"{self.name} has no train() and eval(), which the {inner.name} in it has: the weights "
-                    "to evaluate are out of reach"
+                    f"{self.name} has no train() and eval(), which the {inner.name} in it has, so "
+                    "the weights to evaluate cannot be reached"
                 )
             inner.warn_of_modes()
 
@@ -192,7 +192,7 @@ class Recipe:
         except Exception:
             made = self._called(groups, unnamed, arguments)
         if not hasattr(made, "param_groups"):
-            raise SpecError(f"{self.name} has no param_groups, by which its parameters are known")
+            raise SpecError(f"{self.name} has no param_groups, in which optplug would find its parameters")
         names = {id(p): name for group in groups for name, p in group["params"]}
         for group in made.param_groups if self.names_groups else ():
             group["param_names"] = [names.get(id(p), "") for p in group["params"]]

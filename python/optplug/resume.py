@@ -144,7 +144,7 @@ class Resumption:
     def _check_about(self, about: dict[str, Any], wholes: Wholes | None) -> None:
         if type(about["format"]) is not int or about["format"] != _FORMAT:
             raise ValueError(
-                f"it is of format {shown(about['format'])}, and this optplug reads format {_FORMAT}"
+                f"its format is {shown(about['format'])}, and this optplug reads format {_FORMAT}"
             )
         if about["class"] != self._recipe.title:
             raise ValueError(f"the file is of {word(about['class'])}, this optimizer is {self._recipe.title}")

@@ -226,7 +226,7 @@ def check_arguments(
     if len(call.args) > len(unnamed) and not has_more:
         raise SpecError(
             f"{call.name}: {shown(call.args[len(unnamed)])} needs a name: "
-            f"only {', '.join(unnamed) or 'no argument'} may come without"
+            f"only {', '.join(unnamed) or 'no argument'} may be given without one"
         )
     try:
         found = dict(signature.bind(*call.args, **call.kwargs).arguments)
@@ -394,7 +394,7 @@ def _argument(name: str, node: ast.expr) -> Any:
                 f"{name} out here"
             ) from None
         if name in ("", *_PARAMETERS):
-            raise SpecError(f"{error}; parameters, optimizer and model are left out") from None
+            raise SpecError(f"{error}; leave out params, optimizer and model") from None
         raise
 
 

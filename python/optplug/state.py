@@ -78,9 +78,9 @@ def order(saved: dict[str, Any], groups: list[list[str]]) -> list[list[str]]:
     keys: set[int] = set()
     for i, group in enumerate(theirs):
         if type(group.get("params")) is not list or not all(type(key) is int for key in group["params"]):
-            raise ValueError(f"group {i} has no list of parameters in it")
+            raise ValueError(f"group {i} has no list of parameters")
         if keys & set(group["params"]) or len(set(group["params"])) < len(group["params"]):
-            raise ValueError(f"group {i} has a parameter in it that is given twice")
+            raise ValueError(f"group {i} contains a parameter twice")
         keys |= set(group["params"])
     return [_names(i, group, here) for i, (group, here) in enumerate(zip(theirs, groups, strict=True))]
 
@@ -89,7 +89,7 @@ def _names(i: int, group: dict[str, Any], here: list[str]) -> list[str]:
     names, count = group.get("param_names"), len(group["params"])
     if names is None:
         if count != len(here):
-            raise ValueError(f"group {i} has {count} parameters in it, and {len(here)} here")
+            raise ValueError(f"group {i} has {count} parameters in the file, and {len(here)} here")
         return here
     if type(names) is not list or not all(type(name) is str for name in names):
         raise ValueError(f"group {i}: its param_names are not a list of names, got {shown(names)}")
@@ -102,7 +102,7 @@ def _names(i: int, group: dict[str, Any], here: list[str]) -> list[str]:
         if name not in ours:
             raise ValueError(f"group {i} has a parameter {shown(name)}, which is not bound here")
     if not len(names) == count == len(here):
-        raise ValueError(f"group {i} has {count} parameters in it, and {len(here)} here")
+        raise ValueError(f"group {i} has {count} parameters in the file, and {len(here)} here")
     return list(names)
 
 
@@ -168,7 +168,7 @@ def put(
         if options.get("fused") and 0 < have < len(group["params"]) and "momentum_buffer" in like:
             groups[-1]["fused"] = None  # SGD's fused kernel takes momentum buffers of all or of none
     if states.keys() - known:
-        raise ValueError("it has state for parameters that are in none of its groups")
+        raise ValueError("it has state for parameters that belong to none of its groups")
     # All that can be checked is: now read.
     state: dict[Tensor, dict[str, Any]] = defaultdict(dict)
     for p, fits in fitting.items():

@@ -142,7 +142,7 @@ class Unpickler:
         """Refuse a call after which more has been copied than read: torch writes arguments for one call."""
         self._copied += sum(len(a) for a in arguments if isinstance(a, dict | list | str | tuple))
         if self._copied > self._file.tell():
-            raise DamagedError("not a checkpoint: it has one list or text in it many times")
+            raise DamagedError("not a checkpoint: it repeats a list or text too often")
 
     def _new(self) -> None:
         self._stack.pop()
@@ -161,7 +161,7 @@ def _key(key: object) -> object:
     Integers have no secret in their hash: of large ones a forger knows as many as wanted with the same.
     """
     if not is_key(key):
-        raise DamagedError("not a checkpoint: it has a dict with other keys than text and numbers")
+        raise DamagedError("not a checkpoint: it has a dict whose keys are not text or numbers")
     return key
 
 
@@ -202,7 +202,7 @@ def _rebuild(
     sizes = (offset, *shape, *strides)
     are_sizes = all(type(n) is int and 0 <= n <= sys.maxsize for n in sizes)
     if not are_sizes or len(shape) != len(strides) or len(shape) > _MOST_DIMENSIONS:
-        raise DamagedError("damaged: a tensor has no such shape")
+        raise DamagedError("damaged: a tensor has an impossible shape")
     extent = 0 if 0 in shape else 1 + sum((n - 1) * s for n, s in zip(shape, strides, strict=True))
     if (offset + extent) * dtype.itemsize > memory.size:
         raise DamagedError("damaged: a tensor is larger than its memory")

@@ -27,12 +27,13 @@ _KINDS = (ValueError, StateError, NonFiniteError, FileError, MemoryError)
 _TAG = 96  # bytes that name a call
 _SHARED = 3  # numbers that `World.share` sends
 _STEPPED = "stepped"  # what a rank says that has made the step in which another one has failed
-#: How launchers tell a process its rank and the number of ranks.
+#: How launchers tell a process its rank and the number of ranks.  Not SLURM_NTASKS: a batch script, which
+#: srun has not started, is SLURM_PROCID 0 of so many.
 _LAUNCHERS = (
     ("RANK", "WORLD_SIZE"),
     ("OMPI_COMM_WORLD_RANK", "OMPI_COMM_WORLD_SIZE"),
     ("PMI_RANK", "PMI_SIZE"),
-    ("SLURM_PROCID", "SLURM_NTASKS"),
+    ("SLURM_PROCID", "SLURM_STEP_NUM_TASKS"),
 )
 
 
@@ -187,7 +188,7 @@ class World:
         )
         kind, _, message = said.partition("\n")
         if stepped:
-            message += f" (rank {stepped[0]} had made this step by then: load a checkpoint on all ranks)"
+            message += f" (rank {stepped[0]} had already made this step: load a checkpoint on all ranks)"
         raised = _made(kind, f"rank {rank}: {message}")
         vars(raised)["is_of_all"] = vars(raised)["is_known"] = True
         self.failure = raised if self.is_in_host else None
@@ -370,7 +371,8 @@ def _start(timeout: datetime.timedelta) -> None:
     if found is None:
         raise StateError(
             "collective is NULL, and no launcher says which rank this is (RANK and WORLD_SIZE are not set): "
-            "start the program by torchrun --no-python, or pass a collective, as optplug_mpi.h does"
+            "start the program by torchrun --no-python, mpiexec or srun, or pass a collective, as "
+            "optplug_mpi.h does"
         )
     rank, size = (int(environment[name]) for name in found)
     missing = [name for name in ("MASTER_ADDR", "MASTER_PORT") if name not in environment]

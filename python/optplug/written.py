@@ -88,7 +88,7 @@ class Known:
             self._memory[storage.start] = Stored(torch.uint8, (storage.size,), (1,), 0, storage).tensor()
         last = stored.offset + sum((n - 1) * s for n, s in zip(stored.shape, stored.strides, strict=True))
         if (last + 1) * size > storage.size:
-            raise DamagedError("damaged: a tensor is not within its memory")
+            raise DamagedError("damaged: a tensor is larger than its memory")
         whole = self._memory[storage.start][: storage.size // size * size].view(stored.dtype)
         return whole.as_strided(stored.shape, stored.strides, stored.offset)
 
@@ -179,14 +179,14 @@ def _object(saved: Any, class_: Any, known: Known, place: str) -> Any:
     """Return an object as a step has made one in this place, with the attributes that a file has."""
     like = known.objects.get(place)
     if like is None or type(saved) is not dict:
-        raise ValueError(f"{called(place)} is an object in the file, and not here")
+        raise ValueError(f"{called(place)} is an object in the file, but not here")
     here = type(like).__qualname__
     if class_ != here:  # which a spec's options may choose
         raise ValueError(f"{called(place)} is of class {shown(class_)}, and here of {here}")
     for name in saved:
         check_attribute(called(place), name, like)
         if name.startswith("__") and name not in vars(like):  # which others than the class may go by
-            raise ValueError(f"{called(place)} has an attribute {shown(name)}, and here it has none")
+            raise ValueError(f"{called(place)} has an attribute {shown(name)} in the file, but not here")
     made = object.__new__(type(like))
     vars(made).update(_read_container(saved, vars(like), known, place))
     return made
@@ -195,12 +195,12 @@ def _object(saved: Any, class_: Any, known: Known, place: str) -> Any:
 def check_attribute(what: str, name: Any, like: Any) -> None:
     """Raise ValueError where an attribute in a file would hide something of a class's but a value."""
     if type(name) is not str or not name.isidentifier():
-        raise ValueError(f"{what} has an attribute {shown(name)}, which is no name")
+        raise ValueError(f"{what} has an attribute {shown(name)}, which is not a valid name")
     there = getattr(type(like), name, None)
     # A class may have a value that its steps replace in the object.
     is_value = not callable(there) and not hasattr(there, "__get__") and not name.startswith("__")
     if name not in vars(like) and there is not None and not is_value:
-        raise ValueError(f"{what} has an attribute {shown(name)}, which in {type(like).__name__} is no value")
+        raise ValueError(f"{what} has an attribute {shown(name)}, which {type(like).__name__} defines itself")
 
 
 def has_objects(*saved: Any) -> bool:

@@ -51,7 +51,7 @@ end
 function test_a_step_whose_result_nobody_takes_is_refused()
 opt = optplug.Optimizer('SGD(lr=0.5)');
 w = opt.step([1 2], [0 0]);
-fails('optplug:invalid', 'trains nothing: write params = step(opt, params, grads)', @() opt.step(w, w));
+fails('optplug:invalid', 'this result would be lost: write params = step(opt, params, grads)', @() opt.step(w, w));
 fails('optplug:invalid', 'write params = step_closure(opt, fun, params)', ...
     @() opt.step_closure(@(v) deal(0, v), w));
 assert(opt.data(), [1 2]);
@@ -398,12 +398,12 @@ end
 
 function test_an_optimizer_stays_out_of_mat_files()
 opt = optplug.Optimizer('SGD(lr=0.5)');
-fails('optplug:invalid', 'save(opt, path)', @() opt.saveobj());
+fails('optplug:invalid', 'opt.save(path)', @() opt.saveobj());
 end
 
 function test_wrong_arrays_are_refused_by_name()
 opt = optplug.Optimizer('SGD(lr=0.5)');
-wanted = 'must be a single or double array, real, full and not empty, got ';
+wanted = 'must be a real, full, non-empty single or double array, got ';
 fails('optplug:invalid', ['params ' wanted 'a 1x2 int32'], @() taken(opt.step(int32([1 2]), int32([1 2]))));
 fails('optplug:invalid', ['params ' wanted 'a 1x2 complex double'], @() taken(opt.step([1i 2], [1 2])));
 fails('optplug:invalid', ['params ' wanted 'a 2x2 sparse double'], @() taken(opt.step(sparse(eye(2)), eye(2))));
@@ -427,7 +427,7 @@ fails('optplug:invalid', 'grads.w must be a 1x3 double, got a 1x3 complex double
 fails('optplug:invalid', 'grads has no field ''b''', @() taken(opt.step(right, struct('w', [1 2 3]))));
 fails('optplug:invalid', 'grads has a field ''c''', ...
     @() taken(opt.step(right, struct('w', [1 2 3], 'b', single(1), 'c', 1))));
-fails('optplug:invalid', 'grads must have 2 arrays, as there are parameters, got a 1x3 cell', ...
+fails('optplug:invalid', 'grads must have 2 arrays, one for each bound parameter, got a 1x3 cell', ...
     @() taken(opt.step(right, {1, 2, 3})));
 fails('optplug:invalid', 'grads must have 2 arrays', @() taken(opt.step(right, 1)));
 fails('optplug:invalid', 'step takes params and grads, or neither', @() taken(opt.step(right)));

@@ -1,13 +1,13 @@
 classdef Optimizer < handle
-    %OPTIMIZER One of PyTorch's optimizers, on arrays of yours.
+    %OPTIMIZER One of PyTorch's optimizers, for your own arrays.
     %
-    %   opt = optplug.Optimizer(spec) makes the optimizer that spec names, a
-    %   constructor call as PyTorch's documentation writes it, without the
-    %   parameters: 'AdamW(lr=3e-4, betas=(0.9, 0.99))'.  PyTorch's documentation
-    %   is the manual for names and defaults; optplug.list('optimizers') lists them.
+    %   opt = optplug.Optimizer(spec) creates an optimizer from a constructor call,
+    %   written as in PyTorch's documentation, without the parameters:
+    %   'AdamW(lr=3e-4, betas=(0.9, 0.99))'.  PyTorch's documentation is the manual
+    %   for names and defaults; optplug.list('optimizers') lists the names.
     %
     %   params = step(opt, params, grads) makes a step.  params is a single or
-    %   double array, or a cell array or a struct of such; grads has the same form.
+    %   double array, or a cell array or struct of such arrays; grads has the same form.
     %
     %   Example:
     %       opt = optplug.Optimizer('Adam(lr=0.1)');
@@ -17,59 +17,62 @@ classdef Optimizer < handle
     %       end
     %       disp(round(w'))
     %
-    %   For LBFGS, and wherever a step is to ask for the loss itself, see
-    %   step_closure.  A column-major matrix is one that PyTorch's LBFGS does not
-    %   take: optplug.Optimizer(spec, 'flat') lets PyTorch see each array as a
-    %   vector.  Otherwise it sees a vector, row or column, as 1-D, and other
-    %   arrays with the size that they have here.
+    %   LBFGS evaluates the loss itself: see step_closure.  It rejects MATLAB's
+    %   column-major matrices, but optplug.Optimizer(spec, 'flat') shows each array
+    %   to PyTorch as a vector.  Without 'flat', PyTorch sees a row or column as 1-D,
+    %   and any other array with the size that it has in MATLAB.
     %
-    %   An optimizer is a handle: two variables may name one, and it ends with the
-    %   last of them or with delete(opt).  What the library refuses is an error with
-    %   its message and one of the identifiers optplug:invalid, optplug:handle,
-    %   optplug:state, optplug:start, optplug:runtime, optplug:memory,
-    %   optplug:nonfinite and optplug:io.
+    %   An optimizer is a handle object: copies of the variable refer to the same
+    %   optimizer, which is freed with the last of them or by delete(opt).  Errors
+    %   have the library's message and one of the identifiers optplug:invalid,
+    %   optplug:handle, optplug:state, optplug:start, optplug:runtime,
+    %   optplug:memory, optplug:nonfinite and optplug:io.
     %
     %   Optimizer methods:
-    %       step             - Make a step, with arrays given or held.
-    %       step_closure     - Make a step with a function that gives loss and gradients.
-    %       check_gradient   - Compare its gradients with differences of its losses.
-    %       bind             - Let the optimizer hold arrays of these values.
-    %       data             - Get or set the values of the arrays held.
+    %       step             - Make a step, with arrays you pass or those bound.
+    %       step_closure     - Make a step with a function that returns loss and gradients.
+    %       check_gradient   - Check that function's gradients against differences of its losses.
+    %       bind             - Copy parameters into the optimizer.
+    %       data             - Get or set the parameters that it holds.
     %       grad             - Get or set their gradients.
-    %       group            - Let the arrays bound from now on be a group of their own.
+    %       group            - Start a parameter group.
     %       zero_grad        - Set every gradient to zero.
-    %       clip_grad_norm   - Scale the gradients so that their norm is at most this.
+    %       clip_grad_norm   - Limit the norm of all gradients together.
     %       clip_grad_value  - Clamp each value of each gradient.
     %       get              - Get a hyperparameter.
     %       set              - Set hyperparameters.
+    %       set_value        - Set one hyperparameter, fast.
     %       schedule         - Attach a learning-rate scheduler.
     %       schedule_step    - Step the schedulers.
     %       average          - Average the parameters after each step.
     %       average_get      - Get the averages.
-    %       average_swap     - Exchange the parameters with their averages.
-    %       call             - Call a method of a class outside torch.
-    %       save             - Write the state into a file.
-    %       load             - Go on from a file.
+    %       average_swap     - Swap the parameters with their averages.
+    %       call             - Call a method of a class outside torch.optim.
+    %       checkpoint       - Choose what save writes and load restores.
+    %       attribute        - Attach a text of yours to checkpoints.
+    %       attribute_get    - Return such a text.
+    %       save             - Save the state to a file.
+    %       load             - Resume from a file.
     %       save_memory      - Return the state as bytes.
-    %       load_memory      - Go on from such bytes.
+    %       load_memory      - Resume from such bytes.
     %       describe         - Describe the optimizer in a few lines.
-    %       delete           - End the optimizer.
+    %       delete           - Free the optimizer.
     %
     %   See also optplug.init, optplug.list, optplug.describe.
 
     properties (SetAccess = private)
         Spec   % the constructor call
-        Handle = -1 % the library's number for it, for a calllib of your own
+        Handle = -1 % the C library's handle, for your own calllib
     end
 
     properties (Access = private)
-        Arrays % those that it holds
-        IsInStep = false % step_closure's function has failed, and the step waits for it
+        Arrays % the bound arrays
+        IsInStep = false % a step is waiting for another evaluation
     end
 
     methods
         function self = Optimizer(spec, layout)
-            %OPTIMIZER Make an optimizer: optplug.Optimizer(spec) or optplug.Optimizer(spec, 'flat').
+            %OPTIMIZER Create an optimizer: optplug.Optimizer(spec) or optplug.Optimizer(spec, 'flat').
             if nargin < 1
                 optplug.internal.refuse('spec', 'text', []);
             end
@@ -86,7 +89,7 @@ classdef Optimizer < handle
         end
 
         function delete(self)
-            %DELETE End the optimizer and release its state.
+            %DELETE Free the optimizer and its state.
             if self.Handle > 0
                 optplug.internal.call('optplug_free', self.Handle);
                 self.Handle = -1;
@@ -94,14 +97,14 @@ classdef Optimizer < handle
         end
 
         function bind(self, name, varargin)
-            %BIND Let the optimizer hold arrays of these values, and of their gradients.
+            %BIND Copy parameters into the optimizer, which then holds them and their gradients.
             %
-            %   bind(opt, params) takes an array, a cell array or a struct, as step does,
-            %   which does this by itself when nothing is bound.  The names that
-            %   checkpoints have are a struct's own; 'x' for an array, and 'x1', 'x2', ...
-            %   for a cell array's.
+            %   bind(opt, params) takes an array, a cell array or a struct.  The first step
+            %   or step_closure with params does the same.  Parameters are named in
+            %   checkpoints: by a struct's field names; as 'x' for an array; as 'x1', 'x2',
+            %   ... for a cell array.
             %
-            %   bind(opt, name, value) takes one array; with group, arrays can be in
+            %   bind(opt, name, value) takes one array, so that group can put arrays into
             %   different groups.  Binding a name again, with the same size, keeps its state.
             %
             %   Example:
@@ -116,15 +119,15 @@ classdef Optimizer < handle
         end
 
         function params = step(self, params, grads)
-            %STEP Make a step, with arrays given or held.
+            %STEP Make a step, with arrays you pass or those bound.
             %
-            %   params = step(opt, params, grads) updates params from grads.  Both are an
-            %   array, or a cell array or a struct of arrays, single or double, and always
-            %   of the same sizes.  The first call binds them.  Your params do not change: a
-            %   call that takes no output is refused.
+            %   params = step(opt, params, grads) updates params from grads.  Each is an
+            %   array, or a cell array or struct of arrays, single or double; their sizes
+            %   must not change between calls.  The first call binds them.  The result is
+            %   params, so a call without an output is an error.
             %
-            %   step(opt) updates the arrays held from the gradients held: see bind, data
-            %   and grad.  params = step(opt) returns them.
+            %   step(opt) updates the bound arrays from the gradients set by grad: see bind
+            %   and data.  params = step(opt) also returns them.
             %
             %   Example:
             %       opt = optplug.Optimizer('SGD(lr=0.5)');
@@ -147,15 +150,15 @@ classdef Optimizer < handle
         end
 
         function [params, loss] = step_closure(self, fun, params)
-            %STEP_CLOSURE Make a step with a function that gives loss and gradients.
+            %STEP_CLOSURE Make a step with a function that returns loss and gradients.
             %
             %   [params, loss] = step_closure(opt, fun, params) calls
-            %   [loss, grads] = fun(params), which LBFGS wants several times a step and the
-            %   others once, and returns the parameters after the step and the first loss.
-            %   Without params, the arrays held are stepped.
+            %   [loss, grads] = fun(params), several times for LBFGS and once for other
+            %   classes, and returns the parameters after the step and the first loss.
+            %   Without params, it steps the bound arrays.
             %
-            %   If fun fails, the step waits for it where it is: the next step_closure
-            %   calls its function at the same point and goes on from there.
+            %   If fun fails, the step is suspended: the next step_closure calls its
+            %   function at the same point and continues from there.
             %
             %   Example:
             %       opt = optplug.Optimizer('LBFGS(line_search_fn=''strong_wolfe'')');
@@ -194,12 +197,12 @@ classdef Optimizer < handle
         end
 
         function relative_error = check_gradient(self, fun, params)
-            %CHECK_GRADIENT Compare a function's gradients with differences of its losses.
+            %CHECK_GRADIENT Check a function's gradients against differences of its losses.
             %
-            %   relative_error = check_gradient(opt, fun, params), with a function as
-            %   step_closure takes it, raises an error that says what is wrong with the
-            %   gradients, where anything is, and where.  Without params, it checks at the
-            %   arrays held.
+            %   relative_error = check_gradient(opt, fun, params), with fun as in
+            %   step_closure, raises an error if a gradient is wrong, which says where and,
+            %   if possible, what the mistake is.  Otherwise it returns the largest relative
+            %   error.  Without params, it checks at the bound arrays.
             %
             %   Example:
             %       opt = optplug.Optimizer('Adam()');
@@ -230,7 +233,7 @@ classdef Optimizer < handle
         end
 
         function value = data(self, varargin)
-            %DATA Get or set the values of the arrays held.
+            %DATA Get or set the parameters that the optimizer holds.
             %
             %   params = data(opt) returns all of them, in the form in which they were bound.
             %   value = data(opt, name) returns one.
@@ -248,7 +251,7 @@ classdef Optimizer < handle
         end
 
         function value = grad(self, varargin)
-            %GRAD Get or set the gradients of the arrays held, as data does their values.
+            %GRAD Get or set the gradients that the optimizer holds, as data does the parameters.
             %
             %   Example:
             %       opt = optplug.Optimizer('SGD(lr=0.1)');
@@ -263,7 +266,7 @@ classdef Optimizer < handle
         end
 
         function group(self, options)
-            %GROUP Let the arrays bound from now on be a group of their own.
+            %GROUP Start a parameter group: arrays bound from now on use these options.
             %
             %   group(opt, 'lr=1e-4, weight_decay=0'); see bind for an example.
             self.ask('optplug_group', optplug.internal.text(options, 'options'));
@@ -275,12 +278,12 @@ classdef Optimizer < handle
         end
 
         function norm = clip_grad_norm(self, max_norm, norm_type, error_if_nonfinite)
-            %CLIP_GRAD_NORM Scale the gradients together so that their norm is max_norm at most.
+            %CLIP_GRAD_NORM Scale the gradients together so that their norm is at most max_norm.
             %
-            %   norm = clip_grad_norm(opt, max_norm) returns the norm that they had before.
-            %   clip_grad_norm(opt, max_norm, norm_type) takes another than the 2-norm: Inf,
-            %   say.  clip_grad_norm(opt, max_norm, norm_type, true) refuses a norm that is
-            %   Inf or NaN.  The gradients are those held: see grad, which has an example.
+            %   norm = clip_grad_norm(opt, max_norm) returns the norm before scaling.
+            %   clip_grad_norm(opt, max_norm, norm_type) uses another norm than the 2-norm,
+            %   such as Inf.  clip_grad_norm(opt, max_norm, norm_type, true) makes a norm of
+            %   Inf or NaN an error.  It scales the gradients set by grad, which has an example.
             if nargin < 3
                 norm_type = 2;
             end
@@ -302,8 +305,8 @@ classdef Optimizer < handle
         function value = get(self, name, group)
             %GET Get a hyperparameter.
             %
-            %   value = get(opt, 'lr') is that of all groups, where they agree;
-            %   get(opt, 'betas[0]', 1) is that of one, and the first is 0, as in PyTorch.
+            %   value = get(opt, 'lr') is the value in all groups, which must agree;
+            %   get(opt, 'betas[0]', 1) is the value in group 1.  Group 0 is the first, as in PyTorch.
             %
             %   Example:
             %       opt = optplug.Optimizer('Adam(lr=0.1)');
@@ -329,7 +332,8 @@ classdef Optimizer < handle
         end
 
         function set_value(self, name, value, group)
-            %SET_VALUE Set one hyperparameter, as in set_value(opt, 'lr', 1e-4, 0).
+            %SET_VALUE Set one hyperparameter: set_value(opt, 'lr', 1e-4), or of group 0 only,
+            %   set_value(opt, 'lr', 1e-4, 0).  For values that change at every step.
             if nargin < 4
                 group = -1;
             end
@@ -340,8 +344,9 @@ classdef Optimizer < handle
         function schedule(self, spec)
             %SCHEDULE Attach a scheduler of torch.optim.lr_scheduler, once every array is bound.
             %
-            %   Those that take a function, LambdaLR for one, cannot be had here: use set.
-            %   schedule(opt, []) takes all schedulers off; the learning rates stay as they are.
+            %   Schedulers that take a function, such as LambdaLR, are not available in MATLAB
+            %   and Octave: call set_value before each step instead.
+            %   schedule(opt, []) removes all schedulers; learning rates keep their current values.
             %
             %   Example:
             %       opt = optplug.Optimizer('SGD(lr=1.0)');
@@ -362,9 +367,9 @@ classdef Optimizer < handle
         function schedule_step(self, metric)
             %SCHEDULE_STEP Step the schedulers.
             %
-            %   schedule_step(opt) steps all but ReduceLROnPlateau, after a step.
-            %   schedule_step(opt, metric) steps ReduceLROnPlateau by the loss it watches or,
-            %   where none is attached, CosineAnnealingWarmRestarts by the epoch.
+            %   schedule_step(opt), after a step, steps all but ReduceLROnPlateau.
+            %   schedule_step(opt, metric) steps ReduceLROnPlateau, which watches a loss; if
+            %   none is attached, it sets the epoch of CosineAnnealingWarmRestarts.
             if nargin < 2
                 self.ask('optplug_schedule_step');
             else
@@ -375,8 +380,9 @@ classdef Optimizer < handle
         function average(self, spec)
             %AVERAGE Average the parameters after each step from now on.
             %
-            %   average(opt, 'AveragedModel()') with equal weights; exponentially:
-            %   average(opt, 'AveragedModel(multi_avg_fn=get_ema_multi_avg_fn(0.999))').
+            %   average(opt, 'AveragedModel()') weights all steps equally;
+            %   average(opt, 'AveragedModel(multi_avg_fn=get_ema_multi_avg_fn(0.999))') is an
+            %   exponential average.
             %
             %   Example:
             %       opt = optplug.Optimizer('SGD(lr=1.0)');
@@ -390,26 +396,26 @@ classdef Optimizer < handle
         end
 
         function value = average_get(self, varargin)
-            %AVERAGE_GET Get the averages: all, in the form of the parameters, or one by its name.
+            %AVERAGE_GET Get the averages: all, in the form of the parameters, or one by name.
             value = self.Arrays.average(varargin{:});
         end
 
         function average_swap(self)
-            %AVERAGE_SWAP Exchange the parameters with their averages; the next call takes them back.
+            %AVERAGE_SWAP Swap the parameters with their averages; the next call swaps them back.
             self.ask('optplug_average_swap');
         end
 
         function call(self, method)
-            %CALL Call a method of a class outside torch: 'train' or 'eval' of a schedule-free one.
+            %CALL Call a method of a class outside torch.optim: 'train' or 'eval' of a schedule-free one.
             self.ask('optplug_call', optplug.internal.text(method, 'method'));
         end
 
         function checkpoint(self, options)
-            %CHECKPOINT Choose what save writes, and what load takes.
+            %CHECKPOINT Choose what save writes and load restores.
             %
-            %   checkpoint(opt, 'parameters=True') puts the values of the parameters into
-            %   the file, and out of it; checkpoint(opt, 'schedules=False') lets load leave
-            %   schedulers and learning rates as they are.
+            %   checkpoint(opt, 'parameters=True') includes the values of the parameters.
+            %   After checkpoint(opt, 'schedules=False'), load keeps the current schedulers and
+            %   learning rates.
             %
             %   Example:
             %       opt = optplug.Optimizer('Adam()');
@@ -423,7 +429,7 @@ classdef Optimizer < handle
         end
 
         function attribute(self, name, text)
-            %ATTRIBUTE Attach a text of yours, which save writes and load brings back.
+            %ATTRIBUTE Attach a text of yours, which save writes and load restores.
             %
             %   attribute(opt, name, []) removes it.
             %
@@ -442,15 +448,15 @@ classdef Optimizer < handle
         end
 
         function text = attribute_get(self, name)
-            %ATTRIBUTE_GET Return a text of yours; attribute has an example.
+            %ATTRIBUTE_GET Return an attached text; attribute has an example.
             text = optplug.internal.attribute(self.Handle, optplug.internal.text(name, 'name'));
         end
 
         function save(self, path)
-            %SAVE Write all that the optimizer needs to go on into a file, which PyTorch reads.
+            %SAVE Save everything the optimizer needs to resume to a file, which PyTorch can read.
             %
-            %   The values of the parameters are yours to keep, or are in it with
-            %   checkpoint(opt, 'parameters=True').
+            %   The parameters' values are yours to keep, unless checkpoint(opt, 'parameters=True')
+            %   includes them.
             %
             %   Example:
             %       file = [tempname() '.pt'];
@@ -466,12 +472,12 @@ classdef Optimizer < handle
         end
 
         function load(self, path)
-            %LOAD Go on from a file of save's, once the same arrays are bound; save has an example.
+            %LOAD Resume from a saved file, once the same arrays are bound; save has an example.
             self.ask('optplug_load', optplug.internal.text(path, 'path'));
         end
 
         function bytes = save_memory(self)
-            %SAVE_MEMORY Return what save writes as a uint8 column, for a file of your own.
+            %SAVE_MEMORY Return what save writes, as a uint8 column, for your own file.
             size = optplug.internal.call('optplug_save_memory', self.Handle, [], 0);
             optplug.internal.check(size);
             block = optplug.internal.Block(zeros(size, 1, 'uint8'));
@@ -482,7 +488,7 @@ classdef Optimizer < handle
         end
 
         function load_memory(self, bytes)
-            %LOAD_MEMORY Go on from what save_memory has returned.
+            %LOAD_MEMORY Resume from what save_memory returned.
             if ~isa(bytes, 'uint8') || isempty(bytes)
                 optplug.internal.refuse('bytes', 'uint8, as save_memory returns it', bytes);
             end
@@ -502,9 +508,9 @@ classdef Optimizer < handle
         end
 
         function value = saveobj(~)
-            %SAVEOBJ Refuse to go into a MAT-file: the optimizer's state is in the library.
+            %SAVEOBJ Refuse to be saved in a MAT-file: the optimizer's state is in the library.
             value = []; % MATLAB asks for one
-            error('optplug:invalid', 'an optimizer cannot be in a MAT-file: save(opt, path) writes its state');
+            error('optplug:invalid', 'an optimizer cannot be saved in a MAT-file: write its state by opt.save(path)');
         end
     end
 

@@ -1,9 +1,9 @@
 function init(options)
-%INIT Start Python and PyTorch now rather than with the first optimizer, with options.
+%INIT Start Python and PyTorch now rather than at the first optimizer, and set options.
 %
-%   optplug.init() starts them.  optplug.init('num_threads=1, plans=False')
-%   sets options: the comment on opt_init in optplug.h lists them.  python='...',
-%   which names the environment that has PyTorch, must come before the start.
+%   optplug.init() starts them.  optplug.init('num_threads=1, plans=False') also sets
+%   options, which the comment on opt_init in optplug.h lists.  python='...', the
+%   environment that has PyTorch, must be set before Python has started.
 %
 %   Example:
 %       optplug.init('num_threads=1')

@@ -1,8 +1,8 @@
 function names = list(kind)
-%LIST List what PyTorch has, as a cell array of text.
+%LIST List what is available, as a cell array of text.
 %
-%   optplug.list('optimizers'), and so 'schedulers', 'dtypes' and 'devices'.
-%   optplug.list('Adam') lists the arguments of one of them, with their defaults.
+%   optplug.list('optimizers'); also 'schedulers', 'dtypes' and 'devices'.
+%   optplug.list('Adam') lists the arguments of an optimizer or scheduler, with defaults.
 %
 %   Example:
 %       names = optplug.list('optimizers');

@@ -1,5 +1,5 @@
 function text = traceback()
-%TRACEBACK Return Python's own account of the last error; '' if Python was not in it.
+%TRACEBACK Return the Python traceback of the last error; '' if it did not come from Python.
 %
 %   Example:
 %       try

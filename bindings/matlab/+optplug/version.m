@@ -1,5 +1,5 @@
 function text = version()
-%VERSION Return the version of the library.
+%VERSION Return the version of the loaded library.
 %
 %   Example:
 %       disp(optplug.version())

@@ -117,7 +117,7 @@ def _needs(class_: type, calls: str) -> Iterator[str]:
     if "closure" in calls:
         yield "a closure: compute the gradients before the step as well"
     if methods.has(class_):
-        yield 'opt_call(opt, "eval") before the weights are used, and "train" to go on'
+        yield 'opt_call(opt, "eval") before using the weights, and "train" before you train on'
 
 
 def _needed(class_: type) -> list[inspect.Parameter]:

@@ -51,7 +51,7 @@ def _parser() -> argparse.ArgumentParser:
         "print how to run it.  The program gets the folder's name.",
         example="new fortran heat",
     )
-    maker.add_argument("language", choices=new.LANGUAGES, help="what it is written in")
+    maker.add_argument("language", choices=new.LANGUAGES, help="the program's language")
     maker.add_argument("folder", metavar="DIR", help="a new folder, or an empty one")
 
     check = _command(
@@ -151,7 +151,7 @@ def _sizes(text: str) -> list[int]:
     except (OverflowError, ValueError):
         sizes = [0]
     if min(sizes) < 1:
-        raise argparse.ArgumentTypeError(f"{text!r} is not a list of sizes from 1 on, such as 10,1e6")
+        raise argparse.ArgumentTypeError(f"{text!r} is not a list of sizes of at least 1, such as 10,1e6")
     return sizes
 
 

@@ -252,8 +252,10 @@ def _others() -> Iterator[tuple[str, str]]:
 
 
 def _ignored() -> Iterator[tuple[str, str]]:
+    ours = pathlib.Path(optplug.__file__).resolve().parent.parent  # which a module file adds
     for name in ("PYTHONHOME", "PYTHONPATH"):
-        if os.environ.get(name):
+        places = [place for place in os.environ.get(name, "").split(os.pathsep) if place]
+        if any(pathlib.Path(place).resolve() != ours for place in places):
             yield (
                 f"{name} is set, which programs other than Python ignore",
                 f"unset {name}, or install what is found only there into this environment",

@@ -1,5 +1,5 @@
 classdef Arrays < handle
-    %ARRAYS The arrays that an optimizer holds: copies of the caller's, and their gradients.
+    %ARRAYS The arrays that an optimizer holds: copies of the caller's parameters, and their gradients.
 
     properties (SetAccess = private)
         Entries = struct('name', {}, 'class', {}, 'size', {}, 'shape', {}, 'data', {}, 'grad', {});
@@ -8,24 +8,24 @@ classdef Arrays < handle
     properties (Access = private)
         Handle
         IsFlat
-        Form = struct() % what access returns all in: like this, an array, a cell array or a struct
+        Form = struct() % the form in which access returns all: an array ([]), a cell array or a struct
     end
 
     methods
         function self = Arrays(handle, is_flat)
-            %ARRAYS Hold none, for an optimizer's handle; is_flat lets PyTorch see each as a vector.
+            %ARRAYS Start with none, for an optimizer's handle; is_flat shows each to PyTorch as a vector.
             self.Handle = handle;
             self.IsFlat = is_flat;
         end
 
         function bind(self, name, value)
-            %BIND Hold arrays of these values: see optplug.Optimizer.bind.
+            %BIND Copy arrays in: see optplug.Optimizer.bind.
             if nargin == 3
                 self.bind_one(optplug.internal.text(name, 'name'), value);
                 self.Form = struct();
             else
                 [names, values] = parts(name, 'params');
-                expected(name); % all are right before one is bound
+                expected(name); % check all before binding one
                 for i = 1:numel(values)
                     self.bind_one(names{i}, values{i});
                 end
@@ -40,7 +40,7 @@ classdef Arrays < handle
         end
 
         function take(self, params, grads)
-            %TAKE Copy arrays in, but none before all are found right; the first ones are bound.
+            %TAKE Copy arrays in, once all are checked; bind them if none are bound.
             wanted = self.Entries;
             if isempty(wanted)
                 wanted = expected(params);
@@ -60,12 +60,12 @@ classdef Arrays < handle
         end
 
         function put(self, what, container, name)
-            %PUT Copy arrays in, in a container of the same form, which name is in errors.
+            %PUT Copy arrays in from a container of the same form, which errors call by name.
             self.write(what, arrange(self.Entries, container, name));
         end
 
         function container = fill(self, container, what)
-            %FILL Return a container of the same form with the values that are held.
+            %FILL Return a container of the same form with the values held here.
             values = cell(1, numel(self.Entries));
             for i = 1:numel(values)
                 values{i} = self.Entries(i).(what).read();
@@ -74,7 +74,7 @@ classdef Arrays < handle
         end
 
         function value = average(self, name)
-            %AVERAGE Return the averages: all, or one by its name.
+            %AVERAGE Return the averages: all, or one by name.
             if nargin > 1
                 value = self.average_of(self.position(name));
             else
@@ -84,7 +84,7 @@ classdef Arrays < handle
         end
 
         function [is_got, value] = access(self, what, name, value)
-            %ACCESS Get or set all, or one by its name: see optplug.Optimizer.data.
+            %ACCESS Get or set all, or one by name: see optplug.Optimizer.data.
             is_got = nargin == 2 || nargin == 3 && (ischar(name) || isa(name, 'string'));
             if nargin == 2
                 value = self.fill(self.Form, what);
@@ -104,7 +104,7 @@ classdef Arrays < handle
         end
 
         function at = position(self, name)
-            %POSITION Return which one has a name.
+            %POSITION Return the number of the array with this name.
             name = optplug.internal.text(name, 'name');
             at = find(strcmp(name, {self.Entries.name}));
             if isempty(at)
@@ -120,7 +120,7 @@ classdef Arrays < handle
             block = optplug.internal.Block(zeros(entry.size, entry.class));
             optplug.internal.check(optplug.internal.call('optplug_average_get', self.Handle, entry.name, block.Pointer));
             value = block.read();
-            if numel(entry.shape) > 1 % it comes in C order
+            if numel(entry.shape) > 1 % it arrives in C order
                 last = numel(entry.shape);
                 value = permute(reshape(value, entry.shape(last:-1:1)), last:-1:1);
             end
@@ -137,7 +137,7 @@ classdef Arrays < handle
                 'data', optplug.internal.Block(value), 'grad', optplug.internal.Block(zeros(size(value), class(value))));
             status = optplug.internal.call('optplug_bind_nd', self.Handle, name, dtypes.(class(value)), 'cpu', ...
                 numel(shape), int64(shape), entry.data.Pointer, strides, entry.grad.Pointer, strides);
-            if status >= 0 % kept before check, whose warnings may be errors
+            if status >= 0 % keep it before check, whose warnings may be errors
                 at = find(strcmp(name, {self.Entries.name}));
                 if isempty(at)
                     at = numel(self.Entries) + 1;
@@ -168,7 +168,7 @@ classdef Arrays < handle
 end
 
 function [names, values] = parts(container, name)
-% Take an array, a cell array or a struct apart.
+% Split an array, a cell array or a struct into names and values.
 if isstruct(container)
     if ~isscalar(container)
         optplug.internal.refuse(name, 'one struct', container);
@@ -195,7 +195,7 @@ end
 end
 
 function values = arrange(wanted, container, name)
-% Return the arrays in the order of those wanted, if there is the right one for each.
+% Return the arrays in the order of those wanted; raise an error if one is missing or differs.
 n = numel(wanted);
 [names, values] = parts(container, name);
 if isstruct(container)
@@ -205,12 +205,12 @@ if isstruct(container)
     if ~isempty(missing)
         error('optplug:invalid', '%s has no field ''%s''', name, missing{1});
     elseif ~isempty(unknown)
-        error('optplug:invalid', '%s has a field ''%s'', and no such parameter is bound', name, unknown{1});
+        error('optplug:invalid', '%s has a field ''%s'', but no parameter of that name is bound', name, unknown{1});
     end
     names = bound;
     values = cellfun(@(field) container.(field), names, 'UniformOutput', false);
 elseif numel(values) ~= n
-    error('optplug:invalid', '%s must have %d arrays, as there are parameters, got %s', name, n, ...
+    error('optplug:invalid', '%s must have %d arrays, one for each bound parameter, got %s', name, n, ...
         optplug.internal.kind(container));
 end
 for i = 1:n
@@ -223,7 +223,7 @@ end
 end
 
 function wanted = expected(params)
-% Return names, classes and sizes of arrays that can be bound.
+% Return names, classes and sizes of arrays, all of which can be bound.
 [names, values] = parts(params, 'params');
 for i = 1:numel(values)
     check_array(values{i}, label(params, 'params', i, names));
@@ -234,6 +234,6 @@ end
 
 function check_array(value, name)
 if ~any(strcmp(class(value), {'double', 'single'})) || isempty(value) || ~isreal(value) || issparse(value)
-    optplug.internal.refuse(name, 'a single or double array, real, full and not empty', value);
+    optplug.internal.refuse(name, 'a real, full, non-empty single or double array', value);
 end
 end

@@ -1,15 +1,15 @@
 classdef Block < handle
-    %BLOCK An array in memory that stays where it is, for the library to keep a pointer to.
+    %BLOCK An array in memory that does not move, so that the library can keep a pointer to it.
 
     properties (SetAccess = private)
-        Pointer % what a pointer argument of internal.call takes
+        Pointer % for pointer arguments of internal.call
     end
 
     properties (Access = private)
         Size
         Class
         Bytes
-        UsesMex % asking each time would cost more than the copy of a small array
+        UsesMex % asking each time would take longer than copying a small array
     end
 
     methods
@@ -29,7 +29,7 @@ classdef Block < handle
         function write(self, value)
             if self.UsesMex
                 optplug_mex('optplug_copy', self.Pointer, value, self.Bytes);
-            else % not by Pointer.Value = value, which may move the memory
+            else % not Pointer.Value = value, which may move the memory
                 calllib('liboptplug', 'optplug_copy', self.Pointer, value, self.Bytes);
             end
         end

@@ -1,5 +1,5 @@
 function varargout = call(name, varargin)
-%CALL Call a function of optplug.h.  Results are calllib's: its own, and one for each pointer argument.
+%CALL Call a function of optplug.h; return what calllib would: its result, then each pointer argument.
 
 if optplug.internal.uses_mex()
     [varargout{1:nargout}] = optplug_mex(name, varargin{:});

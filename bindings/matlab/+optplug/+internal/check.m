@@ -1,5 +1,5 @@
 function check(status)
-%CHECK Raise the library's error if a status is one, and pass on what PyTorch has warned of.
+%CHECK Raise the library's error if status is negative, and pass on PyTorch's warnings.
 
 if status < 0
     identifiers = {'invalid', 'handle', 'state', 'start', 'runtime', 'memory', 'nonfinite', 'io'};

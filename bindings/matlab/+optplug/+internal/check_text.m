@@ -1,5 +1,5 @@
 function check_text(text)
-%CHECK_TEXT Raise the library's error if a text is none, and pass on what PyTorch has warned of.
+%CHECK_TEXT Raise the library's error if there is no text, and pass on PyTorch's warnings.
 
 status = 0;
 if isempty(text)

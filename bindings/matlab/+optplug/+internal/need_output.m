@@ -1,7 +1,6 @@
 function need_output(count, usage)
-%NEED_OUTPUT Refuse a call on arrays of the caller's that takes no output: they do not change.
+%NEED_OUTPUT Raise an error if the result of a step is ignored: the caller's arrays do not change.
 if count == 0
-    error('optplug:invalid', ['a step of arrays that are given, whose result nobody takes, trains ' ...
-        'nothing: write %s'], usage);
+    error('optplug:invalid', 'params cannot change in place, so this result would be lost: write %s', usage);
 end
 end

@@ -1,5 +1,5 @@
 function refuse(name, wanted, got)
-%REFUSE Raise the error of an argument that is not what it must be.
+%REFUSE Raise an error that names a wrong argument, what it must be, and its value.
 
 if ischar(got) && size(got, 1) == 1
     shown = ['''' got ''''];

@@ -1,5 +1,5 @@
 function value = text(value, name)
-%TEXT Return an argument that is text, a MATLAB string as well, as a char row.
+%TEXT Return a text argument, char or string, as a char row, or raise an error if it is none.
 
 if isa(value, 'string') && isscalar(value)
     value = char(value);
