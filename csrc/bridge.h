@@ -185,6 +185,7 @@ typedef struct optplug_gradients {
     int count; /* 0: Python does it */
     const optplug_tensor *tensors;
     int lanes; /* in how many lanes squares are added up; 0: Python clips by the norm */
+    int fused; /* whether squares are rounded only in the sums of lanes */
     int chunk; /* of those that fill no lane: how many at a time are rounded before they are added; 0: none */
     int add_scalar, mul_scalar, reciprocal, clamp_max, clamp;
 } optplug_gradients;

@@ -8,10 +8,10 @@
 #include "openmp.h"
 
 /* Gradients as long as this are Python's, which adds them up in pieces. */
-enum { LONG = 10000000, MOST_LANES = 16 };
+enum { LONG = 10000000, VECTOR = 64 /* bytes, at most */ };
 
 struct gradients {
-    int count, bytes, lanes, chunk;
+    int count, bytes, lanes, fused, chunk;
     optplug_tensor *tensors;
     elementwise add_scalar, mul_scalar, reciprocal, clamp_max, clamp;
     double *norms; /* room for the norm of each, in its dtype */
@@ -19,16 +19,19 @@ struct gradients {
 
 struct gradients *gradients_make(const optplug_gradients *given)
 {
-    if (given->count == 0 || given->lanes > MOST_LANES)
+    if (given->count == 0)
+        return NULL;
+    int bytes = strcmp(given->tensors[0].dtype, "float64") == 0 ? 8 : 4;
+    if (given->lanes * bytes > VECTOR)
         return NULL;
     struct gradients *gradients = calloc(1, sizeof *gradients);
     if (!gradients)
         return NULL;
-    int bytes = strcmp(given->tensors[0].dtype, "float64") == 0 ? 8 : 4;
     *gradients = (struct gradients){
         .count = given->count,
         .bytes = bytes,
         .lanes = given->lanes,
+        .fused = given->fused != 0,
         .chunk = given->chunk,
         .add_scalar = elementwise_find(given->add_scalar, bytes),
         .mul_scalar = elementwise_find(given->mul_scalar, bytes),
@@ -59,15 +62,15 @@ void gradients_free(struct gradients *gradients)
 
 /* Add up squares as torch's compiler does (aten/src/ATen/native/cpu/ReduceOpsKernel.cpp, norm_two_reduce_step):
  * in lanes, which are then added one by one, and after them the values that fill no lane.  It takes some of those
- * together, and rounds their squares; the squares of others only in the sum. */
-#define SUM_OF_SQUARES(NAME, TYPE, LANES, FMA)                                                               \
+ * together, and rounds their squares; the squares of others only in the sum, which in lanes it does on ARM. */
+#define SUM_OF_SQUARES(NAME, TYPE, LANES, ADD_SQUARE, FMA)                                                   \
     static TYPE NAME(int64_t n, const TYPE *x, int chunk)                                                    \
     {                                                                                                        \
         TYPE lanes[LANES] = {0};                                                                             \
         int64_t i = 0;                                                                                       \
         for (; i < n - n % LANES; i += LANES)                                                                \
             for (int j = 0; j < LANES; j++)                                                                  \
-                lanes[j] += x[i + j] * x[i + j];                                                             \
+                lanes[j] = ADD_SQUARE(x[i + j], x[i + j], lanes[j]);                                         \
         TYPE sum = lanes[0];                                                                                 \
         for (int j = 1; j < LANES; j++)                                                                      \
             sum += lanes[j];                                                                                 \
@@ -78,33 +81,43 @@ void gradients_free(struct gradients *gradients)
             sum = FMA(x[i], x[i], sum);                                                                      \
         return sum;                                                                                          \
     }
+#define ROUNDED(a, b, sum) ((sum) + (a) * (b))
 
-SUM_OF_SQUARES(squares2_f64, double, 2, fma)
-SUM_OF_SQUARES(squares4_f64, double, 4, fma)
-SUM_OF_SQUARES(squares8_f64, double, 8, fma)
-SUM_OF_SQUARES(squares4_f32, float, 4, fmaf)
-SUM_OF_SQUARES(squares8_f32, float, 8, fmaf)
-SUM_OF_SQUARES(squares16_f32, float, 16, fmaf)
+SUM_OF_SQUARES(squares2_f64, double, 2, ROUNDED, fma)
+SUM_OF_SQUARES(squares4_f64, double, 4, ROUNDED, fma)
+SUM_OF_SQUARES(squares8_f64, double, 8, ROUNDED, fma)
+SUM_OF_SQUARES(squares4_f32, float, 4, ROUNDED, fmaf)
+SUM_OF_SQUARES(squares8_f32, float, 8, ROUNDED, fmaf)
+SUM_OF_SQUARES(squares16_f32, float, 16, ROUNDED, fmaf)
+SUM_OF_SQUARES(fused2_f64, double, 2, fma, fma)
+SUM_OF_SQUARES(fused4_f64, double, 4, fma, fma)
+SUM_OF_SQUARES(fused8_f64, double, 8, fma, fma)
+SUM_OF_SQUARES(fused4_f32, float, 4, fmaf, fmaf)
+SUM_OF_SQUARES(fused8_f32, float, 8, fmaf, fmaf)
+SUM_OF_SQUARES(fused16_f32, float, 16, fmaf, fmaf)
+
+/* By whether lanes are fused, and by how many there are: a vector of 16, 32 or 64 bytes. */
+static double (*const sums_f64[2][3])(int64_t n, const double *x, int chunk) = {
+    {squares2_f64, squares4_f64, squares8_f64},
+    {fused2_f64, fused4_f64, fused8_f64},
+};
+static float (*const sums_f32[2][3])(int64_t n, const float *x, int chunk) = {
+    {squares4_f32, squares8_f32, squares16_f32},
+    {fused4_f32, fused8_f32, fused16_f32},
+};
 
 /* The norm of one value is its size, without a square that might underflow. */
 static void norm(const struct gradients *gradients, int64_t n, const void *x, void *result)
 {
-    int chunk = gradients->chunk;
+    int fused = gradients->fused, size = gradients->lanes * gradients->bytes / 32, chunk = gradients->chunk;
     if (n == 1 && gradients->bytes == 8)
         *(double *)result = fabs(*(const double *)x);
     else if (n == 1)
         *(float *)result = fabsf(*(const float *)x);
-    else if (gradients->bytes == 8) {
-        double sum = gradients->lanes == 2   ? squares2_f64(n, x, chunk)
-                     : gradients->lanes == 4 ? squares4_f64(n, x, chunk)
-                                             : squares8_f64(n, x, chunk);
-        *(double *)result = sqrt(sum);
-    } else {
-        float sum = gradients->lanes == 4   ? squares4_f32(n, x, chunk)
-                    : gradients->lanes == 8 ? squares8_f32(n, x, chunk)
-                                            : squares16_f32(n, x, chunk);
-        *(float *)result = sqrtf(sum);
-    }
+    else if (gradients->bytes == 8)
+        *(double *)result = sqrt(sums_f64[fused][size](n, x, chunk));
+    else
+        *(float *)result = sqrtf(sums_f32[fused][size](n, x, chunk));
 }
 
 /* ---- what is done to each ---- */

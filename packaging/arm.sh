@@ -1,15 +1,15 @@
 #!/usr/bin/env bash
-# Build optplug for ARM (aarch64) in a Debian that qemu emulates, and run tests and the demo there.
+# Build optplug for ARM (aarch64), and run tests and the demo in a Debian whose Python qemu emulates.
 #
 #     packaging/arm.sh [TESTS [FOLDER]]
 #
 # TESTS is what ctest -R takes: by default C tests, and the numbers of steps without Python.
-# FOLDER, build/arm by default, takes up to 8 GB and is kept for the next run.  It needs root, and of Debian or
-# Ubuntu the packages debootstrap, debian-archive-keyring, qemu-user-static and binfmt-support; on a machine
-# that is an ARM, `cmake --workflow --preset test` does more.
+# FOLDER, build/arm by default, takes up to 8 GB and is kept for the next run.  It needs root on an x86_64, and of
+# Debian or Ubuntu the packages debootstrap, debian-archive-keyring, qemu-user-static and binfmt-support; on a
+# machine that is an ARM, `cmake --workflow --preset test` does more.
 set -eu
 project=$(cd "$(dirname "$0")/.." && pwd)
-core='averages|gradients|scarce|schedules|staged|step' # without those that watch stderr
+core='averages|closures|gradients|guest|plans|scarce|schedules|staged|step' # without those that watch stderr
 tests=${1:-"^(test_($core)|(plans|records|lbfgs)\.py)$"}
 folder=${2:-$project/build/arm}
 root=$folder/root
@@ -27,12 +27,24 @@ inside() {
   # shellcheck disable=SC2016 # it is the inner shell's
   unshare --mount sh -c 'mount -t proc proc "$0/proc" && mount --bind "$0/cpuinfo" "$0/proc/cpuinfo" &&
     mount --rbind /dev "$0/dev" && exec chroot "$0" "$@"' \
-    "$root" env -C /optplug HOME=/root OMP_WAIT_POLICY=passive PIP_NO_INDEX=1 "$@"
+    "$root" env -C /optplug HOME=/root CC=aarch64-linux-gnu-gcc CXX=aarch64-linux-gnu-g++ \
+    OMP_WAIT_POLICY=passive PIP_NO_INDEX=1 "$@"
 }
 
+# The compilers and make are this machine's, which takes a tenth of the time; Python and what is made are ARM's.
+# apt cannot install the package with venv: it looks for what that needs, which is of no architecture, for ARM.
 if [ ! -e "$folder/made" ]; then
-  debootstrap --arch=arm64 --variant=minbase \
-    --include=python3-dev,python3-venv,gcc,g++,make,cmake $release "$root" http://deb.debian.org/debian
+  debootstrap --variant=minbase --include=gcc-aarch64-linux-gnu,g++-aarch64-linux-gnu,make,cmake \
+    $release "$root" http://deb.debian.org/debian
+  # shellcheck disable=SC2016 # it is the inner shell's
+  unshare --mount sh -c 'mount -t proc proc "$0/proc" && exec chroot "$0" "$@"' \
+    "$root" env -C /tmp DEBIAN_FRONTEND=noninteractive sh -e -c '
+      dpkg --add-architecture arm64
+      apt-get update -qq
+      apt-get install -qq --no-install-recommends \
+        python3-dev:arm64 libgomp1:arm64 libstdc++6:arm64 python3-pip-whl python3-setuptools-whl
+      apt-get download "python$0-venv:arm64"
+      dpkg --extract python*-venv_*.deb /' $python
   touch "$folder/made"
 fi
 processors=$root/sys/devices/system/cpu

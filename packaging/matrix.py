@@ -52,18 +52,28 @@ def run(torch: str, version: str, tests: str, folder: pathlib.Path) -> str:
     for command in ([*configure, f"-DPython_EXECUTABLE={interpreter}"], ["cmake", "--build", build]):
         done = subprocess.run(command, cwd=PROJECT, check=False, capture_output=True, text=True)
         if done.returncode:
-            said = [line for line in (done.stdout + done.stderr).splitlines() if "rror" in line] or ["?"]
-            return row(torch, version, tests, f"skipped: {said[-1].strip()[:200]}")
+            return row(torch, version, tests, f"skipped: {reason(done.stdout + done.stderr)}")
+    junit.unlink(missing_ok=True)
     subprocess.run(
         ["ctest", "--test-dir", build, "-R", tests, "--output-junit", junit, "--output-on-failure"],  # noqa: S607
         check=False,
     )
+    if not junit.exists():
+        return row(torch, version, tests, "stopped before the end")
     suite = ElementTree.parse(junit).getroot()  # noqa: S314 - ctest's own
     failed = [case.get("name", "") for case in suite.iter("testcase") if case.find("failure") is not None]
     skipped = int(suite.get("skipped", "0")) + int(suite.get("disabled", "0"))
     passed = int(suite.get("tests", "0")) - len(failed) - skipped
     result = f"{passed} passed" + (f", {skipped} skipped" if skipped else "")
     return row(torch, version, tests, result + (f", failed: {', '.join(failed)}" if failed else ""))
+
+
+def reason(said: str) -> str:
+    """Return the line that tells why a workplace could not be made, first a cap in pip's own settings."""
+    for sign in (r"The user requested \(constraint\).*", r".*[Ee]rror.*"):
+        if found := re.findall(sign, said):
+            return found[-1].strip()[:200].replace("|", "\\|")
+    return "?"
 
 
 def row(torch: str, version: str, tests: str, result: str) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import itertools
 import math
 
 import numpy as np
@@ -185,8 +186,8 @@ def test_a_value_beyond_the_dtype_is_torchs_error():
 def test_lanes_that_are_not_torchs_are_noticed():
     known = followers._clipping(torch.float32)
     assert known.lanes
-    others = [(lanes, chunk) for lanes in (4, 8, 16) for chunk in (0, 1, 2, 4, 8)]
-    others.remove((known.lanes, known.chunk))
-    for lanes, chunk in others:
-        how = followers.replace(known, lanes=lanes, chunk=chunk)
+    others = list(itertools.product((4, 8, 16), (0, 1), (0, 1, 2, 4, 8)))
+    others.remove((known.lanes, known.fused, known.chunk))
+    for lanes, fused, chunk in others:
+        how = followers.replace(known, lanes=lanes, fused=fused, chunk=chunk)
         assert not all(followers._clips_as_torch(how, torch.float32, *case) for case in followers._CASES)

@@ -6,6 +6,7 @@ Each is proven against torch's own before it is used, on numbers of our own.
 from __future__ import annotations
 
 import functools
+import itertools
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import replace
@@ -114,11 +115,10 @@ def _clipping(dtype: torch.dtype) -> Gradients:
     names = ("add scalar", "mul scalar", "reciprocal", "clamp max", "clamp")
     chosen = {name.replace(" ", "_"): elementwise.choose(name, dtype) for name in names}
     known = Gradients([], **{name: -1 if number is None else number for name, number in chosen.items()})
-    for lanes in _LANES[dtype]:
-        for chunk in _CHUNKS:
-            found = replace(known, lanes=lanes, chunk=chunk)
-            if all(_clips_as_torch(found, dtype, *case) for case in _CASES):
-                return found
+    for fused, lanes, chunk in itertools.product((0, 1), _LANES[dtype], _CHUNKS):
+        found = replace(known, lanes=lanes, fused=fused, chunk=chunk)
+        if all(_clips_as_torch(found, dtype, *case) for case in _CASES):
+            return found
     return known
 
 

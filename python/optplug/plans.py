@@ -157,6 +157,7 @@ class Gradients:
 
     tensors: list[Tensor]
     lanes: int = 0  # see `optplug_gradients`
+    fused: int = 0
     chunk: int = 0
     add_scalar: int = -1
     mul_scalar: int = -1

@@ -70,9 +70,9 @@ def give_gradients(gradients: Gradients, out: Any) -> object:
     """Fill in ``out``, an ``optplug_gradients *``, and return what it points to."""
     tensors = gradients.tensors
     stated = ffi.new("optplug_tensor[]", [(*_tensor(t), *_NO_GAPS) for t in tensors])
-    out.count, out.tensors, out.lanes, out.chunk = len(tensors), stated, gradients.lanes, gradients.chunk
-    for operation in ("add_scalar", "mul_scalar", "reciprocal", "clamp_max", "clamp"):
-        setattr(out, operation, getattr(gradients, operation))
+    out.count, out.tensors = len(tensors), stated
+    for name in ("lanes", "fused", "chunk", "add_scalar", "mul_scalar", "reciprocal", "clamp_max", "clamp"):
+        setattr(out, name, getattr(gradients, name))
     return stated
 
 
