@@ -13,7 +13,7 @@
 
 #include <optplug.h>
 
-enum { MEMBERS = 40, THREADS = 4, POINTS = 40, HIDDEN = 20, ALL = 3 * HIDDEN + 1, STEPS = 4000, GRID = 121 };
+enum { MEMBERS = 40, THREADS = 4, POINTS = 40, HIDDEN = 20, ALL = 3 * HIDDEN + 1, STEPS = 2000, GRID = 121 };
 
 static double x[POINTS], y[POINTS]; /* what was measured */
 static double curve[MEMBERS][GRID]; /* what each member makes of it */
@@ -57,7 +57,7 @@ static int train(int member)
 
     int opt = opt_create("AdamW(lr=0.02, weight_decay=0.01)");
     if ((status = opt) < 0 || (status = opt_bind(opt, "w", "float64", ALL, w, dw)) < 0 ||
-        (status = opt_schedule(opt, "CosineAnnealingLR(T_max=4000)")) < 0)
+        (status = opt_schedule(opt, "CosineAnnealingLR(T_max=2000)")) < 0)
         return status;
     for (int step = 0; step < STEPS && status >= 0; step++) {
         opt_zero_grad(opt);

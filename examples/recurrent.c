@@ -19,7 +19,7 @@ static const char text[] =
     "heaven shines, And often is his gold complexion dimm'd; And every fair from fair sometime declines, "
     "By chance or nature's changing course untrimm'd;";
 
-enum { LETTERS = 128, HIDDEN = 48, LENGTH = sizeof text - 2, WINDOW = 32, STEPS = 6000 };
+enum { LETTERS = 128, HIDDEN = 40, LENGTH = sizeof text - 2, WINDOW = 32, STEPS = 3000 };
 
 /* h(t) = tanh(in[letter] + w h(t-1) + b), and the next letter is softmax(out h). */
 enum {
@@ -123,9 +123,9 @@ static void train(const char *options, float losses[STEPS / 100])
     for (int i = 0; i < ALL; i++)
         weights[i] = narrow(0.2f * (2 * ((float)rand() / (float)RAND_MAX) - 1));
     check(opt_init(options));
-    int opt = check(opt_create("AdamW(lr=2e-3)"));
+    int opt = check(opt_create("AdamW(lr=4e-3)"));
     check(opt_bind(opt, "weights", "bfloat16", ALL, weights, gradients));
-    check(opt_schedule(opt, "LinearLR(start_factor=1, end_factor=0.02, total_iters=6000)"));
+    check(opt_schedule(opt, "LinearLR(start_factor=1, end_factor=0.02, total_iters=3000)"));
     for (int i = 0; i < STEPS; i++) {
         mean += loss_and_gradient(i * WINDOW % LENGTH, h) / 100;
         check(opt_clip_grad_norm(opt, 1.0, 2.0, 0, NULL));

@@ -110,7 +110,8 @@ def test_cmake_with_find_package(scratch, installed):
     flags = [f"-DCMAKE_{language}_FLAGS={WARNINGS}" for language in LINKS]
     run("cmake", "-B", "build", f"-DCMAKE_PREFIX_PATH={installed}", *flags, cwd=scratch)
     run("cmake", "--build", "build", cwd=scratch)
-    for main in mains:
+    # Each runs once: C's in the package, the others in the prefix.
+    for main in mains[:1] if installed == PACKAGE else mains[1:] or mains:
         assert run(main, cwd=scratch) == OUTPUT
     for name in ("cxx", "fortran"):  # the pages show the same lines
         text = (hosts.PROJECT / f"docs/first-steps/{name}.md").read_text()
