@@ -395,9 +395,10 @@ def resume(ours: Hosted, order: str) -> tuple[Hosted | None, str]:
     try:
         content = ours.opt.save_memory()
     except ctypes_api.Error as error:
-        if "opt_save cannot save" not in str(error):
+        refusal = re.search(r"opt_save cannot save \w+: (.*); to be able to resume", str(error))
+        if not refusal:
             raise
-        return None, "`opt_save` refuses"
+        return None, f"`opt_save` refuses: {refusal[1]}"
     other = Hosted(ours.case, order, [v.copy(order="K") for v in ours.values])
     other.opt.load_memory(content)
     return other, "its own"

@@ -102,7 +102,9 @@ def save(
                 raise StateError(reason)
         return content, extra
     except NoPlaceError as error:
-        reason = f"{called(error.place)} is a {type(error.value).__name__}, which no file can restore"
+        kind = type(error.value).__name__
+        article = "an" if kind[0] in "AEIOU" else "a"
+        reason = f"{called(error.place)} is {article} {kind}, which no file can restore"
         if isinstance(error.value, bytes):
             reason = f"{called(error.place)} is bytes, which a class may unpickle, and a load runs no code"
     except RecursionError:

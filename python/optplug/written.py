@@ -303,7 +303,7 @@ def _write(place: str, value: Any, there: Any, shared: Shared) -> Any:
         items = list(value.items())
         bad = next((k for k, _ in items if not is_key(k)), None)
         if bad is not None:
-            raise NoPlaceError(f"{place}[{shown(bad)}]", bad)
+            raise NoPlaceError(f"a key of {called(place)}", bad)
         return {
             _KIND: "ordered",
             "of": [[k, write(f"{place}[{shown(k)}]", v, None, shared)] for k, v in items],
@@ -313,7 +313,7 @@ def _write(place: str, value: Any, there: Any, shared: Shared) -> Any:
         result = {}
         for key, item in value.items():
             if not is_key(key):
-                raise NoPlaceError(f"{place}[{shown(key)}]", key)
+                raise NoPlaceError(f"a key of {called(place)}", key)
             try:
                 result[key] = write(f"{place}[{shown(key)}]", item, like.get(key), shared)
             except NoPlaceError:
