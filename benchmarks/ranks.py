@@ -1,6 +1,6 @@
 """What one optimizer over many ranks keeps and sends, by the number of ranks.
 
-python benchmarks/ranks.py
+python benchmarks/ranks.py [--values 10000000] [--processes 1 2 4 8]
 
 Up to 8 ranks are processes, over gloo.  More are computed with torch's fake backend: an optimizer takes
 itself for one of so many, of which the others have what it has.
@@ -22,8 +22,6 @@ from torch.testing._internal.distributed import fake_pg
 from optplug import _bridge
 from optplug.ctypes_api import Optimizer, load
 
-N = 10_000_000  # float32 values, of one parameter
-PROCESSES = (1, 2, 4, 8)
 COMPUTED = (8, 64, 1000)
 
 
@@ -47,9 +45,9 @@ def resident() -> float:
     return int(pathlib.Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE") / 1e6
 
 
-def step() -> tuple[float, float, int, float]:
+def step(n: int) -> tuple[float, float, int, float]:
     """Return the state and what it took to make it, in MB, and a step's collectives and MB sent."""
-    w, dw = np.zeros(N, np.float32), np.ones(N, np.float32)
+    w, dw = np.zeros(n, np.float32), np.ones(n, np.float32)
     with Optimizer("Adam(lr=0.1)") as opt:
         opt.distribute("Replicate()")
         opt.bind("w", w, dw)
@@ -71,9 +69,12 @@ def main() -> None:
     """Print the rows of the page's tables."""
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("--one", action="store_true", help="be one of torchrun's processes")
+    parser.add_argument("--values", type=int, default=10_000_000, help="float32, of the one parameter")
+    parser.add_argument("--processes", type=int, nargs="*", default=[1, 2, 4, 8], help="ranks to measure")
+    given = parser.parse_args()
     load().optplug_init(b"num_threads=1")
-    if parser.parse_args().one:
-        state, grown, calls, sent = step()
+    if given.one:
+        state, grown, calls, sent = step(given.values)
         if int(os.environ["RANK"]) == 0:
             size = os.environ["WORLD_SIZE"]
             print(f"| {size} | {state:.1f} | {grown:.0f} | {calls} | {sent:.1f} |", flush=True)
@@ -81,15 +82,16 @@ def main() -> None:
     print("| ranks | state, MB | memory grown by, MB | collectives a step | sent a step, MB |")
     print("|---|---|---|---|---|")
     torchrun = str(pathlib.Path(sys.executable).parent / "torchrun")
-    for size in PROCESSES:
+    for size in given.processes:
         command = [torchrun, "--standalone", "--nproc-per-node", str(size), __file__, "--one"]
+        command += ["--values", str(given.values)]
         subprocess.run(command, check=True, stderr=subprocess.DEVNULL)
     print("computed:")
     for size in COMPUTED:
         found = []
         for rank in sorted({0, size // 2, size - 1}):
             start_alone(rank, size)
-            found.append(step())
+            found.append(step(given.values))
             torch.distributed.destroy_process_group()
         state, _, calls, sent = (max(column) for column in zip(*found, strict=True))
         print(f"| {size} | {state:.3f} | | {calls} | {sent:.1f} |", flush=True)

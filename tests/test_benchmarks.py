@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import pathlib
+import re
 import shutil
 import subprocess
 import sys
@@ -115,6 +116,25 @@ def test_a_ratio_says_which_is_faster(monkeypatch, ours, theirs, said):
     import report
 
     assert report.words(ours, theirs) == said.replace("x", report.TIMES)
+
+
+def test_what_ranks_keep_and_send_is_counted(monkeypatch):
+    n = 64000  # of Adam's two moments, and one number for each parameter
+    script = str(hosts.PROJECT / "benchmarks" / "ranks.py")
+    done = hosts.python(script, "--values", str(n), "--processes")
+    assert (done.returncode, done.stderr) == (0, "")
+    rows = re.findall(r"^\| (\d+) \| ([\d.]+) \| \| (\d+) \| ([\d.]+) \|$", done.stdout, re.M)
+    assert [row[0] for row in rows] == ["8", "64", "1000"]
+    for ranks, state, calls, sent in ([float(cell) for cell in row] for row in rows):
+        assert state == pytest.approx(8e-6 * n / ranks, abs=2 * 64 * 8e-6)
+        assert calls == 2
+        assert sent == pytest.approx(8e-6 * n * (ranks - 1) / ranks, abs=0.15)
+
+    for name, value in (("RANK", "0"), ("WORLD_SIZE", "1")):
+        monkeypatch.setenv(name, value)
+    done = hosts.python(script, "--values", str(n), "--one")
+    assert (done.returncode, done.stderr) == (0, "")
+    assert re.fullmatch(r"\| 1 \| 0\.5 \| \d+ \| 0 \| 0\.0 \|\n", done.stdout)
 
 
 # ---- on a GPU, as far as that can be tested without one ----
