@@ -120,9 +120,9 @@ GREEDY = {
         b"}("
         + b"".join(b"\x8a\x09" + (i * ((1 << 61) - 1)).to_bytes(9, "little") + b"N" for i in range(1, 99))
         + b"u.",
-        "other keys",
+        "keys are not text or numbers",
     ),
-    "a long key many times": (b"}(" + TEXT + b"(" + b"N" * 99 + b"tq\0" + b"h\0N" * 99 + b"u.", "other keys"),
+    "a long key many times": (b"}(" + TEXT + b"(" + b"N" * 99 + b"tq\0" + b"h\0N" * 99 + b"u.", "keys are not text or numbers"),
     "a list copied many times": (
         b"](" + b"N" * 999 + b"e\x85q\0ctorch\nSize\nq\1(" + b"h\1h\0R" * 99 + b"t.",
         "many times",
