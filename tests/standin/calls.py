@@ -95,7 +95,7 @@ def test_an_error_of_the_hosts_own_kernel_makes_no_second_step():
     cuda.standin_fail()
     with pytest.warns(UserWarning, match="PyTorch failed in aten::_fused_sgd_, which it ran before"):
         assert lib.opt_step(run.opt) == -5
-    assert b"error of the GPU's in aten::_fused_sgd_" in lib.opt_error()
+    assert b"the GPU failed in aten::_fused_sgd_" in lib.opt_error()
     assert len(notes()) == 1
     assert len(run.steps(1)) == 1  # by Python, and on
 
