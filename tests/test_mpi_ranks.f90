@@ -55,7 +55,7 @@ contains
     call parts%bind("u", u, du, flat=flat)
     call parts%bind_block("u", [4, 6], [0, 3 * rank])
     call parts%bind_block("u", [4, 7], [0, 3 * rank, 0], stat=stat, errmsg=message)
-    if (stat == 0 .or. index(message, "as many values") == 0) error stop "sizes that differ were taken"
+    if (stat == 0 .or. index(message, "equally many values") == 0) error stop "sizes that differ were taken"
     call parts%checkpoint("parameters=True")
     call parts%save("grid.pt")
     all = -1
