@@ -3,7 +3,7 @@
  *     recurrent [losses.csv]
  *
  * Weights and gradients are bfloat16, half of the memory of float32; sums are float32.  bfloat16 has 8
- * bits: a step smaller than 1/256 of a weight is lost when it is rounded.  So the network is trained
+ * bits: a step smaller than 1/512 of a weight is lost when it is rounded.  So the network is trained
  * twice: with a float32 copy of the weights, which optplug keeps, and without. */
 #include <math.h>
 #include <stdint.h>

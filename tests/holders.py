@@ -201,16 +201,6 @@ class HoldsModule(Holding):
         return float(self.thing.num_batches_tracked)
 
 
-class HoldsByParameter(Holding):
-    def made(self):
-        return {self.param_groups[0]["params"][0]: 0}
-
-    def changed(self, _):
-        [key] = self.thing
-        self.thing[key] += 1
-        return self.thing[key]
-
-
 class HoldsForm(Holding):
     """Lets a tensor be another view of its memory."""
 

@@ -122,18 +122,21 @@ GREEDY = {
         + b"u.",
         "keys are not text or numbers",
     ),
-    "a long key many times": (b"}(" + TEXT + b"(" + b"N" * 99 + b"tq\0" + b"h\0N" * 99 + b"u.", "keys are not text or numbers"),
+    "a long key many times": (
+        b"}(" + TEXT + b"(" + b"N" * 99 + b"tq\0" + b"h\0N" * 99 + b"u.",
+        "keys are not text or numbers",
+    ),
     "a list copied many times": (
         b"](" + b"N" * 999 + b"e\x85q\0ctorch\nSize\nq\1(" + b"h\1h\0R" * 99 + b"t.",
-        "many times",
+        "too often",
     ),
     "a dict copied many times": (
         b"](" + b"NN\x86" * 999 + b"e\x85q\0ccollections\nOrderedDict\nq\1(" + b"h\1h\0R" * 99 + b"t.",
-        "many times",
+        "too often",
     ),
     "a text copied many times": (
         b"X\xe7\3\0\0" + b"a" * 999 + b"\x85q\0c_codecs\nencode\nq\1(" + b"h\1h\0R" * 99 + b"t.",
-        "many times",
+        "too often",
     ),
 }
 

@@ -370,8 +370,25 @@ def test_ranks_and_sizes_are_checked(rank, size, words):
         opt._call("optplug_distribute", b"Shard(0)", NO_COLLECTIVE, None, rank, size)
 
 
-def test_without_a_launcher_torchs_ranks_are_an_error(monkeypatch):
-    for name in ("RANK", "OMPI_COMM_WORLD_RANK", "PMI_RANK", "SLURM_PROCID"):
+@pytest.mark.parametrize(
+    ("variables", "words"),
+    [
+        ({}, "no launcher says which rank this is"),
+        ({"RANK": "", "WORLD_SIZE": ""}, "no launcher says which rank this is"),
+        ({"RANK": "0", "WORLD_SIZE": "two"}, "WORLD_SIZE='two': it must be a whole number from 1;"),
+        ({"RANK": "0", "WORLD_SIZE": "0"}, "WORLD_SIZE='0': it must be a whole number from 1;"),
+        ({"RANK": "2", "WORLD_SIZE": "2"}, "RANK='2': it must be a whole number from 0 to 1;"),
+        ({"RANK": "0", "WORLD_SIZE": "2"}, "MASTER_ADDR is not set"),
+        (
+            {"RANK": "0", "WORLD_SIZE": "2", "MASTER_ADDR": "localhost", "MASTER_PORT": "99999"},
+            "MASTER_PORT='99999': it must be a whole number from 0 to 65535;",
+        ),
+    ],
+)
+def test_an_environment_that_names_no_rank_is_an_error(monkeypatch, variables, words):
+    for name in ("RANK", "OMPI_COMM_WORLD_RANK", "PMI_RANK", "SLURM_PROCID", "MASTER_ADDR", "MASTER_PORT"):
         monkeypatch.delenv(name, raising=False)
-    with Optimizer("SGD()") as opt, pytest.raises(Error, match="no launcher says which rank this is"):
+    for name, value in variables.items():
+        monkeypatch.setenv(name, value)
+    with Optimizer("SGD()") as opt, pytest.raises(Error, match=words):
         opt.distribute("Shard(0)")

@@ -85,7 +85,7 @@ def test_what_is_loaded_takes_the_place_of_what_is_here():
         ("HoldsPartial", r"thing is a partial, which no file"),
         ("HoldsSlots", r"thing is a Slotted, which no file"),
         ("HoldsModule", r"thing is a BatchNorm1d, which no file"),
-        ("HoldsByParameter", r"a key of thing is a Parameter, which no file"),
+        ("KeyedByParameter", r"a key of thing is a Parameter, which no file"),
         ("HoldsGrad", r"thing\.grad is a Tensor, which no file"),
         ("HoldsNumpysGenerator", r"thing\[0\] is a Generator, which no file"),
         ("HoldsIterator", r"thing is a count, which no file"),

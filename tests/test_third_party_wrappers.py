@@ -430,7 +430,9 @@ def test_options_of_groups_are_values_dtypes_or_optimizers_and_nothing_else():
 
 
 def test_a_wrapper_that_hides_the_weights_to_evaluate_is_warned_of():
-    words = r"Slow has no train\(\) and eval\(\), which the ScheduleFree in it has, so the weights to evaluate"
+    words = (
+        r"Slow has no train\(\) and eval\(\), which the ScheduleFree in it has, so the weights to evaluate"
+    )
     with pytest.warns(UserWarning, match=words):
         ours = Optimizer("wrappers:Slow(somebodys:ScheduleFree())")
     ours.bind("w", np.ones(2, "f4"), np.ones(2, "f4"))

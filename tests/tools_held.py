@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from holders import Holding
 from somebodys import Somebodys
 
 
@@ -97,3 +98,15 @@ class LateTooling(Tooling):
         if self.state[p]:
             self.state[p]["late"] = Tool()
         return super().direction(p, group)
+
+
+class KeyedByParameter(Holding):
+    """Keeps a number for each parameter in a dict of its own."""
+
+    def made(self):
+        return {self.param_groups[0]["params"][0]: 0}
+
+    def changed(self, _):
+        [key] = self.thing
+        self.thing[key] += 1
+        return self.thing[key]

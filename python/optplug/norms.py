@@ -40,7 +40,7 @@ def clip_grad_norm_(
 def check(max_norm: float, norm_type: float) -> None:
     """Check what clipping is asked for."""
     if not max_norm >= 0:
-        raise ValueError(f"max_norm must not be negative, got {max_norm}")
+        raise ValueError(f"max_norm must be a number from 0, got {max_norm}")
     if norm_type != norm_type:
         raise ValueError(f"norm_type must be a number, got {norm_type}")
 
@@ -48,7 +48,7 @@ def check(max_norm: float, norm_type: float) -> None:
 def clip_grad_value_(parameters: list[Tensor], clip_value: float) -> None:
     """Do what ``torch.nn.utils.clip_grad_value_`` does."""
     if not clip_value >= 0:
-        raise ValueError(f"clip_value must not be negative, got {clip_value}")
+        raise ValueError(f"clip_value must be a number from 0, got {clip_value}")
     nn.utils.clip_grad_value_(parameters, clip_value)
 
 

@@ -9,6 +9,7 @@ import hashlib
 import json
 import os
 import struct
+import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, NoReturn, TypeVar, cast
 
@@ -17,6 +18,7 @@ import torch
 from torch import Tensor
 
 from optplug.errors import FileError, HostError, NonFiniteError, StateError
+from optplug.spec import shown
 
 #: Makes a collective, "all_gather" or "reduce_scatter" (which adds up), of one tensor into another.
 Collective = Callable[[str, Tensor, Tensor], None]
@@ -367,15 +369,16 @@ def torchs(rank: int, size: int, timeout: float) -> World:
 
 def _start(timeout: datetime.timedelta) -> None:
     environment = os.environ
-    found = next(((r, s) for r, s in _LAUNCHERS if r in environment and s in environment), None)
+    found = next(((r, s) for r, s in _LAUNCHERS if environment.get(r) and environment.get(s)), None)
     if found is None:
         raise StateError(
             "collective is NULL, and no launcher says which rank this is (RANK and WORLD_SIZE are not set): "
             "start the program by torchrun --no-python, mpiexec or srun, or pass a collective, as "
             "optplug_mpi.h does"
         )
-    rank, size = (int(environment[name]) for name in found)
-    missing = [name for name in ("MASTER_ADDR", "MASTER_PORT") if name not in environment]
+    size = _number(found[1], 1, sys.maxsize)
+    rank = _number(found[0], 0, size - 1)
+    missing = [name for name in ("MASTER_ADDR", "MASTER_PORT") if not environment.get(name)]
     if size > 1 and missing:
         raise StateError(
             f"collective is NULL, and {missing[0]} is not set: torch.distributed's ranks meet at "
@@ -387,7 +390,7 @@ def _start(timeout: datetime.timedelta) -> None:
         has_agent = environment.get("TORCHELASTIC_USE_AGENT_STORE") == "True"
         store = torch.distributed.TCPStore(  # type: ignore[attr-defined]
             environment["MASTER_ADDR"],
-            int(environment["MASTER_PORT"]),
+            _number("MASTER_PORT", 0, 65535),
             size,
             is_master=rank == 0 and not has_agent,
             timeout=timeout,
@@ -396,6 +399,18 @@ def _start(timeout: datetime.timedelta) -> None:
     attempt = environment.get("TORCHELASTIC_RESTART_COUNT", "0")
     store = torch.distributed.PrefixStore(f"optplug/{attempt}", store)  # type: ignore[attr-defined]
     torch.distributed.init_process_group("gloo", store=store, rank=rank, world_size=size, timeout=timeout)
+
+
+def _number(name: str, least: int, most: int) -> int:
+    """Return a variable's value; StateError if it is no number from least to most."""
+    text = os.environ[name]
+    if not text.isdecimal() or not least <= int(text) <= most:
+        bound = f"from {least}" if most == sys.maxsize else f"from {least} to {most}"
+        raise StateError(
+            f"collective is NULL, and the environment has {name}={shown(text)}: it must be a whole number "
+            f"{bound}; unset it if it is left from another program, or correct it where the ranks are started"
+        )
+    return int(text)
 
 
 class _ByTorch:
