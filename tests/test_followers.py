@@ -164,7 +164,7 @@ def test_gradients_are_clamped_and_zeroed_without_python(dtype):
     for clip_value in (-1.0, math.nan):
         assert lib.opt_clip_grad_value(gradients.twins.opt, clip_value) < 0
         assert lib.opt_clip_grad_norm(gradients.twins.opt, clip_value, 2.0, 0, None) < 0
-        assert b"must not be negative" in lib.opt_error()
+        assert b"must be a number from 0" in lib.opt_error()
         gradients.compare()
     assert lib.opt_zero_grad(gradients.twins.opt) == 0
     for _, grad in gradients.twins.ours:
