@@ -63,9 +63,11 @@ BOTH(LERP_FMA, fabsf(v) < 0.5F ? fmaf(v, b[i] - a[i], a[i]) : fmaf(v - 1, b[i] -
 SAME(LERP_BACK, (v < 0 ? -v : v) < (float)0.5 ? a[i] + v * (b[i] - a[i]) : b[i] - (b[i] - a[i]) * (1 - v))
 BOTH(LERP_BACK_FMA, fabsf(v) < 0.5F ? fmaf(v, b[i] - a[i], a[i]) : fmaf(-(b[i] - a[i]), 1 - v, b[i]),
      fabs(v) < 0.5 ? fma(v, b[i] - a[i], a[i]) : fma(-(b[i] - a[i]), 1 - v, b[i]))
-SAME(MAXIMUM, a[i] != a[i] || a[i] > b[i] ? a[i] : b[i])
+#define LARGER(X, Y) ((X) != (X) || (X) > (Y) ? (X) : (Y))
+#define LARGER_OR_FIRST(X, Y) ((X) != (X) || (X) >= (Y) ? (X) : (Y))
+SAME(MAXIMUM, LARGER(a[i], b[i]))
 SAME(MINIMUM, a[i] != a[i] || a[i] < b[i] ? a[i] : b[i])
-SAME(MAXIMUM_FIRST, a[i] != a[i] || a[i] >= b[i] ? a[i] : b[i])
+SAME(MAXIMUM_FIRST, LARGER_OR_FIRST(a[i], b[i]))
 SAME(MINIMUM_FIRST, a[i] != a[i] || a[i] <= b[i] ? a[i] : b[i])
 SAME(CLAMP, a[i]<v ? (v > u ? u : v) : a[i]> u ? u : a[i])
 SAME(CLAMP_MIN, a[i] < v ? v : a[i])
@@ -81,14 +83,11 @@ SAME(DIV_MUL, (a[i] / c[i]) * b[i])
 SAME(MUL_MUL_SCALAR, (a[i] * b[i]) * v)
 BOTH(ADD_PRODUCT_FMA, fmaf(v, (b[i] * c[i]) * u, a[i]), fma(v, (b[i] * c[i]) * u, a[i]))
 BOTH(ABS_ADD_SCALAR, fabsf(a[i]) + v, fabs(a[i]) + v)
-#define LARGER(X, Y) ((X) != (X) || (X) > (Y) ? (X) : (Y))
 BOTH(MAXIMUM_ABS_ADDED, LARGER(a[i], fabsf(b[i]) + u), LARGER(a[i], fabs(b[i]) + u))
 BOTH(MUL_MAXIMUM_ABS_ADDED, LARGER(a[i] * v, fabsf(b[i]) + u), LARGER(a[i] * v, fabs(b[i]) + u))
-#undef LARGER
-#define LARGER(X, Y) ((X) != (X) || (X) >= (Y) ? (X) : (Y))
-BOTH(MAXIMUM_FIRST_ABS_ADDED, LARGER(a[i], fabsf(b[i]) + u), LARGER(a[i], fabs(b[i]) + u))
-BOTH(MUL_MAXIMUM_FIRST_ABS_ADDED, LARGER(a[i] * v, fabsf(b[i]) + u), LARGER(a[i] * v, fabs(b[i]) + u))
-#undef LARGER
+BOTH(MAXIMUM_FIRST_ABS_ADDED, LARGER_OR_FIRST(a[i], fabsf(b[i]) + u), LARGER_OR_FIRST(a[i], fabs(b[i]) + u))
+BOTH(MUL_MAXIMUM_FIRST_ABS_ADDED, LARGER_OR_FIRST(a[i] * v, fabsf(b[i]) + u),
+     LARGER_OR_FIRST(a[i] * v, fabs(b[i]) + u))
 CONVERSION(WIDEN_FLOAT16, float, uint16_t, widen_float16(a[i]))
 CONVERSION(NARROW_FLOAT16, uint16_t, float, narrow_float16(a[i]))
 CONVERSION(ROUND_FLOAT16, float, float, round_float16(a[i]))
@@ -116,6 +115,8 @@ static const elementwise TABLE(SET)[ELEMENTWISE_COUNT][2] = {
                                                         ENTRY(MAXIMUM_FIRST_ABS_ADDED)
                                                             ENTRY(MUL_MAXIMUM_FIRST_ABS_ADDED)};
 
+#undef LARGER
+#undef LARGER_OR_FIRST
 #undef FUNCTION
 #undef CONVERSION
 #undef BOTH

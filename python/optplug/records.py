@@ -33,7 +33,7 @@ _FIRST = 2
 _MOST_PATIENCE = 64
 #: What is proven of an array: all of it, or so many values at both ends of the first and last thread's share.
 _BLOCK = 4096
-#: How many values make it worth to prove a quicker square root, as long as two million roots take.
+#: From how many values on a quicker square root is worth its proof, which takes some 20 ms.
 _WORTH_A_PROOF = 16384
 
 
