@@ -7,8 +7,8 @@ from __future__ import annotations
 
 import os
 import pathlib
+import shlex
 import subprocess
-import sys
 
 HERE = pathlib.Path(__file__).resolve().parent
 # The optimizers, with the arrays of float32 that a step reads and writes for each value in one pass over
@@ -59,8 +59,13 @@ def values_of(programs: pathlib.Path, name: str) -> pathlib.Path:
     return programs / f"{name}.values"
 
 
-def commands(programs: pathlib.Path) -> dict[str, tuple[list[str], dict[str, str]]]:
-    """Return the programs that can be measured here, with what their environment has besides."""
+def commands(programs: pathlib.Path, python: str) -> dict[str, tuple[list[str], dict[str, str]]]:
+    """Return the programs that can be measured here, with what their environment has besides.
+
+    Args:
+        programs: the folder of those that were built.
+        python: the command that starts a Python with PyTorch.
+    """
     steps = [str(programs / "steps")]
     found: dict[str, tuple[list[str], dict[str, str]]] = {
         "optplug": (steps, {}),
@@ -68,7 +73,7 @@ def commands(programs: pathlib.Path) -> dict[str, tuple[list[str], dict[str, str
         PROCESSORS_SQRT: (steps, {"BENCHMARK_OPTIONS": "sqrt='processor'"}),
     }
     for name in PYTHON:
-        found[name] = ([sys.executable, str(HERE / "python_steps.py"), name.split()[1]], {})
+        found[name] = ([*shlex.split(python), str(HERE / "python_steps.py"), name.split()[1]], {})
     if (programs / "libtorch").exists():
         found[LIBTORCH] = ([str(programs / "libtorch")], {})
     found[PLAIN] = ([str(programs / "plain")], {})
@@ -77,7 +82,7 @@ def commands(programs: pathlib.Path) -> dict[str, tuple[list[str], dict[str, str
     return found
 
 
-def start(programs: pathlib.Path, name: str, threads: int) -> Peer:
+def start(programs: pathlib.Path, python: str, name: str, threads: int) -> Peer:
     """Start one of them."""
-    command, environment = commands(programs)[name]
+    command, environment = commands(programs, python)[name]
     return Peer(command, threads, BENCHMARK_VALUES=str(values_of(programs, name)), **environment)

@@ -6,6 +6,7 @@ import argparse
 import json
 import os
 import pathlib
+import shlex
 import statistics
 import sys
 import time
@@ -67,7 +68,8 @@ def run(given: argparse.Namespace) -> dict:
     total = len(results["threads"]) * len(given.optimizers) * len(CASES)
     done, begin = 0, time.monotonic()
     for threads in results["threads"]:
-        peers = {name: start(given.programs, name, threads) for name in commands(given.programs)}
+        names = commands(given.programs, given.python)
+        peers = {name: start(given.programs, given.python, name, threads) for name in names}
         if threads == 1:
             measure_once(given, peers, results)
         for optimizer in given.optimizers:
@@ -106,7 +108,7 @@ def measure_once(given: argparse.Namespace, peers: dict[str, Peer], results: dic
     results["live"] = take_turns(peers, given.rounds, "live", 0)
     results["first"] = take_turns(peers, given.rounds, "first", 0)
     results["life"] = take_turns(peers, given.rounds, "life", 0)
-    results["start"] = measure_start(given.programs, given.rounds)
+    results["start"] = measure_start(given)
     results["growth"] = grow(peers["optplug"], given.rounds)
     results["saves"] = [
         [size, *(measure_save(peers[name], size, given.rounds) for name in ("optplug", PYTORCH))]
@@ -115,14 +117,14 @@ def measure_once(given: argparse.Namespace, peers: dict[str, Peer], results: dic
     ]
 
 
-def measure_start(programs: pathlib.Path, rounds: int) -> dict[str, float]:
+def measure_start(given: argparse.Namespace) -> dict[str, float]:
     """Return the median seconds of a program until it has made the first three steps."""
     times: dict[str, list[float]] = {}
-    for _ in range(rounds):
+    for _ in range(given.rounds):
         for name in HOSTS:
-            if name in commands(programs):
+            if name in commands(given.programs, given.python):
                 begin = time.monotonic()
-                peer = start(programs, name, 1)
+                peer = start(given.programs, given.python, name, 1)
                 peer.ask("new", "Adam", 1, 50)
                 times.setdefault(name, []).append(time.monotonic() - begin)
                 peer.end()
@@ -156,6 +158,11 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("programs", type=pathlib.Path, help="the folder of the built programs")
     parser.add_argument("docs", type=pathlib.Path, help="the folder to write benchmarks.md to")
+    parser.add_argument(
+        "--python",
+        default=shlex.quote(sys.executable),
+        help="what starts PyTorch's Python (default: this one)",
+    )
     parser.add_argument("--rounds", type=int, default=5, help="measurements of each time (default: 5)")
     parser.add_argument("--largest", type=int, default=10**7, help="leave out more values than that")
     parser.add_argument("--optimizers", nargs="+", default=list(TRAFFIC), help="default: all")

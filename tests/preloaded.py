@@ -5,7 +5,8 @@
 
 torch, and torch._dynamo, which every plain optimizer imports, take 2.5 s of processor time: without this,
 half of what the suite takes.  FOLDER holds the server's socket, named after the process that asked: ctest.
-What runs so starts others by the command in OPTPLUG_TEST_PRELOADED.
+What runs so starts others by the command in OPTPLUG_TEST_PRELOADED.  The processor time of each, with that
+of the programs that it has started and waited for, is appended to the file that OPTPLUG_TEST_TIMES names.
 """
 
 from __future__ import annotations
@@ -80,9 +81,13 @@ def _mind(connection: socket.socket) -> dict:
             os.dup2(stream, number)
             os.close(stream)
         return task
-    while (ended := os.waitpid(child, os.WNOHANG))[0] == 0:
+    while (ended := os.wait4(child, os.WNOHANG))[0] == 0:
         if select.select([connection], [], [], PAUSE)[0]:  # it has nothing more to say: it has gone
             os.killpg(child, signal.SIGKILL)
+    if times := task["environment"].get("OPTPLUG_TEST_TIMES"):
+        spent = ended[2].ru_utime + ended[2].ru_stime
+        with pathlib.Path(times).open("a") as file:
+            file.write(f"{spent:.2f} {shlex.join(task['arguments'])[:100]!r}\n")
     with contextlib.suppress(BrokenPipeError):
         connection.send(bytes([os.waitstatus_to_exitcode(ended[1]) & 0xFF]))
     os._exit(0)

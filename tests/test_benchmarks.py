@@ -5,9 +5,9 @@ from __future__ import annotations
 import os
 import pathlib
 import re
+import shlex
 import shutil
 import subprocess
-import sys
 
 import numpy as np
 import pytest
@@ -26,6 +26,8 @@ def test_the_benchmark_writes_its_report_and_pictures(tmp_path):
         shutil.copy(pathlib.Path(os.environ["OPTPLUG_TEST_BENCHMARKS"]) / program, tmp_path)
     script = hosts.PROJECT / "benchmarks" / "run.py"
     options = [
+        "--python",
+        shlex.join(hosts.PYTHON),
         "--rounds",
         "1",
         "--largest",
@@ -39,7 +41,7 @@ def test_the_benchmark_writes_its_report_and_pictures(tmp_path):
         "SparseAdam",
     ]
     done = subprocess.run(
-        [sys.executable, script, tmp_path, tmp_path, *options],
+        [*hosts.PYTHON, script, tmp_path, tmp_path, *options],
         preexec_fn=take_one_processor,
         capture_output=True,
         text=True,
@@ -172,7 +174,7 @@ def test_a_program_that_does_not_compile_is_left_out_with_the_compilers_line(gpu
 
 def test_without_a_gpu_the_benchmark_says_what_is_missing(tmp_path):
     done = subprocess.run(
-        [sys.executable, hosts.PROJECT / "benchmarks" / "gpu.py", "--programs", tmp_path, "--docs", tmp_path],
+        [*hosts.PYTHON, hosts.PROJECT / "benchmarks" / "gpu.py", "--programs", tmp_path, "--docs", tmp_path],
         env={**os.environ, "CUDA_VISIBLE_DEVICES": ""},
         capture_output=True,
         text=True,

@@ -93,7 +93,7 @@ def test_what_is_missing_is_skipped_with_what_to_install_and_found_once_it_is(ba
     assert "heat_inverse_demo" not in bare.targets()
 
     skips = bare.run(
-        *(sys.executable, "-m", "pytest", "-p", "no:cacheprovider"),
+        *(*hosts.PYTHON, "-m", "pytest", "-p", "no:cacheprovider"),
         *(f"tests/test_{name}.py" for name in ("docs", "fortran", "heat_inverse", "octave", "readme")),
         *("-k", "fortran or cxx or octave or mpi or heat"),
         **tests["docs.py"],

@@ -38,7 +38,7 @@ HERE = {
 def draw(folder: pathlib.Path, *names: str) -> dict[str, str]:
     """Run examples as a reader does, and return what each prints."""
     compilers = {"CC": hosts.CC, "CXX": hosts.CXX or "", "FC": hosts.FC or ""}
-    command = [sys.executable, EXAMPLES / "pictures.py", "--only", *names, "--folder", folder]
+    command = [*hosts.PYTHON, EXAMPLES / "pictures.py", "--only", *names, "--folder", folder]
     done = subprocess.run(
         command,
         env={**os.environ, **hosts.MPI_ENVIRONMENT, **compilers},

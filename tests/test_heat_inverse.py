@@ -7,7 +7,6 @@ import pathlib
 import re
 import signal
 import subprocess
-import sys
 
 import pytest
 
@@ -60,7 +59,7 @@ def test_another_namelist_is_another_optimizer_and_the_field_is_drawn(whole):
     misfit = float(re.search(r"misfit ([\d.]+)", last)[1])
     assert misfit < 1.1
     assert misfit < float(rows[0].split()[3])
-    draw = [sys.executable, hosts.PROJECT / "examples/heat_inverse_plot.py", place / "field.csv"]
+    draw = [*hosts.PYTHON, hosts.PROJECT / "examples/heat_inverse_plot.py", place / "field.csv"]
     drawn = subprocess.run(draw, capture_output=True, text=True, check=True)
     assert drawn.stdout == f"{place / 'field.png'}\n"
     assert (place / "field.png").read_bytes().startswith(b"\x89PNG")

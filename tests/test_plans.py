@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import ctypes
 import itertools
-import subprocess
-import sys
 
 import numpy as np
 import pytest
@@ -319,12 +317,12 @@ time.sleep(0.3)
 
 @pytest.mark.parametrize("program", [MODES, AT_EXIT, HOOKS])
 def test_a_python_host_may_have_modes_hooks_and_an_end_of_its_own(program):
-    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=False)
+    done = hosts.python("-c", program)
     assert (done.returncode, done.stderr) == (0, "")
 
 
 def test_a_plan_that_torch_fails_in_is_left_for_good_and_says_so_once():
-    done = subprocess.run([*hosts.PYTHON, "-c", FAILING], capture_output=True, text=True, check=False)
+    done = hosts.python("-c", FAILING)
     assert done.returncode == 0, done.stderr
 
 

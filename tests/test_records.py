@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import subprocess
-import sys
-
 import pytest
 import torch
 from optplug._optplug import lib as numbers
 from torch import nn
 
+import hosts
 from optplug import _bridge, ctypes_api, elementwise, recorder, rehearsal
 from optplug.number import is_number
 from planned_twins import UnfusedTwins, direct_plans, lib  # noqa: F401 (pytest finds the fixture here)
@@ -454,9 +452,7 @@ def test_another_default_dtype_is_minded(text):
 @pytest.mark.parametrize("plans", ["True", "False"])
 def test_a_forked_child_steps_long_arrays(plans):
     """Neither OpenMP's workers came along, nor MKL's, for which its square root would wait."""
-    done = subprocess.run(
-        [sys.executable, "-c", CHILD, plans], capture_output=True, text=True, check=False, timeout=120
-    )
+    done = hosts.python("-c", CHILD, plans)
     assert done.stdout == "0 0 0\n" * 3, done.stdout + done.stderr
 
 

@@ -6,7 +6,6 @@ import ast
 import contextlib
 import gc
 import math
-import os
 import pathlib
 import subprocess
 import sys
@@ -16,6 +15,7 @@ from collections import Counter
 
 import pytest
 
+import hosts
 from optplug import spec
 from optplug.parsing import parse_expression
 from optplug.spec import Call, Name, SpecError
@@ -288,9 +288,9 @@ CODE = [
 
 def test_no_text_runs_code():
     done = subprocess.run(
-        [sys.executable, "-c", AUDITED],
+        [*hosts.PYTHON, "-c", AUDITED],
         input="\0".join(CODE),
-        env={**os.environ, "PYTHONPATH": str(pathlib.Path(__file__).parent)},
+        cwd=pathlib.Path(__file__).parent,
         capture_output=True,
         text=True,
         check=False,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import importlib.util
 import mmap
 import os
@@ -43,6 +44,8 @@ def check(threads: int, wanted: int) -> None:
 
 def load_torch(alone: bool = False) -> None:
     """Import torch, with one thread if ``alone``, or raise an ImportError that says what to do."""
+    collects = gc.isenabled()
+    gc.disable()  # or it looks again and again at all that is imported: a fifth of the time, for no garbage
     try:
         import torch
     except ImportError as error:
@@ -50,6 +53,9 @@ def load_torch(alone: bool = False) -> None:
             f"{error}: PyTorch is missing or broken in that environment; run "
             f"{_python()} -m pip install 'torch>=2.11'"
         ) from error
+    finally:
+        if collects:
+            gc.enable()
     if tuple(int(n) for n in torch.__version__.split(".")[:2]) < (2, 11):
         raise ImportError(
             f"torch {torch.__version__} is too old, optplug needs 2.11: "
