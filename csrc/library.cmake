@@ -18,12 +18,13 @@ function(add_optplug_library name)
     ${CMAKE_CURRENT_FUNCTION_LIST_DIR}/elementwise.c ${CMAKE_CURRENT_FUNCTION_LIST_DIR}/gradients.c
     ${CMAKE_CURRENT_FUNCTION_LIST_DIR}/root.c ${CMAKE_CURRENT_FUNCTION_LIST_DIR}/rows.c
     ${CMAKE_CURRENT_FUNCTION_LIST_DIR}/strided.c PROPERTIES
-    COMPILE_OPTIONS "-O3;-ffp-contract=off;-fno-math-errno;-fno-trapping-math")
+    COMPILE_OPTIONS "$<$<NOT:$<CONFIG:Debug>>:-O3>;-ffp-contract=off;-fno-math-errno;-fno-trapping-math")
   set_target_properties(${name} PROPERTIES
     OUTPUT_NAME optplug
     C_STANDARD 11
     C_VISIBILITY_PRESET hidden
     INTERPROCEDURAL_OPTIMIZATION ${links_across_files}
+    INTERPROCEDURAL_OPTIMIZATION_DEBUG OFF
     PUBLIC_HEADER "${PROJECT_SOURCE_DIR}/include/optplug.h;${PROJECT_SOURCE_DIR}/include/optplug.hpp;${PROJECT_SOURCE_DIR}/include/optplug_mpi.h;${PROJECT_SOURCE_DIR}/include/optplug_mpi.f90")
   target_compile_options(${name} PRIVATE -Wall -Wextra)
   target_compile_definitions(${name} PRIVATE

@@ -46,6 +46,9 @@ README = (PROJECT / "README.md").read_text()
 #: A Python with torch in it already, where ctest has such a one: see preloaded.py.
 PYTHON = tuple(shlex.split(os.environ.get("OPTPLUG_TEST_PRELOADED", ""))) or (sys.executable,)
 
+#: What CMake defines where a build has only to succeed, without what takes the compiler long.
+QUICKLY = "CMAKE_BUILD_TYPE=Debug", "CMAKE_C_FLAGS_DEBUG=-DNDEBUG"
+
 #: Ranks on a machine with fewer cores; and the only user of a container is root.
 MPI_ENVIRONMENT = {
     "OMPI_ALLOW_RUN_AS_ROOT": "1",

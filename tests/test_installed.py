@@ -19,7 +19,7 @@ OUTPUT = hosts.program("text")
 PACKAGE = pathlib.Path(optplug.__file__).parent
 VERSION = optplug.__version__
 WARNINGS = "-Wall -Wextra -Werror"
-QUICKLY = "-DCMAKE_C_FLAGS_RELEASE=-DNDEBUG"  # compiled, without what takes the compiler long
+QUICKLY = [f"-D{setting}" for setting in hosts.QUICKLY]
 
 
 def run(*command: str | pathlib.Path, cwd: pathlib.Path, **env: str) -> str:
@@ -36,7 +36,7 @@ def prefix(tmp_path_factory) -> pathlib.Path:
     place = tmp_path_factory.mktemp("prefix")
     build, folder = place / "build", place / "a prefix"
     offline = {"PIP_NO_INDEX": "1", "http_proxy": "http://127.0.0.1:9", "https_proxy": "http://127.0.0.1:9"}
-    options = f"-DOPTPLUG_VENV=OFF -DPython_EXECUTABLE={sys.executable} {QUICKLY}".split()
+    options = f"-DOPTPLUG_VENV=OFF -DPython_EXECUTABLE={sys.executable}".split() + QUICKLY
     run("cmake", "-S", hosts.PROJECT, "-B", build, *options, cwd=place, **offline)
     run("cmake", "--build", build, cwd=place, **offline)
     run("cmake", "--install", build, "--prefix", folder, cwd=place, **offline)
@@ -144,7 +144,7 @@ def test_cmake_with_fetchcontent(scratch, sdist):
     find = re.search(r"^include\(FetchContent\)\n.*\n.*\)$", page, re.M)[0]
     find = find.replace("/path/to/optplug", str(source))
     [main] = cmake_project(scratch, find, "CXX")
-    run("cmake", "-B", "build", f"-DPython_EXECUTABLE={shim}", QUICKLY, cwd=scratch)
+    run("cmake", "-B", "build", f"-DPython_EXECUTABLE={shim}", *QUICKLY, cwd=scratch)
     run("cmake", "--build", "build", cwd=scratch)
     assert run(main, cwd=scratch) == OUTPUT
 

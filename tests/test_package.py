@@ -27,8 +27,10 @@ def wheel(sdist, tmp_path_factory) -> pathlib.Path:
     """Build it in isolation, as any environment with a compiler does."""
     place = tmp_path_factory.mktemp("wheel")
     pip = [sys.executable, "-m", "pip", "wheel", "--quiet", "--no-deps"]
-    quickly = "cmake.define.CMAKE_C_FLAGS_RELEASE=-DNDEBUG"  # without what takes the compiler long
-    settings = [f"--config-settings={setting}" for setting in (f"build-dir={place}/build", quickly)]
+    settings = [
+        f"--config-settings=build-dir={place}/build",
+        *(f"--config-settings=cmake.define.{s}" for s in hosts.QUICKLY),
+    ]
     subprocess.run([*pip, *settings, "--wheel-dir", place, sdist], check=True)
     [found] = place.glob("optplug-*.whl")
     return found
