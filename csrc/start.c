@@ -167,8 +167,11 @@ static int check_choice(const char *python)
     char chosen[PATH_MAX];
     if (python && *python && strcmp(python, environment.python) != 0 &&
         !(find_interpreter(python, chosen) && strcmp(chosen, environment.python) == 0))
-        return fail(OPT_ESTATE, "python='%.400s' is too late: Python '%.400s' is already running", python,
-                    environment.python);
+        return fail(
+            OPT_ESTATE,
+            "python='%.400s' is too late: Python '%.400s' is already running: name it in the first opt_init, "
+            "before any other call, or in OPTPLUG_PYTHON",
+            python, environment.python);
     return runtime_check();
 }
 

@@ -82,7 +82,8 @@ static void bad_options(void)
                 opt_init("num_threads=1, num_threads=1"));
     CHECK_FAILS(OPT_EINVAL, "a quote is not closed", opt_init("python='/usr/bin/python3"));
     CHECK_FAILS(OPT_EINVAL, "'name=value, name=value'", opt_init("num_threads=1)(2"));
-    CHECK_FAILS(OPT_ESTATE, "python='/nowhere' is too late", opt_init("num_threads=1, python='/nowhere'"));
+    CHECK_FAILS(OPT_ESTATE, "already running: name it in the first opt_init",
+                opt_init("num_threads=1, python='/nowhere'"));
     static char long_options[1 << 21];
     memset(long_options, ',', sizeof long_options - 1);
     CHECK_FAILS(OPT_EINVAL, "options is longer than 10000 characters", opt_init(long_options));
@@ -174,6 +175,8 @@ static void an_optimizer_that_refuses_a_parameter(void)
     int opt = opt_create("Muon()");
     CHECK(opt > 0);
     CHECK_FAILS(OPT_EINVAL, "parameter 'w': Muon only supports 2D", opt_bind(opt, "w", "float64", 2, w, dw));
+    CHECK_FAILS(OPT_EINVAL, ": bind it as a matrix, with opt_bind_nd",
+                opt_bind(opt, "w", "float64", 2, w, dw));
     CHECK_FAILS(OPT_ESTATE, "nothing is bound", opt_step(opt));
     CHECK(opt_free(opt) == OPT_OK);
 }

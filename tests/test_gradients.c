@@ -153,13 +153,18 @@ static void a_kind_of_gradient_that_torch_refuses_is_refused_at_bind(void)
 {
     int opt = opt_create("Adam()");
     CHECK(opt_bind(opt, "a", "float64", 1, a, da) == OPT_OK);
-    CHECK_FAILS(OPT_EINVAL, "parameter 'table': Adam does not support sparse gradients",
+    CHECK_FAILS(OPT_EINVAL,
+                "parameter 'table': Adam does not support sparse gradients, please consider SparseAdam "
+                "instead: bind it with opt_bind",
                 opt_bind_sparse(opt, "table", "float64", 4, 2, table, 3, &count, indices, rows));
     CHECK(opt_step(opt) == OPT_OK);
     CHECK(opt_free(opt) == OPT_OK);
     opt = opt_create("SparseAdam()");
-    CHECK_FAILS(OPT_EINVAL, "parameter 'a': SparseAdam does not support dense gradients",
-                opt_bind(opt, "a", "float64", 1, a, da));
+    CHECK_FAILS(
+        OPT_EINVAL,
+        "parameter 'a': SparseAdam does not support dense gradients, please consider Adam instead: bind it "
+        "with opt_bind_sparse",
+        opt_bind(opt, "a", "float64", 1, a, da));
     CHECK(opt_free(opt) == OPT_OK);
 }
 

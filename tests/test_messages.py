@@ -208,7 +208,7 @@ def test_pytorch_has_examples():
         ("set", "momentum=0, nesterov=True", "momentum=0, nesterov=True: Nesterov momentum requires"),
         ("schedule", "MultiStepLR(milestones=5)", "milestones must be a list of whole numbers, got 5"),
         ("schedule", "StepLR(step_size=None)", "step_size must be a whole number from 0, got None"),
-        ("schedule", "StepLR(step_size=0)", "step_size=0: PyTorch rejects it (ZeroDivisionError)"),
+        ("schedule", "StepLR(step_size=0)", "step_size=0: PyTorch divides by zero with it"),
         ("schedule", "ReduceLROnPlateau(factor=2)", "factor=2: Factor should be < 1.0."),
         ("schedule", "ReduceLROnPlateau('least')", "mode must be 'min' or 'max', got 'least'"),
         ("schedule", "ExponentialLR(-1)", "gamma=-1: lr becomes -0.5"),
@@ -217,7 +217,7 @@ def test_pytorch_has_examples():
         (
             "schedule",
             "SequentialLR([ConstantLR(), StepLR(0)], [1])",
-            "StepLR: step_size=0: PyTorch rejects it (ZeroDivisionError)",
+            "StepLR: step_size=0: PyTorch divides by zero with it",
         ),
         ("schedule", "SequentialLR([ConstantLR(), StepLR()], [1])", "StepLR: missing a required argument"),
         ("schedule", "OneCycleLR(0.5)", "You must define either total_steps OR (epochs AND"),
@@ -268,7 +268,9 @@ def test_adafactor_refuses_an_empty_parameter_before_it_could_step_the_others(sp
     opt, w = ctypes_api.Optimizer(spec), np.ones((3, 2))
     opt.bind("w", w, np.ones((3, 2)))
     for shape in ((0,), (0, 2), (2, 0)):
-        with pytest.raises(ctypes_api.Error, match=r"^parameter 'e', which is empty: .*ZeroDivisionError"):
+        with pytest.raises(
+            ctypes_api.Error, match=r"^parameter 'e', which is empty: PyTorch divides by zero with it"
+        ):
             opt.bind("e", np.ones(shape), np.ones(shape))
     assert opt.step_closure(lambda: 2.0) == 2.0
     assert (w < 1).all()

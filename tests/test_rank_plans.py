@@ -116,7 +116,11 @@ def clipped(comm, plans, wrong):
 @pytest.mark.parametrize(
     ("wrong", "words"),
     [
-        ("nan", "the total norm of order 2.0 over all ranks is nan"),
+        (
+            "nan",
+            "the gradients' total norm of order 2 over all ranks is nan, so none was changed: set "
+            "error_if_nonfinite to 0 to clip them all the same",
+        ),
         ("max_norm", "ranks differ: max_norm is 2 on rank 1, 1 on rank 0"),
         ("is_error", "ranks differ: error_if_nonfinite is 1 on rank 1, 0 on rank 0"),
     ],

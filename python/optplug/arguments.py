@@ -110,6 +110,8 @@ def said(error: BaseException) -> str:
         return message
     if isinstance(error, KeyError):
         return f"PyTorch finds no {message!r}"
+    if isinstance(error, ZeroDivisionError):
+        return "PyTorch divides by zero with it"
     return f"PyTorch rejects it ({type(error).__name__})"
 
 

@@ -34,7 +34,11 @@ def clip_grad_norm_(
     except RuntimeError as error:
         if "non-finite" not in str(error):
             raise
-        raise NonFiniteError(str(error)) from error
+        raise NonFiniteError(
+            f"the gradients' total norm of order {norm_type:g} is non-finite, so none was changed: set "
+            "error_if_nonfinite to 0 to clip them all the same, or opt_init's error_if_nonfinite=True, "
+            "with which opt_step names the parameter"
+        ) from error
 
 
 def check(max_norm: float, norm_type: float) -> None:

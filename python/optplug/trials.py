@@ -150,7 +150,23 @@ class Trials:
                 raise
         except Exception as error:
             empty = "" if data.numel() else ", which is empty"
-            raise ValueError(f"parameter {shown(name)}{empty}: {said(error)}") from error
+            remedy = self._remedy(data, isinstance(grad, SparseGrad), options)
+            raise ValueError(f"parameter {shown(name)}{empty}: {said(error)}{remedy}") from error
+
+    def _remedy(self, data: Tensor, is_sparse: bool, options: dict[str, Any]) -> str:
+        """Say which kind of parameter PyTorch accepts, where it is the kind that it rejects."""
+
+        def accepts(dimensions: int, is_sparse: bool) -> bool:
+            with contextlib.suppress(Exception):
+                self._try(self._recipe.arguments, data.new_zeros([2] * dimensions), is_sparse, options)
+                return True
+            return False
+
+        if accepts(data.dim(), is_sparse):
+            return ""
+        if accepts(2, not is_sparse):
+            return f": bind it with {'opt_bind' if is_sparse else 'opt_bind_sparse'}"
+        return ": bind it as a matrix, with opt_bind_nd" if accepts(2, is_sparse) else ""
 
     def _end_waiting(self, defaults: dict[str, Any], options: dict[str, Any]) -> None:
         """Take over what a first parameter has shown of the class, and judge its group's options by it."""
