@@ -115,7 +115,7 @@ def test_a_killed_rank_is_restarted_and_all_go_on_from_their_checkpoint(program,
     assert [line.partition(",")[0] for line in again] == [line.partition(",")[0] for line in whole]
 
 
-# ---- other launchers ----
+# ---- ranks that do not come, or leave ----
 
 OF_LAUNCHERS = """
 import pathlib
@@ -144,6 +144,72 @@ def environment(tmp_path, monkeypatch) -> dict[str, str]:
         free.bind(("127.0.0.1", 0))
         port = str(free.getsockname()[1])
     return {**os.environ, **hosts.MPI_ENVIRONMENT, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
+
+
+LEAVES = r"""
+#include <stdio.h>
+#include <stdlib.h>
+#include <optplug.h>
+
+/* Rank 1 leaves in the midst of the run, and neither frees anything. */
+int main(void)
+{
+    static double w[100], dw[100];
+    int rank = atoi(getenv("RANK")), opt = opt_create("Adam()");
+    int status = opt_distribute(opt, "Replicate()", NULL, NULL, 0, 0);
+    if (status == OPT_OK)
+        status = opt_bind(opt, "w", "float64", 100, w, dw);
+    for (int i = 0; i < 5 && status == OPT_OK; i++) {
+        if (rank == 1 && i == 3)
+            exit(4);
+        status = opt_step(opt);
+    }
+    printf("%d %s", status, opt_error());
+    return 5;
+}
+"""
+
+
+def test_a_rank_that_leaves_is_an_error_on_the_others_and_all_end_as_they_were_told(environment, tmp_path):
+    (tmp_path / "main.c").write_text(LEAVES)
+    library = pathlib.Path(optplug.library()).parent
+    flags = [f"-I{optplug.includedir()}", f"-L{library}", "-loptplug", f"-Wl,-rpath,{library}"]
+    subprocess.run([hosts.CC, "main.c", *flags, "-o", "main"], cwd=tmp_path, check=True)
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+    with contextlib.ExitStack() as running:
+        ranks = [
+            running.enter_context(
+                subprocess.Popen(["./main"], env=environment | {"RANK": str(i), "WORLD_SIZE": "2"}, **pipes)
+            )
+            for i in range(2)
+        ]
+        said = [rank.communicate(timeout=hosts.PATIENCE) for rank in ranks]
+    assert [rank.returncode for rank in ranks] == [5, 4]
+    assert said[0][0].startswith("-5 another rank has ended, or has not answered for 300 s (")
+    assert (said[0][1], said[1]) == ("", ("", ""))
+
+
+@pytest.mark.parametrize(
+    ("rank", "words"),
+    [
+        (0, "MASTER_PORT={port} is in use on this node: give all ranks a free one"),
+        (1, "rank 0 has not listened at MASTER_ADDR:MASTER_PORT, nobody.invalid:{port}, for 1 s ("),
+    ],
+)
+def test_ranks_that_cannot_meet_are_told_so_in_a_line(rank, words, environment, tmp_path):
+    with socket.socket() as taken:
+        taken.bind(("", 0))
+        taken.listen()
+        port = str(taken.getsockname()[1])
+        there = {"RANK": str(rank), "WORLD_SIZE": "2", "MASTER_ADDR": "nobody.invalid", "MASTER_PORT": port}
+        impatient = OF_LAUNCHERS.replace(
+            "try:", "from optplug.ctypes_api import load\nload().opt_init(b'timeout=1')\ntry:"
+        )
+        hosts.run(*hosts.PYTHON, "-c", impatient, env=environment | there)
+    assert (tmp_path / "error").read_text().startswith(words.format(port=port))
+
+
+# ---- other launchers ----
 
 
 @pytest.mark.parametrize(

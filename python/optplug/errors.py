@@ -15,6 +15,10 @@ class FileError(RuntimeError):
     """A file that the system does not let us read or write."""
 
 
+class RankError(RuntimeError):
+    """Another rank of torch.distributed's that has ended, or does not answer."""
+
+
 class HostError(Exception):
     """A function of the host's that failed; ``status`` is what the call of it returns."""
 

@@ -17,7 +17,7 @@ from torch import Tensor
 from optplug import modes, schedules
 from optplug._optplug import ffi, lib
 from optplug.buffers import name_of
-from optplug.errors import FileError, HostError, NonFiniteError, StateError, warn
+from optplug.errors import FileError, HostError, NonFiniteError, RankError, StateError, warn
 from optplug.log import Log
 from optplug.spec import shown
 
@@ -84,7 +84,7 @@ def record(kind: type[BaseException], error: BaseException, trace: Any) -> int:
     """Hand an exception to this thread's opt_error() and its like, and return its status."""
     if isinstance(error, KeyboardInterrupt):
         table.interrupt()  # the host gets it after the call
-    ours = isinstance(error, ValueError | StateError | NonFiniteError | FileError | HostError)
+    ours = isinstance(error, ValueError | StateError | NonFiniteError | FileError | HostError | RankError)
     message = _message(error)
     if not ours or not message.strip():
         message = f"{kind.__name__}: {message}" if message.strip() else f"PyTorch raised {kind.__name__}"

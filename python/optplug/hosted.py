@@ -17,6 +17,7 @@ from optplug import building, devices, hyperparameters, recipe, stopping
 from optplug.attributes import Attributes
 from optplug.binding import Binder
 from optplug.blocks import block_of
+from optplug.distributed import torchs
 from optplug.errors import StateError
 from optplug.iterate import Iteration
 from optplug.joint_state import JointState
@@ -35,7 +36,7 @@ from optplug.scaling import Scale
 from optplug.spec import SpecError, check_name, shown
 from optplug.trials import Trials
 from optplug.undo import Undo
-from optplug.world import Collective, World, torchs
+from optplug.world import Collective, World
 
 
 class Hosted:

@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 import contextlib
-import datetime
 import functools
 import hashlib
 import json
 import os
 import struct
-import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, NoReturn, TypeVar, cast
 
@@ -18,7 +16,6 @@ import torch
 from torch import Tensor
 
 from optplug.errors import FileError, HostError, NonFiniteError, StateError
-from optplug.spec import shown
 
 #: Makes a collective, "all_gather" or "reduce_scatter" (which adds up), of one tensor into another.
 Collective = Callable[[str, Tensor, Tensor], None]
@@ -29,14 +26,6 @@ _KINDS = (ValueError, StateError, NonFiniteError, FileError, MemoryError)
 _TAG = 96  # bytes that name a call
 _SHARED = 3  # numbers that `World.share` sends
 _STEPPED = "stepped"  # what a rank says that has made the step in which another one has failed
-#: How launchers tell a process its rank and the number of ranks.  Not SLURM_NTASKS: a batch script, which
-#: srun has not started, is SLURM_PROCID 0 of so many.
-_LAUNCHERS = (
-    ("RANK", "WORLD_SIZE"),
-    ("OMPI_COMM_WORLD_RANK", "OMPI_COMM_WORLD_SIZE"),
-    ("PMI_RANK", "PMI_SIZE"),
-    ("SLURM_PROCID", "SLURM_STEP_NUM_TASKS"),
-)
 
 
 class World:
@@ -342,88 +331,3 @@ def _made(kind: str, message: str) -> Exception:
     if status:
         return HostError(message, int(status))
     return {k.__name__: k for k in _KINDS}.get(name, RuntimeError)(message)
-
-
-# ---- torch.distributed's ranks ----
-
-
-def torchs(rank: int, size: int, timeout: float) -> World:
-    """Return the ranks of torch.distributed, which is started if it has not been.
-
-    Args:
-        rank: this process's as the host knows it, ...
-        size: ... with the number of ranks; 0 for what the launcher says.
-        timeout: seconds after which a rank that does not answer is an error.
-    """
-    if not torch.distributed.is_available():
-        raise StateError("this PyTorch is built without torch.distributed: pass a collective of your own")
-    if not torch.distributed.is_initialized():
-        _start(datetime.timedelta(seconds=timeout))
-    found = torch.distributed.get_rank(), torch.distributed.get_world_size()
-    if size and found != (rank, size):
-        raise ValueError(
-            f"rank {rank} of size {size}: torch.distributed has rank {found[0]} of {found[1]}: pass 0 and 0"
-        )
-    return World(_ByTorch(), *found)
-
-
-def _start(timeout: datetime.timedelta) -> None:
-    environment = os.environ
-    found = next(((r, s) for r, s in _LAUNCHERS if environment.get(r) and environment.get(s)), None)
-    if found is None:
-        raise StateError(
-            "collective is NULL, and no launcher says which rank this is (RANK and WORLD_SIZE are not set): "
-            "start the program by torchrun --no-python, mpiexec or srun, or pass a collective, as "
-            "optplug_mpi.h does"
-        )
-    size = _number(found[1], 1, sys.maxsize)
-    rank = _number(found[0], 0, size - 1)
-    missing = [name for name in ("MASTER_ADDR", "MASTER_PORT") if not environment.get(name)]
-    if size > 1 and missing:
-        raise StateError(
-            f"collective is NULL, and {missing[0]} is not set: torch.distributed's ranks meet at "
-            "MASTER_ADDR:MASTER_PORT, which torchrun sets; or use optplug_mpi.h"
-        )
-    if size == 1:
-        store: Any = torch.distributed.HashStore()  # type: ignore[attr-defined]
-    else:
-        has_agent = environment.get("TORCHELASTIC_USE_AGENT_STORE") == "True"
-        store = torch.distributed.TCPStore(  # type: ignore[attr-defined]
-            environment["MASTER_ADDR"],
-            _number("MASTER_PORT", 0, 65535),
-            size,
-            is_master=rank == 0 and not has_agent,
-            timeout=timeout,
-        )
-    # Torchrun's store outlives a restart, and the addresses of before in it would mislead the next attempt.
-    attempt = environment.get("TORCHELASTIC_RESTART_COUNT", "0")
-    store = torch.distributed.PrefixStore(f"optplug/{attempt}", store)  # type: ignore[attr-defined]
-    torch.distributed.init_process_group("gloo", store=store, rank=rank, world_size=size, timeout=timeout)
-
-
-def _number(name: str, least: int, most: int) -> int:
-    """Return a variable's value; StateError if it is no number from least to most."""
-    text = os.environ[name]
-    if not text.isdecimal() or not least <= int(text) <= most:
-        bound = f"from {least}" if most == sys.maxsize else f"from {least} to {most}"
-        raise StateError(
-            f"collective is NULL, and the environment has {name}={shown(text)}: it must be a whole number "
-            f"{bound}; unset it if it is left from another program, or correct it where the ranks are started"
-        )
-    return int(text)
-
-
-class _ByTorch:
-    """Makes torch.distributed's collectives."""
-
-    def __init__(self) -> None:
-        # The last one: torch's own thread drops it at some time after it is done, and must not be the last to
-        # have it, since it would wait for Python to drop its tensors, which aborts a process that is ending.
-        self._last: Any = None
-
-    def __call__(self, what: str, send: Tensor, receive: Tensor) -> None:
-        # From 2.13 on torch warns of the names before.
-        names = ("single", "into_tensor") if what == "all_gather" else ("single", "tensor")
-        found = (getattr(torch.distributed, f"{what}_{name}", None) for name in names)
-        self._last = next(function for function in found if function)(receive, send, async_op=True)
-        self._last.wait()
