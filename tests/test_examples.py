@@ -151,7 +151,7 @@ end program
 
 
 def test_what_the_guide_says_of_optimizers_is_what_they_do(tmp_path):
-    command = [sys.executable, EXAMPLES / "choose.py", "--folder", tmp_path, "--evaluations", "150"]
+    command = [sys.executable, EXAMPLES / "choose.py", "--folder", tmp_path, "--evaluations", "60"]
     quiet = {**os.environ, "OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"}
     subprocess.run(command, env=quiet, check=True, capture_output=True, timeout=hosts.PATIENCE)
     rows = list(csv.reader((tmp_path / "which.csv").read_text().splitlines()))[1:]
