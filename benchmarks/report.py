@@ -249,11 +249,16 @@ def report(results: dict) -> str:
         "",
         "![Time of a step of Adam against the number of values](benchmarks-time.png)",
         "",
+        "*A step of Adam in microseconds, against the number of values: lower is faster.*",
+        "",
         "The limit is the machine's own speed of memory, over as much of it as the step has to do with: "
         "of copying or of updating in place, whichever is faster. "
         "A fraction of 1 is a step that moves each array once and takes no time besides.",
         "",
         "![Fraction of the limit](benchmarks-limit.png)",
+        "",
+        "*The limit's time over the step's: at 1, a step is as fast as memory. "
+        "Dashed: classes without fused kernels.*",
         "",
         "### Classes without fused kernels",
         "",

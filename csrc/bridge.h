@@ -210,14 +210,16 @@ typedef struct optplug_exchange {
 } optplug_exchange;
 
 /* Whether this step's gradients have been reduced: not yet; they have; by this call, which has yet to succeed;
- * a rank has failed before; their hyperparameters differ; a rank has failed in a step that this one has made. */
+ * a rank has failed before; their hyperparameters differ; another rank has failed in a step that this one has
+ * made; this one has failed in the midst of it. */
 enum {
     RANKS_NEW = 0,
     RANKS_REDUCED = 1,
     RANKS_REDUCED_NOW = 2,
     RANKS_FAILED = -1,
     RANKS_DIFFER = -2,
-    RANKS_TORN = -3
+    RANKS_TORN = -3,
+    RANKS_BROKEN = -4
 };
 
 /* How many numbers a rank sends with its gradients: whether it has failed, and the bits of its digest, whose

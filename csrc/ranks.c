@@ -276,7 +276,7 @@ int ranks_publish(struct ranks *ranks, collective_caller call, int has_failed)
             return status;
         for (int r = 1; r <= ranks->given.size; r++)
             if (number(exchange->gathered, r * length - 1, bytes) != 0) {
-                *ranks->given.state = RANKS_TORN;
+                *ranks->given.state = has_failed ? RANKS_BROKEN : RANKS_TORN;
                 return 0;
             }
         const char *from = exchange->gathered;

@@ -32,6 +32,8 @@ SHOWN = {
     "bindings/matlab/README.md": "docs/first-steps/matlab-octave.md",
     "bindings/octave/README.md": "docs/first-steps/matlab-octave.md",
 }
+#: Stands for {source} as long as pyproject.toml has no address.
+NO_ADDRESS = "; the source is the folder that you install from, and has no public address yet"
 log = logging.getLogger("mkdocs.hooks")  # whose warnings are errors in a strict build
 
 
@@ -147,7 +149,7 @@ def finish(markdown: str, page: str) -> str:
     """Read what a page includes, mend its links, and write what stands as {version} and {source}."""
     path, address = f"docs/{page}", repository()
     markdown = markdown.replace("{version}", optplug.__version__)
-    markdown = markdown.replace("{source}", f", [source]({address})" if address else "")
+    markdown = markdown.replace("{source}", f", [source]({address})" if address else NO_ADDRESS)
     return link_functions(include(relink(markdown, path, path), path), path)
 
 

@@ -445,7 +445,9 @@ int opt_load_memory(int opt, const void *buffer, int64_t size);
  * Options are written "name=value, name=value":
  *   python='/opt/env'               the environment that has PyTorch, as its folder or its interpreter; only
  *                                   before Python has started
- *   num_threads=1                   threads that PyTorch may use in a call (1 per MPI rank, for example)
+ *   num_threads=1                   threads that PyTorch may use in a call (1 per MPI rank, for example).
+ *                                   It has one in any case if your program traps floating-point errors or
+ *                                   flushes denormals, as one linked with -Ofast or -ffast-math does
  *   error_if_nonfinite=True         reject a step (OPT_ENONFINITE) if a gradient contains inf or nan, at the
  *                                   cost of one pass over each gradient
  *   third_party=True                let a spec name a class outside torch.optim, with its module:

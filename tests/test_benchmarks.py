@@ -71,6 +71,7 @@ def test_the_benchmark_writes_its_report_and_pictures(tmp_path):
         assert f"| {name} |" in report
     for picture in ("benchmarks-time.png", "benchmarks-limit.png"):
         assert (tmp_path / picture).read_bytes().startswith(b"\x89PNG")
+        assert re.search(rf"\]\({picture}\)\n\n\*[^*\n]+\*\n", report), "a caption"
 
 
 def test_values_that_are_not_pytorchs_stop_the_benchmark(tmp_path, monkeypatch):

@@ -12,6 +12,7 @@ import sys
 import textwrap
 
 import pytest
+import torch
 
 import hosts
 from optplug import ctypes_api
@@ -172,7 +173,9 @@ def test_no_address_is_named_but_the_projects(site):
     address = re.search(r'^Repository = "(.*)"$', (hosts.PROJECT / "pyproject.toml").read_text(), re.M)
     cited = re.search(r"^repository-code: (.*)$", (hosts.PROJECT / "CITATION.cff").read_text(), re.M)
     assert (cited and cited[1]) == (address and address[1])
-    assert ("Go to repository" in (site / "index.html").read_text()) == bool(address)
+    page = (site / "index.html").read_text()
+    assert ("Go to repository" in page) == bool(address)
+    assert ("no public address yet" in page) != bool(address)
 
 
 def test_the_version_is_the_headers(site):
@@ -277,6 +280,15 @@ def test_the_closure_in_fortran_runs(tmp_path):
 
 def test_the_closure_in_python_runs():
     assert hosts.run(*hosts.PYTHON, "-c", programs("first-steps/python.md", "python")[0]).stdout == CLOSURE
+
+
+def test_libtorch_has_as_many_classes_as_the_page_says():
+    folder = pathlib.Path(torch.__file__).parent / "include/torch/csrc/api/include/torch/optim"
+    headers = "".join(path.read_text() for path in folder.rglob("*.h"))
+    assert len(re.findall(r"^class TORCH_API \w+ : public Optimizer ", headers, re.M)) == 6
+    schedulers = r"^class TORCH_API (?:\w+ : public LRScheduler|ReduceLROnPlateauScheduler) "
+    assert len(re.findall(schedulers, headers, re.M)) == 2
+    assert "six optimizers and two schedulers" in (DOCS / "faq.md").read_text()
 
 
 def test_the_second_order_program_prints_what_the_page_says():

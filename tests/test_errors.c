@@ -94,6 +94,7 @@ static void bad_options(void)
 static void bad_parameters(int opt)
 {
     CHECK_FAILS(OPT_EINVAL, "name must not be NULL", opt_bind(opt, NULL, "float64", 2, w, dw));
+    CHECK_FAILS(OPT_EINVAL, "name must not be empty", opt_bind(opt, "", "float64", 2, w, dw));
     CHECK_FAILS(OPT_EINVAL, "dtype must not be NULL", opt_bind(opt, "v", NULL, 2, w, dw));
     CHECK_FAILS(OPT_EINVAL, "data must not be NULL where grad is not",
                 opt_bind(opt, "v", "float64", 2, NULL, dw));

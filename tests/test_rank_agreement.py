@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import math
+import threading
 
 import numpy as np
 import pytest
+import torch
 
 from optplug.ctypes_api import Error, Optimizer, load
 from optplug.ctypes_library import NO_COLLECTIVE
@@ -52,6 +54,22 @@ def test_ranks_that_differ_get_one_line_on_every_rank(change, line):
     assert all(isinstance(error, Error) and error.status == -1 for error in found)
     assert {str(error).startswith(line) for error in found} == {True}
     assert len({str(error) for error in found}) == 1
+
+
+def test_another_torch_is_told_on_every_rank(monkeypatch):
+    here = threading.local()
+
+    class Version(type(torch.__version__)):
+        def __str__(self) -> str:
+            return here.says
+
+    def work(comm):
+        here.says = f"2.{comm.Get_rank()}"
+        bound(comm)
+
+    monkeypatch.setattr(torch, "__version__", Version(torch.__version__))
+    found = on_ranks(2, work)
+    assert [str(error) for error in found] == ["ranks differ: torch is '2.1' on rank 1, '2.0' on rank 0"] * 2
 
 
 def test_a_rank_with_nothing_bound_is_an_error_of_all():
@@ -370,6 +388,9 @@ def test_ranks_and_sizes_are_checked(rank, size, words):
         opt._call("optplug_distribute", b"Shard(0)", NO_COLLECTIVE, None, rank, size)
 
 
+SECOND_OF_SLURMS = {"SLURM_PROCID": "1", "SLURM_STEP_NUM_TASKS": "2"}
+
+
 @pytest.mark.parametrize(
     ("variables", "words"),
     [
@@ -383,10 +404,22 @@ def test_ranks_and_sizes_are_checked(rank, size, words):
             {"RANK": "0", "WORLD_SIZE": "2", "MASTER_ADDR": "localhost", "MASTER_PORT": "99999"},
             "MASTER_PORT='99999': it must be a whole number from 0 to 65535;",
         ),
+        (
+            {"RANK": "0", "WORLD_SIZE": "1", **SECOND_OF_SLURMS},
+            "RANK=0 and WORLD_SIZE=1, but SLURM_PROCID=1 and SLURM_STEP_NUM_TASKS=2: unset the first two",
+        ),
+        ({"RANK": "1", "WORLD_SIZE": "4", **SECOND_OF_SLURMS}, "RANK=1 and WORLD_SIZE=4, but SLURM_PROCID=1"),
+        # These are believed, and only lack an address: torchrun's in a step of its own; a step's, by hand.
+        (
+            {"RANK": "0", "WORLD_SIZE": "2", "TORCHELASTIC_RUN_ID": "none", **SECOND_OF_SLURMS},
+            "MASTER_ADDR is",
+        ),
+        ({"RANK": "3", "WORLD_SIZE": "4", **SECOND_OF_SLURMS}, "MASTER_ADDR is not set"),
     ],
 )
 def test_an_environment_that_names_no_rank_is_an_error(monkeypatch, variables, words):
-    for name in ("RANK", "OMPI_COMM_WORLD_RANK", "PMI_RANK", "SLURM_PROCID", "MASTER_ADDR", "MASTER_PORT"):
+    others = "OMPI_COMM_WORLD_RANK", "PMI_RANK", "SLURM_PROCID", "TORCHELASTIC_RUN_ID"
+    for name in ("RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT", *others):
         monkeypatch.delenv(name, raising=False)
     for name, value in variables.items():
         monkeypatch.setenv(name, value)

@@ -264,7 +264,7 @@ def test_a_child_of_fork_is_no_rank(placement, is_clipped):
 FAILING = """
 import threading, traceback
 import torch
-from optplug.ctypes_api import load
+from optplug.ctypes_api import Error, load
 from rank_threads import made, on_ranks
 import numpy as np
 
@@ -273,20 +273,22 @@ here = threading.local()
 library = torch.library.Library("aten", "IMPL")
 
 def fails_without_python(params, grads, *_, **__):
-    if here.fails and not any(frame.name == "_fused_adam" for frame in traceback.extract_stack()):
+    is_python = any(frame.name == "_fused_adam" for frame in traceback.extract_stack())
+    if here.fails == params[0].dtype and not is_python:
         raise ValueError
     for p, g in zip(params, grads):
         p.add_(g)
 
 def work(comm):
-    here.fails = False
+    here.fails = None
     w, dw = np.zeros(100), np.full(100, 1.0 + comm.Get_rank())
     with made("Adam()", "Replicate(), Partial('sum')", comm) as opt:
         opt.bind("w", w, dw)
         for _ in range(3):
             opt.step()
         assert "way: stable" in opt.describe()
-        w[:], here.fails, before = 0, comm.Get_rank() == 1, len(comm.calls)
+        w[:], before = 0, len(comm.calls)
+        here.fails = torch.float64 if comm.Get_rank() == 1 else None
         comm.Barrier()  # until all have stated their plans
         if comm.Get_rank() == 0:
             library.impl("_fused_adam_", fails_without_python, "CPU")
@@ -296,13 +298,31 @@ def work(comm):
         way = opt.describe().partition("way: ")[2].partition(chr(10))[0]
         return w.tolist(), way, [call for call, _ in comm.calls[before:]]
 
+def halved(comm):
+    here.fails, line = None, ""
+    with made("Adam()", "Replicate(), Partial('sum')", comm) as opt:
+        for name, dtype in (("v", "float32"), ("w", "float64")):
+            opt.bind(name, np.zeros(100, dtype), np.ones(100, dtype))
+        for _ in range(3):
+            opt.step()
+        assert "way: stable" in opt.describe()
+        here.fails = torch.float64 if comm.Get_rank() == 1 else None
+        try:
+            opt.step()
+        except Error as error:
+            line = str(error)
+        return line
+
 exchange = ["reduce_scatter", "all_gather"]
 for rank, found in enumerate(on_ranks(2, work)):
     assert found == ([6.0] * 100, ["stable", "Python"][rank], exchange * 2), found
+told = "RuntimeError: rank 1: PyTorch has failed in the middle of a step: load a checkpoint on all ranks"
+for line in on_ranks(2, halved):
+    assert line == told, line
 """
 
 
-def test_gradients_that_are_reduced_are_not_reduced_again_where_torch_fails_in_a_plan():
+def test_where_torch_fails_in_a_plan_gradients_are_not_reduced_again_and_a_half_made_step_is_told():
     done = hosts.python("-c", f"import sys; sys.path.insert(0, {str(hosts.PROJECT / 'tests')!r})\n" + FAILING)
     assert done.returncode == 0, done.stderr
 

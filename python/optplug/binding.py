@@ -43,6 +43,8 @@ class Binder:
 
     def bind(self, name: str, data: Tensor, grad: Grad, is_staged: bool, run: Run) -> None:
         """Take arrays as a parameter's: see `HostedOptimizer.bind`."""
+        if not name:
+            raise ValueError("name must not be empty: checkpoints and messages name parameters by it")
         has_master = self._master_weights and data.dtype in HALF
         if has_master and isinstance(grad, SparseGrad):
             raise ValueError(f"parameter {shown(name)}: master_weights does not support sparse gradients")

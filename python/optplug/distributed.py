@@ -61,6 +61,7 @@ def _start(timeout: float) -> None:
         )
     size = _number(found[1], 1, sys.maxsize)
     rank = _number(found[0], 0, size - 1)
+    _check_is_new(rank, size)
     missing = [name for name in ("MASTER_ADDR", "MASTER_PORT") if not environment.get(name)]
     if size > 1 and missing:
         raise StateError(
@@ -93,6 +94,31 @@ def _start(timeout: float) -> None:
         torch.distributed.init_process_group(
             "gloo", store=store, rank=rank, world_size=size, timeout=datetime.timedelta(seconds=timeout)
         )
+
+
+def _check_is_new(rank: int, size: int) -> None:
+    """Check that RANK and WORLD_SIZE are not left from another program, where another launcher says a rank.
+
+    Torchrun says that it has set them.  What else sets them on purpose, in a process of another launcher,
+    starts as many ranks in each of those, in order.
+
+    Raises:
+        StateError: they do not go with what the other launcher says.
+    """
+    own, *others = _LAUNCHERS
+    if os.environ.get("TORCHELASTIC_RUN_ID") or not all(map(os.environ.get, own)):
+        return
+    for names in others:
+        if all(map(os.environ.get, names)):
+            count = _number(names[1], 1, sys.maxsize)
+            process = _number(names[0], 0, count - 1)
+            if size % count or rank // (size // count) != process:
+                raise StateError(
+                    f"collective is NULL, and the environment has RANK={rank} and WORLD_SIZE={size}, but "
+                    f"{names[0]}={process} and {names[1]}={count}: unset the first two if they are left from "
+                    "another program, else the last two"
+                )
+            return
 
 
 def _address_of(name: str, port: int, timeout: float) -> str:

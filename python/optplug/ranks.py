@@ -262,6 +262,10 @@ class Ranks:
         wrong = self.exchange.take_failure()
         if wrong == lib.RANKS_TORN:
             self.world.fail(None, has_stepped=True)
+        if wrong == lib.RANKS_BROKEN:
+            self.world.fail(
+                RuntimeError("PyTorch has failed in the middle of a step: load a checkpoint on all ranks")
+            )
         if reduces:
             wrong = wrong or self.exchange.reduce(reduces, error is not None)
             if wrong == lib.RANKS_FAILED:

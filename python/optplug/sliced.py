@@ -240,7 +240,7 @@ class Exchange:
             )
 
     def take_failure(self) -> int:
-        """Return, once, what C has seen to be wrong: 0, RANKS_FAILED, RANKS_DIFFER or RANKS_TORN."""
+        """Return, once, what C has seen to be wrong: 0, or RANKS_FAILED and what is below it."""
         state = int(self.state[0])
         if state >= 0:
             return 0

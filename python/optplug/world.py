@@ -175,10 +175,10 @@ class World:
         texts = self.texts(text)
         stepped = [rank for rank, t in enumerate(texts) if t == _STEPPED]
         rank, said = next(
-            ((i, t) for i, t in enumerate(texts) if t not in ("", _STEPPED)), (0, "\na plan has failed")
+            ((i, t) for i, t in enumerate(texts) if t not in ("", _STEPPED)), (0, "\na step has failed")
         )
         kind, _, message = said.partition("\n")
-        if stepped:
+        if stepped and "load a checkpoint" not in message:
             message += f" (rank {stepped[0]} had already made this step: load a checkpoint on all ranks)"
         raised = _made(kind, f"rank {rank}: {message}")
         vars(raised)["is_of_all"] = vars(raised)["is_known"] = True
