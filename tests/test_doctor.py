@@ -97,7 +97,8 @@ def test_doctor_says_what_memory_torch_needs_where_its_import_would_end_the_proc
     script = f"ulimit -v {limit}; OMP_NUM_THREADS=1 exec {sys.executable} -m optplug doctor"
     done = subprocess.run(["sh", "-c", script], capture_output=True, text=True, check=False)  # noqa: S607
     assert done.returncode == 1
-    assert re.search(r"WRONG: .*: PyTorch needs \d+ MiB of memory to start", done.stdout), done.stdout
+    said = r"WRONG: .*: PyTorch needs \d+ MiB of memory to start.*\n   DO: raise the limit \(ulimit -v"
+    assert re.search(said, done.stdout), done.stdout
 
 
 def test_doctor_sees_a_library_that_comes_before(tmp_path):

@@ -5,6 +5,7 @@ Knows no torch, which may be what is broken: a C host starts all that, in a proc
 
 from __future__ import annotations
 
+import csv
 import importlib.metadata
 import importlib.util
 import json
@@ -20,7 +21,6 @@ import time
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field
 from itertools import chain
-from typing import Any
 
 import optplug
 from optplug import surroundings
@@ -41,6 +41,7 @@ _STEPS = (
         r"apt-get install \1 (Debian, Ubuntu), build Python with --enable-shared (pyenv), "
         r"or export OPTPLUG_LIBPYTHON=ITS_PATH",
     ),
+    (r".*: (raise the limit .*|change to another one|mount /proc)", r"\1"),
     (r"OPTPLUG_LIBPYTHON: .*", "unset OPTPLUG_LIBPYTHON"),
     (r"OPTPLUG_PYTHON: .*|.* is not in an environment .*", f"export OPTPLUG_PYTHON={_PYTHON}"),
     (r".* has a different version .*", f"link to what {_PYTHON} -m optplug config --library prints"),
@@ -138,25 +139,29 @@ def _reinstall() -> str:
     return f"install optplug again: {_PIP} --force-reinstall --no-deps PATH_OF_OPTPLUGS_SOURCE"
 
 
-def _said(what: str) -> list[Any]:
-    """Return what pip has noted of optplug; nothing where it was not pip that installed it."""
+def _package() -> importlib.metadata.Distribution | None:
+    """Return what pip has noted of optplug; None where it was not pip that installed it."""
     try:
-        return getattr(importlib.metadata.distribution("optplug"), what) or []
+        return importlib.metadata.distribution("optplug")
     except importlib.metadata.PackageNotFoundError:
-        return []
+        return None
 
 
 def _files() -> Iterator[tuple[str, str]]:
-    for file in _said("files"):
-        path = pathlib.Path(str(file.locate()))
-        if not path.exists() and file.suffix != ".pyc":
-            yield f"{path} is missing", _reinstall()
+    package = _package()
+    if package:
+        record = package.read_text("RECORD") or ""  # its `files` hides what is missing, from Python 3.12 on
+        for name, *_ in csv.reader(record.splitlines()):
+            path = pathlib.Path(str(package.locate_file(name)))
+            if not path.exists() and path.suffix != ".pyc":
+                yield f"{path} is missing", _reinstall()
     if _PROBE.exists() and not os.access(_PROBE, os.X_OK):
         yield f"{_PROBE} is not executable", f"chmod +x {shlex.quote(str(_PROBE))}"
 
 
 def _requirements() -> Iterator[tuple[str, str]]:
-    for line in _said("requires"):
+    package = _package()
+    for line in (package.requires if package else None) or []:
         found = re.fullmatch(r"([\w.-]+)>=([\d.]+)", line)  # those of extras have more behind
         if not found:
             continue
