@@ -69,7 +69,7 @@ def test_the_benchmark_writes_its_report_and_pictures(tmp_path):
         "the same with PyTorch's roundings",
     ):
         assert f"| {name} |" in report
-    for picture in ("benchmarks-time.png", "benchmarks-limit.png"):
+    for picture in ("benchmarks-loop.png", "benchmarks-time.png", "benchmarks-limit.png"):
         assert (tmp_path / picture).read_bytes().startswith(b"\x89PNG")
         assert re.search(rf"\]\({picture}\)\n\n\*[^*\n]+\*\n", report), "a caption"
 
