@@ -6,7 +6,8 @@
 torch, and torch._dynamo, which every plain optimizer imports, take 2.5 s of processor time: without this,
 half of what the suite takes.  FOLDER holds the server's socket, named after the process that asked: ctest.
 What runs so starts others by the command in OPTPLUG_TEST_PRELOADED.  The processor time of each, with that
-of the programs that it has started and waited for, is appended to the file that OPTPLUG_TEST_TIMES names.
+of the programs that it has started and waited for, is appended to the file that OPTPLUG_TEST_TIMES names
+by its whole path.
 """
 
 from __future__ import annotations

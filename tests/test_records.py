@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+
 import pytest
 import torch
 from optplug._optplug import lib as numbers
@@ -452,7 +454,9 @@ def test_another_default_dtype_is_minded(text):
 @pytest.mark.parametrize("plans", ["True", "False"])
 def test_a_forked_child_steps_long_arrays(plans):
     """Neither OpenMP's workers came along, nor MKL's, for which its square root would wait."""
-    done = hosts.python("-c", CHILD, plans)
+    done = subprocess.run(
+        [*hosts.PYTHON, "-c", CHILD, plans], capture_output=True, text=True, check=False, timeout=120
+    )
     assert done.stdout == "0 0 0\n" * 3, done.stdout + done.stderr
 
 

@@ -70,15 +70,20 @@ int main(int argc, char **argv)
 """
 
 
+def compile_into(folder: pathlib.Path, source: str, *options: str) -> pathlib.Path:
+    """Compile a program and return where it is, if it is called main."""
+    (folder / "main.c").write_text(source)
+    library = pathlib.Path(optplug.library()).parent
+    flags = [f"-I{optplug.includedir()}", f"-L{library}", "-loptplug", f"-Wl,-rpath,{library}"]
+    subprocess.run([hosts.CC, "main.c", *flags, *options], cwd=folder, check=True)
+    return folder / "main"
+
+
 @pytest.fixture(scope="module")
 def program(tmp_path_factory) -> pathlib.Path:
     folder = tmp_path_factory.mktemp("torchrun")
-    (folder / "main.c").write_text(PROGRAM)
-    library = pathlib.Path(optplug.library()).parent
-    flags = [f"-I{optplug.includedir()}", f"-L{library}", "-loptplug", f"-Wl,-rpath,{library}"]
-    for options in (("-o", "main"), ("-o", "main.so", "-shared", "-fPIC")):
-        subprocess.run([hosts.CC, "main.c", *flags, *options], cwd=folder, check=True)
-    return folder / "main"
+    compile_into(folder, PROGRAM, "-o", "main.so", "-shared", "-fPIC")
+    return compile_into(folder, PROGRAM, "-o", "main")
 
 
 def torchrun(ranks: int, *command: str | pathlib.Path, restarts: int = 0) -> list[str]:
@@ -171,21 +176,18 @@ int main(void)
 
 
 def test_a_rank_that_leaves_is_an_error_on_the_others_and_all_end_as_they_were_told(environment, tmp_path):
-    (tmp_path / "main.c").write_text(LEAVES)
-    library = pathlib.Path(optplug.library()).parent
-    flags = [f"-I{optplug.includedir()}", f"-L{library}", "-loptplug", f"-Wl,-rpath,{library}"]
-    subprocess.run([hosts.CC, "main.c", *flags, "-o", "main"], cwd=tmp_path, check=True)
+    main = compile_into(tmp_path, LEAVES, "-o", "main")
     pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
     with contextlib.ExitStack() as running:
         ranks = [
             running.enter_context(
-                subprocess.Popen(["./main"], env=environment | {"RANK": str(i), "WORLD_SIZE": "2"}, **pipes)
+                subprocess.Popen([main], env=environment | {"RANK": str(i), "WORLD_SIZE": "2"}, **pipes)
             )
             for i in range(2)
         ]
         said = [rank.communicate(timeout=hosts.PATIENCE) for rank in ranks]
     assert [rank.returncode for rank in ranks] == [5, 4]
-    assert said[0][0].startswith("-5 another rank has ended, or has not answered for 300 s (")
+    assert said[0][0].startswith("-5 another rank has ended, or does not answer (")
     assert (said[0][1], said[1]) == ("", ("", ""))
 
 

@@ -47,7 +47,7 @@ def torchs(rank: int, size: int, timeout: float) -> World:
         raise ValueError(
             f"rank {rank} of size {size}: torch.distributed has rank {found[0]} of {found[1]}: pass 0 and 0"
         )
-    return World(_ByTorch(timeout), *found)
+    return World(_ByTorch(), *found)
 
 
 def _start(timeout: float) -> None:
@@ -77,7 +77,7 @@ def _start(timeout: float) -> None:
         host = "localhost" if is_first else _address_of(environment["MASTER_ADDR"], port, timeout)
         left = datetime.timedelta(seconds=max(timeout - (time.monotonic() - begun), 1))
         try:
-            with _lost(timeout):
+            with _lost():
                 store = torch.distributed.TCPStore(  # type: ignore[attr-defined]
                     host, port, size, is_master=is_first, timeout=left
                 )
@@ -90,7 +90,7 @@ def _start(timeout: float) -> None:
     # Torchrun's store outlives a restart, and the addresses of before in it would mislead the next attempt.
     attempt = environment.get("TORCHELASTIC_RESTART_COUNT", "0")
     store = torch.distributed.PrefixStore(f"optplug/{attempt}", store)  # type: ignore[attr-defined]
-    with _lost(timeout):
+    with _lost():
         torch.distributed.init_process_group(
             "gloo", store=store, rank=rank, world_size=size, timeout=datetime.timedelta(seconds=timeout)
         )
@@ -144,7 +144,7 @@ def _address_of(name: str, port: int, timeout: float) -> str:
 
 
 @contextlib.contextmanager
-def _lost(timeout: float) -> Iterator[None]:
+def _lost() -> Iterator[None]:
     """Say in one line what torch says at length where another rank has ended or does not answer."""
     try:
         yield
@@ -153,7 +153,7 @@ def _lost(timeout: float) -> Iterator[None]:
         if not re.search("connection|timed? ?out|closed|peer", text, re.IGNORECASE):
             raise
         raise RankError(
-            f"another rank has ended, or has not answered for {timeout:g} s ({text}): end this one too; "
+            f"another rank has ended, or does not answer ({text}): end this one too; "
             "torchrun can start all of them again, and opt_load goes on from a checkpoint"
         ) from error
 
@@ -173,8 +173,7 @@ def _number(name: str, least: int, most: int) -> int:
 class _ByTorch:
     """Makes torch.distributed's collectives."""
 
-    def __init__(self, timeout: float) -> None:
-        self._timeout = timeout
+    def __init__(self) -> None:
         # The last one: torch's own thread drops it at some time after it is done, and must not be the last to
         # have it, since it would wait for Python to drop its tensors, which aborts a process that is ending.
         self._last: Any = None
@@ -184,6 +183,6 @@ class _ByTorch:
         names = ("single", "into_tensor") if what == "all_gather" else ("single", "tensor")
         found = (getattr(torch.distributed, f"{what}_{name}", None) for name in names)
         function = next(function for function in found if function)
-        with _lost(self._timeout):
+        with _lost():
             self._last = function(receive, send, async_op=True)
             self._last.wait()

@@ -201,7 +201,7 @@ def _torch() -> Iterator[report.Told]:
     """Import torch, and show the progress of a block that needs it."""
     with report.progress("importing PyTorch") as told:
         surroundings.load_torch()
-        gc.freeze()  # an import makes no garbage: the process's end need not look for any, which takes 0.3 s
+        gc.freeze()  # an import makes no garbage, so the process's end need not look for any
         yield told
 
 
