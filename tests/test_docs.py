@@ -323,7 +323,7 @@ def messages() -> list[str]:
 OTHERS = {
     "No module named 'torch': ...",
     "Attempting CUDA graph capture ...",
-    "Invalid learning rate: ...",
+    "Invalid learning rate: ...; ... must be ...",
 }
 
 

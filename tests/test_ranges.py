@@ -9,7 +9,7 @@ import math
 import pytest
 import torch
 
-from optplug.ranges import Range, Ranges
+from optplug.ranges import Range, Ranges, broken
 from optplug.recipe import IMPLEMENTATIONS, classes
 from optplug.trials import nothing_yet
 
@@ -108,6 +108,47 @@ def test_what_is_no_float_must_stay_as_it_is():
     ):
         assert not known.cover({"lr": 0.5, "count": 3, "on": False, "name": None} | change)
     assert not known.cover({"lr": 0.5, "count": 3, "on": False})
+
+
+@pytest.mark.parametrize("name", classes())
+def test_what_an_error_says_a_number_must_be_is_what_torch_accepts(name):
+    def constructed(options):
+        return class_(nothing_yet(), **options)
+
+    class_ = classes()[name]
+    defaults = options_of(class_)
+    told = set()
+    for key, value in itertools.product(defaults, NUMBERS):
+        places = range(len(defaults[key])) if isinstance(defaults[key], tuple) else [None]
+        for place in places:
+            old = defaults[key]
+            new = value if place is None else (*old[:place], value, *old[place + 1 :])
+            if not isinstance(old, tuple | float):
+                continue
+            said = broken(constructed, {key: new}, defaults)
+            try:
+                constructed({key: new})
+            except Exception:
+                told.update(said)
+                assert len(said) <= 1
+            else:
+                assert not said or math.isnan(value), (key, new)
+    assert told & {"lr must be at least 0", "lr must be above 0"} or name == "LBFGS"
+
+
+@pytest.mark.parametrize(
+    ("range_", "text"),
+    [
+        (Range(0, math.inf), "at least 0"),
+        (Range(5e-324, math.inf), "above 0"),
+        (Range(0, math.nextafter(1, 0)), "at least 0 and below 1"),
+        (Range(math.nextafter(1, 2), math.inf), "above 1"),
+        (Range(-math.inf, 0.5), "at most 0.5"),
+        (Range(-math.inf, math.inf), ""),
+    ],
+)
+def test_a_range_in_words(range_, text):
+    assert str(range_) == text
 
 
 def test_what_is_refused_teaches_nothing():

@@ -22,6 +22,17 @@ class Range(NamedTuple):
     low: float
     high: float
 
+    def __str__(self) -> str:
+        ends = []
+        for end, inward, at, strict in (
+            (self.low, math.inf, "at least", "above"),
+            (self.high, -math.inf, "at most", "below"),
+        ):
+            limit = math.nextafter(end, -inward)  # of a comparison without equality
+            if math.isfinite(end):
+                ends.append(f"{strict} {limit:g}" if limit == round(limit, 6) else f"{at} {end:g}")
+        return " and ".join(ends)
+
 
 class Ranges:
     """What is known of the hyperparameters of one class of torch.optim.
@@ -78,6 +89,28 @@ class Ranges:
     def _find(self, options: dict[str, Any]) -> _Known | None:
         flat = _flat(options)
         return next((known for known in self._known if known.covers(flat)), None)
+
+
+def broken(
+    construct: Callable[[dict[str, Any]], object], options: dict[str, Any], defaults: dict[str, Any]
+) -> list[str]:
+    """Say of each number among hyperparameters that PyTorch rejects what it must be.
+
+    Args:
+        construct: as `Ranges` has it.
+        defaults: the class's own, beside which the ranges are looked for.
+    """
+    accepted = {name: float(v) if type(v) is int else v for name, v in defaults.items()}
+    ranges = Ranges(construct)
+    ranges.watch(accepted)
+    found = []
+    for name, value in _flat(options).items():
+        allowed = ranges.find(accepted, name)
+        if allowed is None or allowed.low == allowed.high or not isinstance(value, int | float):
+            continue
+        if str(allowed) and not allowed.low <= value <= allowed.high:
+            found.append(f"{name} must be {allowed}")
+    return found
 
 
 class _Known(NamedTuple):

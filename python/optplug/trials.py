@@ -22,7 +22,7 @@ from optplug.arguments import blame, check_kinds, is_count, said
 from optplug.devices import CPU
 from optplug.kinds import Grad, SparseGrad, layout, some_gradient
 from optplug.randomness import random_numbers_kept
-from optplug.ranges import Range, Ranges
+from optplug.ranges import Range, Ranges, broken
 from optplug.recipe import IMPLEMENTATIONS, Recipe, argument, fuses_rightly
 from optplug.spec import SpecError, shown
 from optplug.state import expected
@@ -70,7 +70,7 @@ class Trials:
             #: The class's options, with the recipe's values.
             self.defaults = self._first(recipe)
         except Exception as error:
-            raise SpecError(blame(error, recipe.class_, recipe.arguments, self._step)) from error
+            raise SpecError(self._blame(error, recipe.arguments, self._step)) from error
         self._ranges = Ranges(lambda options: self._judge({}, options))
 
     def _first(self, recipe: Recipe) -> dict[str, Any]:
@@ -97,6 +97,18 @@ class Trials:
             raise errors[0]
         self._waits = True
         return {}
+
+    def _blame(
+        self, error: Exception, options: dict[str, Any], attempt: Callable[[dict[str, Any]], object]
+    ) -> str:
+        """Return what an error says of options, and what PyTorch's constructor wants their numbers to be."""
+        words = blame(error, self.class_, options, attempt)
+        if not self._recipe.is_torchs:
+            return words
+        parameters = spec.signature_of(self.class_).parameters  # type: ignore[arg-type]
+        defaults = {name: p.default for name, p in parameters.items() if p.default is not Parameter.empty}
+        build = functools.partial(self._recipe.build, [{"params": nothing_yet()}])
+        return "; ".join([words, *broken(build, options, defaults)])
 
     def _may_lack_options(self, recipe: Recipe, words: str) -> bool:
         """Tell whether a class outside torch fails for something else than its arguments.
@@ -265,7 +277,7 @@ class Trials:
         try:
             attempt(options)
         except Exception as error:
-            raise SpecError(blame(error, self._recipe.class_, options, attempt)) from error
+            raise SpecError(self._blame(error, options, attempt)) from error
         if self._recipe.is_torchs:
             self._ranges.watch(together)
 
