@@ -2,13 +2,14 @@
 !>
 !>     heat_inverse [examples/heat_inverse.nml]
 !>
-!> The equations and their adjoint are in heat.f90; optimizer, schedule, restart and files in the namelist.
-!> Each step is made by reverse communication, as LBFGS evaluates the loss several times in one and the others
-!> once: so another optimizer takes another namelist and nothing else.
+!> The equations are in heat.f90, their adjoint in heat_misfit.f90; optimizer, schedule, restart and files in
+!> the namelist.  Each step is made by reverse communication, as LBFGS evaluates the loss several times in one
+!> and the others once: so another optimizer takes another namelist and nothing else.
 program heat_inverse
   use, intrinsic :: iso_c_binding, only: c_char, c_int, c_null_char
   use, intrinsic :: iso_fortran_env, only: int64, int8, output_unit, real64
-  use heat, only: add_roughness, measure, misfit_and_gradient, n, true_field
+  use heat, only: n, true_field
+  use heat_misfit, only: add_roughness, measure, misfit_and_gradient
   use optplug, only: optimizer
   implicit none
 
@@ -27,7 +28,7 @@ program heat_inverse
   namelist /inversion/ spec, schedule, iterations, print_every, smoothing, checkpoint, checkpoint_every, &
     restart, field
 
-  ! n x n to heat.f90; flat here, since LBFGS takes no gradients in Fortran's order.
+  ! n x n to heat_misfit.f90; flat here, since LBFGS takes no gradients in Fortran's order.
   real(real64), target :: m(n * n) = 0, gradient(n * n) = 0
   real(real64) :: truth(n, n), loss = 0, misfit, rate
   type(optimizer) :: opt

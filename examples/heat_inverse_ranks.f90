@@ -7,7 +7,8 @@
 !> part of the field, of its gradient and of the loss; what it does is what it would do with the whole.
 program heat_inverse_ranks
   use, intrinsic :: iso_fortran_env, only: output_unit, real64
-  use heat, only: measure, n, true_field
+  use heat, only: n, true_field
+  use heat_misfit, only: measure
   use heat_ranks, only: add_roughness, cut, first, last, misfit_and_gradient
   use mpi_f08, only: MPI_Allreduce, MPI_Comm_rank, MPI_Comm_size, MPI_COMM_WORLD, MPI_DOUBLE_PRECISION, MPI_Finalize, &
     MPI_Init, MPI_SUM

@@ -5,7 +5,8 @@
 !> what lies along their borders.
 module heat_ranks
   use, intrinsic :: iso_fortran_env, only: real64
-  use heat, only: duration, heating, measured, n, noise, place, steps, thermometers
+  use heat, only: duration, heating, n, steps
+  use heat_misfit, only: measured, noise, place, thermometers
   use mpi_f08, only: MPI_Comm, MPI_Comm_rank, MPI_Comm_size, MPI_DOUBLE_PRECISION, MPI_PROC_NULL, MPI_Sendrecv, &
     MPI_STATUS_IGNORE
   implicit none
@@ -90,7 +91,7 @@ contains
     to = min(last + halo - 1 - modulo(step, halo), n)
   end function
 
-  !> This rank's part of the misfit of heat.f90, and of its gradient: both for its own columns of m.
+  !> This rank's part of the misfit of heat_misfit.f90, and of its gradient: both for its own columns of m.
   subroutine misfit_and_gradient(m, misfit, gradient)
     real(real64), intent(in) :: m(n, first:last)
     real(real64), intent(out) :: misfit, gradient(n, first:last)
@@ -158,7 +159,7 @@ contains
     end do
   end subroutine
 
-  !> Add this rank's part of the total variation of m, and its gradient: as in heat.f90.
+  !> Add this rank's part of the total variation of m, and its gradient: as in heat_misfit.f90.
   subroutine add_roughness(m, weight, loss, gradient)
     real(real64), intent(in) :: m(n, first:last), weight
     real(real64), intent(inout) :: loss, gradient(n, first:last)

@@ -203,13 +203,13 @@ def digits_ranks(most: int = 4) -> Figure:
 
 def heat_inverse() -> Figure:
     """Draw the conductivity, true and recovered, and their difference."""
-    run(build("heat.f90", "heat_inverse.f90"), str(HERE / "heat_inverse.nml"))
+    run(build("heat.f90", "heat_misfit.f90", "heat_inverse.f90"), str(HERE / "heat_inverse.nml"))
     return heat_inverse_plot.draw(pathlib.Path("heat_inverse.csv"))
 
 
 def heat_inverse_ranks(ranks: int = 4, steps: tuple[str, ...] = ()) -> Figure:
     """Draw the conductivity, true and as ranks have recovered it, and the loss."""
-    command = build("heat.f90", "heat_ranks.f90", "heat_inverse_ranks.f90", over_mpi=True)
+    command = build("heat.f90", "heat_misfit.f90", "heat_ranks.f90", "heat_inverse_ranks.f90", over_mpi=True)
     run(["mpiexec", "-n", str(ranks), *command], "field.csv", "losses.csv", "", *steps)
     table, losses = read(pathlib.Path("field.csv")), read(pathlib.Path("losses.csv"))
     n = round(len(table["x"]) ** 0.5)

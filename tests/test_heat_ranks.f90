@@ -2,7 +2,8 @@
 !> gradient, across the ranks' borders too.
 program test_heat_ranks
   use, intrinsic :: iso_fortran_env, only: real64
-  use heat, only: measure, n, true_field
+  use heat, only: n, true_field
+  use heat_misfit, only: measure
   use heat_ranks, only: add_roughness, cut, first, last, misfit_and_gradient
   use mpi_f08, only: MPI_Allreduce, MPI_Comm_rank, MPI_COMM_SELF, MPI_COMM_WORLD, MPI_DOUBLE_PRECISION, MPI_Finalize, &
     MPI_Init, MPI_SUM
