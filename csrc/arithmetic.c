@@ -1,7 +1,11 @@
 #define _GNU_SOURCE
 #include "arithmetic.h"
 
+#include <stddef.h>
 #include <stdint.h>
+
+#define FLUSHES "flushes denormals to 0, as a program linked with -Ofast or -ffast-math does"
+#define TRAPS "traps floating-point errors"
 
 #if defined __x86_64__ && defined __GLIBC__
 static unsigned short x87_control(void)
@@ -48,22 +52,28 @@ static int save_usual(struct arithmetic *saved)
 static void restore_usual(const struct arithmetic *saved) { (void)saved; }
 #endif
 
-int arithmetic_enter(struct arithmetic *saved)
+const char *arithmetic_enter(struct arithmetic *saved)
 {
     saved->is_usual = save_usual(saved);
     if (saved->is_usual)
-        return 0;
-    int unusual = fegetround() != FE_TONEAREST;
-#ifdef __GLIBC__
-    unusual |= fegetexcept() != 0;
-#endif
+        return NULL;
+    const char *unusual = NULL;
 #ifdef __SSE__
-    unusual |= (__builtin_ia32_stmxcsr() & 0xFFC0) != 0x1F80; /* masks, rounding, flush-to-zero */
+    unsigned control = __builtin_ia32_stmxcsr();
+    if ((control & 0xFFC0) != 0x1F80)
+        unusual = control & 0x8040 ? FLUSHES : TRAPS; /* or rounds otherwise: see below */
 #elif defined __aarch64__
     uint64_t control;
     __asm__("mrs %0, fpcr" : "=r"(control));
-    unusual |= control != 0;
+    if (control != 0)
+        unusual = control & 1 << 24 ? FLUSHES : TRAPS;
 #endif
+#ifdef __GLIBC__
+    if (fegetexcept() != 0)
+        unusual = TRAPS;
+#endif
+    if (fegetround() != FE_TONEAREST)
+        unusual = "does not round to the nearest number";
     fegetenv(&saved->floating_point);
     /* Not feholdexcept: rounding mode and flush-to-zero must go as well, or Python misreads numbers. */
     fesetenv(FE_DFL_ENV);

@@ -12,9 +12,9 @@ struct arithmetic {
     fenv_t floating_point;
 };
 
-/* Save the host's floating-point environment, set C's own, and tell whether the host's differs in more than
- * flags. */
-int arithmetic_enter(struct arithmetic *saved);
+/* Save the host's floating-point environment, set C's own, and say in what the host's differs besides flags;
+ * NULL where it does not. */
+const char *arithmetic_enter(struct arithmetic *saved);
 
 void arithmetic_leave(const struct arithmetic *saved);
 

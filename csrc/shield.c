@@ -45,13 +45,15 @@ void shield_enter(struct shield *saved)
     pthread_testcancel();
     pthread_setcancelstate(PTHREAD_CANCEL_DISABLE, &saved->cancel_state);
     saved->error_number = errno;
-    int alone = arithmetic_enter(&saved->arithmetic) || runtime.forked;
+    saved->alone = arithmetic_enter(&saved->arithmetic);
+    if (!saved->alone && runtime.forked)
+        saved->alone = "is that of a forked child";
     struct thread *me = &this_thread; /* which takes time to be found */
     if (!me->is_known)
         openmp_meet_thread();
     saved->openmp_threads = openmp_threads();
     if (saved->openmp_threads)
-        enter_openmp(alone, saved->openmp_threads);
+        enter_openmp(saved->alone != NULL, saved->openmp_threads);
 
     /* A caller that holds the GIL (ctypes.PyDLL) must not wait for our locks with it. */
     saved->interpreter_lock = pyapi_has_gil() ? py.PyEval_SaveThread_() : NULL;

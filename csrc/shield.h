@@ -13,6 +13,7 @@ struct shield {
     int error_number;
     struct arithmetic arithmetic;
     int openmp_threads;
+    const char *alone; /* why torch has this thread only; NULL otherwise */
     void *interpreter_lock;
     int cancel_state;
     int holds_interrupts; /* and this is what the host does about them */

@@ -226,9 +226,13 @@ int start_describe(char *text, size_t size)
     const char *starter = runtime.ours ? "optplug" : "the host";
     snprintf(text, size, "optplug: %s\nlibrary: %s\nlibpython: %s\npython started by: %s\n%s",
              OPTPLUG_VERSION, library.library, libpython, runtime.started ? starter : "nobody yet", torchs);
+    size_t used = strlen(text);
+    const char *alone = shield_innermost()->alone;
+    if (alone)
+        snprintf(text + used, size - used, "one thread because: the calling thread %s\n", alone);
     if (runtime_is_up())
         return 1;
-    size_t used = strlen(text);
+    used = strlen(text);
     snprintf(text + used, size - used, "python: %s\n",
              environment.python[0] ? environment.python : "not chosen yet");
     return 0;

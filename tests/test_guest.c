@@ -362,9 +362,8 @@ static void everywhere(void (*set_up)(void))
 #ifdef _OPENMP
 #pragma omp parallel
     set_up();
-#else
-    set_up();
 #endif
+    set_up(); /* LLVM's OpenMP puts this thread back, and its team takes this thread's settings */
 }
 
 static void round_up(void) { fesetround(FE_UPWARD); }
@@ -381,6 +380,13 @@ static void set_traps(void)
 #ifdef __GLIBC__
     feenableexcept(FE_DIVBYZERO | FE_INVALID | FE_OVERFLOW);
 #endif
+}
+
+/* The description says why torch keeps to this thread; NULL where it need not. */
+static void one_thread_because(const char *reason)
+{
+    const char *line = strstr(opt_describe(0), "\none thread because: the calling thread ");
+    CHECK(reason ? line && strstr(line, reason) : !line);
 }
 
 static void be_usual(void) { fesetenv(FE_DFL_ENV); }
@@ -424,13 +430,21 @@ int main(void)
     everywhere(round_up);
     make_all_calls("that rounds up, and starts Python so"); /* the import of torch, too */
     all_values_are_rounded_alike();
+    one_thread_because("does not round to the nearest number\n");
     everywhere(be_usual);
     make_all_calls("as most are");
+    one_thread_because(NULL);
     everywhere(set_traps);
     make_all_calls("with floating-point traps");
+#ifdef __GLIBC__
+    one_thread_because(fegetexcept() ? "traps floating-point errors\n" : NULL); /* ARM need not have them */
+#endif
     everywhere(be_usual);
     everywhere(flush_to_zero);
     make_all_calls("that flushes to zero");
+#ifdef __SSE__
+    one_thread_because("flushes denormals to 0, as a program linked with -Ofast or -ffast-math does\n");
+#endif
     everywhere(be_usual);
     feraiseexcept(FE_INEXACT | FE_UNDERFLOW);
     make_all_calls("with exceptions raised");
