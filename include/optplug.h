@@ -72,8 +72,7 @@ enum {
  * "pytorch_optimizer:SAM(base_optimizer=SGD, lr=0.1)", "pytorch_optimizer:Lookahead(SGD(lr=0.1), k=5)".
  *
  * Returns a positive handle.  PyTorch checks the hyperparameters here.  Unless the spec sets fused, foreach,
- * capturable or differentiable, optplug uses PyTorch's fused kernels where the class and the arrays allow it,
- * and foreach for eight or more parameters where the result is the same bit for bit. */
+ * capturable or differentiable, optplug uses PyTorch's fused kernels where the class and the arrays allow it. */
 int opt_create(const char *spec);
 
 /* Lend the optimizer one parameter: n values, and the array that receives its gradient.

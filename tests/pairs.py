@@ -105,9 +105,6 @@ PARAMETERS = {"one": [1], "three": [3], "two groups": [1, 2]}
 # Where optplug takes the fused kernels by itself, the reference is told to.
 FUSED = {"Adam", "AdamW", "SGD", "Adagrad"}
 
-# Where it takes foreach for eight parameters and more; the reference keeps to torch's default, the loop.
-FOREACH = {"Adadelta", "Adagrad", "Adam", "AdamW", "Adamax", "RMSprop", "Rprop", "SGD"}
-
 SAFE_FOR_FUSED = {"rows", "columns", "transposed", "scalar", "empty"}
 
 GUARD = 16  # elements before and after each array that nobody may touch

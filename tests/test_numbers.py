@@ -18,7 +18,6 @@ import hosts
 from pairs import (
     DENSE,
     DTYPES,
-    FOREACH,
     FUSED,
     LAYOUTS,
     OPTIMIZERS,
@@ -87,7 +86,6 @@ def table(version: str) -> str:
             "SparseAdam": "`opt_step`, after `opt_bind_sparse`",
         }.get(name, "`opt_step`")
         kernels = "fused where the arrays allow it" if name in FUSED else "torch's own choice"
-        kernels += ", foreach for many parameters" * (name in FOREACH)
         dtypes = ", ".join(dtype for dtype in DTYPES if seen[name][dtype])
         counts = f"{seen[name]['compared']} | 0 | {seen[name]['refused']}"
         lines.append(f"| {name} | {step} | {kernels} | {dtypes} | {counts} |")

@@ -24,15 +24,6 @@ from optplug.torch_private import grad_mode
 
 #: Torch's implementations of a step: no hyperparameters, but in the groups beside them.
 IMPLEMENTATIONS = ("fused", "foreach", "capturable", "differentiable")
-# Where torch's foreach implementation may give the very bits of its loop over parameters, which is its
-# default on the CPU, in float32 and float64; and for how many parameters, of how many values, it is faster.
-_FOREACH_MAY_BE_EQUAL = {
-    lean(getattr(torch.optim, name))
-    for name in ("Adadelta", "Adagrad", "Adam", "AdamW", "Adamax", "RMSprop", "Rprop", "SGD")
-}
-_equal: dict[object, bool] = {}
-_MOST_EQUAL = 100
-_WORTH_FOREACH, _MOST_FOR_FOREACH = 8, 10_000
 _DTYPES = {name: value for name, value in vars(torch).items() if isinstance(value, torch.dtype)}
 
 
@@ -236,26 +227,13 @@ class Recipe:
         )
 
     def implementation(self, arrays: Iterable[tuple[Tensor, Grad]]) -> dict[str, Any]:
-        """Choose among torch's implementations, where the spec does not, by what has been measured.
+        """Choose the fused kernels if they step all rightly and the spec names no implementation.
 
         Args:
             arrays: those that are stepped.
         """
-        arrays = list(arrays)
-        if self.may_fuse and all(self.can_fuse(data, grad) for data, grad in arrays):
-            return {"fused": True}
-        if self.class_ not in _FOREACH_MAY_BE_EQUAL or self.chosen():
-            return {}
-        if any(data.is_cuda for data, _ in arrays):  # where foreach is torch's own default
-            return {}
-        count, size = len(arrays), sum(data.numel() for data, _ in arrays)
-        small = count >= _WORTH_FOREACH and size <= count * _MOST_FOR_FOREACH
-        equal = all(
-            data.dtype in (torch.float32, torch.float64) and isinstance(grad, Tensor) for data, grad in arrays
-        )
-        if not (small and equal):
-            return {}
-        return {"foreach": True} if _foreach_is_equal(self.class_, self.arguments) else {}
+        fuses = self.may_fuse and all(self.can_fuse(data, grad) for data, grad in arrays)
+        return {"fused": True} if fuses else {}
 
 
 @functools.cache
@@ -279,49 +257,6 @@ def fuses_rightly(class_: type[torch.optim.Optimizer], dtype: torch.dtype, devic
     except Exception:  # this torch has none
         return False
     return device != "cpu" or torch.allclose(step(False), made, rtol=0.05)
-
-
-def _foreach_is_equal(class_: type[torch.optim.Optimizer], arguments: dict[str, Any]) -> bool:
-    """Tell, by trying, whether torch's foreach implementation gives the bits of its loop."""
-    key = class_, repr(arguments)
-    if key not in _equal:
-        if len(_equal) == _MOST_EQUAL:
-            _equal.clear()
-        known = {name: p.default for name, p in spec.signature_of(class_).parameters.items()}  # type: ignore[arg-type]
-        more: dict[str, Any] = {
-            name: True for name, value in known.items() if value is False and name not in IMPLEMENTATIONS
-        }
-        more |= {name: value for name, value in (("momentum", 0.9), ("weight_decay", 0.1)) if name in known}
-        _equal[key] = _is_same(class_, arguments) and _is_same(class_, more | arguments)
-    return _equal[key]
-
-
-def _is_same(class_: type[torch.optim.Optimizer], arguments: dict[str, Any]) -> bool:
-    for dtype in (torch.float32, torch.float64):
-        try:
-            results = [
-                _stepped(class_, {**arguments, "foreach": foreach}, dtype) for foreach in (False, True)
-            ]
-        except ValueError:  # these do not go together
-            continue
-        if not all(map(torch.equal, *results)):
-            return False
-    return True
-
-
-def _stepped(
-    class_: type[torch.optim.Optimizer], arguments: dict[str, Any], dtype: torch.dtype
-) -> list[Tensor]:
-    """Return the same parameters after some steps."""
-    generator = torch.Generator().manual_seed(0)
-    parameters = [nn.Parameter(torch.randn(n, generator=generator, dtype=dtype)) for n in (1, 37, 1031)]
-    optimizer = class_(parameters, **arguments)
-    for _ in range(3):
-        for p in parameters:
-            p.grad = torch.randn(p.shape, generator=generator, dtype=dtype)
-        with grad_mode(False):
-            bare_step(class_)(optimizer)
-    return [p.detach() for p in parameters]
 
 
 def read(text: str, third_party: Allowed) -> Recipe:
