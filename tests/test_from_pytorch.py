@@ -51,7 +51,7 @@ def expected() -> str:
         "AveragedModel": torch.optim.swa_utils.AveragedModel,
         **{"torch": torch, "model": model, "w": w, "b": b, "closure": closure, "loss": (w**2).sum()},
     }
-    code = re.sub(r"\(\n", "(", "\n".join(calls(0, 0)))
+    code = "\n".join(calls(0, 0)).replace("(\n", "(")
     exec(code, names)  # noqa: S102  (a page of ours)
     return printed(names["norm"].item(), names["loss"].item(), names["lr"], *w.tolist())
 
