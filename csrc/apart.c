@@ -4,7 +4,10 @@
  * has its functions from those that it was linked with.
  *
  * But that has torch call libc's free on what the host's allocator has given, where that is not libc's own.
- * So such a host shares its BLAS with torch, if it can. */
+ * So such a host shares its BLAS with torch, if it can.
+ *
+ * A host that is linked to LibTorch has torch's libraries, and its executable may have the one copy of some of
+ * their objects, such as the tensor that is none: torch must find those, and the BLAS is LibTorch's already. */
 #define _GNU_SOURCE
 #include "apart.h"
 
@@ -18,6 +21,7 @@
 #include "variable.h"
 
 static char blas[512];       /* the file of the host's; "" for none */
+static char libtorch[512];   /* the file of torch's own functions, where the host has them; "" for none */
 static char allocator[512];  /* the file of a function that is not where it usually is; "" for none */
 static const char *function; /* that one's name */
 static int is_apart;
@@ -97,14 +101,15 @@ int apart_decide(void)
 #endif
     const char *wish = CAN_KEEP_APART ? variable_get("OPTPLUG_DEEPBIND") : "0";
     find_file("dgemm_", blas);
+    find_file("aoti_torch_device_type_cpu", libtorch);
     find_allocator();
-    is_apart = *blas && (!wish || !*wish ? !*allocator : strcmp(wish, "0") != 0);
+    is_apart = *blas && (!wish || !*wish ? !*allocator && !*libtorch : strcmp(wish, "0") != 0);
     if (!CAN_KEEP_APART && *blas && has_64_bit_integers())
         return fail(OPT_ESTART,
                     "the host's BLAS in '%.200s' uses 64-bit integers, which PyTorch cannot use, and this C "
                     "library cannot load PyTorch apart from it: link the program without it",
                     blas);
-    if (!is_apart && *blas && !(wish && *wish) && has_64_bit_integers())
+    if (!is_apart && *blas && !*libtorch && !(wish && *wish) && has_64_bit_integers())
         return fail(OPT_ESTART,
                     "the host's BLAS in '%.200s' uses 64-bit integers, which PyTorch cannot use, and "
                     "'%.200s' replaces %s, so PyTorch cannot be loaded apart from it: leave out one of them, "
@@ -113,14 +118,18 @@ int apart_decide(void)
     return is_apart;
 }
 
+const char *apart_libtorch(void) { return libtorch; }
+
 void apart_describe(char *text, size_t size)
 {
     int used = 0;
     text[0] = '\0';
     if (*allocator)
         used = snprintf(text, size, "allocator: %s in %s\n", function, allocator);
+    if (*libtorch)
+        used += snprintf(text + used, size - (size_t)used, "libtorch: the host's, %s\n", libtorch);
     if (*blas && is_apart)
         snprintf(text + used, size - (size_t)used, "blas: PyTorch's own, kept apart from %s\n", blas);
-    else if (*blas)
+    else if (*blas && strcmp(blas, libtorch) != 0)
         snprintf(text + used, size - (size_t)used, "blas: the host's, %s\n", blas);
 }

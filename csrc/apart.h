@@ -8,6 +8,9 @@
  * neither would do. */
 int apart_decide(void);
 
+/* Return the file of the LibTorch that the host has, and torch gets; "" if it has none. */
+const char *apart_libtorch(void);
+
 /* Say whose allocator and BLAS torch gets, a "name: value" a line. */
 void apart_describe(char *text, size_t size);
 

@@ -57,7 +57,7 @@ static const char import_bridge_code[] =
     "        with warnings.catch_warnings():\n"
     "            warnings.simplefilter('ignore')\n"
     "            sys.setdlopenflags(usual | (getattr(os, 'RTLD_DEEPBIND', 0) if apart else 0))\n"
-    "            surroundings.load_torch(bool(alone))\n"
+    "            surroundings.load_torch(bool(alone), libtorch)\n"
     "    try:\n"
     "        import optplug._bridge\n"
     "    except BaseException as e:\n"
@@ -138,6 +138,7 @@ int import_bridge(struct environment *environment, int processors, int *is_final
                                  {"threads", room_text},
                                  {"blas_threads", blas_text},
                                  {"alone", room < wanted ? "yes" : ""},
+                                 {"libtorch", apart_libtorch()},
                                  {NULL, NULL}};
 
     double begun = log_seconds();

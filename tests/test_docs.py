@@ -20,6 +20,7 @@ from optplug.tools import cli
 from test_readme import build, build_library, config
 
 DOCS = hosts.PROJECT / "docs"
+MAKE = shutil.which("make")
 CLOSURE = "1.0000 1.0000\n"
 ADDRESS = "https://example.org/optplug"
 
@@ -217,6 +218,15 @@ def test_the_programs_in_c_print_what_the_page_says(tmp_path):
     for source, output in ((fit, re.search(r"```text\n(.*?)```", page, re.S)[1]), (closure, CLOSURE)):
         build_library(source, tmp_path)
         assert hosts.run_main(tmp_path / "main").stdout == output
+
+
+@pytest.mark.skipif(not MAKE, reason="no make: apt-get install make")
+def test_the_makefile_builds_the_program(tmp_path):
+    (tmp_path / "main.c").write_text(programs("first-steps/c.md", "c")[1])
+    (tmp_path / "Makefile").write_text(programs("first-steps/c.md", "make")[0])
+    path = f"{pathlib.Path(sys.executable).parent}:{os.environ['PATH']}"
+    subprocess.run([MAKE, "-s"], check=True, cwd=tmp_path, env=os.environ | {"PATH": path})
+    assert (tmp_path / "main").exists()
 
 
 #: What the pieces of programs on pages take as given.

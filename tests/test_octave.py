@@ -14,6 +14,7 @@ import torch
 
 import hosts
 import optplug
+import test_from_pytorch as loop
 
 OCTAVE = os.environ.get("OPTPLUG_TEST_OCTAVE")
 pytestmark = hosts.needs("Octave, or no mkoctfile", "octave octave-dev", OCTAVE)
@@ -70,6 +71,18 @@ def lines(request):
 @pytest.mark.parametrize("name", TESTS)
 def test_the_class_passes(lines, name):
     assert lines[name] == f"ok {name}"
+
+
+def test_the_column_of_the_page_for_programs_from_pytorch_has_its_numbers(mex, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    lines = "".join(f"{call};\n" for call in loop.calls(1, 2))
+    code = f"""
+function dw = gradient(w), dw = 2 * w; end
+function [loss, grads] = closure(p), loss = sum(p.w.^2); grads = struct('w', 2 * p.w, 'b', 0 * p.b); end
+closure = @closure; w = [3; -2; 1]; b = w;
+{lines}printf('%.17g\\n', norm, loss, lr, opt.data('w'));
+"""
+    assert octave(code, mex) == loop.expected()
 
 
 def column_major(rows: list[list[float]]) -> torch.Tensor:

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import inspect
 import re
 
 import pytest
 import torch
 
 import hosts
+from optplug.ctypes_api import listing
 from test_readme import C99, build, build_library
 
 DOCS = hosts.PROJECT / "docs"
@@ -96,3 +98,18 @@ def test_the_guides_table_of_memory_is_what_torch_allocates():
             optimizer.step()
         values = sum(x.numel() for x in optimizer.state[w].values() if torch.is_tensor(x))
         assert values // w.numel() == copies, spec
+
+
+@pytest.mark.parametrize("kind", ["optimizer", "schedule"])
+def test_the_guide_has_each_class_with_the_papers_and_arguments_of_its_docstring(kind):
+    section = (DOCS / "which.md").read_text().partition(f"## Each {kind}\n")[2].partition("\n## ")[0]
+    rows = dict(re.findall(r"^\| `(\w+)` \| (.*) \|$", section, re.M))
+    assert set(rows) == set(listing("optimizers" if kind == "optimizer" else "schedulers"))
+    modules = torch.optim, torch.optim.lr_scheduler, torch.optim.swa_utils
+    for name, text in rows.items():
+        class_ = next(getattr(module, name) for module in modules if hasattr(module, name))
+        said = " ".join(class_.__doc__.replace("\\", "").split()).lower()
+        for paper in re.findall(r"\[([^]]+)\]\((http[^)]+)\)", text):
+            assert all(words.lower() in said for words in paper), (name, paper)
+        arguments = set(re.findall(r"`([a-z_]\w+)(?:=[^`]+)?`", text)) - hosts.FUNCTIONS
+        assert arguments <= set(inspect.signature(class_).parameters), name

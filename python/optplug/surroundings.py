@@ -42,13 +42,23 @@ def check(threads: int, wanted: int) -> None:
         _check_memory(size, access)
 
 
-def load_torch(alone: bool = False) -> None:
-    """Import torch, with one thread if ``alone``, or raise an ImportError that says what to do."""
+def load_torch(alone: bool = False, libtorch: str = "") -> None:
+    """Import torch, with one thread if ``alone``, or raise an ImportError that says what to do.
+
+    Args:
+        alone: whether there is room for one thread only.
+        libtorch: the file of the LibTorch that the host is linked to, which torch shares.
+    """
     collects = gc.isenabled()
     gc.disable()  # or it looks again and again at all that is imported: a fifth of the time, for no garbage
     try:
         import torch
     except ImportError as error:
+        if libtorch:
+            raise ImportError(
+                f"{error}: the program is linked to another PyTorch, {libtorch}: link it to the one of "
+                f"{_python()}, or name that one's environment in OPTPLUG_PYTHON"
+            ) from error
         raise ImportError(
             f"{error}: PyTorch is missing or broken in that environment; run "
             f"{_python()} -m pip install 'torch>=2.11'"
