@@ -118,8 +118,9 @@ def clipped(comm, plans, wrong):
     [
         (
             "nan",
-            "the gradients' total norm of order 2 over all ranks is nan, so none was changed: set "
-            "error_if_nonfinite to 0 to clip them all the same",
+            "the gradients' total norm of order 2 over all ranks is non-finite, so none was changed: set "
+            "error_if_nonfinite to 0 to clip them all the same, or opt_init's error_if_nonfinite=True, "
+            "with which opt_step names the parameter",
         ),
         ("max_norm", "ranks differ: max_norm is 2 on rank 1, 1 on rank 0"),
         ("is_error", "ranks differ: error_if_nonfinite is 1 on rank 1, 0 on rank 0"),

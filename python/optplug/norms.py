@@ -34,11 +34,16 @@ def clip_grad_norm_(
     except RuntimeError as error:
         if "non-finite" not in str(error):
             raise
-        raise NonFiniteError(
-            f"the gradients' total norm of order {norm_type:g} is non-finite, so none was changed: set "
-            "error_if_nonfinite to 0 to clip them all the same, or opt_init's error_if_nonfinite=True, "
-            "with which opt_step names the parameter"
-        ) from error
+        raise non_finite(norm_type) from error
+
+
+def non_finite(norm_type: float, of: str = "") -> NonFiniteError:
+    """Return the error of a total norm that is inf or nan; ``of`` says of what besides the gradients."""
+    return NonFiniteError(
+        f"the gradients' total norm of order {norm_type:g}{of} is non-finite, so none was changed: set "
+        "error_if_nonfinite to 0 to clip them all the same, or opt_init's error_if_nonfinite=True, "
+        "with which opt_step names the parameter"
+    )
 
 
 def check(max_norm: float, norm_type: float) -> None:

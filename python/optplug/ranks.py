@@ -357,10 +357,7 @@ class Ranks:
             self._fail_of_digests()
         total = total_of(table)
         if error_if_nonfinite and not total.isfinite():
-            raise NonFiniteError(
-                f"the gradients' total norm of order {norm_type:g} over all ranks is {total.item()}, so none "
-                "was changed: set error_if_nonfinite to 0 to clip them all the same"
-            )
+            raise norms.non_finite(norm_type, " over all ranks")
         nn.utils.clip_grads_with_norm_(clippable, max_norm, total)
         return total
 
