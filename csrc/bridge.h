@@ -295,6 +295,24 @@ typedef struct optplug_contents {
     int64_t *others;        /* room for the places of those that do */
 } optplug_contents;
 
+/* Where tensors of torch's lay, and as what.  Python's objects are given by their addresses. */
+typedef struct optplug_lying {
+    void *exchange; /* torch's functions, a capsule */
+    int count;
+    void *tensors;    /* a list */
+    int64_t *numbers; /* LYING_NUMBERS of each: device, dtype, sizes and strides */
+    void **places;
+} optplug_lying;
+
+enum { LYING_DIMENSIONS = 5, LYING_NUMBERS = 3 + 2 * LYING_DIMENSIONS };
+
+/* What to do with the tensors that are in the list now. */
+enum {
+    LYING_NOTE,    /* note how they lie, and where */
+    LYING_TAKE,    /* compare how they lie, and note where */
+    LYING_COMPARE, /* compare both */
+};
+
 /* An inverse Hessian, known by pairs of rows of n values in float32 (4 bytes) or float64 (8), oldest first:
  * steps, and the differences of gradients along them. */
 typedef struct optplug_inverse {
@@ -399,6 +417,9 @@ typedef struct optplug_host {
     /* Note the values that containers have now, and return how many of those that lead on are others than noted
      * before, after their places; -1 where there is another number of values, another key or type. */
     int64_t (*note)(const optplug_contents *noted);
+    /* Look at tensors in turn, up to one that lies otherwise or of which DLPack cannot tell; return how many are
+     * before that. */
+    int (*look)(const optplug_lying *lying, int what);
     /* Clip gradients by their norm, and return 1; 0 if they are not clipped. */
     int (*clip_grad_norm)(const optplug_gradients *gradients, double max_norm, double *total_norm);
     /* Return how many steps plans have made since this was last asked. */
