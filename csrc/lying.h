@@ -5,6 +5,6 @@
 #include "bridge.h"
 
 /* `optplug_host`'s. */
-int lying_look(const optplug_lying *lying, int what);
+int lying_look(const optplug_lying *lying, int is_first);
 
 #endif

@@ -55,6 +55,9 @@ class Copies:
         self._copies = list(map(torch.empty_like, self._others.values()))
         lengths = [0 if i in self._others else _bytes(t) for i, t in enumerate(self.memory)]
         self._parts, self._row = _Parts(self._lying.places, lengths), ffi.new("char[]", max(sum(lengths), 1))
+        #: For `optplug_contents`, whose comparison then leaves nothing but what `take_rest` does.
+        parts = self._parts.stated if self._lying.is_told_by_c else ffi.NULL
+        self.stated = self._lying.stated, parts, self._row
 
     def are_of(self, tensors: Sequence[Tensor]) -> bool:
         """Tell whether these are the tensors, and lie where they did."""
@@ -62,22 +65,33 @@ class Copies:
         return is_same and self.are_there()
 
     def are_there(self) -> bool:
-        """Tell whether all lie where they did: a tensor's memory may be made anew, and stay its own."""
+        """Tell whether all lie where they did: a tensor's memory may be made anew, and stay its own.
+
+        Of those that have replaced others, tell whether they are of their forms.
+        """
         return self._lying.are_there()
 
     def replace(self, i: int, tensor: Tensor) -> None:
-        """Copy another tensor in the place of one, if `take_others` finds it like that."""
+        """Copy another tensor in the place of one, if `are_there` finds it like that."""
         self.tensors[i], self.memory[i] = tensor, tensor.data
         if i in self._others:
             self._others[i] = _without_repeats(self.memory[i])
 
-    def take_others(self) -> bool:
-        """Look where tensors lie, some of which are others now; False if one is not like that before."""
-        return self._lying.take()
-
     def take(self) -> None:
         """Copy what is there now."""
         _take(self._parts.stated, self._row)
+        self._take_others()
+
+    def take_rest(self) -> bool:
+        """Copy what C has not, after it compared all; False if a tensor that it cannot see lies elsewhere."""
+        if not self._lying.is_told_by_c:
+            if not self.are_there():
+                return False
+            _take(self._parts.stated, self._row)
+        self._take_others()
+        return True
+
+    def _take_others(self) -> None:
         if self._others:
             with grad_mode(False):
                 foreach_copy_(self._copies, list(self._others.values()))

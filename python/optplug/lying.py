@@ -13,51 +13,52 @@ from optplug._optplug import ffi, lib
 from optplug.torch_private import exchange
 
 _look = host.table.look
-_NOTE, _TAKE, _COMPARE = lib.LYING_NOTE, lib.LYING_TAKE, lib.LYING_COMPARE
 
 
 class Lying:
     """Some tensors, and where they lay when they were noted."""
 
     def __init__(self, tensors: Iterable[Tensor]) -> None:
-        #: The tensors.  Others may come into their places, before `take`.
+        #: The tensors.  Others of the same forms may come into their places.
         self.tensors = list(tensors)
         self._count = len(self.tensors)
         #: Their addresses, as C takes them.
         self.places = ffi.new("void *[]", self._count)
         self._numbers = ffi.new("int64_t[]", self._count * lib.LYING_NUMBERS)
         stated = [_address(exchange), self._count, _address(self.tensors), self._numbers, self.places]
-        self._stated = ffi.new("optplug_lying *", stated)
+        #: All of that, as C takes it.
+        self.stated = ffi.new("optplug_lying *", stated)
         self._forms: list[Any] | None = None  # where C cannot tell
-        if self._count and _look(self._stated, _NOTE) != self._count:
+        if self._count and _look(self.stated, True) != self._count:
             self._note(list(map(_form, self.tensors)))
 
     def _note(self, forms: list[Any]) -> None:
         self._forms = forms
+        self.stated.count = 0
         for i, (place, *_) in enumerate(forms):
             self.places[i] = ffi.cast("void *", place)
 
-    def are_there(self) -> bool:
-        """Tell whether all lie as they did."""
-        if self._forms is None:
-            return bool(_look(self._stated, _COMPARE) == self._count)
-        return list(map(_form, self.tensors)) == self._forms
+    @property
+    def is_told_by_c(self) -> bool:
+        """Whether C can tell where they lie."""
+        return self._forms is None
 
-    def take(self) -> bool:
-        """Note where those lie that are in the list now; False if one is of another form than that before."""
+    def are_there(self) -> bool:
+        """Tell whether all lie as they did, and note where those do that have come into others' places."""
         if self._forms is None:
-            return bool(_look(self._stated, _TAKE) == self._count)
+            return bool(_look(self.stated, False) == self._count)
         forms = list(map(_form, self.tensors))
-        if [form[1:] for form in forms] != [form[1:] for form in self._forms]:
-            return False
+        for now, before in zip(forms, self._forms, strict=True):
+            if now != before and (now[1] == before[1] or now[2:] != before[2:]):
+                return False
         self._note(forms)
         return True
 
 
 def _form(t: Tensor) -> tuple[Any, ...]:
     if t.layout != torch.strided:
-        return 0, t.layout
-    return t.data_ptr(), t.dtype, t.device, t.size(), t.stride()
+        return 0, id(t), t.layout
+    return t.data_ptr(), id(t), t.dtype, t.device, t.size(), t.stride()
 
 
 def _address(value: Any) -> Any:

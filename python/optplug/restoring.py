@@ -81,8 +81,8 @@ class Snapshot:
         if self._optimizer is not optimizer or not self._is_alike(parameters):
             self._optimizer = None  # until all of it is noted
             self._look(optimizer, parameters)
+            self._copies.take()
             self._optimizer = optimizer
-        self._copies.take()
         if self._things:
             self._put_back = [_as_it_is(thing) for thing in self._things]
         if self._others:
@@ -117,21 +117,19 @@ class Snapshot:
 
     def _state(self) -> None:
         """State for C what is noted."""
-        containers = [*self._dicts, *self._rows, *self._bare]
+        containers = [*self._dicts, *self._rows]
         self._sequences = [(i, c) for i, c in enumerate(containers) if not isinstance(c, dict | list)]
         self._ordered = [(c, list(c)) for c in self._dicts if type(c) not in (dict, defaultdict)]
         count = len(self._values)
         memory = [
             ffi.new("void *[]", [_address(c) for c in containers]),
-            ffi.new("int64_t[]", [*self._lengths, *(0 for _ in self._bare)]),
+            ffi.new("int64_t[]", self._lengths),
             ffi.new("char[]", bytes(i in self._steady for i in range(count))),
             ffi.new("int64_t[]", count),
         ]
         places, lengths, leads_on, others = self._memory_of_noted = memory
-        keys, values = _address(self._keys), _address(self._values)
-        self._noted = ffi.new(
-            "optplug_contents *", [len(containers), places, lengths, keys, values, leads_on, others]
-        )
+        held = [places, lengths, *map(_address, (self._bare, self._keys, self._values)), leads_on, others]
+        self._noted = ffi.new("optplug_contents *", [len(containers), *held, *self._copies.stated])
 
     def _note_tensors(self) -> None:
         """Note which of the steady values are tensors that a step may replace by others like them."""
@@ -140,7 +138,7 @@ class Snapshot:
         where = {
             id(t): (i, own[id(t)])
             for i, t in enumerate(self._copies.tensors)
-            if id(t) in own and type(t) is Tensor
+            if id(t) in own and type(t) is Tensor and not t.requires_grad
         }
         self._tensor_of = {
             place: (*where[id(value)], bare[id(vars(value))])
@@ -153,23 +151,19 @@ class Snapshot:
         if not all(map(self._tensor_of.__contains__, changed)):
             return False
         optimizer, self._optimizer = self._optimizer, None  # until all of them are taken
-        first_bare = len(self._dicts) + len(self._rows)
         for place in changed:
             at, own, bare = self._tensor_of[place]
             new = self._steady[place] = self._values[place]
-            attributes = vars(new)
-            if (
-                sys.getrefcount(self._copies.tensors[at]) > _ALONE  # somebody else has it still
-                or attributes
-                or new.requires_grad
-                or new.grad is not None
-            ):
+            attributes = self._bare[bare] = vars(new)
+            if attributes or sys.getrefcount(self._copies.tensors[at]) > _ALONE:  # somebody else has it still
                 return False
             self._copies.replace(at, new)
-            self._own[own], self._bare[bare] = new, attributes
-            self._memory_of_noted[0][first_bare + bare] = _address(attributes)
+            self._own[own] = new
+        if not self._copies.are_there():
+            return False
+        self._copies.take()
         self._optimizer = optimizer
-        return self._copies.take_others()
+        return True
 
     def _is_alike(self, parameters: Sequence[Tensor]) -> bool:
         """Tell whether only numbers are others than in the snapshot before, and note those of Python's."""
@@ -182,15 +176,17 @@ class Snapshot:
             for i, values in fresh:
                 self._memory_of_noted[0][i] = _address(values)
         count = _note(self._noted)
-        if count < 0:
+        is_taken = count >= 0
+        if count > 0:
+            is_taken = self._takes(ffi.unpack(self._memory_of_noted[3], count))
+        elif is_taken:
+            is_taken = self._copies.take_rest()
+        if not is_taken:
             return False
-        takes_all = self._takes(ffi.unpack(self._memory_of_noted[3], count)) if count else True
         if self._ordered and not all(_are(list(container), keys) for container, keys in self._ordered):
             return False
         return (
-            takes_all
-            and self._copies.are_there()
-            and all(map(_is, map(_grad_of, self._own), self._grads))
+            all(map(_is, map(_grad_of, self._own), self._grads))
             and [*map(_wants_gradient, self._parameters), *map(_wants_gradient, self._own)] == self._wanting
             and self._owners.are_whole()
         )
