@@ -48,7 +48,7 @@ class Copies:
 
     def __init__(self, tensors: Sequence[Tensor]) -> None:
         self._lying = Lying(tensors)
-        #: The tensors, and what is their memory, whatever a step makes of them.
+        #: The tensors, and what is their memory, whatever a step makes of them.  Others may replace them.
         self.tensors, self.memory = self._lying.tensors, [t.detach() for t in tensors]
         # C copies the plain ones, and of the others nothing.
         self._others = {i: _without_repeats(t) for i, t in enumerate(self.memory) if not _is_plain(t)}
@@ -65,22 +65,21 @@ class Copies:
         return is_same and self.are_there()
 
     def are_there(self) -> bool:
-        """Tell whether all lie where they did: a tensor's memory may be made anew, and stay its own.
-
-        Of those that have replaced others, tell whether they are of their forms.
-        """
+        """Tell whether all lie where they did: a tensor's memory may be made anew, and stay its own."""
         return self._lying.are_there()
 
-    def replace(self, i: int, tensor: Tensor) -> None:
-        """Copy another tensor in the place of one, if `are_there` finds it like that."""
-        self.tensors[i], self.memory[i] = tensor, tensor.data
-        if i in self._others:
-            self._others[i] = _without_repeats(self.memory[i])
+    def take_others(self) -> bool:
+        """Copy what is there now, where others have come into some places; False if not of the same forms."""
+        if not self._lying.are_there():
+            return False
+        self._others = {i: _without_repeats(self.memory[i]) for i in self._others}
+        self.take()
+        return True
 
     def take(self) -> None:
         """Copy what is there now."""
         _take(self._parts.stated, self._row)
-        self._take_others()
+        self._take_by_torch()
 
     def take_rest(self) -> bool:
         """Copy what C has not, after it compared all; False if a tensor that it cannot see lies elsewhere."""
@@ -88,10 +87,10 @@ class Copies:
             if not self.are_there():
                 return False
             _take(self._parts.stated, self._row)
-        self._take_others()
+        self._take_by_torch()
         return True
 
-    def _take_others(self) -> None:
+    def _take_by_torch(self) -> None:
         if self._others:
             with grad_mode(False):
                 foreach_copy_(self._copies, list(self._others.values()))

@@ -151,17 +151,17 @@ class Snapshot:
         if not all(map(self._tensor_of.__contains__, changed)):
             return False
         optimizer, self._optimizer = self._optimizer, None  # until all of them are taken
+        tensors, memory, count = self._copies.tensors, self._copies.memory, sys.getrefcount
         for place in changed:
             at, own, bare = self._tensor_of[place]
             new = self._steady[place] = self._values[place]
             attributes = self._bare[bare] = vars(new)
-            if attributes or sys.getrefcount(self._copies.tensors[at]) > _ALONE:  # somebody else has it still
+            if attributes or count(tensors[at]) > _ALONE:  # somebody else has it still
                 return False
-            self._copies.replace(at, new)
-            self._own[own] = new
-        if not self._copies.are_there():
+            tensors[at] = self._own[own] = new
+            memory[at] = new.data
+        if not self._copies.take_others():
             return False
-        self._copies.take()
         self._optimizer = optimizer
         return True
 
