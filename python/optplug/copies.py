@@ -124,16 +124,16 @@ def _parts(tensors: Sequence[Tensor]) -> _Parts:
 
 
 def _bytes(t: Tensor) -> int:
-    return t.numel() * t.itemsize
+    return t.nbytes
 
 
 def _is_plain(t: Tensor) -> bool:
     """Tell whether C can copy a tensor's values as they lie."""
     return (
         type(t) is Tensor
-        and t.device.type == "cpu"
+        and t.is_cpu
         and _bytes(t) <= _MOST_BYTES
-        and is_dense(t.shape, t.stride())
+        and (t.is_contiguous() or is_dense(t.shape, t.stride()))
     )
 
 
