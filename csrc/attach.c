@@ -11,6 +11,7 @@
 #include "gradients.h"
 #include "handle.h"
 #include "log.h"
+#include "lying.h"
 #include "openmp.h"
 #include "optplug.h"
 #include "plan.h"
@@ -90,6 +91,7 @@ __attribute__((visibility("default"))) const optplug_host *optplug_attach(const 
         .move = rows_move,
         .copy = rows_copy,
         .note = contents_note,
+        .look = lying_look,
         .multiply = rows_multiply,
         .clip_grad_norm = clip_grad_norm,
         .take_steps = take_steps,

@@ -285,14 +285,29 @@ typedef struct optplug_parts {
     const int64_t *lengths;
 } optplug_parts;
 
-/* What dicts and lists of Python's held.  Its objects are given by their addresses. */
+/* Where tensors of torch's lay, and as what.  Python's objects are given by their addresses. */
+typedef struct optplug_lying {
+    void *exchange; /* torch's functions, a capsule */
+    int count;
+    void *tensors;    /* a list */
+    int64_t *numbers; /* LYING_NUMBERS of each: which it is, its device, dtype, sizes and strides */
+    void **places;
+} optplug_lying;
+
+enum { LYING_DIMENSIONS = 5, LYING_NUMBERS = 4 + 2 * LYING_DIMENSIONS };
+
+/* What dicts and lists of Python's held, and some tensors. */
 typedef struct optplug_contents {
     int count;
     void *const *containers;
     const int64_t *lengths; /* how many values each had */
+    void *bare;             /* a list of dicts that had none */
     void *keys, *values;    /* lists: the keys of the dicts, and all values */
     const char *leads_on;   /* of each value: whether it is no mere number or word */
     int64_t *others;        /* room for the places of those that do */
+    const optplug_lying *tensors;
+    const optplug_parts *parts; /* of those, or NULL, ... */
+    void *row;                  /* ... and a copy */
 } optplug_contents;
 
 /* An inverse Hessian, known by pairs of rows of n values in float32 (4 bytes) or float64 (8), oldest first:
@@ -397,8 +412,12 @@ typedef struct optplug_host {
     /* Copy arrays to others of the same lengths. */
     void (*copy)(const optplug_parts *from, const optplug_parts *to);
     /* Note the values that containers have now, and return how many of those that lead on are others than noted
-     * before, after their places; -1 where there is another number of values, another key or type. */
+     * before, after their places; if none is, copy the tensors' values.  -1 where there is another number of values,
+     * another key or type, or a tensor lies elsewhere. */
     int64_t (*note)(const optplug_contents *noted);
+    /* Note where tensors lie, or compare that, and note where those lie that have come into the place of others of
+     * their form.  Return how many there are before one that lies elsewhere, or of which DLPack cannot tell. */
+    int (*look)(const optplug_lying *lying, int is_first);
     /* Clip gradients by their norm, and return 1; 0 if they are not clipped. */
     int (*clip_grad_norm)(const optplug_gradients *gradients, double max_norm, double *total_norm);
     /* Return how many steps plans have made since this was last asked. */

@@ -25,6 +25,7 @@
     F(PyDict_GetItemString)                                                                                  \
     F(PyDict_Next)                                                                                           \
     F(PyList_SetItem)                                                                                        \
+    F(PyCapsule_GetPointer)                                                                                  \
     F(PyUnicode_DecodeFSDefault)                                                                             \
     F(PyUnicode_AsUTF8)                                                                                      \
     F(PyCFunction_NewEx)                                                                                     \

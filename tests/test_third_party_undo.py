@@ -6,13 +6,16 @@ import numpy as np
 import pytest
 
 import holders
+import lying_held
+import third_party_twins
 from optplug import ctypes_api
 from optplug.ctypes_api import Error
 from third_party_twins import Hosted, Plain, same
 
 lib = ctypes_api.load()
 LAST = 7
-HOLDERS = [n for n in vars(holders) if n.startswith("Holds") and n != "HoldsIterator"]
+HELD = {**vars(holders), **vars(lying_held)}
+HOLDERS = [n for n in HELD if n.startswith("Holds") and n != "HoldsIterator"]
 
 
 @pytest.fixture(autouse=True)
@@ -23,7 +26,7 @@ def _allowed():
 
 
 def fail(ours: Hosted, by: str) -> None:
-    ours.grads[1][:] = np.nan  # the first parameter is stepped by then
+    ours.grads[-1][:] = np.nan  # those before it are stepped by then
     with pytest.raises(Error, match="a gradient is none"):
         ours.opt.step() if by == "step" else ours.opt.step_closure(lambda: 0.0)
 
@@ -41,6 +44,27 @@ def test_all_that_it_holds_is_put_back(name, first, by):
                 fail(ours, by)
                 assert same(ours.values, before)
         ours.fill(i), theirs.fill(i)
+        ours.opt.step(), theirs.opt.step()
+        assert same(ours.values, theirs.values), i
+
+
+@pytest.mark.parametrize("name", HOLDERS)
+def test_all_of_it_is_put_back_where_torch_cannot_tell_c(name, monkeypatch):
+    monkeypatch.setattr("optplug.lying.exchange", None)
+    test_all_that_it_holds_is_put_back(name, 1, "step")
+
+
+@pytest.mark.parametrize("name", ["HoldsAnew", "HoldsGrowing", "HoldsArray"])
+def test_twenty_parameters_are_put_back(name, monkeypatch):
+    monkeypatch.setattr(third_party_twins, "SHAPES", [(5, 1 + i % 3) for i in range(20)])
+    ours, theirs = Hosted(name), Plain(name)
+    for i in range(LAST):
+        ours.fill(i), theirs.fill(i)
+        if i > 1:
+            before = [v.copy() for v in ours.values]
+            fail(ours, "step")
+            assert same(ours.values, before)
+            ours.fill(i)
         ours.opt.step(), theirs.opt.step()
         assert same(ours.values, theirs.values), i
 

@@ -6,6 +6,7 @@ import numpy as np
 import torch
 
 import holders
+import lying_held
 import somebodys
 import tools_held
 import views_held
@@ -15,7 +16,9 @@ SHAPES = (5, 3), (4,)
 
 
 def module_of(name: str):
-    return next(module for module in (holders, tools_held, views_held, somebodys) if hasattr(module, name))
+    return next(
+        module for module in (holders, lying_held, tools_held, views_held, somebodys) if hasattr(module, name)
+    )
 
 
 def written(arguments: dict[str, object] | None) -> str:
@@ -54,7 +57,7 @@ class Plain:
     def __init__(self, name, order="C", dtype="float32", group=None, groups=None, **arguments):
         self.order, self.dtype = order, dtype
         self.tensors = [torch.nn.Parameter(torch.from_numpy(v)) for v in drawn(0, order, dtype)]
-        options = groups or [{}, group or {}]
+        options = groups or [{}, *[group or {}] * (len(SHAPES) - 1)]
         given = [{"params": [p], **o} for p, o in zip(self.tensors, options, strict=True)]
         self.opt = getattr(module_of(name), name)(given if group or groups else self.tensors, **arguments)
 

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -10,6 +12,7 @@ from torch import Tensor
 from optplug import host
 from optplug._optplug import ffi
 from optplug.buffers import is_dense
+from optplug.lying import Lying
 from optplug.torch_private import foreach_copy_, grad_mode
 
 #: Of more bytes, torch's threads copy faster.
@@ -27,12 +30,13 @@ class Moves:
         pairs = [(a.detach(), b.detach()) for a, b in zip(sources, targets, strict=True)]
         by_c = [pair for pair in pairs if _lie_alike(*pair)]
         by_torch = [pair for pair in pairs if not _lie_alike(*pair)]
-        self._from, self._to = _Parts([a for a, _ in by_c]), _Parts([b for _, b in by_c])
+        self._by_c = by_c  # whose memory is not to go
+        self._from, self._to = _parts([a for a, _ in by_c]), _parts([b for _, b in by_c])
         self._sources, self._targets = [a for a, _ in by_torch], [b for _, b in by_torch]
 
     def make(self) -> None:
         """Copy all."""
-        if self._from.count:
+        if self._by_c:
             _copy(self._from.stated, self._to.stated)
         if self._sources:
             with grad_mode(False):
@@ -43,89 +47,93 @@ class Copies:
     """Copies of what tensors have now, to be put back."""
 
     def __init__(self, tensors: Sequence[Tensor]) -> None:
-        whole = [_without_repeats(t.detach()) for t in tensors]
-        plain, others = [t for t in whole if _is_plain(t)], [t for t in whole if not _is_plain(t)]
-        self._parts, self._others = _Parts(plain), others
-        self._row = ffi.new("char[]", max(self._parts.bytes, 1))
-        self._copies = [torch.empty_like(t) for t in others]
-        counts = [0, 0]
-        #: Of each tensor: whether C copies it, and where it is among those.
-        self._places: list[tuple[bool, int]] = []
-        for t in whole:
-            is_plain = _is_plain(t)
-            self._places.append((is_plain, counts[is_plain]))
-            counts[is_plain] += 1
+        self._lying = Lying(tensors)
+        #: The tensors, and what is their memory, whatever a step makes of them.  Others may replace them.
+        self.tensors, self.memory = self._lying.tensors, [t.detach() for t in tensors]
+        # C copies the plain ones, and of the others nothing.
+        self._others = {i: _without_repeats(t) for i, t in enumerate(self.memory) if not _is_plain(t)}
+        self._copies = list(map(torch.empty_like, self._others.values()))
+        lengths = [0 if i in self._others else _bytes(t) for i, t in enumerate(self.memory)]
+        self._parts, self._row = _Parts(self._lying.places, lengths), ffi.new("char[]", max(sum(lengths), 1))
+        #: For `optplug_contents`, whose comparison then leaves nothing but what `take_rest` does.
+        parts = self._parts.stated if self._lying.is_told_by_c else ffi.NULL
+        self.stated = self._lying.stated, parts, self._row
 
-    def replace(self, i: int, tensor: Tensor) -> None:
-        """Copy another tensor, of the same form, in the place of one."""
-        is_plain, place = self._places[i]
-        whole = _without_repeats(tensor)
-        if is_plain:
-            self._parts.replace(place, whole)
-        else:
-            self._others[place] = whole
+    def are_of(self, tensors: Sequence[Tensor]) -> bool:
+        """Tell whether these are the tensors, and lie where they did."""
+        is_same = len(tensors) == len(self.tensors) and all(map(operator.is_, tensors, self.tensors))
+        return is_same and self.are_there()
 
     def are_there(self) -> bool:
-        """Tell whether the memory is where it was: a tensor's may be made anew, and stay its own."""
-        return self._parts.are_there()
+        """Tell whether all lie where they did: a tensor's memory may be made anew, and stay its own."""
+        return self._lying.are_there()
+
+    def take_others(self) -> bool:
+        """Copy what is there now, where others have come into some places; False if not of the same forms."""
+        if not self._lying.are_there():
+            return False
+        self._others = {i: _without_repeats(self.memory[i]) for i in self._others}
+        self.take()
+        return True
 
     def take(self) -> None:
         """Copy what is there now."""
-        if self._parts.count:
+        _take(self._parts.stated, self._row)
+        self._take_by_torch()
+
+    def take_rest(self) -> bool:
+        """Copy what C has not, after it compared all; False if a tensor that it cannot see lies elsewhere."""
+        if not self._lying.is_told_by_c:
+            if not self.are_there():
+                return False
             _take(self._parts.stated, self._row)
+        self._take_by_torch()
+        return True
+
+    def _take_by_torch(self) -> None:
         if self._others:
             with grad_mode(False):
-                foreach_copy_(self._copies, self._others)
+                foreach_copy_(self._copies, list(self._others.values()))
 
     def put(self) -> None:
-        """Put it back."""
-        self._parts.find_again()
-        if self._parts.count:
+        """Put the tensors into their memory, which may have become too small, and the values into that."""
+        with grad_mode(False):
+            for i, (tensor, memory) in enumerate(zip(self.tensors, self.memory, strict=True)):
+                size = int(memory.storage_offset()) * memory.itemsize + _bytes(memory)
+                if i not in self._others and memory.untyped_storage().nbytes() < size:
+                    memory.untyped_storage().resize_(size)
+                self._lying.places[i] = ffi.cast("void *", memory.data_ptr())
+                if tensor.dtype != memory.dtype or not tensor.is_set_to(memory):
+                    tensor.data = memory
             host.table.put(self._parts.stated, self._row)
-        if self._others:
-            with grad_mode(False):
-                foreach_copy_(self._others, self._copies)
+            if self._others:
+                foreach_copy_(list(self._others.values()), self._copies)
 
 
 class _Parts:
     """Where tensors are, as C takes it."""
 
-    def __init__(self, tensors: Sequence[Tensor]) -> None:
-        self.count, self._tensors = len(tensors), list(tensors)  # whose memory is not to go
-        lengths = [t.numel() * t.itemsize for t in tensors]
-        self.bytes = sum(lengths)
-        self._places = [t.data_ptr() for t in tensors]
-        self._arrays = ffi.new("void *[]", [ffi.cast("void *", place) for place in self._places])
-        self._lengths = ffi.new("int64_t[]", lengths)
-        self.stated = ffi.new("optplug_parts *", [1, self.count, self._arrays, self._lengths])
+    def __init__(self, places: Any, lengths: list[int]) -> None:
+        self._places, self._lengths = places, ffi.new("int64_t[]", lengths)
+        self.stated = ffi.new("optplug_parts *", [1, len(lengths), places, self._lengths])
 
-    def replace(self, i: int, tensor: Tensor) -> None:
-        """Take another tensor, of as many bytes, in the place of one."""
-        self._tensors[i], self._places[i] = tensor, tensor.data_ptr()
-        self._arrays[i] = ffi.cast("void *", self._places[i])
 
-    def are_there(self) -> bool:
-        """Tell whether all are where they were."""
-        return list(map(Tensor.data_ptr, self._tensors)) == self._places
+def _parts(tensors: Sequence[Tensor]) -> _Parts:
+    places = [ffi.cast("void *", t.data_ptr()) for t in tensors]
+    return _Parts(ffi.new("void *[]", places), list(map(_bytes, tensors)))
 
-    def find_again(self) -> None:
-        """Look where those are whose memory was made anew, which may have become too small."""
-        if self.are_there():
-            return
-        for i, t in enumerate(self._tensors):
-            size = int(t.storage_offset() + t.numel()) * t.itemsize
-            if t.untyped_storage().nbytes() < size:
-                t.untyped_storage().resize_(size)
-            self.replace(i, t)
+
+def _bytes(t: Tensor) -> int:
+    return t.nbytes
 
 
 def _is_plain(t: Tensor) -> bool:
     """Tell whether C can copy a tensor's values as they lie."""
     return (
         type(t) is Tensor
-        and t.device.type == "cpu"
-        and t.numel() * t.itemsize <= _MOST_BYTES
-        and is_dense(t.shape, t.stride())
+        and t.is_cpu
+        and _bytes(t) <= _MOST_BYTES
+        and (t.is_contiguous() or is_dense(t.shape, t.stride()))
     )
 
 

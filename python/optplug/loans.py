@@ -18,11 +18,12 @@ from torch import Tensor, nn
 
 from optplug.buffers import layout_of
 from optplug.copies import Moves
+from optplug.lying import Lying
 from optplug.snapshot import holdings
 from optplug.spec import shown
 from optplug.torch_private import foreach_copy_, grad_mode, is_shared, owners, storage_of, use_count
 
-_is, _is_set_to = operator.is_, Tensor.is_set_to
+_is = operator.is_
 _grad_of = operator.attrgetter("grad")
 
 
@@ -111,7 +112,8 @@ class Gradients:
 
     def __init__(self, loans: Iterable[Loan]) -> None:
         loans = list(loans)
-        self._tensors, self._data = [loan.tensor for loan in loans], [loan.data for loan in loans]
+        self._tensors = [loan.tensor for loan in loans]
+        self._lying = Lying(self._tensors)  # as the host's arrays do
         #: The host's.
         self.hosts = [loan.tensor.grad for loan in loans]
         pairs = [(loan.tensor, g) for loan in loans if (g := loan.tensor.grad) is not None]
@@ -119,7 +121,7 @@ class Gradients:
         self._those = [p for p, _ in pairs]
         self._memory = [torch.empty_like(g) for _, g in pairs]
         self._lent = [memory.data for memory in self._memory]  # which are no views
-        self._addresses = list(map(Tensor.data_ptr, self._lent))
+        self._lying_lent = Lying(self._lent)
         self._moves = Moves([g for _, g in pairs], self._lent)
         self._storages = [storage_of(t) for t in self._memory]
         self._places = [place for _, place in self._storages]
@@ -137,8 +139,7 @@ class Gradients:
         return (
             use_count is not None
             and self._count() == self._counts
-            and all(map(_is_set_to, self._lent, self._memory))
-            and list(map(Tensor.data_ptr, self._lent)) == self._addresses  # which freeing would change
+            and self._lying_lent.are_there()
             and all(map(_is, map(_grad_of, self._tensors), self.hosts))
         )
 
@@ -150,7 +151,7 @@ class Gradients:
 
     def take_back(self) -> bool:
         """Let the parameters have the host's gradients; False if they are elsewhere."""
-        if not all(map(_is_set_to, self._tensors, self._data)):
+        if not self._lying.are_there():
             return False
         for p, grad in zip(self._tensors, self.hosts, strict=True):
             p.grad = grad

@@ -11,7 +11,7 @@ import random
 import sys
 from collections import defaultdict, deque
 from collections.abc import Callable, Iterator, Sequence
-from itertools import chain, islice
+from itertools import chain
 from typing import Any
 
 import numpy as np
@@ -25,10 +25,10 @@ from optplug.errors import warn
 from optplug.snapshot import ENDS, Owners, Slots, holdings, is_leaf
 from optplug.torch_private import grad_mode
 
-_is, _is_set_to = operator.is_, Tensor.is_set_to
+_is = operator.is_
 _values_of = operator.methodcaller("values")
 _grad_of = operator.attrgetter("grad")
-_dtype_of, _wants_gradient = operator.attrgetter("dtype"), operator.attrgetter("requires_grad")
+_wants_gradient = operator.attrgetter("requires_grad")
 
 
 def _count_of_two() -> int:
@@ -65,15 +65,10 @@ class Snapshot:
         self._ordered: list[tuple[Any, list[Any]]] = []  # dicts with an order that it cannot, and keys
         #: Of the steady ones that are tensors which steps may make anew: which tensor it is.
         self._tensor_of: dict[int, tuple[int, int, int]] = {}
-        self._forms: dict[int, tuple[Any, ...]] = {}  # of those
         self._bare: list[dict[str, Any]] = []  # attributes of tensors that have none
         self._owners = Owners([])  # of those attributes that are among the dicts
-        self._tensors: list[Tensor] = []
-        self._memory: list[Tensor] = []  # where these were
-        self._watched = 0  # how many of them, the first, are no parameters and may be elsewhere after a step
         self._own: list[Tensor] = []  # those that are no parameters, and their gradients
         self._grads: list[Tensor | None] = []
-        self._dtypes: list[torch.dtype] = []  # of all tensors
         self._wanting: list[bool] = []  # whether the parameters and those require gradients
         self._copies = _NONE
         self._others: list[tuple[Tensor, Tensor]] = []  # sparse tensors, and copies
@@ -86,8 +81,8 @@ class Snapshot:
         if self._optimizer is not optimizer or not self._is_alike(parameters):
             self._optimizer = None  # until all of it is noted
             self._look(optimizer, parameters)
+            self._copies.take()
             self._optimizer = optimizer
-        self._copies.take()
         if self._things:
             self._put_back = [_as_it_is(thing) for thing in self._things]
         if self._others:
@@ -106,17 +101,12 @@ class Snapshot:
         ]
         self._steady = {i: value for i, value in enumerate(self._values) if type(value) not in ENDS}
         self._bare = held.bare
-        known = set(map(id, parameters))
-        strided = sorted((t for t in held.tensors if t.layout == torch.strided), key=lambda t: id(t) in known)
-        self._watched = sum(id(t) not in known for t in strided)
+        strided = [t for t in held.tensors if t.layout == torch.strided]
         self._others = [(t, t) for t in held.tensors if t.layout != torch.strided]
-        if not self._tensors_are(strided):
+        if not self._copies.are_of(strided):
             self._copies = _NONE  # whose memory may be needed for the new ones
-            self._tensors = strided
-            with grad_mode(False):
-                self._memory = [t.detach() for t in strided]
-                self._copies = Copies(strided)
-            self._dtypes = list(map(_dtype_of, strided))
+            self._copies = Copies(strided)
+        known = set(map(id, parameters))
         self._own = [t for t in held.tensors if id(t) not in known and is_leaf(t)]
         self._grads = list(map(_grad_of, self._own))
         self._wanting = [*map(_wants_gradient, parameters), *map(_wants_gradient, self._own)]
@@ -127,88 +117,76 @@ class Snapshot:
 
     def _state(self) -> None:
         """State for C what is noted."""
-        containers = [*self._dicts, *self._rows, *self._bare]
+        containers = [*self._dicts, *self._rows]
         self._sequences = [(i, c) for i, c in enumerate(containers) if not isinstance(c, dict | list)]
         self._ordered = [(c, list(c)) for c in self._dicts if type(c) not in (dict, defaultdict)]
         count = len(self._values)
         memory = [
             ffi.new("void *[]", [_address(c) for c in containers]),
-            ffi.new("int64_t[]", [*self._lengths, *(0 for _ in self._bare)]),
+            ffi.new("int64_t[]", self._lengths),
             ffi.new("char[]", bytes(i in self._steady for i in range(count))),
             ffi.new("int64_t[]", count),
         ]
         places, lengths, leads_on, others = self._memory_of_noted = memory
-        keys, values = _address(self._keys), _address(self._values)
-        self._noted = ffi.new(
-            "optplug_contents *", [len(containers), places, lengths, keys, values, leads_on, others]
-        )
+        held = [places, lengths, *map(_address, (self._bare, self._keys, self._values)), leads_on, others]
+        self._noted = ffi.new("optplug_contents *", [len(containers), *held, *self._copies.stated])
 
     def _note_tensors(self) -> None:
         """Note which of the steady values are tensors that a step may replace by others like them."""
         own = {id(t): i for i, t in enumerate(self._own)}
         bare = {id(d): i for i, d in enumerate(self._bare)}
         where = {
-            id(t): (i, own[id(t)]) for i, t in enumerate(self._tensors) if id(t) in own and type(t) is Tensor
+            id(t): (i, own[id(t)])
+            for i, t in enumerate(self._copies.tensors)
+            if id(t) in own and type(t) is Tensor and not t.requires_grad
         }
         self._tensor_of = {
             place: (*where[id(value)], bare[id(vars(value))])
             for place, value in self._steady.items()
             if id(value) in where and id(vars(value)) in bare
         }
-        self._forms = {place: _form(self._steady[place]) for place in self._tensor_of}
 
     def _takes(self, changed: list[int]) -> bool:
         """Take the tensors that a step has made in the place of others of their form, which it has let go."""
         if not all(map(self._tensor_of.__contains__, changed)):
             return False
         optimizer, self._optimizer = self._optimizer, None  # until all of them are taken
-        first_bare = len(self._dicts) + len(self._rows)
+        tensors, memory, count = self._copies.tensors, self._copies.memory, sys.getrefcount
         for place in changed:
             at, own, bare = self._tensor_of[place]
             new = self._steady[place] = self._values[place]
-            attributes = vars(new)
-            if (
-                sys.getrefcount(self._tensors[at]) > _ALONE  # somebody else has it still
-                or attributes
-                or new.requires_grad
-                or new.grad is not None
-                or _form(new) != self._forms[place]
-            ):
+            attributes = self._bare[bare] = vars(new)
+            if attributes or count(tensors[at]) > _ALONE:  # somebody else has it still
                 return False
-            memory = new.detach()
-            self._copies.replace(at, memory)
-            self._tensors[at], self._memory[at] = new, memory
-            self._own[own], self._bare[bare] = new, attributes
-            self._memory_of_noted[0][first_bare + bare] = _address(attributes)
+            tensors[at] = self._own[own] = new
+            memory[at] = new.data
+        if not self._copies.take_others():
+            return False
         self._optimizer = optimizer
         return True
 
-    def _tensors_are(self, tensors: list[Tensor]) -> bool:
-        """Tell whether these are the tensors of the snapshot before, in the same memory."""
-        is_alike = _are(tensors, self._tensors) and all(map(_is_set_to, tensors, self._memory))
-        return is_alike and list(map(_dtype_of, tensors)) == self._dtypes and self._copies.are_there()
-
     def _is_alike(self, parameters: Sequence[Tensor]) -> bool:
         """Tell whether only numbers are others than in the snapshot before, and note those of Python's."""
-        watched = self._watched
         if parameters is not self._parameters:  # as it is where nothing was bound since
             if not _are(parameters, self._parameters):
                 return False
-            watched, self._parameters = len(self._tensors), parameters
+            self._parameters = parameters
         if self._sequences:
             fresh = [(i, list(container)) for i, container in self._sequences]
             for i, values in fresh:
                 self._memory_of_noted[0][i] = _address(values)
         count = _note(self._noted)
-        if count and (count < 0 or not self._takes(ffi.unpack(self._memory_of_noted[3], count))):
+        is_taken = count >= 0
+        if count > 0:
+            is_taken = self._takes(ffi.unpack(self._memory_of_noted[3], count))
+        elif is_taken:
+            is_taken = self._copies.take_rest()
+        if not is_taken:
             return False
         if self._ordered and not all(_are(list(container), keys) for container, keys in self._ordered):
             return False
         return (
-            all(map(_is_set_to, self._tensors, islice(self._memory, watched)))
-            and self._copies.are_there()
-            and all(map(_is, map(_grad_of, self._own), self._grads))
-            and list(map(_dtype_of, self._tensors)) == self._dtypes
+            all(map(_is, map(_grad_of, self._own), self._grads))
             and [*map(_wants_gradient, self._parameters), *map(_wants_gradient, self._own)] == self._wanting
             and self._owners.are_whole()
         )
@@ -227,9 +205,6 @@ class Snapshot:
             attributes.clear()
         self._owners.put_back()
         with grad_mode(False):
-            for tensor, memory in zip(self._tensors, self._memory, strict=True):
-                if tensor.dtype != memory.dtype or not tensor.is_set_to(memory):
-                    tensor.data = memory
             self._copies.put()
             for tensor, copy in self._others:
                 tensor.copy_(copy)
@@ -246,11 +221,6 @@ class Snapshot:
                 f"{type(self._optimizer).__name__} holds objects that cannot be restored after a failed step "
                 f"and may have changed: {', '.join(self._strange)}"
             )
-
-
-def _form(t: Tensor) -> tuple[Any, ...]:
-    """Return how a tensor lies, and as what."""
-    return t.size(), t.stride(), t.dtype, t.device, t.layout
 
 
 def _address(value: Any) -> Any:

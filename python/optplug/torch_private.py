@@ -103,6 +103,8 @@ def nnz(tensor: Tensor) -> int:
     return tensor._nnz()
 
 
+#: DLPack's functions of torch's, which C calls; None where it has none.
+exchange = getattr(Tensor, "__dlpack_c_exchange_api__", None)
 #: Tells how many owners a tensor has, besides those in Python; None before torch 2.12 or so.
 use_count: Callable[[Tensor], int] | None = getattr(Tensor, "_use_count", None)
 
