@@ -36,7 +36,7 @@ static int describe(int64_t *numbers, PyObject *object, const struct tensor *t)
     *numbers++ = t->dimensions;
     for (int i = 0; i < t->dimensions; i++) {
         *numbers++ = t->shape[i];
-        *numbers++ = t->strides[i];
+        *numbers++ = t->strides ? t->strides[i] : 0; /* DLPack allows none */
     }
     return 1;
 }

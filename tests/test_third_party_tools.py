@@ -158,7 +158,7 @@ def test_bench_measures_a_class_outside_torch(call):
     assert "no_package:Lion cannot be imported: No module named 'no_package'" in err
 
 
-def test_a_name_that_torch_lacks_is_found_in_packages_which_are_not_imported():
+def test_a_name_that_torch_lacks_is_found_in_packages_which_are_not_imported(tmp_path, monkeypatch):
     ctypes_api.init("third_party=['trap_package', 'tools_package']")
     for name in ("Lino", "lino", "Linno"):
         with pytest.raises(Error, match=f"no optimizer '{name}': did you mean .*trap_package:Lino"):
@@ -167,6 +167,10 @@ def test_a_name_that_torch_lacks_is_found_in_packages_which_are_not_imported():
         Error, match=r"no optimizer 'AdEMAMix': did you mean pytorch_optimizer:AdEMAMix\? there"
     ):
         Optimizer("AdEMAMix(lr=0.1)")
+    (tmp_path / "heavyball.py").write_text("from .more import *\n")  # some name no class there
+    monkeypatch.syspath_prepend(tmp_path)
+    with pytest.raises(Error, match=r"no optimizer 'PSGDKron': did you mean heavyball:PSGDKron\?"):
+        Optimizer("PSGDKron(lr=0.1)")
     with pytest.raises(Error, match=r"no optimizer 'Foo': there are ASGD"):
         Optimizer("Foo()")
     with pytest.raises(Error, match=r"no optimizer 'adam': did you mean Adam"):

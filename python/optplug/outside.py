@@ -108,12 +108,12 @@ def classes_of(allowed: Allowed) -> list[str]:
 def like(name: str, allowed: Allowed) -> list[str]:
     """Return what may be meant by the name of a class that is none of torch's, with its module.
 
-    Nothing is imported: an installed package names its classes in the text of its first file.
+    Nothing is imported: most installed packages name their classes in the text of their first file.
     """
     packages = {**dict.fromkeys(allowed if isinstance(allowed, tuple) else (), ""), **_KNOWN}
     found = []
     for package, some in packages.items():
-        names = set(re.findall(r"\b[A-Z]\w+", _source(package) or some))
+        names = set(re.findall(r"\b[A-Z]\w+", f"{_source(package)} {some}"))
         found += [f"{package}:{near}" for near in nearest(name, names, 0.8)[:1]]
     return sorted(found, key=lambda f: f.partition(":")[2] != name)[:3]
 
