@@ -84,7 +84,7 @@ def run(
 CALL_MAIN = """
 import ctypes, sys
 words = [word.encode() for word in sys.argv[1:]]
-sys.exit(ctypes.CDLL(words[0]).main(len(words), (ctypes.c_char_p * (len(words) + 1))(*words)))
+sys.exit(ctypes.CDLL(sys.argv[1]).main(len(words), (ctypes.c_char_p * (len(words) + 1))(*words)))
 """
 
 
