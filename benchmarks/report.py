@@ -278,8 +278,8 @@ def report(results: dict) -> str:
         "### Where PyTorch has a faster way",
         "",
         "By more than 5 percent.",
-        "optplug takes the numbers of PyTorch's default, which is a loop over parameters; where "
-        f"`foreach=True` gives other bits ({', '.join(FOREACH)}), it is taken only if the spec says so: "
+        "optplug takes the numbers of PyTorch's default, which is a loop over parameters, and `foreach=True` "
+        f"only if the spec says so, which gives other bits in {', '.join(FOREACH[:-1])} and {FOREACH[-1]}: "
         "both are measured, and the faster one is compared.",
         "Loops over large arrays make temporary ones, which the C library's `malloc` may take from the "
         "system anew each time, or not: the same step of the same program varies by a factor of 2. "

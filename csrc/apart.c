@@ -104,18 +104,25 @@ int apart_decide(void)
     find_file("aoti_torch_device_type_cpu", libtorch);
     find_allocator();
     is_apart = *blas && (!wish || !*wish ? !*allocator && !*libtorch : strcmp(wish, "0") != 0);
-    if (!CAN_KEEP_APART && *blas && has_64_bit_integers())
+    int is_own = *blas && strcmp(blas, libtorch) != 0; /* LibTorch's must not run before torch's import */
+    if (!CAN_KEEP_APART && is_own && has_64_bit_integers())
         return fail(OPT_ESTART,
                     "the host's BLAS in '%.200s' uses 64-bit integers, which PyTorch cannot use, and this C "
                     "library cannot load PyTorch apart from it: link the program without it",
                     blas);
-    if (!is_apart && *blas && !*libtorch && !(wish && *wish) && has_64_bit_integers())
+    if (is_apart || !is_own || (wish && *wish) || !has_64_bit_integers())
+        return is_apart;
+    if (*libtorch)
         return fail(OPT_ESTART,
-                    "the host's BLAS in '%.200s' uses 64-bit integers, which PyTorch cannot use, and "
-                    "'%.200s' replaces %s, so PyTorch cannot be loaded apart from it: leave out one of them, "
-                    "or set OPTPLUG_DEEPBIND=1 if that one passes on to the C library's",
-                    blas, allocator, function);
-    return is_apart;
+                    "the host's BLAS in '%.200s' uses 64-bit integers, which PyTorch cannot use, and the "
+                    "program is linked to LibTorch in '%.200s', so PyTorch cannot be loaded apart from it: "
+                    "link the program to a BLAS of 32-bit integers",
+                    blas, libtorch);
+    return fail(OPT_ESTART,
+                "the host's BLAS in '%.200s' uses 64-bit integers, which PyTorch cannot use, and "
+                "'%.200s' replaces %s, so PyTorch cannot be loaded apart from it: leave out one of them, "
+                "or set OPTPLUG_DEEPBIND=1 if that one passes on to the C library's",
+                blas, allocator, function);
 }
 
 const char *apart_libtorch(void) { return libtorch; }

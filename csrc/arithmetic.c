@@ -6,6 +6,7 @@
 
 #define FLUSHES "flushes denormals to 0, as a program linked with -Ofast or -ffast-math does"
 #define TRAPS "traps floating-point errors"
+#define ROUNDS "does not round to the nearest number"
 
 #if defined __x86_64__ && defined __GLIBC__
 static unsigned short x87_control(void)
@@ -61,7 +62,7 @@ const char *arithmetic_enter(struct arithmetic *saved)
 #ifdef __SSE__
     unsigned control = __builtin_ia32_stmxcsr();
     if ((control & 0xFFC0) != 0x1F80)
-        unusual = control & 0x8040 ? FLUSHES : TRAPS; /* or rounds otherwise: see below */
+        unusual = control & 0x6000 ? ROUNDS : control & 0x8040 ? FLUSHES : TRAPS;
 #elif defined __aarch64__
     uint64_t control;
     __asm__("mrs %0, fpcr" : "=r"(control));
@@ -73,7 +74,7 @@ const char *arithmetic_enter(struct arithmetic *saved)
         unusual = TRAPS;
 #endif
     if (fegetround() != FE_TONEAREST)
-        unusual = "does not round to the nearest number";
+        unusual = ROUNDS; /* x87's, where there is one: the C library asks no other */
     fegetenv(&saved->floating_point);
     /* Not feholdexcept: rounding mode and flush-to-zero must go as well, or Python misreads numbers. */
     fesetenv(FE_DFL_ENV);

@@ -99,7 +99,12 @@ static int affordable(int count)
     return count;
 }
 
-void openmp_use_threads(int count) { openmp_set_threads(affordable(count)); }
+int openmp_use_threads(int count)
+{
+    int used = affordable(count);
+    openmp_set_threads(used);
+    return used == count;
+}
 
 struct share {
     void (*function)(void *data, int thread, int threads);

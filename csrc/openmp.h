@@ -13,8 +13,9 @@ int openmp_threads(void);
 /* Set it, only where there is one. */
 void openmp_set_threads(int count);
 
-/* The same, but to one where so many threads cannot be made, since GCC's OpenMP then ends the process. */
-void openmp_use_threads(int count);
+/* The same, but to one, and return 0, where so many threads cannot be made, since GCC's OpenMP then ends the
+ * process. */
+int openmp_use_threads(int count);
 
 /* Tell whether this thread is in a parallel region, where torch makes none of its own. */
 int openmp_in_parallel(void);

@@ -18,8 +18,8 @@ static _Thread_local struct thread {
 
 /* A host with floating-point traps, another rounding mode or flush-to-zero has them in its OpenMP workers
  * too, and torch shares those: there, torch keeps to this thread, which shield_enter has put in order.  So
- * it does in a forked child, which has no workers, though OpenMP waits for them. */
-static void enter_openmp(int alone, int hosts_threads)
+ * it does in a forked child, which has no workers, though OpenMP waits for them.  Return why, or NULL. */
+static const char *enter_openmp(const char *alone, int hosts_threads)
 {
     if (!this_thread.is_known && runtime_is_up()) {
         /* torch sets the count itself, once a thread: let it, then overrule */
@@ -29,8 +29,9 @@ static void enter_openmp(int alone, int hosts_threads)
     }
     if (alone)
         openmp_set_threads(1);
-    else
-        openmp_use_threads(torch_threads ? torch_threads : hosts_threads);
+    else if (!openmp_use_threads(torch_threads ? torch_threads : hosts_threads))
+        alone = "cannot create others, by a limit on threads or memory";
+    return alone;
 }
 
 void shield_interrupt(void)
@@ -53,7 +54,7 @@ void shield_enter(struct shield *saved)
         openmp_meet_thread();
     saved->openmp_threads = openmp_threads();
     if (saved->openmp_threads)
-        enter_openmp(saved->alone != NULL, saved->openmp_threads);
+        saved->alone = enter_openmp(saved->alone, saved->openmp_threads);
 
     /* A caller that holds the GIL (ctypes.PyDLL) must not wait for our locks with it. */
     saved->interpreter_lock = pyapi_has_gil() ? py.PyEval_SaveThread_() : NULL;

@@ -498,9 +498,9 @@ typedef void (*opt_log_function)(void *user, int level, const char *line);
 int opt_log(opt_log_function function, void *user);
 
 /* Describe an optimizer in a few lines of "name: value"; with opt = 0, the library: which Python, libpython,
- * torch and devices it uses, the options in force, and why PyTorch has one thread where your program's
- * floating-point environment makes it so.  Starts nothing.  An optimizer's "way" is how its next step runs:
- * "direct" or "stable" (see plans= of opt_init), "recorded" (operations of our own C), or "Python".
+ * torch and devices it uses, the options in force, and why PyTorch has one thread where the calling thread's
+ * floating-point environment or a limit makes it so.  Starts nothing.  An optimizer's "way" is how its next
+ * step runs: "direct" or "stable" (see plans= of opt_init), "recorded" (operations of our own C), or "Python".
  *
  * NULL on failure.  Valid until this thread's next opt_describe, opt_list or opt_attribute_get. */
 const char *opt_describe(int opt);

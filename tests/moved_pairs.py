@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 lib = ctypes_api.load()
 STEPS = 14
-#: How many values parameters have: enough of them that a foreach is worth it, and one longer than a block.
+#: How many values parameters have: several short ones, and one longer than a block.
 SIZES = [(n,) for n in (7, 100, 3, 64, 1, 33, 500, 12, 9)], [(20_000,)]
 
 

@@ -444,6 +444,8 @@ int main(void)
     make_all_calls("that flushes to zero");
 #ifdef __SSE__
     one_thread_because("flushes denormals to 0, as a program linked with -Ofast or -ffast-math does\n");
+    _MM_SET_ROUNDING_MODE(_MM_ROUND_UP); /* which fegetround does not see */
+    one_thread_because("does not round to the nearest number\n");
 #endif
     everywhere(be_usual);
     feraiseexcept(FE_INEXACT | FE_UNDERFLOW);

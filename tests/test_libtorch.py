@@ -5,11 +5,13 @@ from __future__ import annotations
 import pathlib
 import re
 import subprocess
+import sys
 
 import pytest
 import torch
 
 import hosts
+from optplug import surroundings
 from test_readme import config
 
 FOLDER = pathlib.Path(torch.__file__).parent
@@ -54,3 +56,17 @@ def test_a_host_that_is_linked_to_another_libtorch_is_an_error_that_says_so(tmp_
     said = hosts.run(hosts.PROGRAMS / "host", env={"LD_PRELOAD": str(tmp_path / name)}).stdout
     assert said.startswith("-4 ")
     assert f"the program is linked to another PyTorch, {tmp_path / name}: link it to the one of " in said
+
+
+def test_a_missing_pytorch_is_no_other_pytorch(monkeypatch):
+    monkeypatch.setitem(sys.modules, "torch", None)
+    with pytest.raises(ImportError, match="PyTorch is missing or broken in that environment"):
+        surroundings.load_torch(libtorch="libtorch_cpu.so")
+
+
+@pytest.mark.skipif(not (hosts.PROGRAMS / "blas64.so").exists(), reason="glibc alone")
+def test_a_blas_with_64_bit_integers_before_libtorch_is_an_error():
+    libraries = f"{hosts.PROGRAMS}/blas64.so {FOLDER}/lib/libtorch_cpu.so"
+    said = hosts.run(hosts.PROGRAMS / "host", env={"LD_PRELOAD": libraries}).stdout
+    assert said.startswith(f"-4 the host's BLAS in '{hosts.PROGRAMS}/blas64.so' uses 64-bit integers")
+    assert f"the program is linked to LibTorch in '{FOLDER}/lib/libtorch_cpu.so'" in said

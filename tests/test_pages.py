@@ -5,11 +5,12 @@ from __future__ import annotations
 import inspect
 import re
 
+import numpy as np
 import pytest
 import torch
 
 import hosts
-from optplug.ctypes_api import listing
+from optplug.ctypes_api import Error, Optimizer, listing
 from test_readme import C99, build, build_library
 
 DOCS = hosts.PROJECT / "docs"
@@ -113,3 +114,26 @@ def test_the_guide_has_each_class_with_the_papers_and_arguments_of_its_docstring
             assert all(words.lower() in said for words in paper), (name, paper)
         arguments = set(re.findall(r"`([a-z_]\w+)(?:=[^`]+)?`", text)) - hosts.FUNCTIONS
         assert arguments <= set(inspect.signature(class_).parameters), name
+
+
+def test_the_page_names_the_classes_that_a_rate_of_0_does_not_hold_still():
+    page = (DOCS / "from-adam.md").read_text()
+    (row,) = [line for line in page.splitlines() if "requires_grad_(False)" in line]
+    named = set(re.findall(r"`(\w+)`", row.partition("except in")[2]))
+    others = set()
+    for name in set(listing("optimizers")) - {"LBFGS"}:  # which has no groups
+        opt, w, rows = Optimizer(f"{name}()"), np.ones((2, 2)), np.array([0])
+        if name == "SparseAdam":
+            opt.bind_sparse("w", w, np.array([1]), rows, np.ones((1, 2)))
+        else:
+            opt.bind("w", w, np.ones((2, 2)))
+        opt.step()
+        before = w.copy()
+        try:
+            opt.set_value(0, "lr", 0.0)
+        except Error:
+            others.add(name)
+        opt.step()
+        if not np.array_equal(w, before):
+            others.add(name)
+    assert others == named

@@ -188,6 +188,7 @@ static size_t address_space(void)
 }
 
 static int opt;
+static int most_threads;
 static pthread_barrier_t gate;
 
 static void *step_after_the_gate(void *unused)
@@ -195,6 +196,10 @@ static void *step_after_the_gate(void *unused)
     pthread_barrier_wait(&gate);
     for (int i = 0; i < 4; i++)
         CHECK(opt_step(opt) == OPT_OK);
+    const char *text = opt_describe(0);
+    if (text && most_threads > 1) /* there may be no memory for it */
+        CHECK(!strstr(text, "\nthreads: 1\n") ==
+              !strstr(text, "\none thread because: the calling thread cannot create others"));
     return unused;
 }
 
@@ -208,6 +213,7 @@ static void threads_for_which_no_others_can_be_made_step_alone(void)
     CHECK(opt > 0 && opt_bind(opt, "w", "float32", MANY, w, dw) == OPT_OK);
     for (int i = 0; i < 4; i++)
         CHECK(opt_step(opt) == OPT_OK);
+    most_threads = atoi(strstr(opt_describe(0), "\nthreads: ") + 10);
     CHECK(pthread_barrier_init(&gate, NULL, THREADS + 1) == 0);
     for (int i = 0; i < THREADS; i++)
         CHECK(pthread_create(&threads[i], NULL, step_after_the_gate, NULL) == 0);

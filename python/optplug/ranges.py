@@ -51,23 +51,8 @@ class Ranges:
         All are watched together, so that each keeps its range while others move in theirs: one that is
         compared with another has none.
         """
-        watched: dict[str, _Watched] = {}
-
-        def watch(name: str, value: Any) -> Any:
-            if type(value) is float and not math.isnan(value):
-                watched[name] = value = _Watched(value)
-            return value
-
-        given = {
-            key: type(value)(watch(f"{key}[{i}]", v) for i, v in enumerate(value))
-            if type(value) in (list, tuple)
-            else watch(key, value)
-            for key, value in options.items()
-        }
-        try:
-            with _Noticing():
-                self._construct(given)
-        except Exception:
+        watched = _watched(self._construct, options)
+        if watched is None:
             return  # by the rate of a schedule, it may be, which no constructor has judged
         flat = _flat(options)
         ranges = {
@@ -101,16 +86,40 @@ def broken(
         defaults: the class's own, beside which the ranges are looked for.
     """
     accepted = {name: float(v) if type(v) is int else v for name, v in defaults.items()}
-    ranges = Ranges(construct)
-    ranges.watch(accepted)
+    watched = _watched(construct, accepted) or {}
     found = []
     for name, value in _flat(options).items():
-        allowed = ranges.find(accepted, name)
-        if allowed is None or allowed.low == allowed.high or not isinstance(value, int | float):
+        if name not in watched or not isinstance(value, int | float):
             continue
+        allowed = Range(watched[name].low, watched[name].high)
         if str(allowed) and not allowed.low <= value <= allowed.high:
             found.append(f"{name} must be {allowed}")
     return found
+
+
+def _watched(
+    construct: Callable[[dict[str, Any]], object], options: dict[str, Any]
+) -> dict[str, _Watched] | None:
+    """Return hyperparameters' numbers after they were watched in the constructor; None if it rejects them."""
+    watched: dict[str, _Watched] = {}
+
+    def watch(name: str, value: Any) -> Any:
+        if type(value) is float and not math.isnan(value):
+            watched[name] = value = _Watched(value)
+        return value
+
+    given = {
+        key: type(value)(watch(f"{key}[{i}]", v) for i, v in enumerate(value))
+        if type(value) in (list, tuple)
+        else watch(key, value)
+        for key, value in options.items()
+    }
+    try:
+        with _Noticing():
+            construct(given)
+    except Exception:
+        return None
+    return watched
 
 
 class _Known(NamedTuple):

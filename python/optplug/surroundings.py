@@ -54,7 +54,7 @@ def load_torch(alone: bool = False, libtorch: str = "") -> None:
     try:
         import torch
     except ImportError as error:
-        if libtorch:
+        if libtorch and error.name != "torch":  # which is there, but does not fit
             raise ImportError(
                 f"{error}: the program is linked to another PyTorch, {libtorch}: link it to the one of "
                 f"{_python()}, or name that one's environment in OPTPLUG_PYTHON"
