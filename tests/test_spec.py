@@ -216,7 +216,8 @@ events = "exec", "import", "open", "os.system", "os.exec", "os.posix_spawn", "su
 forms = b"%s", b"Adam(lr=%s)", b"StepLR(%s)", b"lr=%s", b"AveragedModel(%s)"
 seen = []
 def hook(event, arguments):
-    source = event == "open" and str(arguments[0]).endswith(".py")  # of which tracebacks show lines
+    # Tracebacks show lines of source; 3.13's parse those, and look for the file of one that is no statement.
+    source = event == "open" and str(arguments[0]).endswith((".py", "<unknown>"))
     if event in events and not source:
         seen.append((event, arguments))
 sys.addaudithook(hook)
