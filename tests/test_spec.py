@@ -216,8 +216,8 @@ events = "exec", "import", "open", "os.system", "os.exec", "os.posix_spawn", "su
 forms = b"%s", b"Adam(lr=%s)", b"StepLR(%s)", b"lr=%s", b"AveragedModel(%s)"
 seen = []
 def hook(event, arguments):
-    # Tracebacks show lines of source; 3.13's parse those, and look for the file of one that is no statement.
-    source = event == "open" and str(arguments[0]).endswith((".py", "<unknown>"))
+    # Tracebacks show lines of source; the parser of 3.13 looks for them in "<unknown>" and "<string>", too.
+    source = event == "open" and str(arguments[0]).endswith((".py", "<unknown>", "<string>"))
     if event in events and not source:
         seen.append((event, arguments))
 sys.addaudithook(hook)
