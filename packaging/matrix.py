@@ -51,6 +51,7 @@ def run(torch: str, version: str, tests: str, folder: pathlib.Path) -> str:
         return row(torch, version, tests, f"skipped: no Python {version} here")
     build, junit = folder / f"{torch}-{version}", folder / f"{torch}-{version}.xml"
     configure = ["cmake", "--preset", "default", "-B", build, f"-DOPTPLUG_TORCH={torch}"]
+    print(f"PyTorch {torch}, Python {version}: making {build}, which takes some minutes", file=sys.stderr)
     for command in ([*configure, f"-DPython_EXECUTABLE={interpreter}"], ["cmake", "--build", build]):
         done = subprocess.run(command, cwd=PROJECT, check=False, capture_output=True, text=True)
         if done.returncode:
