@@ -106,6 +106,8 @@ static int is_python_name(const char *path)
            strcmp(name, "python" PYTHON_VERSION) == 0;
 }
 
+enum { MOST_NESTED = 8 }; /* environments */
+
 /* Fill in `base` from `python`, and make sure that a standard library of our version is there: without
  * it Python would print a page to stderr before it gave up. */
 static int find_base(struct environment *found, const char *source)
@@ -125,6 +127,12 @@ static int find_base(struct environment *found, const char *source)
                     source, found->python, version);
     if (!parent(found->base))
         found->base[0] = '\0';
+    /* Up to 3.10 an environment that is made from another one's Python names that one's bin as its home. */
+    for (int i = 0; i < MOST_NESTED && read_pyvenv(found->base, "home", folder); i++) {
+        strcpy(found->base, folder);
+        if (!parent(found->base))
+            found->base[0] = '\0';
+    }
     if (is_python_name(file) &&
         (exists(found->base, "/lib/python" PYTHON_VERSION "/encodings/__init__.py", "") ||
          exists(found->base, "/lib64/python" PYTHON_VERSION "/encodings/__init__.py", ""))) {

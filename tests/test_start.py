@@ -71,6 +71,17 @@ def test_python_can_be_named_by_the_folder_of_its_environment(tmp_path):
     )
 
 
+def test_an_environment_may_be_made_by_another_ones_python(tmp_path):
+    inner = tmp_path / "inner"
+    (inner / "bin").mkdir(parents=True)
+    (inner / "bin/python3").symlink_to(pathlib.Path(sys.executable).resolve())
+    (inner / "lib").symlink_to(f"{sys.prefix}/lib")
+    (inner / "pyvenv.cfg").write_text(f"home = {sys.prefix}/bin\nversion = {VERSION}.0\n")  # as with 3.10
+    said = say(DLOPENED, OPTPLUG_PYTHON=str(inner))
+    assert said.startswith(STEPPED)
+    assert f"({inner}/bin/python" in said
+
+
 def test_a_python_that_is_none_is_refused(host, tmp_path):
     assert say(host, OPTPLUG_PYTHON="/nowhere/python3").startswith(
         "-4 OPTPLUG_PYTHON: '/nowhere/python3' is neither an environment's folder"
