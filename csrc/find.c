@@ -127,7 +127,7 @@ static int find_base(struct environment *found, const char *source)
                     source, found->python, version);
     if (!parent(found->base))
         found->base[0] = '\0';
-    /* Up to 3.10 an environment that is made from another one's Python names that one's bin as its home. */
+    /* With Python 3.10 an environment that another one's Python has made names that one's bin as its home. */
     for (int i = 0; i < MOST_NESTED && read_pyvenv(found->base, "home", folder); i++) {
         strcpy(found->base, folder);
         if (!parent(found->base))

@@ -17,7 +17,7 @@ struct tensor {
     uint64_t offset;
 };
 
-/* Its functions, of which the third but one tells that of a Python object. */
+/* Its functions: the fourth says that of a Python object. */
 struct exchange {
     uint32_t major, minor;
     const struct exchange *older;
