@@ -5,10 +5,13 @@ from __future__ import annotations
 import ctypes
 import inspect
 import re
+import resource
 
+import numpy as np
 import pytest
 
 from optplug import arguments, spec
+from optplug.ctypes_api import Error, Optimizer
 from words import CLASSES, INSIDES, OPTIMIZERS, SCHEDULERS, Bound, lib
 
 # What a scheduler must have, for one wrong argument to be the only one.
@@ -146,3 +149,11 @@ def test_pytorchs_own_calls_are_of_the_kinds_that_its_signatures_say():
             if p.default is not p.empty and p.name != "optimizer"
         }
         arguments.check_kinds(class_, defaults)
+
+
+def test_a_parameter_of_many_dimensions_that_is_rejected_takes_no_memory():
+    opt, n, values = Optimizer("Muon()"), 27, np.zeros((1,) * 27)
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    with pytest.raises(Error, match="bind it as a matrix"):
+        opt.bind("w", values, np.zeros_like(values))
+    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 2**n * 8 / 1024 / 4

@@ -59,10 +59,13 @@ class HostedOptimizer(Hosted):
     def _step_alone(self) -> None:
         self.parameters.read(not self.run.stepped)
         if self.run.stepped and self.run.built:
-            if self.recipe.is_torchs:  # without a context, which takes microseconds
+            if not self.recipe.is_torchs:
+                self._undo.step(self.run.built, self._step_again)
+            elif self._undo.is_needless(self.run.built):  # then without a context, which takes microseconds
                 self._step_again(self.run.built)
             else:
-                self._undo.step(self.run.built, self._step_again)
+                with self._undo.on_error(self.run.built, False, False, False, self._build):
+                    self._step_again(self.run.built)
             self.planner.conclude(self.run.built)
         else:
             with self._ready("opt_step") as optimizer, self._undo.of_others(optimizer, is_first=True):

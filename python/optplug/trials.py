@@ -170,7 +170,8 @@ class Trials:
 
         def accepts(dimensions: int, is_sparse: bool) -> bool:
             with contextlib.suppress(Exception):
-                self._try(self._recipe.arguments, data.new_zeros([2] * dimensions), is_sparse, options)
+                like = data.new_zeros([2, 2, *[1] * dimensions][:dimensions])
+                self._try(self._recipe.arguments, like, is_sparse, options)
                 return True
             return False
 
@@ -312,7 +313,16 @@ class Trials:
             return
         # Two steps show whether the state of the steps before goes with them.
         for like, sparse in kinds():
-            self._try(self._recipe.arguments, like, sparse, options=in_force, change=options)
+            attempt = functools.partial(self._try, self._recipe.arguments, like, sparse)
+            try:
+                attempt(options=in_force, change=options)
+            except Exception:
+                try:
+                    attempt(options=in_force)
+                except Exception:  # a schedule's, with which no step can be made at all
+                    attempt(options={**in_force, **options})
+                else:
+                    raise
 
     @functools.cached_property
     def accepted(self) -> set[str]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import inspect
 import operator
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
@@ -16,9 +17,22 @@ from optplug.parameters import Parameters
 from optplug.randomness import Stream
 from optplug.recipe import Recipe
 from optplug.restoring import Snapshot
+from optplug.spec import signature_of
 from optplug.torch_private import foreach_copy_, grad_mode
 
 State = dict[Tensor, dict[str, Any]]
+
+_MOST = 0.9999  # with hyperparameters from 0 to this, all that torch computes of them fits into float16
+
+
+def _is_safe(value: Any, default: Any) -> bool:
+    """Tell whether a hyperparameter is the default, or has no number beyond those."""
+    kind = type(value)
+    if kind is float or kind is int:
+        return 0 <= value <= _MOST or value == default
+    if kind is tuple:
+        return all(type(v) is float and 0 <= v <= _MOST for v in value) or value == default
+    return value is None or kind is bool or kind is str
 
 
 class Undo:
@@ -38,6 +52,28 @@ class Undo:
         self._copies: list[Tensor] = []  # what it is put back from
         self._snapshot = Snapshot()
         self._loans = parameters.loans
+        self._defaults: dict[str, Any] = {}
+        if recipe.is_torchs:
+            for name, p in signature_of(recipe.class_).parameters.items():  # type: ignore[arg-type]
+                if p.default is not inspect.Parameter.empty:
+                    self._defaults[name] = p.default
+
+    def is_needless(self, optimizer: torch.optim.Optimizer) -> bool:
+        """Tell whether a step of torch's own classes fails, if at all, before it changes anything.
+
+        It may fail in the middle by a hyperparameter: Adam divides by 1 - betas[0] ** step, a rate may be
+        beyond the dtype, and schedules set both where no constructor judges them.  The class's defaults do
+        not do that, nor numbers from 0 to 0.9999.  Nor has torch a sum of sparse gradients in float16,
+        which SGD comes to when a schedule gives it a momentum.
+        """
+        parameters = self._parameters
+        if parameters.has_sparse() and any(p.data.dtype == torch.float16 for p in parameters):
+            return False
+        return all(
+            _is_safe(group.get(name), default)
+            for group in optimizer.param_groups
+            for name, default in self._defaults.items()
+        )
 
     @contextlib.contextmanager
     def of_others(
@@ -121,8 +157,8 @@ class Undo:
         """Put parameters and state back as they were if a step of torch's own classes fails.
 
         A closure may fail after LBFGS has changed something.  A first step may run out of memory in the
-        making of its state, when groups before are stepped already.  What no copy is made of, torch checks
-        before it changes anything.
+        making of its state, when groups before are stepped already.  Any step may fail by a hyperparameter:
+        see `is_needless`.  What no copy is made of, torch checks before it changes anything.
 
         Args:
             optimizer: what makes the step.
@@ -136,9 +172,11 @@ class Undo:
         if not self._recipe.is_torchs:  # see of_others
             yield
             return
-        may_have_moved = has_closure and self._recipe.is_lbfgs and not undoes_itself
-        may_have_moved |= is_first and len(self._parameters.groups) > 1
-        may_have_moved |= all_of is not None
+        if self._recipe.is_lbfgs:
+            may_have_moved = has_closure and not undoes_itself
+        else:
+            may_have_moved = not self.is_needless(optimizer)
+        may_have_moved |= all_of is not None or (is_first and len(self._parameters.groups) > 1)
         before, state = self._copy(optimizer, all_of or ()) if may_have_moved else ([], {})
         if not may_have_moved and self._copied:  # later steps may never need their memory again
             self._copies, self._copied = [], []
