@@ -80,9 +80,12 @@ typedef enum {
     ELEMENTWISE_MINIMUM,           /* the smaller */
     ELEMENTWISE_MAXIMUM_FIRST,     /* the same; of two zeros a, and not b */
     ELEMENTWISE_MINIMUM_FIRST,
-    ELEMENTWISE_CLAMP,          /* a, at least v and at most u */
-    ELEMENTWISE_CLAMP_MIN,      /* a, at least v */
-    ELEMENTWISE_CLAMP_MAX,      /* a, at most v */
+    ELEMENTWISE_CLAMP,       /* a, at least v and at most u */
+    ELEMENTWISE_CLAMP_MIN,   /* a, at least v */
+    ELEMENTWISE_CLAMP_MAX,   /* a, at most v */
+    ELEMENTWISE_CLAMP_ZEROS, /* these, with -0 below 0 */
+    ELEMENTWISE_CLAMP_MIN_ZEROS,
+    ELEMENTWISE_CLAMP_MAX_ZEROS,
     ELEMENTWISE_GREATER,        /* 1 where a > v, else 0 */
     ELEMENTWISE_LESS,           /* 1 where a < v, else 0 */
     ELEMENTWISE_EQUAL,          /* 1 where a == v, else 0 */

@@ -72,6 +72,11 @@ SAME(MINIMUM_FIRST, a[i] != a[i] || a[i] <= b[i] ? a[i] : b[i])
 SAME(CLAMP, a[i]<v ? (v > u ? u : v) : a[i]> u ? u : a[i])
 SAME(CLAMP_MIN, a[i] < v ? v : a[i])
 SAME(CLAMP_MAX, a[i] > v ? v : a[i])
+#define LARGER_ZERO(X, Y) ((X) < (Y) || ((X) == (Y) && __builtin_signbit(X)) ? (Y) : (X))
+#define SMALLER_ZERO(X, Y) ((X) > (Y) || ((X) == (Y) && !__builtin_signbit(X)) ? (Y) : (X))
+SAME(CLAMP_ZEROS, SMALLER_ZERO(LARGER_ZERO(a[i], v), u))
+SAME(CLAMP_MIN_ZEROS, LARGER_ZERO(a[i], v))
+SAME(CLAMP_MAX_ZEROS, SMALLER_ZERO(a[i], v))
 SAME(GREATER, a[i] > v)
 SAME(LESS, a[i] < v)
 SAME(EQUAL, a[i] == v)
@@ -105,18 +110,22 @@ static const elementwise TABLE(SET)[ELEMENTWISE_COUNT][2] = {
                 ENTRY(ADDCDIV) ENTRY(ADDCDIV_ADDED) ENTRY(ADDCDIV_RIGHT) ENTRY(ADDCDIV_RIGHT_FMA) ENTRY(LERP)
                     ENTRY(LERP_FMA) ENTRY(LERP_BACK) ENTRY(LERP_BACK_FMA) ENTRY(MAXIMUM) ENTRY(MINIMUM)
                         ENTRY(MAXIMUM_FIRST) ENTRY(MINIMUM_FIRST) ENTRY(CLAMP) ENTRY(CLAMP_MIN)
-                            ENTRY(CLAMP_MAX) ENTRY(GREATER) ENTRY(LESS) ENTRY(EQUAL) ENTRY(FILL_WHERE)
-                                ENTRY32(WIDEN_FLOAT16) ENTRY32(NARROW_FLOAT16) ENTRY32(ROUND_FLOAT16)
-                                    ENTRY32(WIDEN_BFLOAT16) ENTRY32(NARROW_BFLOAT16) ENTRY32(ROUND_BFLOAT16)
-                                        ENTRY(DIV_MUL_SCALAR) ENTRY(ADD_RECIPROCAL) ENTRY(ADD_RECIPROCAL_MUL)
-                                            ENTRY(DIV_MUL) ENTRY(MUL_MUL_SCALAR) ENTRY(ADD_PRODUCT_FMA)
-                                                ENTRY(ABS_ADD_SCALAR) ENTRY(MAXIMUM_ABS_ADDED)
-                                                    ENTRY(MUL_MAXIMUM_ABS_ADDED)
-                                                        ENTRY(MAXIMUM_FIRST_ABS_ADDED)
-                                                            ENTRY(MUL_MAXIMUM_FIRST_ABS_ADDED)};
+                            ENTRY(CLAMP_MAX) ENTRY(CLAMP_ZEROS) ENTRY(CLAMP_MIN_ZEROS) ENTRY(CLAMP_MAX_ZEROS)
+                                ENTRY(GREATER) ENTRY(LESS) ENTRY(EQUAL) ENTRY(FILL_WHERE)
+                                    ENTRY32(WIDEN_FLOAT16) ENTRY32(NARROW_FLOAT16) ENTRY32(ROUND_FLOAT16)
+                                        ENTRY32(WIDEN_BFLOAT16) ENTRY32(NARROW_BFLOAT16)
+                                            ENTRY32(ROUND_BFLOAT16) ENTRY(DIV_MUL_SCALAR)
+                                                ENTRY(ADD_RECIPROCAL) ENTRY(ADD_RECIPROCAL_MUL) ENTRY(DIV_MUL)
+                                                    ENTRY(MUL_MUL_SCALAR) ENTRY(ADD_PRODUCT_FMA)
+                                                        ENTRY(ABS_ADD_SCALAR) ENTRY(MAXIMUM_ABS_ADDED)
+                                                            ENTRY(MUL_MAXIMUM_ABS_ADDED)
+                                                                ENTRY(MAXIMUM_FIRST_ABS_ADDED)
+                                                                    ENTRY(MUL_MAXIMUM_FIRST_ABS_ADDED)};
 
 #undef LARGER
 #undef LARGER_OR_FIRST
+#undef LARGER_ZERO
+#undef SMALLER_ZERO
 #undef FUNCTION
 #undef CONVERSION
 #undef BOTH

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import pytest
 import torch
 from optplug._optplug import lib as numbers
@@ -174,6 +176,28 @@ def test_c_rounds_as_torch(dtype):
             getattr(numbers, f"ELEMENTWISE_ROUND_{name}"), found, value, value, value, 0.0, 0.0
         )
         assert elementwise.is_same(expected.float(), found)
+
+
+@pytest.mark.parametrize("dtype", elementwise.DTYPES)
+@pytest.mark.parametrize("bounds", [(0.0, 2.0), (-0.0, 2.0), (-2.0, 0.0), (-2.0, -0.0), (0.5, 0.25)])
+def test_a_clamp_that_orders_zeros(bounds, dtype):
+    """That of PyTorch for ARM, which other processors do not show."""
+
+    def ordered(value):
+        return value, math.copysign(1.0, value)
+
+    values = [-3.0, -0.0, 0.0, 0.3, 1.0, 3.0, math.inf, -math.inf]
+    clamped = {
+        "CLAMP_ZEROS": lambda x: min(max(x, bounds[0], key=ordered), bounds[1], key=ordered),
+        "CLAMP_MIN_ZEROS": lambda x: max(x, bounds[0], key=ordered),
+        "CLAMP_MAX_ZEROS": lambda x: min(x, bounds[0], key=ordered),
+    }
+    given = torch.tensor([*values, math.nan], dtype=dtype)
+    for name, clamp in clamped.items():
+        found = torch.empty_like(given)
+        number = getattr(numbers, f"ELEMENTWISE_{name}")
+        assert elementwise.run(number, found, given, given, given, *bounds)
+        assert elementwise.is_same(torch.tensor([*map(clamp, values), math.nan], dtype=dtype), found)
 
 
 def test_a_rate_beyond_float16_is_torchs_error():

@@ -35,7 +35,7 @@ class Operation:
     names: Sequence[str]
     arrays: int = 1
     scalars: int = 0
-    #: What else may stand for it at the end of an array.
+    #: What else may stand for it, at the end of an array or before that.
     ends: Sequence[str] = ()
     #: A first scalar with which torch has other bits there than before it.
     never: float | None = None
@@ -105,16 +105,20 @@ OPERATIONS = {
     "minimum": Operation(
         lambda a, b: a.minimum(b), ["MINIMUM"], 2, ends=["MINIMUM_FIRST"], takes_either_zero=True
     ),
-    "clamp": Operation(lambda a, v, u: a.clamp(v, u), ["CLAMP"], 1, 2, rounds=True),
-    "clamp min": Operation(lambda a, v: a.clamp(min=v), ["CLAMP_MIN"], 1, 1, rounds=True),
-    "clamp max": Operation(lambda a, v: a.clamp(max=v), ["CLAMP_MAX"], 1, 1, rounds=True),
+    "clamp": Operation(lambda a, v, u: a.clamp(v, u), ["CLAMP"], 1, 2, ends=["CLAMP_ZEROS"], rounds=True),
+    "clamp min": Operation(
+        lambda a, v: a.clamp(min=v), ["CLAMP_MIN"], 1, 1, ends=["CLAMP_MIN_ZEROS"], rounds=True
+    ),
+    "clamp max": Operation(
+        lambda a, v: a.clamp(max=v), ["CLAMP_MAX"], 1, 1, ends=["CLAMP_MAX_ZEROS"], rounds=True
+    ),
     "gt": Operation(lambda a, v: a.gt(v).to(a.dtype), ["GREATER"], 1, 1, rounds=True),
     "lt": Operation(lambda a, v: a.lt(v).to(a.dtype), ["LESS"], 1, 1, rounds=True),
     "eq": Operation(lambda a, v: a.eq(v).to(a.dtype), ["EQUAL"], 1, 1, rounds=True),
     "fill where": Operation(lambda a, b, v: _filled(a, b, v), ["FILL_WHERE"], 2, 1),
 }
 
-_SCALARS = (-1e-3, 0.1, 0.9, 0.999, 3.3, 1.0, -1.0, 0.5, 1 - 0.999, 1e-8, 0.0, 1e-42, 1e30)
+_SCALARS = (-1e-3, 0.1, 0.9, 0.999, 3.3, 1.0, -1.0, 0.5, 1 - 0.999, 1e-8, 0.0, -0.0, 1e-42, 1e30)
 #: How arrays lie that an operation is tried on: without gaps, and in ways over which torch loops otherwise.
 _Lay = Callable[[Sequence[Tensor]], list[Tensor]]
 _COLUMNS = 13
@@ -156,6 +160,11 @@ def at_end(name: str, dtype: torch.dtype, has_gaps: bool = False) -> int | None:
     """Return the same for the values that fill no vector."""
     split = None if has_gaps else _split(name, dtype)
     return split.end if split else choose(name, dtype, has_gaps)
+
+
+def throughout(name: str, dtype: torch.dtype) -> int | None:
+    """Return the same for arrays without gaps, their ends included; None if those have other bits."""
+    return None if lanes(name, dtype) else choose(name, dtype)
 
 
 @functools.cache
@@ -228,8 +237,7 @@ def _is_torchs(operation: Operation, number: int | _Split, dtype: torch.dtype, l
             continue
         laid = lay([t + 0.0 for t in arrays] if operation.takes_either_zero and not is_split else arrays)
         a, b, c = (t.contiguous().flatten() for t in laid)
-        for i, v in enumerate(scalars[:5] if len(arrays[0]) == _MANY[0] else scalars):
-            u = scalars[i - 1]
+        for v, u in scalars[:5] if len(arrays[0]) == _MANY[0] else scalars:
             arguments = (*laid[: operation.arrays], *(v, u)[: operation.scalars])
             expected, found = operation.torchs(*arguments).contiguous().flatten(), torch.empty_like(a)
             if not _run(operation, number, found, a, b, c, v, u) or not is_same(expected, found):
@@ -242,10 +250,13 @@ def _is_torchs(operation: Operation, number: int | _Split, dtype: torch.dtype, l
     return True
 
 
-def _scalars(operation: Operation, dtype: torch.dtype, never: float | None = None) -> list[float]:
+def _scalars(
+    operation: Operation, dtype: torch.dtype, never: float | None = None
+) -> list[tuple[float, float]]:
     if not operation.scalars:
-        return [0.0]
-    return [v for v in _SCALARS if v != never and in_range(v, dtype)]
+        return [(0.0, 0.0)]
+    first = [v for v in _SCALARS if v != never and in_range(v, dtype)]
+    return list(zip(first, [first[-1], *first], strict=False))
 
 
 def _run(
@@ -256,7 +267,7 @@ def _run(
     b: Tensor,
     c: Tensor,
     v: float,
-    u: float = 0.0,
+    u: float,
 ) -> bool:
     if operation.rounds and to.dtype in HALVES:
         v, u = rounded(v, to.dtype), rounded(u, to.dtype)
@@ -297,39 +308,42 @@ def _in_short_rows(values: Tensor) -> Tensor:
 def _find(operation: Operation, dtype: torch.dtype, lay: Callable[[Tensor], Tensor]) -> int | None:
     """Return which of C's operations has torch's bits on arrays that are laid so."""
     tries = [
-        (operation, v, laid, operation.torchs(*laid[: operation.arrays], *[v][: operation.scalars]))
+        (operation, pair, laid, operation.torchs(*laid[: operation.arrays], *pair[: operation.scalars]))
         for arrays in (*_numbers(dtype)[:1], *_numbers(dtype)[-2:], *_many(dtype))
         for laid in [list(map(lay, arrays))]
-        for v in _scalars(operation, dtype)[: 5 if len(arrays[0]) == _MANY[0] else None]
+        for pair in _scalars(operation, dtype)[: 5 if len(arrays[0]) == _MANY[0] else None]
     ]
     return next((n for n in operation.in_c if all(_has_bits(n, *one) for one in tries)), None)
 
 
-def _has_bits(number: int, operation: Operation, v: float, laid: Sequence[Tensor], expected: Tensor) -> bool:
+def _has_bits(
+    number: int, operation: Operation, pair: tuple[float, float], laid: Sequence[Tensor], expected: Tensor
+) -> bool:
     a, b, c = (t.contiguous().flatten() for t in laid)
     found = torch.empty_like(a)
-    return _run(operation, number, found, a, b, c, v) and is_same(expected.contiguous().flatten(), found)
+    return _run(operation, number, found, a, b, c, *pair) and is_same(expected.contiguous().flatten(), found)
 
 
 def _lanes(operation: Operation, number: int, end: int, dtype: torch.dtype) -> int:
     """Return how many values torch takes at once, seen by one on which the two differ; 0 if it is not so."""
-    for v in _scalars(operation, dtype):
+    for pair in _scalars(operation, dtype):
         for a, b, c in _numbers(dtype):
             first, second = torch.empty_like(a), torch.empty_like(a)
-            _run(operation, number, first, a, b, c, v)
-            _run(operation, end, second, a, b, c, v)
+            _run(operation, number, first, a, b, c, *pair)
+            _run(operation, end, second, a, b, c, *pair)
             other = (_bits(first) != _bits(second)) & ~first.isnan()
             if bool(other.any()):
                 i = int(other.nonzero()[0])
-                return _lanes_by(operation, v, [a[i], b[i]], second[i])
+                return _lanes_by(operation, pair, [a[i], b[i]][: operation.arrays], second[i])
     return 0
 
 
-def _lanes_by(operation: Operation, v: float, pair: Sequence[Tensor], at_end: Tensor) -> int:
+def _lanes_by(
+    operation: Operation, pair: tuple[float, float], values: Sequence[Tensor], at_end: Tensor
+) -> int:
     def is_end(n: int) -> Tensor:
-        return _bits(operation.torchs(*(t.repeat(n) for t in pair), *[v][: operation.scalars])) == _bits(
-            at_end.repeat(n)
-        )
+        found = operation.torchs(*(t.repeat(n) for t in values), *pair[: operation.scalars])
+        return _bits(found) == _bits(at_end.repeat(n))
 
     lanes = 2 * _WHOLE - int((~is_end(2 * _WHOLE - 1)).sum())
     if lanes <= 0:

@@ -112,8 +112,9 @@ def gradients(parameters: Parameters, clips: bool) -> Gradients | None:
 @functools.cache
 def _clipping(dtype: torch.dtype) -> Gradients:
     """Find in how many lanes C gets the very norms of torch, and by which operations it clips."""
-    names = ("add scalar", "mul scalar", "reciprocal", "clamp max", "clamp")
-    chosen = {name.replace(" ", "_"): elementwise.choose(name, dtype) for name in names}
+    of_norms = {name: elementwise.at_end(name, dtype) for name in ("add scalar", "reciprocal", "clamp max")}
+    of_arrays = {name: elementwise.throughout(name, dtype) for name in ("mul scalar", "clamp")}
+    chosen = {name.replace(" ", "_"): number for name, number in {**of_norms, **of_arrays}.items()}
     known = Gradients([], **{name: -1 if number is None else number for name, number in chosen.items()})
     for fused, lanes, chunk in itertools.product((0, 1), _LANES[dtype], _CHUNKS):
         found = replace(known, lanes=lanes, fused=fused, chunk=chunk)

@@ -21,7 +21,9 @@ from optplug._optplug import ffi
 
 _dot, _largest, _run = host.table.dot, host.table.largest, host.table.elementwise
 _NULL = ffi.NULL
-_LENGTHS = (*range(1, 70), 127, 1031, 4099)
+#: So many values and more torch for ARM multiplies otherwise, in float32.
+_MANY = 4097
+_LENGTHS = (*range(1, 70), 127, 1031, _MANY - 1), (_MANY, 4099, 10007)
 
 
 class Kind:
@@ -37,14 +39,16 @@ class Kind:
         self.number: Any = np.float32 if dtype == torch.float32 else np.float64
         #: C's operations, where they have torch's bits.
         self.add, self.multiply, self.negate, self.copy = (
-            elementwise.choose(name, dtype) for name in ("add", "mul scalar", "negate", "copy")
+            elementwise.throughout(name, dtype) for name in ("add", "mul scalar", "negate", "copy")
         )
         #: Memory, with its address.
         self.free: list[tuple[Tensor, Any]] = []
 
     def can(self) -> bool:
         """Tell whether C has torch's bits."""
-        return None not in (self.add, self.multiply, self.negate, self.copy) and _is_torchs(self.dtype)
+        return None not in (self.add, self.multiply, self.negate, self.copy) and _is_torchs(
+            self.dtype, self.n >= _MANY
+        )
 
     def row(self) -> Row:
         """Return a row whose values are yet to be written."""
@@ -161,10 +165,10 @@ class _Sizes:
 
 
 @functools.cache
-def _is_torchs(dtype: torch.dtype) -> bool:
-    """Tell whether C's scalar products have the bits of torch's."""
+def _is_torchs(dtype: torch.dtype, are_many: bool) -> bool:
+    """Tell whether C's scalar products have the bits of torch's, in rows of many values or of few."""
     generator = torch.Generator().manual_seed(0)
-    for n in _LENGTHS:
+    for n in _LENGTHS[are_many]:
         kind = Kind(dtype, n)
         a, b = (torch.randn(n, generator=generator, dtype=dtype) for _ in "ab")
         left, right = kind.row_of(a), kind.row_of(b)
