@@ -31,10 +31,11 @@ static struct { /* neither Python nor torch can be started twice: it is for good
 } failure;
 
 /* The thread count belongs to whoever's OpenMP the process finds first, which is the one torch uses, unless
- * torch keeps to its own libraries. */
+ * torch keeps to its own libraries, or nobody else has one; torch for ARM does not let others find its own. */
 static void find_openmp(void)
 {
-    openmp_find(runtime.keeps_apart && torch_library() ? torch_library() : RTLD_DEFAULT);
+    int is_found = !runtime.keeps_apart && dlsym(RTLD_DEFAULT, "omp_get_max_threads");
+    openmp_find(is_found || !torch_library() ? RTLD_DEFAULT : torch_library());
 }
 
 /* Find the process's Python, or else load one, and fill in `py`. */
