@@ -1,5 +1,6 @@
 /* What LBFGS costs per evaluation, beside the closure: on the quadratic of which it takes five steps without
- * reaching the minimum, with line_search_fn='strong_wolfe' and else the defaults.  The first step is not timed; or it alone is, of four iterations, which have next to no history. */
+ * reaching the minimum, with line_search_fn='strong_wolfe' and else the defaults.  The first step is not
+ * timed; or it alone is, of four iterations, which have next to no history. */
 #ifndef EVALUATIONS_H
 #define EVALUATIONS_H
 

@@ -214,7 +214,7 @@ def report(results: dict) -> str:
         f"torch {torch.__version__} and Python {platform.python_version()}.",
         "",
         "Times are of one step, in microseconds, on float32: "
-        "medians of rounds in which all peers take turns.",
+        "all peers take turns, round by round, and a time is the median of the quieter half of the rounds.",
         "optplug is a C program that calls `opt_step`; `sqrt='processor'` is an option "
         "of `opt_init`; PyTorch is a Python program that calls `step()` of the same optimizer, "
         "by default, with `foreach=True` and with `fused=True`; "

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import argparse
+import functools
 import json
+import math
 import os
 import pathlib
 import shlex
 import statistics
 import sys
 import time
+from collections.abc import Callable
 
 import agreement
 from peers import (
@@ -33,10 +36,23 @@ PYTORCH = "PyTorch default"
 HOSTS = ("optplug", PYTORCH, LIBTORCH)  # as a user's program has them
 
 
+def in_turn(rounds: int, asks: dict[str, Callable[[], float]]) -> dict[str, float]:
+    """Ask all in turn, round by round, and return each one's median of the quieter half of the rounds.
+
+    How busy the machine was in a round shows in all that were asked in it: by how much they took longer,
+    taken together, than each one's least.
+    """
+    answers = [{name: ask() for name, ask in asks.items()} for _ in range(rounds)]
+    least = {name: min(answer[name] for answer in answers) for name in asks}
+    answers.sort(key=lambda answer: sum(math.log(answer[name] / least[name]) for name in asks))
+    quieter = answers[: (rounds + 1) // 2]
+    return {name: statistics.median(answer[name] for answer in quieter) for name in asks}
+
+
 def measure(
     given: argparse.Namespace, peers: dict[str, Peer], kind: str, optimizer: str, count: int, size: int
 ) -> dict[str, float]:
-    """Return the median seconds of a step for each peer that has the optimizer."""
+    """Return the seconds of a step for each peer that has the optimizer."""
     only = {PROCESSORS_SQRT: RECORDED, "optplug, foreach": FOREACH}
     here = {
         name: peer
@@ -45,20 +61,15 @@ def measure(
     }
     steps = agreement.CHECKED_LOOPS if kind == "loop" else agreement.CHECKED_STEPS
     agreement.check(given.programs, here, f"{kind} {optimizer}, {count} x {size}", "values", steps)
-    times: dict[str, list[float]] = {name: [] for name in here}
-    for _ in range(given.rounds):
-        for name, peer in here.items():
-            times[name].append(peer.ask("time", SECONDS))
+    times = ask(here, given.rounds, "time", SECONDS)
     for peer in here.values():
         peer.ask("end")
-    return {name: statistics.median(values) for name, values in times.items()}
+    return times
 
 
-def take_turns(peers: dict[str, Peer], rounds: int, *words: object) -> dict[str, float]:
-    """Return the median answer of optplug, PyTorch as it is by default, and LibTorch."""
-    here = {name: peers[name] for name in HOSTS if name in peers}
-    answers = [{name: peer.ask(*words) for name, peer in here.items()} for _ in range(rounds)]
-    return {name: statistics.median(answer[name] for answer in answers) for name in here}
+def ask(peers: dict[str, Peer], rounds: int, *words: object) -> dict[str, float]:
+    """Return what each peer answers, in turn."""
+    return in_turn(rounds, {name: functools.partial(peer.ask, *words) for name, peer in peers.items()})
 
 
 def run(given: argparse.Namespace) -> dict:
@@ -87,8 +98,8 @@ def run(given: argparse.Namespace) -> dict:
         for arrays in (2, 3, 4):
             for _, size in CASES[:-1]:
                 if size <= given.largest:
-                    speeds = [peers[PLAIN].ask("memory", 4 * arrays * size) for _ in range(given.rounds)]
-                    results["speeds"].append([threads, arrays, size, statistics.median(speeds)])
+                    speed = speed_of_memory(peers[PLAIN], given.rounds, 4 * arrays * size)
+                    results["speeds"].append([threads, arrays, size, speed])
         for peer in peers.values():
             peer.end()
     return results
@@ -102,54 +113,53 @@ def measure_once(given: argparse.Namespace, peers: dict[str, Peer], results: dic
             times = measure(given, peers, kind, optimizer, 1, 50)
             results["loops"].append([kind, optimizer, times])
     print("LBFGS, starts, saves", file=sys.stderr)
+    hosts = {name: peers[name] for name in HOSTS if name in peers}
+    savers = {name: peers[name] for name in ("optplug", PYTORCH)}
     for key in ("fresh", "evaluations"):
-        results[key] = take_turns(peers, given.rounds, key, 50)
-        agreement.check(given.programs, {n: peers[n] for n in ("optplug", PYTORCH)}, f"{key} of LBFGS")
-    results["live"] = take_turns(peers, given.rounds, "live", 0)
-    results["first"] = take_turns(peers, given.rounds, "first", 0)
-    results["life"] = take_turns(peers, given.rounds, "life", 0)
-    results["start"] = measure_start(given)
+        results[key] = ask(hosts, given.rounds, key, 50)
+        agreement.check(given.programs, savers, f"{key} of LBFGS")
+    for key in ("live", "first", "life"):
+        results[key] = ask(hosts, given.rounds, key, 0)
+    results["start"] = in_turn(
+        given.rounds, {name: functools.partial(start_up, given, name) for name in hosts}
+    )
     results["growth"] = grow(peers["optplug"], given.rounds)
     results["saves"] = [
-        [size, *(measure_save(peers[name], size, given.rounds) for name in ("optplug", PYTORCH))]
+        [size, *ask(savers, given.rounds, "save", size).values()]
         for size in (10**4, 10**6, 10**7)
         if size <= given.largest
     ]
 
 
-def measure_start(given: argparse.Namespace) -> dict[str, float]:
-    """Return the median seconds of a program until it has made the first three steps."""
-    times: dict[str, list[float]] = {}
-    for _ in range(given.rounds):
-        for name in HOSTS:
-            if name in commands(given.programs, given.python):
-                begin = time.monotonic()
-                peer = start(given.programs, given.python, name, 1)
-                peer.ask("new", "Adam", 1, 50)
-                times.setdefault(name, []).append(time.monotonic() - begin)
-                peer.end()
-    return {name: statistics.median(values) for name, values in times.items()}
+def start_up(given: argparse.Namespace, name: str) -> float:
+    """Return the seconds of a program until it has made the first three steps."""
+    at = time.monotonic()
+    peer = start(given.programs, given.python, name, 1)
+    peer.ask("new", "Adam", 1, 50)
+    seconds = time.monotonic() - at
+    peer.end()
+    return seconds
 
 
-def measure_save(peer: Peer, size: int, rounds: int) -> float:
-    """Return the median seconds that it takes to save the state of Adam for so many values."""
-    return statistics.median(peer.ask("save", size) for _ in range(rounds))
+def speed_of_memory(peer: Peer, rounds: int, size: int) -> float:
+    """Return the bytes a second, read and written, over so much memory."""
+    return 1 / in_turn(rounds, {"a byte": lambda: 1 / peer.ask("memory", size)})["a byte"]
 
 
 def grow(peer: Peer, rounds: int) -> dict:
     """Measure how a step grows with parameters and with handles."""
 
-    def median(*words: object) -> float:
-        return statistics.median(peer.ask(*words) for _ in range(rounds))
+    def seconds(*words: object) -> float:
+        return ask({"": peer}, rounds, *words)[""]
 
     parameters = {}
     for count in (1, 10, 100, 1000):
         peer.ask("new", "Adam", count, 100)
-        parameters[count] = median("time", SECONDS)
+        parameters[count] = seconds("time", SECONDS)
         peer.ask("end")
     return {
         "parameters": parameters,
-        "handles": {count: median("handles", count) for count in (1, 10, 100, 1000)},
+        "handles": {count: seconds("handles", count) for count in (1, 10, 100, 1000)},
     }
 
 
@@ -163,7 +173,7 @@ def main() -> None:
         default=shlex.quote(sys.executable),
         help="what starts PyTorch's Python (default: this one)",
     )
-    parser.add_argument("--rounds", type=int, default=5, help="measurements of each time (default: 5)")
+    parser.add_argument("--rounds", type=int, default=12, help="measurements of each time (default: 12)")
     parser.add_argument("--largest", type=int, default=10**7, help="leave out more values than that")
     parser.add_argument("--optimizers", nargs="+", default=list(TRAFFIC), help="default: all")
     given = parser.parse_args()

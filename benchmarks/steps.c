@@ -228,8 +228,8 @@ static double time_lbfgs(long n)
 /* Seconds, of these: "live": create, bind and free; "first": the first step; "life": create, bind,
  * three steps and free; "handles N": a step of each of N
  * optimizers, for one of them; "save N": write the state of Adam for N values to the disk; "evaluations N"
- * and, of the first step, "fresh N": see evaluations.h.  Besides, "values N" makes N steps; it, "evaluations" and "fresh" write the parameters, and the averages
- * of a loop, to the file that BENCHMARK_VALUES names. */
+ * and, of the first step, "fresh N": see evaluations.h.  Besides, "values N" makes N steps; it, "evaluations"
+ * and "fresh" write the parameters, and the averages of a loop, to the file that BENCHMARK_VALUES names. */
 static double extra(const char *command, long argument)
 {
     if (strcmp(command, "live") == 0)

@@ -58,7 +58,7 @@ def run(torch: str, version: str, tests: str, folder: pathlib.Path) -> str:
             return row(torch, version, tests, f"skipped: {reason(done.stdout + done.stderr)}")
     junit.unlink(missing_ok=True)
     subprocess.run(
-        ["ctest", "--test-dir", build, "-R", tests, "-j2", "--output-junit", junit, "--output-on-failure"],  # noqa: S607
+        ["ctest", "--test-dir", build, "-R", tests, "-j4", "--output-junit", junit, "--output-on-failure"],  # noqa: S607
         check=False,
     )
     if not junit.exists():
