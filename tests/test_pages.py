@@ -110,8 +110,8 @@ def test_the_guide_has_each_class_with_the_papers_and_arguments_of_its_docstring
     for name, text in rows.items():
         class_ = next(getattr(module, name) for module in modules if hasattr(module, name))
         said = " ".join(class_.__doc__.replace("\\", "").split()).lower()
-        for paper in re.findall(r"\[([^]]+)\]\((http[^)]+)\)", text):
-            assert all(words.lower() in said for words in paper), (name, paper)
+        for title in re.findall(r"\[([^]]+)\]\(http", text):  # whose link is not the same in each PyTorch
+            assert title.lower() in said, (name, title)
         arguments = set(re.findall(r"`([a-z_]\w+)(?:=[^`]+)?`", text)) - hosts.FUNCTIONS
         assert arguments <= set(inspect.signature(class_).parameters), name
 
