@@ -61,20 +61,24 @@ class HostedOptimizer(Hosted):
         if self.run.stepped and self.run.built:
             if not self.recipe.is_torchs:
                 self._undo.step(self.run.built, self._step_again)
-            elif self._undo.is_needless(self.run.built):  # then without a context, which takes microseconds
-                self._step_again(self.run.built)
+            elif not self._scale and self._undo.is_needless(self.run.built):
+                self._step_again(self.run.built)  # without a context, which takes microseconds
             else:
-                with self._undo.on_error(self.run.built, False, False, False, self._build):
-                    self._step_again(self.run.built)
+                self._gather()
+                divided = self._scale.divided(self.run.built, self.parameters)
+                with self._undo.on_error(self.run.built, False, False, False, self._build, divided):
+                    self._step_gathered(self.run.built)
             self.planner.conclude(self.run.built)
         else:
             with self._ready("opt_step") as optimizer, self._undo.of_others(optimizer, is_first=True):
                 self._gather()
                 self.planner.check_state(optimizer)
-                if self._scale.apply(optimizer, self.parameters, False):
-                    with self._undo.on_error(optimizer, True, False, False, self._build):
+                divided = self._scale.divided(optimizer, self.parameters)
+                with self._undo.on_error(optimizer, True, False, False, self._build, divided):
+                    is_made = self._scale.apply(optimizer, self.parameters, False)
+                    if is_made:
                         optimizer.step()
-                    self.run.stepped = True
+                self.run.stepped = self.run.stepped or is_made
         self._finish_step()
 
     def _step_over_ranks(self, ranks: Ranks) -> None:
@@ -122,6 +126,9 @@ class HostedOptimizer(Hosted):
 
     def _step_again(self, optimizer: torch.optim.Optimizer) -> None:
         self._gather()
+        self._step_gathered(optimizer)
+
+    def _step_gathered(self, optimizer: torch.optim.Optimizer) -> None:
         scale = self._scale
         if not scale or scale.apply(optimizer, self.parameters, self.planner.has_recorded):
             self.planner.step(optimizer, self.parameters, scale)

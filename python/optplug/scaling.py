@@ -29,6 +29,12 @@ class Scale:
         """Return both, in the order in which torch's fused kernels take them."""
         return self.factor, self.found_inf
 
+    def divided(self, optimizer: torch.optim.Optimizer, parameters: Parameters) -> list[Tensor] | None:
+        """Return the gradients that `apply` divides; None where kernels do that, or nobody."""
+        if self.factor is None or _is_fused(optimizer, parameters):
+            return None
+        return [p.stepped_memory() for p in parameters]
+
     def apply(self, optimizer: torch.optim.Optimizer, parameters: Parameters, has_stepped: bool) -> bool:
         """Take account of the numbers before a step; False if the step is to be left out.
 
@@ -42,15 +48,13 @@ class Scale:
         """
         if not self:
             return True
-        is_fused = parameters.loans is None and all(group.get("fused") for group in optimizer.param_groups)
-        is_fused = is_fused and _takes_both(type(optimizer))  # type: ignore[arg-type]
+        is_fused = _is_fused(optimizer, parameters)
         if self.found_inf is not None and not (is_fused and has_stepped) and self.found_inf.item():
             return False
         _give(optimizer, self if is_fused else Scale())
-        if self.factor is not None and not is_fused:
+        if self.factor is not None:
             with grad_mode(False):
-                for p in parameters:
-                    grad = p.stepped_memory()
+                for grad in self.divided(optimizer, parameters) or ():
                     grad.div_(self.factor.to(grad.device))
         return True
 
@@ -58,6 +62,12 @@ class Scale:
 def take_away(optimizer: torch.optim.Optimizer) -> None:
     """Let an optimizer know of no numbers."""
     _give(optimizer, Scale())
+
+
+def _is_fused(optimizer: torch.optim.Optimizer, parameters: Parameters) -> bool:
+    """Tell whether steps are torch's fused kernels, which take both numbers."""
+    is_fused = parameters.loans is None and all(group.get("fused") for group in optimizer.param_groups)
+    return is_fused and _takes_both(type(optimizer))  # type: ignore[arg-type]
 
 
 @functools.cache

@@ -22,6 +22,8 @@ from optplug.torch_private import foreach_copy_, grad_mode
 
 State = dict[Tensor, dict[str, Any]]
 
+#: Whose state has numbers by which a step may fail, or may lack what an option wants.
+_BY_STATE = {"ASGD", "NAdam", "RMSprop"}
 _MOST = 0.9999  # with hyperparameters from 0 to this, all that torch computes of them fits into float16
 
 
@@ -63,16 +65,20 @@ class Undo:
 
         It may fail in the middle by a hyperparameter: Adam divides by 1 - betas[0] ** step, a rate may be
         beyond the dtype, and schedules set both where no constructor judges them.  The class's defaults do
-        not do that, nor numbers from 0 to 0.9999.  Nor has torch a sum of sparse gradients in float16,
-        which SGD comes to when a schedule gives it a momentum.
+        not do that, nor numbers from 0 to 0.9999.  ASGD's rate and NAdam's product of momenta are in their
+        state, and RMSprop keeps a momentum only where it had one.  Nor has torch a sum of sparse gradients
+        in float16, which SGD comes to when a schedule gives it a momentum, or of sparse and dense ones.
         """
-        parameters = self._parameters
-        if parameters.has_sparse() and any(p.data.dtype == torch.float16 for p in parameters):
+        parameters, groups = self._parameters, optimizer.param_groups
+        if self._recipe.name in _BY_STATE:
+            return False
+        if parameters.has_sparse() and (
+            any(p.data.dtype == torch.float16 for p in parameters)
+            or any(group.get("weight_decay") for group in groups)
+        ):
             return False
         return all(
-            _is_safe(group.get(name), default)
-            for group in optimizer.param_groups
-            for name, default in self._defaults.items()
+            _is_safe(group.get(name), default) for group in groups for name, default in self._defaults.items()
         )
 
     @contextlib.contextmanager
