@@ -47,7 +47,8 @@ def _serve(name: str) -> dict | None:
     for module in PRELOADED:
         importlib.import_module(module)
     gc.collect()
-    gc.freeze()
+    if "triton" not in sys.modules:  # or it tells, at each end, of what it sees as lost
+        gc.freeze()
     signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # nobody waits for those who mind a process
     server.settimeout(1)
     while _is_alive(asked):
