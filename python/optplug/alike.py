@@ -33,7 +33,7 @@ def difference(there: Any, state: Any, place: str, packages: Set[str] = frozense
     if isinstance(there, dict) and isinstance(state, dict):
         if place and isinstance(state, OrderedDict) and list(there) != list(state):
             return place
-        for key in there.keys() | state.keys():
+        for key in {**there, **state}:  # whose order is the same in each run
             where = f"{place}[{shown(key)}]"
             if key not in there or key not in state:
                 return where

@@ -5,10 +5,9 @@ from __future__ import annotations
 import functools
 from collections.abc import Callable
 
-import numpy as np
 import torch
 
-from optplug.gradient_check import Check
+from optplug.gradient_check import Array, Check
 from optplug.kinds import Parameter
 from optplug.over_ranks import add
 from optplug.parameters import Parameters
@@ -42,7 +41,7 @@ def check(ranks: Ranks, parameters: Parameters, closure: Closure) -> float:
     return max(error for (error,) in world.share(worst))
 
 
-def _whole_gradient(world: World, p: Parameter, gradient: np.ndarray) -> np.ndarray:
+def _whole_gradient(world: World, p: Parameter, gradient: Array) -> Array:
     if not isinstance(p, Sliced) or not p.reduction:
         return gradient
     world.share()

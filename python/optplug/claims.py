@@ -50,7 +50,7 @@ class _Claim:
         if not (self.start < other.end and other.start < self.end) or self._lies_between(other):
             return False
         try:
-            return bool(np.shares_memory(np.asarray(self), np.asarray(other), max_work=_MOST_WORK))  # type: ignore[arg-type]
+            return bool(np.shares_memory(np.asarray(self), np.asarray(other), max_work=_MOST_WORK))  # type: ignore[arg-type,unused-ignore]
         except np.exceptions.TooHardError:
             return False
 

@@ -12,6 +12,7 @@ import functools
 import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
@@ -22,10 +23,12 @@ from optplug.parameters import Parameters
 from optplug.spec import shown
 from optplug.torch_private import grad_mode
 
+Array = np.ndarray[Any, Any]
+
 #: How many values of all parameters are checked one by one, and of each parameter at least and at the most.
 _VALUES, _LEAST, _MOST = 50, 2, 20
 #: Makes a parameter's gradient the one of the whole loss, of which a rank may have a part.
-Whole = Callable[[Parameter, np.ndarray], np.ndarray]
+Whole = Callable[[Parameter, Array], Array]
 #: What is meant by the usual ratios of a gradient to the derivative.
 _RATIOS = {
     -1.0: "has the opposite sign of the derivative of the loss",
@@ -70,7 +73,7 @@ class _Values:
         #: How large the values are.
         self.scale = (float(self.before.abs().double().mean()) if self.before.numel() else 0.0) or 1.0
 
-    def gradient(self) -> np.ndarray:
+    def gradient(self) -> Array:
         """Return the gradient that the host has given, as real numbers in C order."""
         grad = self.parameter.grad
         if isinstance(grad, SparseGrad):
@@ -78,12 +81,12 @@ class _Values:
         grad = torch.view_as_real(grad) if grad.is_complex() else grad
         return grad.detach().double().cpu().numpy().reshape(-1).copy()
 
-    def move_one(self, place: tuple[int, ...], h: float) -> np.ndarray:
+    def move_one(self, place: tuple[int, ...], h: float) -> Array:
         """Move one value away from where it was, and return where it is now."""
         self.view[place] = self.before[place] + h
         return np.array([float(self.view[place])])
 
-    def move_all(self, direction: Tensor, h: float) -> np.ndarray:
+    def move_all(self, direction: Tensor, h: float) -> Array:
         """Move all values away from where they were, and return where they are now."""
         self.view.copy_(self.before + h * direction)
         return self.view.double().cpu().numpy().reshape(-1).copy()
@@ -103,7 +106,7 @@ class _Values:
         return f"at [{', '.join(map(str, indices))}]{part}" if indices else f"at its value{part}"
 
 
-def _as_it_is(_: Parameter, gradient: np.ndarray) -> np.ndarray:
+def _as_it_is(_: Parameter, gradient: Array) -> Array:
     return gradient
 
 
@@ -116,7 +119,7 @@ class Check:
 
     def __init__(self, parameters: Iterable[Parameter]) -> None:
         self._values = [_Values(p) for p in parameters]
-        self._gradients: list[np.ndarray] = []
+        self._gradients: list[Array] = []
         self._found: list[list[_Found]] = [[] for _ in self._values]
 
     @contextlib.contextmanager
@@ -166,7 +169,7 @@ class Check:
             _judge(v, gradient, found)
         return max(map(_error, self._found), default=0.0)
 
-    def _chosen(self, which: Callable[[Parameter], bool]) -> list[tuple[_Values, np.ndarray, list[_Found]]]:
+    def _chosen(self, which: Callable[[Parameter], bool]) -> list[tuple[_Values, Array, list[_Found]]]:
         everything = zip(self._values, self._gradients, self._found, strict=True)
         return [one for one in everything if which(one[0].parameter)]
 
@@ -201,9 +204,7 @@ def _error(found: Sequence[_Found]) -> float:
     return float(np.linalg.norm(given - differences)) / length if length else 0.0
 
 
-def _evaluate_twice(
-    values: Sequence[_Values], closure: Callable[[], float], whole: Whole
-) -> list[np.ndarray]:
+def _evaluate_twice(values: Sequence[_Values], closure: Callable[[], float], whole: Whole) -> list[Array]:
     """Return the gradients of all parameters, once it is known that there is something to compare."""
     loss = _loss(closure)
     gradients = [whole(v.parameter, v.gradient()) for v in values]
@@ -235,7 +236,7 @@ def _loss(closure: Callable[[], float]) -> float:
 
 
 def _compare_some(
-    v: _Values, gradient: np.ndarray, closure: Callable[[], float], most: int, found: list[_Found]
+    v: _Values, gradient: Array, closure: Callable[[], float], most: int, found: list[_Found]
 ) -> None:
     """Compare values of a parameter one by one."""
     for index in _indices(gradient, most):
@@ -249,7 +250,7 @@ def _compare_some(
 
 
 def _along(
-    v: _Values, gradient: np.ndarray, closure: Callable[[], float], size: float, add: Callable[[float], float]
+    v: _Values, gradient: Array, closure: Callable[[], float], size: float, add: Callable[[float], float]
 ) -> _Found:
     """Compare along a direction, of as many values as are in all parts of the parameter."""
     signs = np.random.default_rng(0).choice([-1.0, 1.0], size=gradient.size).reshape(tuple(v.view.shape))
@@ -260,7 +261,7 @@ def _along(
     return found
 
 
-def _indices(gradient: np.ndarray, most: int) -> Iterator[int]:
+def _indices(gradient: Array, most: int) -> Iterator[int]:
     """Choose values: all, or those with the largest gradients and as many at random."""
     if gradient.size <= most:
         yield from range(gradient.size)
@@ -273,8 +274,8 @@ def _indices(gradient: np.ndarray, most: int) -> Iterator[int]:
 
 def _difference(
     v: _Values,
-    slope: np.ndarray,
-    move: Callable[[float], np.ndarray],
+    slope: Array,
+    move: Callable[[float], Array],
     distance: float,
     closure: Callable[[], float],
     where: str,
@@ -305,7 +306,7 @@ def _difference(
     return _Found(where, index, given, (4 * fine - coarse) / 3, abs(fine - coarse) + noise)
 
 
-def _judge(v: _Values, gradient: np.ndarray, found: Sequence[_Found]) -> None:
+def _judge(v: _Values, gradient: Array, found: Sequence[_Found]) -> None:
     """Raise ValueError if a parameter's gradient is wrong, with the reason if that can be seen."""
     tolerance = 10 * v.epsilon ** (1 / 2)
     wrong = [f for f in found if f.is_wrong(tolerance)]
@@ -321,7 +322,7 @@ def _judge(v: _Values, gradient: np.ndarray, found: Sequence[_Found]) -> None:
     )
 
 
-def _reason(v: _Values, gradient: np.ndarray, found: Sequence[_Found]) -> str:
+def _reason(v: _Values, gradient: Array, found: Sequence[_Found]) -> str:
     """Say what a wrong gradient is instead: what everybody gets wrong once."""
     sharp = [f for f in found if f.is_sharp()]
     if not sharp:
