@@ -392,7 +392,8 @@ int opt_call(int opt, const char *method);
  * a shared file system.
  *
  * A class outside torch.optim saves and loads by its own methods.  If the result would not restore all of its
- * state, opt_save fails with OPT_ESTATE, so opt_load does not have to. */
+ * state, opt_save fails with OPT_ESTATE, so opt_load does not have to.  So it does for SGD with a momentum on
+ * an array of opt_bind_sparse, whose momentum PyTorch keeps as a sparse tensor. */
 int opt_save(int opt, const char *path);
 
 /* Resume from a file that opt_save wrote, in an optimizer of the same class with parameters of the same names

@@ -12,6 +12,7 @@ by its whole path.
 
 from __future__ import annotations
 
+import atexit
 import contextlib
 import gc
 import importlib
@@ -47,8 +48,7 @@ def _serve(name: str) -> dict | None:
     for module in PRELOADED:
         importlib.import_module(module)
     gc.collect()
-    if "triton" not in sys.modules:  # or it tells, at each end, of what it sees as lost
-        gc.freeze()
+    gc.freeze()
     signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # nobody waits for those who mind a process
     server.settimeout(1)
     while _is_alive(asked):
@@ -101,6 +101,8 @@ def _become(arguments: list[str], folder: str, environment: dict[str, str]) -> N
     os.environ.clear()
     os.environ.update(environment)
     random.seed()
+    if "triton" in sys.modules:  # which tells, at the end, of what is frozen as if it were lost
+        atexit.register(gc.unfreeze)
     first, *rest = arguments
     sys.argv = arguments
     sys.path[0] = folder

@@ -10,10 +10,12 @@ import subprocess
 import threading
 import time
 
+import numpy as np
 import pytest
 import torch
 
 from optplug import checkpoint
+from optplug.ctypes_api import Error, Optimizer
 from runs import AVERAGES, Run, in_memory, lib
 
 KILLS = 100
@@ -237,3 +239,18 @@ def test_memory_that_is_too_small_stays_as_it_was(count):
     assert room[size:] == b"xxxxx"
     with checkpoint.load_memory(room[:size]) as read:
         assert torch.equal(read["optimizer"].tensor(), content["optimizer"])
+
+
+def test_a_sparse_momentum_is_refused_by_the_save_and_not_by_the_load(tmp_path):
+    opt, table = Optimizer("SGD(lr=0.5, momentum=0.5)"), np.ones((6, 2), "float32")
+    opt.bind_sparse("table", table, np.array([2]), np.array([1, 3]), np.ones((2, 2), "float32"))
+    opt.save(tmp_path / "before.pt")  # there is no momentum yet
+    opt.step()
+    before = table.tobytes()
+    with pytest.raises(
+        Error, match="parameter 'table': its momentum_buffer is sparse, and opt_load would not"
+    ):
+        opt.save(tmp_path / "after.pt")
+    assert [path.name for path in tmp_path.iterdir()] == ["before.pt"]
+    assert table.tobytes() == before
+    opt.step()

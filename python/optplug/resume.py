@@ -108,12 +108,23 @@ class Resumption:
             with self._parameters.as_before(on_success=True):
                 optimizer = build(self._parameters.groups)
         if self._recipe.is_torchs:
+            self._check_strided(optimizer)
             saved = optimizer.state_dict()
             saved["state"] = {key: _apart(state) for key, state in saved["state"].items()}
             return saved, {}
         another = functools.partial(build, self._parameters.groups, on_copies=True)
         with random_numbers_kept(), self._parameters.as_in_a_step():
             return own_state.save(optimizer, another, self._recipe.needs_closure)
+
+    def _check_strided(self, optimizer: torch.optim.Optimizer) -> None:
+        """Raise StateError for a state that no load takes: SGD's momentum of sparse gradients is sparse."""
+        for p in self._parameters:
+            for key, value in optimizer.state.get(p.tensor, {}).items():
+                if isinstance(value, Tensor) and value.layout != torch.strided:
+                    raise StateError(
+                        f"parameter {shown(p.name)}: its {key} is sparse, and opt_load would not restore it: "
+                        f"leave momentum out of {self._recipe.name}, or bind the whole gradient with opt_bind"
+                    )
 
     # ---- loading ----
 
