@@ -193,3 +193,12 @@ def test_a_new_process_goes_on(tmp_path):
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
     assert [json.loads(line) for line in done.stdout.splitlines()] == expected
+
+
+@pytest.mark.parametrize("spec", ["RMSprop(lr=0.1, momentum=0.5)", "SGD(lr=0.1, momentum=0.5)"])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16])
+def test_a_momentum_that_a_schedule_has_taken_to_0_goes_on(spec, dtype, monkeypatch):
+    schedule = "CyclicLR(base_lr=0.1, max_lr=0.5, step_size_up=2, base_momentum=0.0, max_momentum=0.5)"
+    monkeypatch.setitem(SCHEDULES, "to a momentum of 0", [schedule])
+    for before in range(1, 6):
+        check_goes_on(spec=spec, dtype=dtype, schedule="to a momentum of 0", before=before)

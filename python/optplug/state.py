@@ -313,6 +313,9 @@ def _fit(
         return _fit_lbfgs(what, state, everything, options)
     if not like.keys() and all(value is None for value in state.values()):
         return {}  # as SGD's momentum_buffer was without a momentum, until torch 2.3
+    if state.keys() - like.keys() == {"momentum_buffer"} and options.get("momentum") == 0:
+        # A schedule has taken the momentum to 0, for now: its memory waits.
+        like = {**like, "momentum_buffer": Form(p.dtype, tuple(p.shape), p.device)}
     if state.keys() != like.keys():
         raise ValueError(
             f"{what} has the state {', '.join(sorted(map(word, state))[:20])}, "
