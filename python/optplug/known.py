@@ -13,7 +13,7 @@ from typing import Any
 
 from optplug.parsing import parse
 
-# What they were in torch 2.11 to 2.15; LBFGS.step and AveragedModel.update_parameters: to 2.14.1.
+# What they were in torch 2.11 to 2.15.
 _PRINTS = frozenset(
     {
         "e3fa7ce372bfa300",  # Optimizer.profile_hook_step
