@@ -255,7 +255,9 @@ def _scalars(
 ) -> list[tuple[float, float]]:
     if not operation.scalars:
         return [(0.0, 0.0)]
-    first = [v for v in _SCALARS if v != never and in_range(v, dtype)]
+    # Only clamps are asked about -0, which they may order; under valgrind FMA gives zeros another sign.
+    asked = [v for v in _SCALARS if operation.names[0].startswith("CLAMP") or str(v) != "-0.0"]
+    first = [v for v in asked if v != never and in_range(v, dtype)]
     return list(zip(first, [first[-1], *first], strict=False))
 
 
