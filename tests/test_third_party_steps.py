@@ -40,6 +40,41 @@ def test_every_step_is_the_classs_own(name, group, order):
     assert not same(ours.values, drawn(0))
 
 
+def test_steps_come_down_to_the_classs_own_until_something_changes():
+    ours, theirs = Hosted("Growing"), Plain("Growing")
+    planner = _bridge.optimizer_of(ours.opt._handle).planner
+    schedulers = []
+
+    def go(i: int) -> None:
+        ours.fill(i), theirs.fill(i)
+        ours.opt.step(), theirs.opt.step()
+        for each in schedulers:
+            ours.opt.schedule_step(), each.step()
+        assert same(ours.values, theirs.values), i
+
+    def move() -> None:
+        for kept in (ours.values, ours.grads):
+            kept[0] = kept[0].copy()
+        ours.opt.bind("w0", ours.values[0], ours.grads[0])
+
+    def schedule() -> None:
+        ours.opt.schedule("ExponentialLR(gamma=0.9)")
+        schedulers.append(torch.optim.lr_scheduler.ExponentialLR(theirs.opt, gamma=0.9))
+
+    changes = [move, schedule, lambda: ours.opt.average("AveragedModel()")]
+    for i, change in enumerate(changes):
+        for j in range(LAST):
+            go(10 * i + j)
+        assert planner.steady is not None, i
+        change()
+        assert planner.steady is None, i
+    for j in range(LAST):
+        go(30 + j)
+    ours.opt.average_swap()
+    assert not same(ours.values, theirs.values)
+    assert planner.steady is None  # a step updates the average as well
+
+
 @pytest.mark.parametrize("has_closure", [False, True])
 def test_a_class_may_free_its_gradients(has_closure):
     ours, theirs = Hosted("Freeing"), Plain("Somebodys")

@@ -160,10 +160,16 @@ def py_bind_block(opt, name, ndim, global_shape, offset, shape):
 
 
 @callback
+def py_step(opt):
+    if not log.is_wanted() and optimizers[opt].step_again():
+        return None
+    return _step(opt)
+
+
 @tells
 @changes_plan
 @on_streams
-def py_step(opt):
+def _step(opt):
     optimizers[opt].step()
 
 

@@ -55,6 +55,23 @@ class HostedOptimizer(Hosted):
         else:
             self._step_alone()
         self.planner.state(self.run, self.parameters, self._scale)
+        if not self.ranks:
+            self.planner.settle(self.run, self.parameters, self._scale)
+
+    def step_again(self) -> bool:
+        """Make a step that comes down to one of a class outside torch, as `planning` has noted it.
+
+        What else `step` looks at cannot be other than it was, and takes as long as some classes' own steps.
+
+        Returns:
+            False if nothing was noted, and no step is made.
+        """
+        optimizer = self.planner.steady
+        if optimizer is None:
+            return False
+        self._undo.step(optimizer, self._undo.step_lent)
+        self.run.steps += 1
+        return True
 
     def _step_alone(self) -> None:
         self.parameters.read(not self.run.stepped)

@@ -96,6 +96,10 @@ class Parameters:
 
     # ---- what a step does ----
 
+    def are_plain(self) -> bool:
+        """Tell whether steps work on the host's own arrays on the CPU, dense ones."""
+        return list(self._kinds) == [Dense] and not self.gpus()
+
     def has_sparse(self) -> bool:
         """Tell whether a gradient is sparse, and so a new tensor at each step."""
         return Sparse in self._kinds

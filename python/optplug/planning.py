@@ -54,6 +54,8 @@ class Planner:
         self._replay = Replay()
         self._is_looked_at = False  # whether a record is to be compared with the step that is made
         self._is_checked = False  # whether the state is known to fit
+        #: What makes the next step, where that is to call a class outside torch and nothing else.
+        self.steady: torch.optim.Optimizer | None = None
 
     @property
     def has_recorded(self) -> bool:
@@ -62,7 +64,7 @@ class Planner:
 
     def forget(self) -> None:
         """Let the next step look at everything anew."""
-        self.plan, self._is_checked = None, False
+        self.plan, self.steady, self._is_checked = None, None, False
         self._replay.forget()
         self.records.forget()
         self.schedule_records.forget()
@@ -79,7 +81,7 @@ class Planner:
 
     def pause(self) -> None:
         """Let the next step come to Python, which may refuse it."""
-        self.plan = None
+        self.plan = self.steady = None
         self._replay.forget()
 
     def clip(self, parameters: Parameters) -> None:
@@ -207,6 +209,20 @@ class Planner:
             self.plan = self._state(run, run.built, parameters, scale)
             if self.plan:
                 self._replay.forget()  # the state may lie elsewhere now
+
+    def settle(self, run: Run, parameters: Parameters, scale: Scale) -> None:
+        """Note, after a step by Python, whether the next ones come down to the class's own."""
+        is_steady = not (
+            self._error_if_nonfinite
+            or self.plan
+            or scale
+            or run.average
+            or (self.makes_plans and (self.records.may_begin or self.records.are_kept))
+            or parameters.loans is None
+            or parameters.loans.have_own()
+            or not parameters.are_plain()
+        )
+        self.steady = run.built if is_steady else None
 
     def _state(
         self, run: Run, optimizer: torch.optim.Optimizer, parameters: Parameters, scale: Scale

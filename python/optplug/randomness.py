@@ -221,7 +221,11 @@ class Stream:
     @property
     def is_drawn_from(self) -> bool:
         """Whether the class may draw random numbers."""
-        return any(map(drawn_by, self._classes))
+        return any(self._drawn)
+
+    @functools.cached_property
+    def _drawn(self) -> list[set[str]]:
+        return list(map(drawn_by, self._classes))  # the sets themselves, which grow by what is seen
 
     @property
     def sources(self) -> list[str]:

@@ -75,6 +75,11 @@ class Records:
         return bool(self._kinds) and all(kind.records for kind in self._kinds.values())
 
     @property
+    def are_kept(self) -> bool:
+        """Whether there are any records."""
+        return any(kind.records for kind in self._kinds.values())
+
+    @property
     def may_begin(self) -> bool:
         """Whether a step may be looked at, now or later."""
         return self._looks < _MOST_LOOKS * self._proofs
@@ -115,7 +120,7 @@ class Records:
     def _begins_to_watch(self, optimizer: torch.optim.Optimizer) -> bool:
         """Watch a step that may change by what others go, which records do not see: of torch's the proofs."""
         self._watch = None
-        if not self._new and (self._is_torchs or not any(kind.records for kind in self._kinds.values())):
+        if not self._new and (self._is_torchs or not self.are_kept):
             return False
         try:
             known, changing = self._own(optimizer), self._changing(optimizer)

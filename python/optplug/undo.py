@@ -13,6 +13,7 @@ from torch import Tensor
 
 from optplug import methods
 from optplug.kinds import values
+from optplug.lean import unhooked_step
 from optplug.parameters import Parameters
 from optplug.randomness import Stream
 from optplug.recipe import Recipe
@@ -103,18 +104,27 @@ class Undo:
 
     def step(self, optimizer: torch.optim.Optimizer, step: Callable[[torch.optim.Optimizer], None]) -> None:
         """Make a step of a class outside torch that is not its first: `of_others`, in less time."""
-        assert self._loans
-        self._begin(optimizer, False)
+        loans = self._loans
+        assert loans
+        if self._is_kept:
+            self._snapshot.take(optimizer, self._parameters.all_tensors())
+        loans.begin(optimizer, False)
         try:
             if self._stream.is_drawn_from:
                 with self._stream.current():
                     step(optimizer)
             else:
                 step(optimizer)
-            self._loans.finish()
+            loans.finish()
         except BaseException as error:
             self._fail(optimizer, error)
             raise
+
+    def step_lent(self, optimizer: torch.optim.Optimizer) -> None:
+        """Let a class outside torch step what is lent to it, and nothing besides."""
+        assert self._loans
+        self._loans.lend()
+        unhooked_step(optimizer)()
 
     def _begin(self, optimizer: torch.optim.Optimizer, has_closure: bool) -> None:
         assert self._loans
