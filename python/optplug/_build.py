@@ -24,13 +24,27 @@ def main(include: Path, csrc: Path, output: Path) -> None:
         for f in header.members(bridge, "optplug_python")
     }
 
+    # What the host has, as functions of the module: a call by a pointer takes cffi several times as long.
+    calls = [
+        (f, ", ".join(f"{p.type} {p.name}" for p in f.parameters) or "void")
+        for f in header.members(bridge, "optplug_host")
+    ]
+
     ffi = cffi.FFI()
     ffi.cdef(header.declarations(bridge))
     ffi.cdef(f"enum {{ {', '.join(statuses)} }};")
     ffi.cdef("const optplug_host *attach(void);")
     for name, parameters in signatures.items():
         ffi.cdef(f'extern "Python" int py_{name}({parameters});')
+    for function, parameters in calls:
+        ffi.cdef(f"{function.result} host_{function.name}({parameters});")
     prototypes = "\n".join(f"static int py_{name}({parameters});" for name, parameters in signatures.items())
+    wrappers = "\n".join(
+        f"static {function.result} host_{function.name}({parameters})\n"
+        f"{{\n    {'' if function.result == 'void' else 'return '}"
+        f"host->{function.name}({', '.join(p.name for p in function.parameters)});\n}}"
+        for function, parameters in calls
+    )
     table = ", ".join(f".{name} = py_{name}" for name in signatures)
     ffi.set_source(
         "optplug._optplug",
@@ -38,12 +52,16 @@ def main(include: Path, csrc: Path, output: Path) -> None:
 #include "bridge.h"
 #include "optplug.h"
 
+static const optplug_host *host;
+
+{wrappers}
+
 {prototypes}
 
 static const optplug_host *attach(void)
 {{
     static const optplug_python table = {{{table}}};
-    return optplug_attach(&table, OPTPLUG_VERSION);
+    return host = optplug_attach(&table, OPTPLUG_VERSION);
 }}
 """,
     )

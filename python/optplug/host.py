@@ -10,6 +10,7 @@ import struct
 import sys
 import traceback
 from collections.abc import Callable
+from types import SimpleNamespace
 from typing import Any
 
 from torch import Tensor
@@ -21,13 +22,15 @@ from optplug.errors import FileError, HostError, NonFiniteError, RankError, Stat
 from optplug.log import Log
 from optplug.spec import shown
 
-#: liboptplug's functions, ``optplug_host`` in ``csrc/bridge.h``.
-table = lib.attach()
-if table == ffi.NULL:
+if lib.attach() == ffi.NULL:
     raise ImportError(
         "the liboptplug of this process has a different version from the package optplug in "
         f"{pathlib.Path(__file__).parent}: link to the one that `python -m optplug config --library` names"
     )
+#: liboptplug's functions, ``optplug_host`` in ``csrc/bridge.h``.
+table = SimpleNamespace(
+    **{name.removeprefix("host_"): getattr(lib, name) for name in dir(lib) if name.startswith("host_")}
+)
 #: Lines for whoever listens.
 log = Log(table.log_wanted, lambda level, line: table.log(level, line.encode(errors="replace")))
 
