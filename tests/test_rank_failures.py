@@ -17,8 +17,9 @@ import pytest
 import torch
 
 import hosts
-from optplug.ctypes_api import Optimizer
+from optplug.ctypes_api import Error, Optimizer
 from rank_processes import started, wait_for
+from rank_threads import made, on_ranks
 from test_readme import build, build_library
 
 needs_gloo = pytest.mark.skipif(
@@ -47,6 +48,32 @@ except Error as error:
 opt.free()
 os._exit(0)  # torch.distributed waits for the one that is gone
 """
+
+
+@pytest.mark.parametrize("steps", [1, 5])
+@pytest.mark.parametrize("spec", ["Adamax(lr=0.1)", "Adam(lr=0.1, fused=False)"])
+@pytest.mark.parametrize("placement", ["Replicate()", "Shard(0)", "Replicate(), Replicate()"])
+def test_a_scale_is_not_taken_out_of_the_gradients_of_a_step_that_fails(placement, spec, steps):
+    def work(comm, fails):
+        w, dw, scale = np.ones(6, "float32"), np.arange(6, dtype="float32"), np.full(1, 4, "float32")
+        with made(spec, placement, comm) as opt:
+            opt.bind("w", w, dw)
+            opt.grad_scale(scale)
+            opt.schedule("StepLR(step_size=1, gamma=1e45)")
+            for _ in range(steps):
+                dw[:] = np.arange(6) + w
+                opt.step()
+            opt.schedule_step()
+            dw[:] = np.arange(6) + w
+            if fails:
+                with pytest.raises(Error, match="without overflow"):
+                    opt.step()
+            kept = dw.copy()
+            opt.set(-1, "lr=0.01")
+            opt.step()  # with the same gradients
+        return w.tobytes(), kept.tobytes()
+
+    assert on_ranks(2, lambda comm: work(comm, True)) == on_ranks(2, lambda comm: work(comm, False))
 
 
 def values_in(path) -> np.ndarray:

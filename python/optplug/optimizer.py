@@ -110,6 +110,8 @@ class HostedOptimizer(Hosted):
 
             if ranks.sliced():
                 all_of = self._all_that_steps_change(optimizer)
+            if (divided := self._scale.divided(optimizer, self.parameters)) is not None:
+                all_of = [*(all_of or ()), *divided]
             with contextlib.ExitStack() as undo, ranks.publishing(all_of is not None):
                 ranks.gather(look)
                 self.parameters.gather()
