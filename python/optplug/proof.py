@@ -58,8 +58,8 @@ def _kind(operation: Operation) -> object:
     first = operation.lists[0][0]
     lengths = tuple([bool(tensors) for tensors in operation.lists])
     singles = tuple([single is not None for single in operation.singles])
-    switches = repr(plans.switches(operation.group))
-    return operation.operator, operation.form, lengths, singles, switches, first.dtype, first.device
+    switches = plans.as_key(plans.switches(operation.group))
+    return operation.operator, lengths, singles, switches, first.dtype, first.device
 
 
 def _difference(optimizer: torch.optim.Optimizer, scale: Scale) -> str:
