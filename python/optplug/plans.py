@@ -252,14 +252,14 @@ def fixed(group: Group) -> list[tuple[str, object]]:
 
     PyTorch's default dtype is that of tensors made of numbers in a step.
     """
-
-    def kind(value: object) -> object:
-        if type(value) is tuple:
-            return tuple(map(kind, value))
-        return type(value) if is_double(value) else value
-
-    options = [(key, kind(value)) for key, value in group.items() if key not in _MEMBERS]
+    options = [(key, _kind(value)) for key, value in group.items() if key not in _MEMBERS]
     return [("default dtype", torch.get_default_dtype()), *options]
+
+
+def _kind(value: object) -> object:
+    if type(value) is tuple:
+        return tuple(map(_kind, value))
+    return type(value) if is_double(value) else value
 
 
 def stated(
@@ -273,6 +273,11 @@ def stated(
         return Plan([*_with_copies(operations, masters), *averaging], gradients)
     except (AttributeError, ValueError):
         return None
+
+
+def may_make(class_: type[torch.optim.Optimizer]) -> bool:
+    """Tell whether torch has an operator for a class's steps."""
+    return class_ in _OPERATORS
 
 
 def make(

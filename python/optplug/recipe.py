@@ -69,7 +69,7 @@ class Recipe:
         }
         return repr(Call(self.name, (), shown_, self.module))
 
-    @property
+    @functools.cached_property
     def name(self) -> str:
         """The class's name."""
         return self.class_.__name__

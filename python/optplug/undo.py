@@ -76,11 +76,10 @@ class Undo:
         parameters, groups = self._parameters, optimizer.param_groups
         if self._recipe.name in _BY_STATE:
             return False
-        if parameters.has_sparse() and (
-            any(p.data.dtype == torch.float16 for p in parameters)
-            or any(group.get("weight_decay") for group in groups)
-        ):
-            return False
+        if parameters.has_sparse():
+            dtypes, decays = [p.data.dtype for p in parameters], [g.get("weight_decay") for g in groups]
+            if torch.float16 in dtypes or any(decays):
+                return False
         for group in groups:
             for name, default in self._defaults.items():
                 value = group.get(name)
