@@ -35,7 +35,14 @@ _KINDS = {
     LRScheduler: ["a scheduler"],
 }
 _LISTS = (list, collections.abc.Iterable, collections.abc.Sequence)
-_NAMES = {"Optimizer": torch.optim.Optimizer, "Tensor": torch.Tensor, "Module": torch.nn.Module}
+# What annotations name; some of these are imported for type checkers alone.
+_NAMES = {
+    **vars(typing),
+    **vars(collections.abc),
+    "Optimizer": torch.optim.Optimizer,
+    "Tensor": torch.Tensor,
+    "Module": torch.nn.Module,
+}
 
 
 def check_kinds(function: Callable[..., Any], arguments: Mapping[str, Any]) -> None:
@@ -148,9 +155,8 @@ def _annotations(function: Callable[..., Any]) -> tuple[dict[str, Any], dict[str
     function = inspect.unwrap(made.__init__ if isinstance(made, type) else made)  # type: ignore[misc]
     if not function.__module__.startswith("torch."):
         return {}, {}, {}
-    # Some names are imported for type checkers alone.
-    names = {**vars(typing), **vars(collections.abc), **_NAMES, **function.__globals__}
-    defaults = {p.name: type(p.default) for p in inspect.signature(function).parameters.values()}
+    names = {**_NAMES, **function.__globals__}
+    defaults = {p.name: type(p.default) for p in signature_of(made).parameters.values()}
     numbers = {name: kind for name, kind in defaults.items() if kind in (bool, int, float)}
     return function.__annotations__, names, numbers
 
