@@ -134,10 +134,9 @@ def test_a_wrong_option_is_named_with_its_value(name):
 
 def test_every_argument_has_a_kind_or_is_ours():
     for class_ in CLASSES.values():
-        known = arguments._hints(class_)
         for name in inspect.signature(class_).parameters:
             if name not in ("params", "optimizer", "model"):
-                assert arguments._kind(known[name]), (class_, name)
+                assert arguments._kind(arguments._hint(class_, name)), (class_, name)
 
 
 def test_pytorchs_own_calls_are_of_the_kinds_that_its_signatures_say():

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 import hosts
-from optplug import ctypes_api, plans
+from optplug import ctypes_api, operators, plans
 from optplug.lean import lean
 from planned_twins import FUSED_DTYPES, FUSED_SGD_DTYPES, OPTIMIZERS, ROUTES, Twins, UnfusedTwins, lib
 
@@ -399,9 +399,9 @@ def test_what_is_not_fused_has_no_plan(text):
 
 @pytest.mark.parametrize("operator", ["_fused_adam_", "_fused_adamw_", "_fused_sgd_", "_fused_adagrad_"])
 def test_every_operator_has_the_arguments_that_plans_know(operator):
-    form = plans.form_of(operator)
+    form = operators.form_of(operator)
     assert form.lists[:2] == ("self", "grads")
-    known = {*plans.STATE, "self", "grads"}
+    known = {*operators.STATE, "self", "grads"}
     assert set(form.lists) <= known
     hyperparameters = set(itertools.chain(form.doubles, form.bools)) - plans.SCALARS.keys()
     assert hyperparameters <= {

@@ -13,6 +13,7 @@ import pathlib
 import sys
 from collections.abc import Callable
 from contextlib import AbstractContextManager
+from typing import Any
 
 from optplug import surroundings
 
@@ -41,6 +42,7 @@ from optplug.optimizer import HostedOptimizer
 from optplug.options import OptimizerOptions, read_init
 
 _options = OptimizerOptions()  # those of optimizers that are created from now on
+_arguments = dict[str, Any]()  # the same as `HostedOptimizer` takes them
 
 
 def optimizer_of(opt: int) -> HostedOptimizer:
@@ -64,6 +66,10 @@ def _warm_up() -> None:
     HostedOptimizer("Adam()")
 
 
+def _arguments_of(options: OptimizerOptions) -> dict[str, Any]:
+    return {**options.arguments(), "makes_plans": _can_plan and options.plans}
+
+
 def _dtype(value: object) -> str:
     name = host.text("dtype", value)
     buffers.check_dtype(name)
@@ -80,7 +86,7 @@ def _address(pointer: object) -> int:
 
 @callback
 def py_configure(options):
-    global _options
+    global _options, _arguments
     text = host.text("options", options)
     given = read_init(text, _options)
     if given.log is not None:
@@ -90,7 +96,7 @@ def py_configure(options):
     if given.num_threads is not None:
         torch.set_num_threads(given.num_threads)
         host.table.threads(given.num_threads)
-    _options = given.optimizers
+    _options, _arguments = given.optimizers, _arguments_of(given.optimizers)
 
 
 @callback
@@ -100,11 +106,9 @@ def py_enter_thread():
 
 @callback
 def py_create(opt, text):
-    optimizers[opt] = HostedOptimizer(
-        host.text("spec", text),
-        **{**_options.arguments(), "makes_plans": _can_plan and _options.plans},
-    )
-    log.info(f"opt={opt}: {host.text('spec', text)}")
+    spec = host.text("spec", text)
+    optimizers[opt] = HostedOptimizer(spec, **_arguments)
+    log.info(f"opt={opt}: {spec}")
 
 
 @callback
@@ -482,6 +486,7 @@ _can_plan = bool(
         os.fsencode(_libraries / f"libtorch_cpu.{_suffix}"), os.fsencode(_libraries / devices.LIBRARY)
     )
 )
+_arguments = _arguments_of(_options)
 _warm_up()
 log.info(f"torch {torch.__version__} with {torch.get_num_threads()} threads")
 caught.install()

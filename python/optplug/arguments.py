@@ -35,7 +35,14 @@ _KINDS = {
     LRScheduler: ["a scheduler"],
 }
 _LISTS = (list, collections.abc.Iterable, collections.abc.Sequence)
-_NAMES = {"Optimizer": torch.optim.Optimizer, "Tensor": torch.Tensor, "Module": torch.nn.Module}
+# What annotations name; some of these are imported for type checkers alone.
+_NAMES = {
+    **vars(typing),
+    **vars(collections.abc),
+    "Optimizer": torch.optim.Optimizer,
+    "Tensor": torch.Tensor,
+    "Module": torch.nn.Module,
+}
 
 
 def check_kinds(function: Callable[..., Any], arguments: Mapping[str, Any]) -> None:
@@ -47,7 +54,7 @@ def check_kinds(function: Callable[..., Any], arguments: Mapping[str, Any]) -> N
     for name, value in arguments.items():
         if name == "last_epoch" and value != -1:
             raise SpecError(f"last_epoch must be left out, got {shown(value)}: opt_load resumes schedules")
-        hint = _hints(function).get(name) if name != "last_epoch" else None
+        hint = _hint(function, name) if name != "last_epoch" else None
         if name in _FOR_EACH_GROUP:
             hint = float | list[float]
         if hint is not None and not _fits(value, hint):
@@ -60,7 +67,7 @@ def check_kinds(function: Callable[..., Any], arguments: Mapping[str, Any]) -> N
 
 def is_count(function: Callable[..., Any], name: str) -> bool:
     """Tell whether an argument is a whole number, and takes no other, by its annotation."""
-    hint = _hints(function).get(name)
+    hint = _hint(function, name)
     return int in (hint, *typing.get_args(hint)) and float not in typing.get_args(hint)
 
 
@@ -127,19 +134,31 @@ def _is_raised_by_python_code(error: BaseException) -> bool:
 
 
 @functools.cache
-def _hints(function: Callable[..., Any]) -> dict[str, Any]:
-    """Return the annotations of a function, or a class's constructor, of torch's; others' may be wrong."""
+def _hint(function: Callable[..., Any], name: str) -> Any:
+    """Return the annotation of an argument of a function; None if it has none that is understood."""
+    annotations, names, defaults = _annotations(function)
+    with contextlib.suppress(NameError, TypeError):
+        if name in annotations:  # one by one, since to read one takes as long as a step
+            one = types.SimpleNamespace(__annotations__={name: annotations[name]})
+            return typing.get_type_hints(one, names)[name]
+    return defaults.get(name)
+
+
+@functools.cache
+def _annotations(function: Callable[..., Any]) -> tuple[dict[str, Any], dict[str, Any], dict[str, type]]:
+    """Return how a function of torch's, or a class's constructor, is annotated; others' may be wrong.
+
+    Returns:
+        What is written, what the names in it are, and of which kinds defaults are that are numbers.
+    """
     made: Any = function
     function = inspect.unwrap(made.__init__ if isinstance(made, type) else made)  # type: ignore[misc]
     if not function.__module__.startswith("torch."):
-        return {}
-    # Some names are imported for type checkers alone.
-    names = {**vars(typing), **vars(collections.abc), **_NAMES, **function.__globals__}
-    defaults = {p.name: type(p.default) for p in inspect.signature(function).parameters.values()}
-    hints = {name: kind for name, kind in defaults.items() if kind in (bool, int, float)}
-    with contextlib.suppress(NameError, TypeError):
-        hints |= typing.get_type_hints(function, names)
-    return hints
+        return {}, {}, {}
+    names = {**_NAMES, **function.__globals__}
+    defaults = {p.name: type(p.default) for p in signature_of(made).parameters.values()}
+    numbers = {name: kind for name, kind in defaults.items() if kind in (bool, int, float)}
+    return function.__annotations__, names, numbers
 
 
 def _fits(value: Any, hint: Any) -> bool:

@@ -46,7 +46,8 @@ _CPU, _CUDA, _ROCM = 1, 2, 10  # DLDeviceType
 
 # A DLManagedTensor: the address, the device's type and number, how many dimensions, the dtype's code, bits
 # and lanes, where shape and strides are, the offset; whose it is, and what frees it.
-_MANAGED = struct.Struct("@PiiiBBHPPQPP")
+_MANAGED = "@PiiiBBHPPQPP"
+_MANAGED_SIZE = struct.calcsize(_MANAGED)
 _libc = ctypes.CDLL(None)
 _libc.malloc.restype = ctypes.c_void_p
 _libc.malloc.argtypes = [ctypes.c_size_t]
@@ -81,13 +82,15 @@ def wrap(
     for i, n in enumerate(shape):
         if n < 0:
             raise ValueError(f"shape[{i}] must not be negative, got {n}")
-    strides = _row_major(shape) if strides is None else list(strides)
-    _check_strides(strides_name, shape, strides)
     code, bits = DTYPES.get(dtype) or _INDICES[dtype]
     # Empty arrays too: torch works out strides as if a 0 were a 1.
-    extent = max(
-        1 + sum((n - 1) * s for n, s in zip(shape, strides, strict=True)), math.prod(max(n, 1) for n in shape)
-    )
+    extent = math.prod([n or 1 for n in shape])
+    if strides is None:
+        strides = _row_major(shape)
+    else:
+        strides = list(strides)
+        _check_strides(strides_name, shape, strides)
+        extent = max(1 + sum((n - 1) * s for n, s in zip(shape, strides, strict=True)), extent)
     if extent * bits // 8 > sys.maxsize - address:
         raise ValueError(
             f"{name}: {' x '.join(map(str, shape))} values of {dtype} reach beyond the end of memory"
@@ -107,8 +110,10 @@ def check_dtype(dtype: str) -> None:
     Raises:
         ValueError: they may not; with what to write for it, or with those that there are.
     """
+    if dtype in DTYPES:
+        return
     short = dtype.strip().lower().removeprefix("torch.").removeprefix("np.").removeprefix("numpy.")
-    if dtype not in DTYPES and (short in DTYPES or short in _ALSO):
+    if short in DTYPES or short in _ALSO:
         raise ValueError(f"no dtype {shown(dtype)}: write {_ALSO.get(short, repr(short))}")
     if short.startswith(("int", "uint", "bool")):
         raise ValueError(f"no dtype {shown(dtype)}: PyTorch does not step integers, only {', '.join(DTYPES)}")
@@ -213,16 +218,22 @@ def _capsule(
     So nothing of Python is called when torch lets go of it, at whatever time and on whatever thread.
     """
     n = len(shape)
-    sizes = struct.pack(f"@{2 * n}q", *shape, *strides)
-    block = _libc.malloc(_MANAGED.size + len(sizes))
+    managed = _managed(n)
+    block = _libc.malloc(managed.size)
     if not block:
         raise MemoryError
     kind = _CPU if device.type == "cpu" else _ROCM if torch.version.hip else _CUDA
-    at = block + _MANAGED.size
+    at = block + _MANAGED_SIZE
     place = address, kind, device.index or 0, n
-    managed = _MANAGED.pack(*place, code, bits, 1, at, at + 8 * n, 0, 0, _FREE)
-    ctypes.memmove(block, managed + sizes, _MANAGED.size + len(sizes))
+    content = managed.pack(*place, code, bits, 1, at, at + 8 * n, 0, 0, _FREE, *shape, *strides)
+    ctypes.memmove(block, content, managed.size)
     return _new_capsule(block, b"dltensor", None)
+
+
+@functools.cache
+def _managed(n: int) -> struct.Struct:
+    """Return the layout of a DLManagedTensor of n dimensions, with its shape and strides behind it."""
+    return struct.Struct(f"{_MANAGED}{2 * n}q")
 
 
 def layout_of(tensor: Tensor) -> str:

@@ -95,7 +95,7 @@ class Claims:
             for claim in self._known[name]:
                 self._remove(claim)
             self._unchecked = True
-        self._known[name] = tuple(claim for claim in claims if claim.end > claim.start)
+        self._known[name] = tuple([claim for claim in claims if claim.end > claim.start])
         for claim in self._known[name]:
             bisect.insort(self._sorted.setdefault(claim.bits, []), claim)
 
@@ -143,7 +143,7 @@ def _start(claim: _Claim) -> int:
 
 
 def _claim(name: str, what: str, memory: Tensor) -> _Claim:
-    start, size = memory.data_ptr(), memory.itemsize
-    last = sum((n - 1) * s for n, s in zip(memory.shape, memory.stride(), strict=True))
-    end = start + (last + 1) * size if memory.numel() else start
-    return _Claim(start, end, name, what, memory, memory.stride(0) * size if memory.dim() == 1 else 0)
+    start, size, shape, strides = memory.data_ptr(), memory.itemsize, memory.shape, memory.stride()
+    last = sum([(n - 1) * s for n, s in zip(shape, strides, strict=True)])
+    end = start if 0 in shape else start + (last + 1) * size
+    return _Claim(start, end, name, what, memory, strides[0] * size if len(shape) == 1 else 0)

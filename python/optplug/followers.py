@@ -18,8 +18,9 @@ from optplug import elementwise, host, plans, transfer
 from optplug._optplug import ffi
 from optplug.averages import IS_KNOWN, Average
 from optplug.buffers import gaps, is_dense
+from optplug.operators import Form
 from optplug.parameters import Parameters
-from optplug.plans import Form, Gradients, Operation, Plan
+from optplug.plans import Gradients, Operation, Plan
 from optplug.recorder import Record, Recording
 from optplug.torch_private import grad_mode
 
@@ -102,10 +103,13 @@ def gradients(parameters: Parameters, clips: bool) -> Gradients | None:
         return None
     tensors = [p.clipped_memory() for p in parameters]
     dtype = tensors[0].dtype
-    if dtype not in elementwise.DTYPES or any(t.dtype != dtype or t.device.type != "cpu" for t in tensors):
+    if dtype not in elementwise.DTYPES:
         return None
-    if not all(t.is_contiguous() or is_dense(t.shape, t.stride()) for t in tensors):
-        return None
+    for t in tensors:
+        if t.dtype != dtype or t.device.type != "cpu":
+            return None
+        if not (t.is_contiguous() or is_dense(t.shape, t.stride())):
+            return None
     return replace(_clipping(dtype), tensors=tensors) if clips else Gradients(tensors)
 
 

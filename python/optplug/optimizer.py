@@ -86,6 +86,13 @@ class HostedOptimizer(Hosted):
                 with self._undo.on_error(self.run.built, False, False, False, self._build, divided):
                     self._step_gathered(self.run.built)
             self.planner.conclude(self.run.built)
+        elif self.recipe.is_torchs and not self._scale:  # the same without contexts
+            self._check_bound("opt_step")
+            optimizer = self.run.built or self._build()
+            self._gather()
+            self.planner.check_state(optimizer)
+            self._undo.first_step(optimizer, self._build)
+            self.run.built, self.run.stepped = optimizer, True
         else:
             with self._ready("opt_step") as optimizer, self._undo.of_others(optimizer, is_first=True):
                 self._gather()

@@ -52,6 +52,7 @@ class Planner:
         #: The same of LBFGS, whose steps call the host.
         self.lbfgs = lbfgs.Steps()
         self._replay = Replay()
+        self._has_operator = plans.may_make(recipe.class_)
         self._is_looked_at = False  # whether a record is to be compared with the step that is made
         self._is_checked = False  # whether the state is known to fit
         #: What makes the next step, where that is to call a class outside torch and nothing else.
@@ -205,7 +206,7 @@ class Planner:
             return
         if not self.records.give():  # this step may have moved them
             self.plan = None
-        if self.plan is None and (self._recipe.is_torchs or self.records.are_complete):
+        if self.plan is None and (self._has_operator or self.records.are_complete):
             self.plan = self._state(run, run.built, parameters, scale)
             if self.plan:
                 self._replay.forget()  # the state may lie elsewhere now

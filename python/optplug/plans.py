@@ -7,7 +7,6 @@ hyperparameters refreshes it, whoever changes more drops it.
 
 from __future__ import annotations
 
-import functools
 import itertools
 import math
 from collections.abc import Callable, Iterator, Sequence
@@ -26,9 +25,10 @@ from optplug.errors import StateError
 from optplug.kinds import Mastered
 from optplug.lean import lean
 from optplug.number import is_double
+from optplug.operators import STATE, Form, check_schema, form_of
 from optplug.recorder import Record
 from optplug.spec import shown
-from optplug.torch_private import has_hooks, schema_arguments
+from optplug.torch_private import has_hooks
 
 Group = dict[str, Any]
 Array = np.ndarray[Any, Any]
@@ -44,21 +44,13 @@ _OPERATORS = {
     lean(torch.optim.Adagrad): "_fused_adagrad_",
 }
 _DECOUPLED = {"_fused_adam_": "_fused_adamw_"}  # where weight decay is
-# What the operators' lists are called in the optimizer's state.
-STATE = {
-    "exp_avgs": "exp_avg",
-    "exp_avg_sqs": "exp_avg_sq",
-    "max_exp_avg_sqs": "max_exp_avg_sq",
-    "momentum_buffer_list": "momentum_buffer",
-    "state_sums": "sum",
-    "state_steps": "step",
-}
 # The hyperparameter without which a list is empty.
 _ONLY_WITH = {"max_exp_avg_sqs": "amsgrad", "momentum_buffer_list": "momentum"}
 #: Hyperparameters with which a plan is another where they are 0.
 SWITCHES = frozenset(_ONLY_WITH.values())
-_NUMBERS = (int, float)
-_SINGLES = ["grad_scale", "found_inf"]
+_NUMBERS = frozenset({int, float})
+_PLAIN = frozenset({bool, str, type(None)})
+_MEMBERS = ("params", "param_names")
 #: How many values make it worth to call in other threads, which the kernels do for any number of them.
 WORTH_THREADS = 16384
 # Scalars that are no hyperparameters by that name.
@@ -70,25 +62,6 @@ SCALARS: dict[str, Callable[[Group], float]] = {
 }
 
 _IN_TUPLES = {"beta1": "betas[0]", "beta2": "betas[1]"}
-# What groups have besides an operator's scalars: torch's implementations, what is looked at when the state is
-# made, and what schedulers note.  With any other key a step may be another than the operator.
-_BESIDES = {"params", "param_names", "betas", "fused", "foreach", "capturable", "differentiable"}
-_BESIDES |= {"decoupled_weight_decay", "initial_accumulator_value", "initial_lr", "swa_lr"}
-_BESIDES |= {"max_lr", "min_lr", "max_momentum", "base_momentum"}
-
-
-@dataclass(frozen=True)
-class Form:
-    """What an operator takes: lists of tensors, doubles, bools, tensors, by name and in this order."""
-
-    lists: tuple[str, ...]
-    doubles: tuple[str, ...] = ()
-    bools: tuple[str, ...] = ()
-    singles: tuple[str, ...] = ()
-    optional: bool = False  # whether singles may be left out
-    overload: str = ""
-
-
 # Float32 copies and back: see `masters`.
 _COPY = "_foreach_copy_"
 _TAKE_FORM = Form(("self", "grads"), bools=("non_blocking",))
@@ -97,27 +70,6 @@ _GIVE_FORM = Form(("self", "src"), bools=("non_blocking",))
 # torch's stable ABI does not.
 _ADD = "_foreach_addcmul_"
 _ADD_FORM = Form(("self", "tensor1", "tensor2"), singles=("scalars",), overload="Tensor")
-
-
-@functools.cache
-def form_of(operator: str) -> Form:
-    """Read an operator's schema; raise AttributeError or ValueError if torch has none that is known here."""
-    arguments = schema_arguments(operator)
-    names: dict[str, list[str]] = {"List[Tensor]": [], "float": [], "bool": [], "Optional[Tensor]": []}
-    for argument in arguments:
-        names[str(argument.type)].append(argument.name)
-    lists, doubles, bools, singles = names.values()
-    if lists + doubles + bools + singles != [a.name for a in arguments] or singles != _SINGLES:
-        raise ValueError(f"aten::{operator} of this torch takes {arguments}")
-    return Form(tuple(lists), tuple(doubles), tuple(bools), tuple(singles), optional=True)
-
-
-def _check_schema(operator: str, form: Form) -> None:
-    """Raise ValueError where this torch's operator takes something else."""
-    types = ["List[Tensor]"] * len(form.lists) + ["bool"] * len(form.bools) + ["Tensor"] * len(form.singles)
-    arguments = schema_arguments(operator, form.overload or "default")
-    if [str(argument.type) for argument in arguments] != types:
-        raise ValueError(f"aten::{operator} of this torch takes {arguments}")
 
 
 @dataclass
@@ -280,15 +232,19 @@ class Plan:
 
 def switches(group: Group) -> list[tuple[str, object]]:
     """Return what an operator has fixed: hyperparameters that are no numbers, and whether some are 0."""
+    found = list[tuple[str, object]]()
+    for key, value in group.items():
+        kind = type(value)
+        if kind in _NUMBERS or (kind is tuple and _NUMBERS.issuperset(map(type, value))):
+            found.append((key, key in SWITCHES and bool(value)))
+        elif key not in _MEMBERS:
+            found.append((key, value))
+    return found
 
-    def is_number(value: object) -> bool:
-        return type(value) in _NUMBERS or (type(value) is tuple and all(type(v) in _NUMBERS for v in value))
 
-    return [
-        (key, (key in SWITCHES and bool(value)) if is_number(value) else value)
-        for key, value in group.items()
-        if key not in ("params", "param_names")
-    ]
+def as_key(found: list[tuple[str, object]]) -> object:
+    """Return what `switches` returns as a set takes it: as text where values that differ may be equal."""
+    return tuple(found) if _PLAIN.issuperset([type(value) for _, value in found]) else repr(found)
 
 
 def fixed(group: Group) -> list[tuple[str, object]]:
@@ -296,14 +252,14 @@ def fixed(group: Group) -> list[tuple[str, object]]:
 
     PyTorch's default dtype is that of tensors made of numbers in a step.
     """
-
-    def kind(value: object) -> object:
-        if type(value) is tuple:
-            return tuple(map(kind, value))
-        return type(value) if is_double(value) else value
-
-    options = [(key, kind(value)) for key, value in group.items() if key not in ("params", "param_names")]
+    options = [(key, _kind(value)) for key, value in group.items() if key not in _MEMBERS]
     return [("default dtype", torch.get_default_dtype()), *options]
+
+
+def _kind(value: object) -> object:
+    if type(value) is tuple:
+        return tuple(map(_kind, value))
+    return type(value) if is_double(value) else value
 
 
 def stated(
@@ -317,6 +273,11 @@ def stated(
         return Plan([*_with_copies(operations, masters), *averaging], gradients)
     except (AttributeError, ValueError):
         return None
+
+
+def may_make(class_: type[torch.optim.Optimizer]) -> bool:
+    """Tell whether torch has an operator for a class's steps."""
+    return class_ in _OPERATORS
 
 
 def make(
@@ -353,7 +314,8 @@ def make(
                 counts = None
                 if device.type == "cuda" and "state_steps" in form.lists:
                     counts = _gather_counts(parameters, optimizer)
-                lists = [_list(name, parameters, optimizer, group) for name in form.lists]
+                states = [optimizer.state.get(p, {}) for p in parameters]
+                lists = [_list(name, parameters, states, group) for name in form.lists]
                 if any(number is not None and number.device != device for number in scale):
                     return None
                 step = Operation(operator, form, group, lists, scalars(form, group), small, scale)
@@ -365,11 +327,10 @@ def make(
 
 def _is_understood(optimizer: torch.optim.Optimizer, group: Group, form: Form) -> bool:
     """Tell whether a group and its state have nothing that the operator does not take."""
-    known = {STATE[name] for name in form.lists if name in STATE}
-    entries = (entry for p in group["params"] for entry in optimizer.state.get(p, {}).items())
-    return group.keys() <= _BESIDES.union(form.doubles, form.bools) and all(
-        value is None or name in known for name, value in entries
-    )
+    if not group.keys() <= form.options:
+        return False
+    states = [optimizer.state.get(p, {}) for p in group["params"]]
+    return form.state.issuperset([k for state in states for k, v in state.items() if v is not None])
 
 
 def _gather_counts(parameters: list[Tensor], optimizer: torch.optim.Optimizer) -> Tensor:
@@ -385,7 +346,7 @@ def _counted(step: Operation, counts: Tensor) -> list[Operation]:
 
     There is one more before, as with torch, and one less after if found_inf has left it out.
     """
-    _check_schema(_ADD, _ADD_FORM)
+    check_schema(_ADD, _ADD_FORM)
     found_inf, ones = step.singles[1], torch.ones_like(counts)
 
     def add(value: Tensor, sign: float) -> Operation:
@@ -403,7 +364,7 @@ def _with_copies(operations: list[Operation], masters: Sequence[Mastered]) -> li
 
 
 def _copies(form: Form, targets: list[Tensor], sources: list[Tensor]) -> Iterator[Operation]:
-    _check_schema(_COPY, form)
+    check_schema(_COPY, form)
     alike: dict[tuple[torch.device, torch.dtype, torch.dtype, bool], list[tuple[Tensor, Tensor]]] = {}
     for target, source in zip(targets, sources, strict=True):
         shape = target.shape
@@ -422,18 +383,18 @@ def _operator(optimizer: torch.optim.Optimizer, group: Group) -> str:
 
 def scalars(form: Form, group: Group) -> list[float]:
     """Return what an operator takes of a group's hyperparameters; raise TypeError if one is no number."""
-    values = [
-        _number(group, n) if n in group or n not in SCALARS else SCALARS[n](group)
-        for n in form.doubles + form.bools
-    ]
-    if not all(isinstance(value, bool | int | float) for value in values):
+    values = [group[n] if n in group else _scalar(group, n) for n in form.doubles + form.bools]
+    numbers = [float(value) for value in values if isinstance(value, (int, float))]
+    if len(numbers) != len(values):
         raise TypeError
-    return [float(value) for value in values]
+    return numbers
 
 
-def _number(group: Group, name: str) -> Any:
+def _scalar(group: Group, name: str) -> Any:
+    if name in SCALARS:
+        return SCALARS[name](group)
     key, _, index = name.partition("[")
-    return group[key][int(index[:-1])] if index else group[name]
+    return group[key][int(index[:-1])]
 
 
 def _grad(p: Tensor) -> Tensor:
@@ -442,16 +403,14 @@ def _grad(p: Tensor) -> Tensor:
     return p.grad
 
 
-def _list(
-    name: str, parameters: list[Tensor], optimizer: torch.optim.Optimizer, group: Group
-) -> list[Tensor]:
+def _list(name: str, parameters: list[Tensor], states: list[Group], group: Group) -> list[Tensor]:
     if name == "self":
         return parameters
     if name == "grads":
         return [_grad(p) for p in parameters]
     if name in _ONLY_WITH and not group[_ONLY_WITH[name]]:
         return []
-    tensors = [optimizer.state[p][STATE[name]] for p in parameters]
+    tensors: list[Tensor] = [state[STATE[name]] for state in states]
     for p, tensor in zip(parameters, tensors, strict=True):
         _check(name, p, tensor)
     return tensors

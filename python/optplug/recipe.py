@@ -24,6 +24,7 @@ from optplug.torch_private import grad_mode
 
 #: Torch's implementations of a step: no hyperparameters, but in the groups beside them.
 IMPLEMENTATIONS = ("fused", "foreach", "capturable", "differentiable")
+_CONSTANT = frozenset({bool, int, float, complex, str, bytes, type(None), torch.dtype})
 _DTYPES = {name: value for name, value in vars(torch).items() if isinstance(value, torch.dtype)}
 
 
@@ -68,7 +69,7 @@ class Recipe:
         }
         return repr(Call(self.name, (), shown_, self.module))
 
-    @property
+    @functools.cached_property
     def name(self) -> str:
         """The class's name."""
         return self.class_.__name__
@@ -121,7 +122,20 @@ class Recipe:
                 arguments[name] = value
         return arguments
 
-    @property
+    @functools.cached_property
+    def is_constant(self) -> bool:
+        """Whether nobody can change anything of its arguments, so that optimizers may share it."""
+        return all(map(_is_constant, self.arguments.values()))
+
+    @functools.cached_property
+    def _text(self) -> str:
+        return repr(self.arguments)
+
+    def text_of(self, arguments: dict[str, Any]) -> str:
+        """Return arguments as text, which two have in common only if they are the same; its own at once."""
+        return self._text if arguments is self.arguments and self.is_constant else repr(arguments)
+
+    @functools.cached_property
     def is_lbfgs(self) -> bool:
         """Whether it puts all gradients into a row, and keeps one state for all parameters."""
         return issubclass(self.class_, torch.optim.LBFGS)
@@ -221,8 +235,7 @@ class Recipe:
         return (
             isinstance(grad, Tensor)
             and data.is_floating_point()
-            and is_dense(data.shape, data.stride())
-            and same_order(data.shape, data.stride(), grad.stride())
+            and ((data.is_contiguous() and grad.is_contiguous()) or _lie_alike(data, grad))
             and fuses_rightly(self.class_, data.dtype, data.device.type)  # type: ignore[arg-type]
         )
 
@@ -232,8 +245,17 @@ class Recipe:
         Args:
             arrays: those that are stepped.
         """
-        fuses = self.may_fuse and all(self.can_fuse(data, grad) for data, grad in arrays)
-        return {"fused": True} if fuses else {}
+        if not self.may_fuse:
+            return {}
+        for data, grad in arrays:
+            if not self.can_fuse(data, grad):
+                return {}
+        return {"fused": True}
+
+
+def _lie_alike(data: Tensor, grad: Tensor) -> bool:
+    """Tell whether two arrays have no gaps, and their elements in the same order."""
+    return is_dense(data.shape, data.stride()) and same_order(data.shape, data.stride(), grad.stride())
 
 
 @functools.cache
@@ -266,7 +288,13 @@ def read(text: str, third_party: Allowed) -> Recipe:
         ValueError: it cannot be read, names no optimizer, or has an argument of a wrong kind.
     """
     known = _read(text, third_party)
+    if known.is_constant:
+        return known
     return dataclasses.replace(known, arguments=copy.deepcopy(known.arguments))
+
+
+def _is_constant(value: Any) -> bool:
+    return type(value) in _CONSTANT or (type(value) is tuple and all(map(_is_constant, value)))
 
 
 @functools.lru_cache(maxsize=100)

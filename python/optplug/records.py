@@ -35,6 +35,9 @@ _MOST_PATIENCE = 64
 _BLOCK = 4096
 #: From how many values on a quicker square root is worth its proof, which takes some 20 ms.
 _WORTH_A_PROOF = 16384
+#: Records with the square root that they run, by what they are made of, and how many of them are kept.
+_rooted: dict[tuple[int, int], tuple[Record, Record]] = {}
+_MOST_ROOTED = 256
 
 
 @dataclass
@@ -269,18 +272,7 @@ class Records:
             root = lib.ELEMENTWISE_SQRT
         elif values >= _WORTH_A_PROOF and real(kind.parameters[0]).dtype != torch.float64:
             root = elementwise.quickest_root()
-        return [
-            replace(
-                record,
-                instructions=tuple(
-                    replace(one, elementwise=root, end=root)
-                    if one.elementwise == lib.ELEMENTWISE_SQRT_MKL
-                    else one
-                    for one in record.instructions
-                ),
-            )
-            for record in records
-        ]
+        return [_with_root(record, root) for record in records]
 
     def _unproven(self, kind: _Kind) -> list[Record]:
         return [record for k, record in self._new if k is kind]
@@ -381,6 +373,23 @@ class Records:
                 records=self._as_run(optimizer, kind, copied),
                 moves=bool(kind.like.places),
             )
+
+
+def _with_root(record: Record, root: int) -> Record:
+    """Return a record with another square root in the place of the one of Intel's library."""
+    if root == lib.ELEMENTWISE_SQRT_MKL:
+        return record
+    known = _rooted.get((id(record), root))
+    if known is None:
+        if len(_rooted) >= _MOST_ROOTED:
+            _rooted.clear()
+        instructions = [
+            replace(one, elementwise=root, end=root) if one.elementwise == lib.ELEMENTWISE_SQRT_MKL else one
+            for one in record.instructions
+        ]
+        known = record, replace(record, instructions=tuple(instructions))
+        _rooted[id(record), root] = known
+    return known[1]
 
 
 def _fits(value: object) -> bool:

@@ -90,7 +90,7 @@ class Replay:
 def _kind(optimizer: torch.optim.Optimizer) -> object:
     """Return what optimizers must have in common if the proof of one is to be that of the other."""
     groups = [
-        (repr(plans.switches(group)), frozenset([(p.dtype, p.device) for p in group["params"]]))
+        (plans.as_key(plans.switches(group)), frozenset([(p.dtype, p.device) for p in group["params"]]))
         for group in optimizer.param_groups
     ]
     return type(optimizer), tuple(groups)

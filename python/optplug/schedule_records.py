@@ -20,7 +20,8 @@ from torch.optim.lr_scheduler import LRScheduler, ReduceLROnPlateau
 from optplug import plans, transfer
 from optplug._optplug import lib
 from optplug.number import Computation, Number, Scalar, is_double, plain, understood
-from optplug.plans import Form, Group, Operation, Plan, Schedulers
+from optplug.operators import Form
+from optplug.plans import Group, Operation, Plan, Schedulers
 from optplug.recorder import Record
 from optplug.run import Run
 from optplug.schedules import GROUP_KEYS

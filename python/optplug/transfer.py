@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import threading
 from collections.abc import Iterator
-from itertools import chain, repeat
+from itertools import chain
 from typing import Any
 
 import torch
@@ -68,11 +68,10 @@ def run(plan: Plan) -> bool:
 
 def give_gradients(gradients: Gradients, out: Any) -> object:
     """Fill in ``out``, an ``optplug_gradients *``, and return what it points to."""
-    tensors = gradients.tensors
-    stated = ffi.new("optplug_tensor[]", [(*_tensor(t), *_NO_GAPS) for t in tensors])
-    out.count, out.tensors = len(tensors), stated
-    for name in ("lanes", "fused", "chunk", "add_scalar", "mul_scalar", "reciprocal", "clamp_max", "clamp"):
-        setattr(out, name, getattr(gradients, name))
+    g = gradients
+    stated = ffi.new("optplug_tensor[]", [_tensor(t) for t in g.tensors])
+    norms = g.lanes, g.fused, g.chunk, g.add_scalar, g.mul_scalar, g.reciprocal, g.clamp_max, g.clamp
+    out[0] = (len(g.tensors), stated, *norms)
     return stated
 
 
@@ -134,24 +133,20 @@ def give_numbers(plan: Plan, rates: list[Rate], out: Any) -> None:
 
 def _operator(operation: Operation, streams: Streams, is_guarded: bool, alive: list[Any]) -> dict[str, Any]:
     """Return an operation as C takes it."""
-    tensors = [*chain(*operation.lists), *operation.singles]
-    layouts = _layouts(operation, alive) if operation.records else repeat(_NO_GAPS)
+    tensors = [_tensor(t) for t in chain(*operation.lists, operation.singles)]
+    if operation.records:
+        tensors = [(*t, *how) for t, how in zip(tensors, _layouts(operation, alive), strict=True)]
     gpu = _gpu(operation.lists[0][0])
     stream = streams.address(gpu)
-    checked = operation.lists[operation.gradients][0].dtype if operation.gradients >= 0 else None
+    gradients = operation.gradients
+    checked = operation.lists[gradients][0].dtype if gradients >= 0 else None
+    stated = [_record(record) for record in operation.records]
     fields = {
         "overload": _text(operation.form.overload),
         "name": _text(f"aten::{operation.operator}"),
-        "lengths": ffi.new("int[]", [len(tensors) for tensors in operation.lists]),
-        "tensors": ffi.new(
-            "optplug_tensor[]",
-            [(*_tensor(t), *how) for t, how in zip(tensors, layouts, strict=False)],
-        ),
-    }
-    stated = [_record(record) for record in operation.records]
-    fields["records"] = ffi.new("optplug_record[]", [record for _, record, _ in stated])
-    alive += [stated, fields]
-    return fields | {
+        "lengths": ffi.new("int[]", list(map(len, operation.lists))),
+        "tensors": ffi.new("optplug_tensor[]", tensors),
+        "records": ffi.new("optplug_record[]", [record for _, record, _ in stated]) if stated else ffi.NULL,
         "record_count": len(stated),
         "lists": len(operation.form.lists),
         "doubles": len(operation.form.doubles),
@@ -162,11 +157,13 @@ def _operator(operation: Operation, streams: Streams, is_guarded: bool, alive: l
         "has_stream": stream is not None,
         "stream": ffi.cast("void *", stream or 0),
         "counters": operation.counters,
-        "gradients": operation.gradients,
+        "gradients": gradients,
         "alone": operation.alone,
         "bytes": checked.itemsize if checked and is_guarded else 0,
         "infinity": buffers.infinity(checked) if checked else 0,
     }
+    alive += [stated, fields]
+    return fields
 
 
 def _layouts(operation: Operation, alive: list[Any]) -> Iterator[tuple[Any, ...]]:

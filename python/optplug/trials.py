@@ -27,7 +27,7 @@ from optplug.recipe import IMPLEMENTATIONS, Recipe, argument, fuses_rightly
 from optplug.spec import SpecError, shown
 from optplug.state import expected
 
-_went_well: dict[tuple[type, str, bool], dict[str, Any]] = {}  # with the class's defaults
+_went_well: dict[tuple[object, ...], dict[str, Any]] = {}  # with the class's defaults
 _MOST_KEPT = 1000
 
 #: Returns one of each kind among parameters, and whether its gradient is sparse.
@@ -371,10 +371,10 @@ class Trials:
             change: options to change after its first step, for a second one.
         """
         kind = None if like is None else (like.dtype, like.dim(), like.device.type, like.numel() == 0)
+        recipe = self._recipe
         key = (
-            self._recipe.class_,
-            repr((arguments, kind, sparse, options, change, self._recipe.needs_closure)),
-            self._recipe.names_groups,
+            *(recipe.class_, recipe.text_of(arguments), kind, sparse, recipe.needs_closure),
+            *(recipe.names_groups, repr(options) if options else "", repr(change) if change else ""),
         )
         known = _went_well.get(key)
         if known is not None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import inspect
 import operator
 from collections.abc import Callable, Iterator, Sequence
@@ -38,6 +39,13 @@ def _is_safe(value: Any, default: Any) -> bool:
     return value is None or kind is bool or kind is str
 
 
+@functools.cache
+def _defaults_of(class_: type[torch.optim.Optimizer]) -> dict[str, Any]:
+    """Return the defaults of one of torch's own classes."""
+    parameters = signature_of(class_).parameters  # type: ignore[arg-type]
+    return {name: p.default for name, p in parameters.items() if p.default is not inspect.Parameter.empty}
+
+
 class Undo:
     """The memory of one optimizer for what its steps may have to put back.
 
@@ -55,11 +63,7 @@ class Undo:
         self._copies: list[Tensor] = []  # what it is put back from
         self._snapshot = Snapshot()
         self._loans = parameters.loans
-        self._defaults: dict[str, Any] = {}
-        if recipe.is_torchs:
-            for name, p in signature_of(recipe.class_).parameters.items():  # type: ignore[arg-type]
-                if p.default is not inspect.Parameter.empty:
-                    self._defaults[name] = p.default
+        self._defaults = _defaults_of(recipe.class_) if recipe.is_torchs else {}  # type: ignore[arg-type]
 
     def is_needless(self, optimizer: torch.optim.Optimizer) -> bool:
         """Tell whether a step of torch's own classes fails, if at all, before it changes anything.
@@ -73,14 +77,16 @@ class Undo:
         parameters, groups = self._parameters, optimizer.param_groups
         if self._recipe.name in _BY_STATE:
             return False
-        if parameters.has_sparse() and (
-            any(p.data.dtype == torch.float16 for p in parameters)
-            or any(group.get("weight_decay") for group in groups)
-        ):
-            return False
-        return all(
-            _is_safe(group.get(name), default) for group in groups for name, default in self._defaults.items()
-        )
+        if parameters.has_sparse():
+            dtypes, decays = [p.data.dtype for p in parameters], [g.get("weight_decay") for g in groups]
+            if torch.float16 in dtypes or any(decays):
+                return False
+        for group in groups:
+            for name, default in self._defaults.items():
+                value = group.get(name)
+                if value is not default and not _is_safe(value, default):
+                    return False
+        return True
 
     @contextlib.contextmanager
     def of_others(
@@ -138,6 +144,21 @@ class Undo:
         if self._is_kept:
             self._snapshot.restore()
         methods.explain(optimizer, error)
+
+    def first_step(
+        self, optimizer: torch.optim.Optimizer, build: Callable[[], torch.optim.Optimizer]
+    ) -> None:
+        """Make the first step of a class of torch's: `on_error`, in less time where it copies nothing."""
+        if len(self._parameters.groups) > 1 or self._recipe.is_lbfgs or not self.is_needless(optimizer):
+            with self.on_error(optimizer, True, False, False, build):
+                optimizer.step()
+            return
+        try:
+            optimizer.step()
+        except BaseException:
+            optimizer.state.clear()
+            optimizer.state.update(build().state)
+            raise
 
     def call(self, optimizer: torch.optim.Optimizer, method: str) -> None:
         """Call a method of a class outside torch, which may change parameters as its steps may."""
