@@ -11,6 +11,8 @@ import subprocess
 import hosts
 
 DIGITS = os.environ["OPTPLUG_TEST_DIGITS"]
+#: The same as a library, for a Python that has torch already.
+LIBRARY = os.environ["OPTPLUG_TEST_DIGITS_LIBRARY"]
 DATA = str(hosts.PROJECT / "examples/data/digits.csv")
 
 
@@ -24,7 +26,7 @@ def read(lines: list[str], spec: str) -> None:
 
 def test_it_reads_over_95_percent_of_the_images_right(tmp_path):
     spec = "RMSprop(lr=1e-3)"
-    lines = hosts.run(DIGITS, spec, DATA, str(tmp_path / "losses.csv")).stdout.splitlines()
+    lines = hosts.run_main(LIBRARY, spec, DATA, str(tmp_path / "losses.csv")).stdout.splitlines()
     assert lines[29].startswith("epoch 30 of 30   loss 0.0")
     read(lines[30:], spec)
     with (tmp_path / "losses.csv").open() as file:
@@ -51,8 +53,9 @@ def test_on_a_terminal_the_progress_line_stays_in_place():
 
 
 def test_errors_are_optplugs():
-    done = subprocess.run([DIGITS, "Adm()", DATA], capture_output=True, text=True, check=False)
+    digits = hosts.main_of(LIBRARY)
+    done = subprocess.run([*digits, "Adm()", DATA], capture_output=True, text=True, check=False)
     assert (done.returncode, done.stdout) == (1, "")
     assert done.stderr.startswith("digits: spec 'Adm()': no optimizer 'Adm': did you mean Adam")
-    done = subprocess.run([DIGITS, "Adam()", "/nowhere"], capture_output=True, text=True, check=False)
+    done = subprocess.run([*digits, "Adam()", "/nowhere"], capture_output=True, text=True, check=False)
     assert (done.returncode, done.stderr) == (1, "digits: '/nowhere' is not examples/data/digits.csv\n")

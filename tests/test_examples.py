@@ -1,4 +1,4 @@
-"""The worked examples build, find what they are to find, and are drawn, by the command that docs/ names."""
+"""The worked examples build, find what they are to find, and are drawn, by what docs/ names."""
 
 from __future__ import annotations
 
@@ -35,10 +35,10 @@ HERE = {
 }
 
 
-def draw(folder: pathlib.Path, *names: str) -> dict[str, str]:
-    """Run examples as a reader does, and return what each prints."""
+def draw(script: pathlib.Path, folder: pathlib.Path, *names: str) -> dict[str, str]:
+    """Run examples by a script, and return what each prints."""
     compilers = {"CC": hosts.CC, "CXX": hosts.CXX or "", "FC": hosts.FC or ""}
-    command = [*hosts.PYTHON, EXAMPLES / "pictures.py", "--only", *names, "--folder", folder]
+    command = [*hosts.PYTHON, script, "--only", *names, "--folder", folder]
     done = subprocess.run(
         command,
         env={**os.environ, **hosts.MPI_ENVIRONMENT, **compilers},
@@ -56,8 +56,11 @@ def draw(folder: pathlib.Path, *names: str) -> dict[str, str]:
 
 @pytest.fixture(scope="module")
 def printed(tmp_path_factory) -> dict[str, str]:
-    """What the examples print for which everything is here, one process for all."""
-    return draw(tmp_path_factory.mktemp("pictures"), *(name for name, is_here in HERE.items() if is_here))
+    """What the examples print for which everything is here; that of the map is run as a reader does."""
+    folder = tmp_path_factory.mktemp("pictures")
+    names = [name for name, is_here in HERE.items() if is_here and name != "map"]
+    as_libraries = draw(hosts.PROJECT / "tests/linked_pictures.py", folder, *names)
+    return {**as_libraries, **draw(EXAMPLES / "pictures.py", folder, "map")}
 
 
 def numbers(pattern: str, text: str) -> list[float]:

@@ -63,7 +63,9 @@ def test_a_state_that_the_class_does_not_make_for_this_parameter_is_refused(spec
         if isinstance(value, torch.Tensor) and value.dim()
     ]
     changes = [*SHAPES.values(), *KINDS.values()] if tensors else []
-    for (key, name), change in itertools.product(tensors[:4], changes):
+    for (i, (key, name)), (j, change) in itertools.product(enumerate(tensors[:4]), enumerate(changes)):
+        if (j + (i in (1, 2))) % 2:  # each change of each parameter, and of each name where there are two
+            continue
         old = state_of(content)[key][name]
         try:
             new = change(old)

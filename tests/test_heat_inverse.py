@@ -13,6 +13,8 @@ import pytest
 import hosts
 
 PROGRAM = os.environ.get("OPTPLUG_TEST_HEAT")
+#: The same as a library, for a Python that has torch already; signals are to end the program itself.
+LIBRARY = os.environ.get("OPTPLUG_TEST_HEAT_LIBRARY", "")
 pytestmark = hosts.needs("Fortran compiler", "gfortran", PROGRAM)
 NAMELIST = (hosts.PROJECT / "examples/heat_inverse.nml").read_text()
 LBFGS = {
@@ -41,7 +43,7 @@ def namelist(place: pathlib.Path, **changes: object) -> pathlib.Path:
 
 
 def invert(place: pathlib.Path, **changes: object) -> list[str]:
-    return hosts.run(PROGRAM, str(namelist(place, **changes))).stdout.splitlines()
+    return hosts.run_main(LIBRARY, str(namelist(place, **changes))).stdout.splitlines()
 
 
 @pytest.fixture(scope="module")
@@ -102,7 +104,7 @@ def test_a_killed_run_goes_on_as_if_it_had_not_been(whole, tmp_path):
 def stop(place: pathlib.Path, **changes: object) -> str:
     """Run the program, which must fail, and return what it says of why."""
     path = namelist(place, **changes)
-    done = subprocess.run([PROGRAM, str(path)], capture_output=True, text=True, check=False)
+    done = subprocess.run([*hosts.main_of(LIBRARY), str(path)], capture_output=True, text=True, check=False)
     assert done.returncode == 1
     return done.stderr.splitlines()[0]
 

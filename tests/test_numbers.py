@@ -48,11 +48,14 @@ def test_nothing_of_torch_is_left_out():
 
 @pytest.mark.parametrize("text", OPTIMIZERS)
 def test_steps_are_bit_for_bit_those_of_torch(text):
-    """All dtypes in all layouts, with groupings and schedulers in turn: in all, with each of them."""
+    """All dtypes in all layouts, for each class, with its specs, groupings and schedulers in turn."""
     name = name_of(text)
+    number = [other for other in OPTIMIZERS if name_of(other) == name].index(text)
     layouts = DENSE if name == "LBFGS" else LAYOUTS  # its loss here has no sparse gradients
     turn = itertools.cycle(SCHEDULERS)
     for (i, dtype), (j, layout) in itertools.product(enumerate(DTYPES), enumerate(layouts)):
+        if layout != "sparse rows" and (i + j + number) % 2:
+            continue
         for k, groups in enumerate(PARAMETERS.values()):
             if layout not in ALL_GROUPINGS and k != (i + j) % len(PARAMETERS):
                 continue
@@ -62,7 +65,7 @@ def test_steps_are_bit_for_bit_those_of_torch(text):
                 if ran:
                     seen[name][dtype] += 1
                     seen[name_of(scheduler)]["compared"] += 1
-    assert seen[name]["compared"] >= 16
+    assert seen[name]["compared"] >= 10
 
 
 def table(version: str) -> str:
@@ -74,7 +77,8 @@ def table(version: str) -> str:
         f"each case is {STEPS} steps beside plain PyTorch, with every bit compared after each, "
         f"in every dtype below, {len(LAYOUTS)} layouts of memory ({', '.join(LAYOUTS)}), "
         "with one parameter, three, or two groups (in turn, but for rows and sparse rows, which have each); "
-        "each such combination runs one of the schedulers (three for sparse rows), in turn.",
+        "an optimizer's arguments take turns (but for sparse rows), "
+        "and each such combination runs one of the schedulers (three for sparse rows), in turn.",
         "A case counts as refused where PyTorch raises an error and optplug returned the same.",
         "",
         "| optimizer | step | kernels | dtypes | cases compared | differing | refused alike |",

@@ -59,13 +59,29 @@ def stand_in(tmp_path_factory):
     return folder
 
 
+@pytest.fixture(scope="module")
+def printed(mex, stand_in, tmp_path_factory):
+    """What the programs of this file print through each, which start PyTorch once, for all of them."""
+    place = tmp_path_factory.mktemp("printed")  # where the tables' loop writes
+
+    def run(programs: dict[str, str], *folders: pathlib.Path) -> dict[str, str]:
+        code = "clear\nprintf('\\f')\n".join(f"{code}\n" for code in programs.values())
+        return dict(zip(programs, octave(f"cd '{place}'\n{code}", *folders).split("\f"), strict=True))
+
+    tests = {"the tests": "run_tests"}
+    of_readmes = {name: code for name, (code, _) in shown().items()}
+    through_mex = {"the loop": loop_of_the_page(), "calls": refused_calls(), **of_readmes, "held": HELD}
+    return {
+        "mex": run(tests | through_mex, FOLDER, mex),
+        "stand_in": run(tests | {"unloaded": UNLOADED}, FOLDER, stand_in, FOLDER / "shim"),
+    }
+
+
 @pytest.fixture(scope="module", params=["mex", "stand_in"])
-def lines(request):
-    """Run the tests in Octave, and return a line for each."""
-    built = request.getfixturevalue(request.param)
-    folders = [built, FOLDER / "shim"] if request.param == "stand_in" else [built]
-    printed = octave("run_tests", FOLDER, *folders).splitlines()
-    return {re.search(r"(?:test|run)_\w+", line)[0]: line for line in printed}
+def lines(request, printed):
+    """Return the line of each of the tests in Octave."""
+    said = printed[request.param]["the tests"].splitlines()
+    return {re.search(r"(?:test|run)_\w+", line)[0]: line for line in said}
 
 
 @pytest.mark.parametrize("name", TESTS)
@@ -73,16 +89,19 @@ def test_the_class_passes(lines, name):
     assert lines[name] == f"ok {name}"
 
 
-def test_the_column_of_the_page_for_programs_from_pytorch_has_its_numbers(mex, tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
+def loop_of_the_page() -> str:
     lines = "".join(f"{call};\n" for call in loop.calls(1, 2))
-    code = f"""
+    return f"""
 function dw = gradient(w), dw = 2 * w; end
 function [loss, grads] = closure(p), loss = sum(p.w.^2); grads = struct('w', 2 * p.w, 'b', 0 * p.b); end
 closure = @closure; w = [3; -2; 1]; b = w;
 {lines}printf('%.17g\\n', norm, loss, lr, opt.data('w'));
 """
-    assert octave(code, mex) == loop.expected()
+
+
+def test_the_column_of_the_page_for_programs_from_pytorch_has_its_numbers(printed, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)  # where PyTorch's column writes
+    assert printed["mex"]["the loop"] == loop.expected()
 
 
 def column_major(rows: list[list[float]]) -> torch.Tensor:
@@ -132,93 +151,101 @@ def test_a_run_is_pytorchs_to_the_last_bit(lines, run):
     assert lines[f"run_{run.__name__}"].split()[1:] == [f"{x & (2**64 - 1):016x}" for x in expected]
 
 
-def test_octave_without_the_mex_file_is_told_to_build_it():
-    code = "try, optplug.Optimizer('Adam()'); catch e, disp(e.identifier), disp(e.message), end"
-    assert octave(code).splitlines() == [
-        "optplug:start",
-        "Octave calls optplug through a MEX file: run optplug.build once to make it",
-    ]
-
-
-def test_what_is_built_is_used_in_the_same_session(tmp_path):
-    code = "try, optplug.Optimizer('Adam()'); catch e, disp(e.identifier), end, "
-    code += f"optplug.build('{tmp_path}'); opt = optplug.Optimizer('Adam()'); disp(class(opt))"
-    assert octave(code, tmp_path).splitlines() == ["optplug:start", "optplug.Optimizer"]
-
-
-def test_folders_may_have_blanks(tmp_path):
+def test_octave_without_the_mex_file_is_told_to_build_it_and_uses_it_in_the_same_session(tmp_path):
+    """In folders that have blanks."""
     package = tmp_path / "two words"
     for name in ("include", "lib", "matlab"):
         shutil.copytree(pathlib.Path(optplug.matlabdir()).parent / name, package / name)
-    code = f"addpath('{package / 'matlab'}'); optplug.build(); disp(optplug.version())"
-    assert octave(code, OPTPLUG_PYTHON=sys.executable) == f"{optplug.__version__}\n"
+    code = f"addpath('{package / 'matlab'}'); "
+    code += "try, optplug.Optimizer('Adam()'); catch e, disp(e.identifier), disp(e.message), end, "
+    code += "optplug.build(); disp(optplug.version()); opt = optplug.Optimizer('Adam()'); disp(class(opt))"
+    assert octave(code, OPTPLUG_PYTHON=sys.executable).splitlines() == [
+        "optplug:start",
+        "Octave calls optplug through a MEX file: run optplug.build once to make it",
+        optplug.__version__,
+        "optplug.Optimizer",
+    ]
     assert list((package / "matlab").glob("optplug_mex.*mex*"))
 
 
 def test_a_python_that_is_not_there_is_a_start_error(mex):
-    code = "try, optplug.Optimizer('Adam()'); catch e, disp(e.identifier), disp(e.message), end"
-    identifier, message = octave(code, mex, OPTPLUG_PYTHON="/nowhere/python3").splitlines()
-    assert identifier == "optplug:start"
+    code = "try, optplug.Optimizer('Adam()'); catch e, disp(e.identifier), disp(e.message), end, "
+    code += "try, optplug.list('optimizers'); catch e, disp(e.identifier), end"
+    identifier, message, again = octave(code, mex, OPTPLUG_PYTHON="/nowhere/python3").splitlines()
+    assert identifier == again == "optplug:start"
     assert "/nowhere/python3" in message
-    code = "try, optplug.list('optimizers'); catch e, disp(e.identifier), end"
-    assert octave(code, mex, OPTPLUG_PYTHON="/nowhere/python3") == "optplug:start\n"
 
 
-def test_the_mex_file_refuses_what_it_does_not_hold(mex):
-    hold = "p = optplug_mex('hold', 1); "
-    calls = {
-        "optplug_mex()": "takes the name",
-        "optplug_mex('optplug_nothing')": "no function 'optplug_nothing'",
-        "optplug_mex('optplug_step')": "takes 1 arguments, got 0",
-        "optplug_mex('optplug_step', 'x')": "takes a number",
-        "optplug_mex('optplug_step', 1e10)": "takes an int here, got 1e+10",
-        "optplug_mex('optplug_create', 1)": "takes text",
-        "optplug_mex('hold', {1})": "takes a double, single or uint8 array",
-        "optplug_mex('hold', 1i)": "takes a real, full array",
-        "optplug_mex('held', 99)": "no array is held as 99",
-        "optplug_mex('release', 99)": "no array is held as 99",
-        hold + "optplug_mex('release', p); optplug_mex('held', p)": "no array is held",
-        hold + "optplug_mex('optplug_copy', p, [1 2], 8)": "has another size or class",
-        hold + "optplug_mex('optplug_copy', p, single(1), 8)": "has another size or class",
-        hold + "optplug_mex('optplug_load_memory', 1, p, 9)": "has 1 elements, not 9",
-        hold
-        + "n = int64(2); optplug_mex('optplug_bind_nd', 1, 'w', 'float64', 'cpu', 1, n, p, n, p, n)": "not 2",
-        hold + "optplug_mex('optplug_bind_nd', 1, 'w', 'float64', 'cpu', 1, 1, p, 1, p, 1)": "an int64 array",
-    }
-    code = "\n".join(f"try, {call}; disp('no error'); catch e, disp(e.message), end" for call in calls)
-    for message, (call, expected) in zip(octave(code, mex).splitlines(), calls.items(), strict=True):
+HOLD = "p = optplug_mex('hold', 1); "
+#: Calls of the MEX file's, and words of what it says of each.
+REFUSED = {
+    "optplug_mex()": "takes the name",
+    "optplug_mex('optplug_nothing')": "no function 'optplug_nothing'",
+    "optplug_mex('optplug_step')": "takes 1 arguments, got 0",
+    "optplug_mex('optplug_step', 'x')": "takes a number",
+    "optplug_mex('optplug_step', 1e10)": "takes an int here, got 1e+10",
+    "optplug_mex('optplug_create', 1)": "takes text",
+    "optplug_mex('hold', {1})": "takes a double, single or uint8 array",
+    "optplug_mex('hold', 1i)": "takes a real, full array",
+    "optplug_mex('held', 99)": "no array is held as 99",
+    "optplug_mex('release', 99)": "no array is held as 99",
+    HOLD + "optplug_mex('release', p); optplug_mex('held', p)": "no array is held",
+    HOLD + "optplug_mex('optplug_copy', p, [1 2], 8)": "has another size or class",
+    HOLD + "optplug_mex('optplug_copy', p, single(1), 8)": "has another size or class",
+    HOLD + "optplug_mex('optplug_load_memory', 1, p, 9)": "has 1 elements, not 9",
+    HOLD
+    + "n = int64(2); optplug_mex('optplug_bind_nd', 1, 'w', 'float64', 'cpu', 1, n, p, n, p, n)": "not 2",
+    HOLD + "optplug_mex('optplug_bind_nd', 1, 'w', 'float64', 'cpu', 1, 1, p, 1, p, 1)": "an int64 array",
+}
+
+
+def refused_calls() -> str:
+    return "\n".join(f"try, {call}; disp('no error'); catch e, disp(e.message), end" for call in REFUSED)
+
+
+def test_the_mex_file_refuses_what_it_does_not_hold(printed):
+    said = printed["mex"]["calls"].splitlines()
+    for message, (call, expected) in zip(said, REFUSED.items(), strict=True):
         assert expected in message, call
 
 
-def test_held_memory_outlives_clear_all(mex):
-    code = """
-        assert(optplug_mex('hold', [1 2 3]), 1);
-        opt = optplug.Optimizer('SGD(lr=1.0)'); opt.bind(1);
-        clear all
-        clear optplug_mex
-        disp(optplug_mex('held', 1)')
-    """
-    assert octave(code, mex).split() == ["1", "2", "3"]
+HELD = """
+    setenv('HELD', num2str(optplug_mex('hold', [1 2 3])));
+    opt = optplug.Optimizer('SGD(lr=1.0)'); opt.bind(1);
+    clear all
+    clear optplug_mex
+    disp(optplug_mex('held', str2double(getenv('HELD')))')
+"""
 
 
-def test_the_stand_in_can_unload_and_load_again(stand_in):
-    code = """
-        opt = optplug.Optimizer('SGD(lr=1.0)');
-        opt.bind(1);
-        clear opt
-        unloadlibrary('liboptplug');
-        opt = optplug.Optimizer('SGD(lr=1.0)');
-        disp(opt.step(3, 1))
-    """
-    assert octave(code, stand_in, FOLDER / "shim") == "2\n"
+def test_held_memory_outlives_clear_all(printed):
+    assert printed["mex"]["held"].split() == ["1", "2", "3"]
 
 
-def test_the_programs_of_the_readmes_print_what_these_say(mex):
-    """One after the other in one Octave: the first README's, MATLAB's and Octave's."""
-    shown = [(hosts.program("matlab"), hosts.program("text"))]
+UNLOADED = """
+    opt = optplug.Optimizer('SGD(lr=1.0)');
+    opt.bind(1);
+    clear opt
+    unloadlibrary('liboptplug');
+    opt = optplug.Optimizer('SGD(lr=1.0)');
+    disp(opt.step(3, 1))
+"""
+
+
+def test_the_stand_in_can_unload_and_load_again(printed):
+    assert printed["stand_in"]["unloaded"] == "2\n"
+
+
+def shown() -> dict[str, tuple[str, str]]:
+    """Return the programs of the first README, MATLAB's and Octave's, each with what it prints."""
+    found = {"the first": (hosts.program("matlab"), hosts.program("text"))}
     for language in ("matlab", "octave"):
         readme = (hosts.PROJECT / "bindings" / language / "README.md").read_text()
         pattern = r"```matlab\n(.*?)```\n\nIt prints\n\n```text\n(.*?)```"
-        shown.append(re.search(pattern, readme, re.S).groups())
-    code = "clear\nprintf('\\f')\n".join(code for code, _ in shown)
-    assert octave(code, mex).split("\f") == [output for _, output in shown]
+        found[language] = re.search(pattern, readme, re.S).groups()
+    return found
+
+
+def test_the_programs_of_the_readmes_print_what_these_say(printed):
+    said = {name: printed["mex"][name] for name in shown()}
+    assert said == {name: output for name, (_, output) in shown().items()}

@@ -35,9 +35,10 @@ json.dump(results, sys.stdout)
 """
 
 
-def host(python: str, loader: str, threads: int = 1, script: str = SCRIPT) -> list:
+def host(python: str | tuple[str, ...], loader: str, threads: int = 1, script: str = SCRIPT) -> list:
+    command = [python] if isinstance(python, str) else python
     done = subprocess.run(
-        [python, "-c", script, loader, optplug.library(), str(threads)],
+        [*command, "-c", script, loader, optplug.library(), str(threads)],
         capture_output=True,
         text=True,
         timeout=hosts.PATIENCE,
@@ -59,7 +60,7 @@ def test_a_host_may_have_subinterpreters(loader):
         "    except ImportError:\n"
         "        pass\n"
     )
-    assert host(sys.executable, loader, script=make + SCRIPT) == [[0, [0.0, 0.0], ""]]
+    assert host(hosts.PYTHON, loader, script=make + SCRIPT) == [[0, [0.0, 0.0], ""]]
 
 
 def minor(python: str) -> str:
@@ -122,7 +123,7 @@ def test_calls_after_the_end_of_python_are_errors():
         "end.step_at_exit(lib.opt_step, lib.opt_error, opt)\n"
     )
     done = subprocess.run(
-        [sys.executable, "-c", script, optplug.library(), str(hosts.PROGRAMS / "at_exit.so")],
+        [*hosts.PYTHON, "-c", script, optplug.library(), str(hosts.PROGRAMS / "at_exit.so")],
         capture_output=True,
         text=True,
         timeout=hosts.PATIENCE,
