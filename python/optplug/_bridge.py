@@ -13,7 +13,6 @@ import pathlib
 import sys
 from collections.abc import Callable
 from contextlib import AbstractContextManager
-from typing import Any
 
 from optplug import surroundings
 
@@ -42,7 +41,6 @@ from optplug.optimizer import HostedOptimizer
 from optplug.options import OptimizerOptions, read_init
 
 _options = OptimizerOptions()  # those of optimizers that are created from now on
-_arguments = dict[str, Any]()  # the same as `HostedOptimizer` takes them
 
 
 def optimizer_of(opt: int) -> HostedOptimizer:
@@ -66,10 +64,6 @@ def _warm_up() -> None:
     HostedOptimizer("Adam()")
 
 
-def _arguments_of(options: OptimizerOptions) -> dict[str, Any]:
-    return {**options.arguments(), "makes_plans": _can_plan and options.plans}
-
-
 def _dtype(value: object) -> str:
     name = host.text("dtype", value)
     buffers.check_dtype(name)
@@ -86,7 +80,7 @@ def _address(pointer: object) -> int:
 
 @callback
 def py_configure(options):
-    global _options, _arguments
+    global _options
     text = host.text("options", options)
     given = read_init(text, _options)
     if given.log is not None:
@@ -96,7 +90,7 @@ def py_configure(options):
     if given.num_threads is not None:
         torch.set_num_threads(given.num_threads)
         host.table.threads(given.num_threads)
-    _options, _arguments = given.optimizers, _arguments_of(given.optimizers)
+    _options = given.optimizers
 
 
 @callback
@@ -107,7 +101,7 @@ def py_enter_thread():
 @callback
 def py_create(opt, text):
     spec = host.text("spec", text)
-    optimizers[opt] = HostedOptimizer(spec, **_arguments)
+    optimizers[opt] = HostedOptimizer(spec, **_options.arguments(_can_plan))
     log.info(f"opt={opt}: {spec}")
 
 
@@ -486,7 +480,6 @@ _can_plan = bool(
         os.fsencode(_libraries / f"libtorch_cpu.{_suffix}"), os.fsencode(_libraries / devices.LIBRARY)
     )
 )
-_arguments = _arguments_of(_options)
 _warm_up()
 log.info(f"torch {torch.__version__} with {torch.get_num_threads()} threads")
 caught.install()

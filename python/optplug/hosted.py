@@ -36,6 +36,7 @@ from optplug.scaling import Scale
 from optplug.spec import SpecError, check_name, shown
 from optplug.trials import Trials
 from optplug.undo import Undo
+from optplug.values import checksums, compare
 from optplug.world import Collective, World
 
 
@@ -289,6 +290,13 @@ class Hosted:
             optimizer = self.run.built or self._build()
             yield optimizer
             self.run.built = optimizer
+
+    def _compare_values(self) -> None:
+        """Warn of other values than at the save before the first step, by which a host has read its own."""
+        if self.run.expected:
+            expected, self.run.expected = self.run.expected, {}
+            here = {n: data for n, data in self.parameters.read_by_steps().items() if n in expected}
+            compare(expected, (self._joint_state.checksums if self._joint_state else checksums)(here))
 
     # ---- whether a call may be made ----
 

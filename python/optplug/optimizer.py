@@ -25,7 +25,6 @@ from optplug.scaling import Scale, take_away
 from optplug.sliced import Sliced
 from optplug.spec import check_name
 from optplug.torch_private import foreach_zero_
-from optplug.values import checksums, compare
 from optplug.wholes import Wholes
 
 
@@ -487,10 +486,3 @@ class HostedOptimizer(Hosted):
         if self.run.average and not self.ranks:  # which have done so, where they fail together
             self.run.average.update(self.parameters.module)
         self.run.steps += 1
-
-    def _compare_values(self) -> None:
-        """Warn of other values than at the save before the first step, by which a host has read its own."""
-        if self.run.expected:
-            expected, self.run.expected = self.run.expected, {}
-            here = {n: data for n, data in self.parameters.read_by_steps().items() if n in expected}
-            compare(expected, (self._joint_state.checksums if self._joint_state else checksums)(here))

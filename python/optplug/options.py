@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import os
 from collections.abc import Iterable
 from typing import Any
@@ -92,9 +93,11 @@ class OptimizerOptions:
     #: Seconds for which ranks of torch.distributed wait for each other.
     timeout: float = 300
 
-    def arguments(self) -> dict[str, Any]:
-        """Return those of `HostedOptimizer` that say the same."""
-        renamed = {**vars(self), "makes_plans": self.plans, "rounds_sqrt": self.sqrt == "processor"}
+    @functools.cache  # noqa: B019 (of a few, which stay)
+    def arguments(self, can_plan: bool) -> dict[str, Any]:
+        """Return those of `HostedOptimizer` that say the same, where steps can be made by plans or cannot."""
+        plans = can_plan and self.plans
+        renamed = {**vars(self), "makes_plans": plans, "rounds_sqrt": self.sqrt == "processor"}
         return {name: value for name, value in renamed.items() if name not in ("plans", "sqrt")}
 
 
