@@ -119,7 +119,9 @@ class Snapshot:
         """State for C what is noted."""
         containers = [*self._dicts, *self._rows]
         self._sequences = [(i, c) for i, c in enumerate(containers) if not isinstance(c, dict | list)]
-        self._ordered = [(c, list(c)) for c in self._dicts if type(c) not in (dict, defaultdict)]
+        self._ordered = [
+            (c, list(c)) for c in self._dicts if len(c) > 1 and type(c) not in (dict, defaultdict)
+        ]
         count = len(self._values)
         memory = [
             ffi.new("void *[]", [_address(c) for c in containers]),
@@ -183,8 +185,9 @@ class Snapshot:
             is_taken = self._copies.take_rest()
         if not is_taken:
             return False
-        if self._ordered and not all(_are(list(container), keys) for container, keys in self._ordered):
-            return False
+        for container, keys in self._ordered:
+            if not _are(list(container), keys):
+                return False
         return (
             all(map(_is, map(_grad_of, self._own), self._grads))
             and [*map(_wants_gradient, self._parameters), *map(_wants_gradient, self._own)] == self._wanting
