@@ -159,7 +159,7 @@ def py_bind_block(opt, name, ndim, global_shape, offset, shape):
 
 @callback
 def py_step(opt):
-    if not log.is_wanted() and optimizers[opt].step_again():
+    if not log.is_wanted() and optimizers[opt].step_steadily():
         return None
     return _step(opt)
 

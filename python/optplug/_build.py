@@ -15,20 +15,20 @@ else:
     import header  # beside this file: the package is not there yet
 
 
+def parameters_of(function: header.Function) -> str:
+    """Return a function's parameters as C declares them."""
+    return ", ".join(f"{p.type} {p.name}" for p in function.parameters) or "void"
+
+
 def main(include: Path, csrc: Path, output: Path) -> None:
     """Generate the module for the bridge's functions and the statuses of the public header."""
     bridge, public = csrc / "bridge.h", header.read(include / "optplug.h")
     statuses = [f"{name} = {value}" for name, value in public.statuses.items() if name.startswith("OPT_")]
-    signatures = {
-        f.name: ", ".join(f"{p.type} {p.name}" for p in f.parameters)
-        for f in header.members(bridge, "optplug_python")
+    signatures = {f.name: parameters_of(f) for f in header.members(bridge, "optplug_python")}
+    # What the host has, as functions of the module: cffi takes longer to call a pointer.
+    functions = {
+        f"{f.result} host_{f.name}({parameters_of(f)})": f for f in header.members(bridge, "optplug_host")
     }
-
-    # What the host has, as functions of the module: a call by a pointer takes cffi several times as long.
-    calls = [
-        (f, ", ".join(f"{p.type} {p.name}" for p in f.parameters) or "void")
-        for f in header.members(bridge, "optplug_host")
-    ]
 
     ffi = cffi.FFI()
     ffi.cdef(header.declarations(bridge))
@@ -36,14 +36,13 @@ def main(include: Path, csrc: Path, output: Path) -> None:
     ffi.cdef("const optplug_host *attach(void);")
     for name, parameters in signatures.items():
         ffi.cdef(f'extern "Python" int py_{name}({parameters});')
-    for function, parameters in calls:
-        ffi.cdef(f"{function.result} host_{function.name}({parameters});")
+    for declaration in functions:
+        ffi.cdef(f"{declaration};")
     prototypes = "\n".join(f"static int py_{name}({parameters});" for name, parameters in signatures.items())
     wrappers = "\n".join(
-        f"static {function.result} host_{function.name}({parameters})\n"
-        f"{{\n    {'' if function.result == 'void' else 'return '}"
-        f"host->{function.name}({', '.join(p.name for p in function.parameters)});\n}}"
-        for function, parameters in calls
+        f"static {declaration}\n{{\n    {'' if f.result == 'void' else 'return '}"
+        f"host->{f.name}({', '.join(p.name for p in f.parameters)});\n}}"
+        for declaration, f in functions.items()
     )
     table = ", ".join(f".{name} = py_{name}" for name in signatures)
     ffi.set_source(

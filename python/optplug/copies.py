@@ -58,8 +58,6 @@ class Copies:
         #: For `optplug_contents`, whose comparison then leaves nothing but what `take_rest` does.
         parts = self._parts.stated if self._lying.is_told_by_c else ffi.NULL
         self.stated = self._lying.stated, parts, self._row
-        #: Whether nothing is left then.
-        self.are_by_c = self._lying.is_told_by_c and not self._others
 
     def are_of(self, tensors: Sequence[Tensor]) -> bool:
         """Tell whether these are the tensors, and lie where they did."""

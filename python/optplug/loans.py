@@ -125,23 +125,23 @@ class Gradients:
         self._moves = Moves([g for _, g in pairs], self._lent)
         self._storages = [storage_of(t) for t in self._memory]
         self._places = [place for _, place in self._storages]
-        # How many owners each has.
-        lent, uses = self._lent, map(use_count, self._lent) if use_count else ()
-        self._counts = [*map(sys.getrefcount, lent), *uses, *map(owners, self._places)]
+        self._counts = self._count()
 
-    def lend_again(self) -> bool:
-        """Let the class find them once more; False if it has kept some, which stay what they were."""
+    def _count(self) -> list[int]:
+        """Return how many owners each has."""
+        if use_count is None:
+            return []
         lent = self._lent
-        if (
-            use_count is None
-            or [*map(sys.getrefcount, lent), *map(use_count, lent), *map(owners, self._places)]
-            != self._counts
-            or not self._lying_lent.are_there()
-            or not all(map(_is, map(_grad_of, self._tensors), self.hosts))
-        ):
-            return False
-        self.lend()
-        return True
+        return [*map(sys.getrefcount, lent), *map(use_count, lent), *map(owners, self._places)]
+
+    def are_free(self) -> bool:
+        """Tell whether these can be lent again: what the class has kept stays what it was."""
+        return (
+            use_count is not None
+            and self._count() == self._counts
+            and self._lying_lent.are_there()
+            and all(map(_is, map(_grad_of, self._tensors), self.hosts))
+        )
 
     def lend(self) -> None:
         """Let the class find gradients of its own."""
@@ -192,9 +192,7 @@ class Loans:
     def finish(self) -> None:
         """Take back what is lent, at the end of the step."""
         optimizer, self._optimizer = self._optimizer, None
-        if self._is_quick and self._gradients and self._gradients.take_back():
-            self._is_quick = self._are_lent = False
-        elif optimizer is not None and self._are_lent:
+        if optimizer is not None and self._are_lent:
             self._take_back(optimizer)
 
     def give_up(self) -> None:
@@ -264,9 +262,9 @@ class Loans:
             return
         self._are_lent = True
         if not (self._needs_own or self._has_own):
-            if self._gradients is None or not self._gradients.lend_again():
+            if self._gradients is None or not self._gradients.are_free():
                 self._gradients = Gradients(self._all.values())
-                self._gradients.lend()
+            self._gradients.lend()
             self._is_quick = True
             return
         with grad_mode(False):

@@ -54,10 +54,9 @@ class HostedOptimizer(Hosted):
         else:
             self._step_alone()
         self.planner.state(self.run, self.parameters, self._scale)
-        if not self.ranks:
-            self.planner.settle(self.run, self.parameters, self._scale)
+        self.planner.settle(self.run, self.parameters, self._scale)
 
-    def step_again(self) -> bool:
+    def step_steadily(self) -> bool:
         """Make a step that comes down to one of a class outside torch, as `planning` has noted it.
 
         What else `step` looks at cannot be other than it was, and takes as long as some classes' own steps.

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import functools
 import os
 from collections.abc import Iterable
 from typing import Any
@@ -93,7 +92,6 @@ class OptimizerOptions:
     #: Seconds for which ranks of torch.distributed wait for each other.
     timeout: float = 300
 
-    @functools.cache  # noqa: B019 (of a few, which stay)
     def arguments(self, can_plan: bool) -> dict[str, Any]:
         """Return those of `HostedOptimizer` that say the same, where steps can be made by plans or cannot."""
         plans = can_plan and self.plans

@@ -214,14 +214,14 @@ class Planner:
     def settle(self, run: Run, parameters: Parameters, scale: Scale) -> None:
         """Note, after a step by Python, whether the next ones come down to the class's own."""
         is_steady = not (
-            self._error_if_nonfinite
+            parameters.loans is None
+            or parameters.loans.have_own()
+            or not parameters.are_plain()
+            or self._error_if_nonfinite
             or self.plan
             or scale
             or run.average
             or (self.makes_plans and (self.records.may_begin or self.records.are_kept))
-            or parameters.loans is None
-            or parameters.loans.have_own()
-            or not parameters.are_plain()
         )
         self.steady = run.built if is_steady else None
 

@@ -181,7 +181,7 @@ class Snapshot:
         is_taken = count >= 0
         if count > 0:
             is_taken = self._takes(ffi.unpack(self._memory_of_noted[3], count))
-        elif is_taken and not self._copies.are_by_c:
+        elif is_taken:
             is_taken = self._copies.take_rest()
         if not is_taken:
             return False

@@ -110,18 +110,15 @@ class Undo:
 
     def step(self, optimizer: torch.optim.Optimizer, step: Callable[[torch.optim.Optimizer], None]) -> None:
         """Make a step of a class outside torch that is not its first: `of_others`, in less time."""
-        loans = self._loans
-        assert loans
-        if self._is_kept:
-            self._snapshot.take(optimizer, self._parameters.all_tensors())
-        loans.begin(optimizer, False)
+        assert self._loans
+        self._begin(optimizer, False)
         try:
             if self._stream.is_drawn_from:
                 with self._stream.current():
                     step(optimizer)
             else:
                 step(optimizer)
-            loans.finish()
+            self._loans.finish()
         except BaseException as error:
             self._fail(optimizer, error)
             raise
