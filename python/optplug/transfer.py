@@ -66,12 +66,17 @@ def run(plan: Plan) -> bool:
     return bool(host.table.run_plan(stated))
 
 
+_OF_NORMS = "lanes", "fused", "chunk", "add_scalar", "mul_scalar", "reciprocal", "clamp_max", "clamp"
+
+
 def give_gradients(gradients: Gradients, out: Any) -> object:
     """Fill in ``out``, an ``optplug_gradients *``, and return what it points to."""
-    g = gradients
-    stated = ffi.new("optplug_tensor[]", [_tensor(t) for t in g.tensors])
-    norms = g.lanes, g.fused, g.chunk, g.add_scalar, g.mul_scalar, g.reciprocal, g.clamp_max, g.clamp
-    out[0] = (len(g.tensors), stated, *norms)
+    stated = ffi.new("optplug_tensor[]", [_tensor(t) for t in gradients.tensors])
+    out[0] = {
+        **{name: getattr(gradients, name) for name in _OF_NORMS},
+        "count": len(gradients.tensors),
+        "tensors": stated,
+    }
     return stated
 
 
