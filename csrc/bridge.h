@@ -89,6 +89,7 @@ typedef enum {
     ELEMENTWISE_GREATER,        /* 1 where a > v, else 0 */
     ELEMENTWISE_LESS,           /* 1 where a < v, else 0 */
     ELEMENTWISE_EQUAL,          /* 1 where a == v, else 0 */
+    ELEMENTWISE_FILL,           /* v */
     ELEMENTWISE_FILL_WHERE,     /* v where b is not 0, else a */
     ELEMENTWISE_WIDEN_FLOAT16,  /* float16 as float32: these are none in float64 */
     ELEMENTWISE_NARROW_FLOAT16, /* float32 rounded to float16 */

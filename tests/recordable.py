@@ -71,6 +71,43 @@ class OfItsOwn(Each):
         p.sub_(state["average"].square().sqrt(), alpha=group["largest"] / (1 + group["weight"]))
 
 
+class Listed(Each):
+    """Steps a group by lists, unless it is told not to: then with other operations."""
+
+    def __init__(self, params, lr=0.1, beta=0.9, foreach=None):
+        super().__init__(params, lr, beta, foreach=foreach)
+
+    @torch.no_grad()
+    def step(self, closure=None):
+        assert closure is None
+        for group in self.param_groups:
+            members = [p for p in group["params"] if p.grad is not None]
+            for p in members:
+                self.state[p].setdefault("average", torch.zeros_like(p))
+            grads, averages = [p.grad for p in members], [self.state[p]["average"] for p in members]
+            if group["foreach"] is False:
+                for p, grad, average in zip(members, grads, averages, strict=True):
+                    p.sub_(average.lerp_(grad, 0.1), alpha=group["lr"])
+                continue
+            changes = torch._foreach_sub(grads, averages)
+            torch._foreach_add_(averages, changes, alpha=0.1)
+            torch._foreach_add_(members, torch._foreach_mul(averages, group["lr"]), alpha=-1)
+
+
+class OfOldCode(Each):
+    """Converts what needs no conversion, and says things as torch once had them, or in words less used."""
+
+    def move(self, p, grad, state, group):
+        values, grad = p.data.to(grad.dtype).view_as(grad), grad.to(p.device)
+        average = state["average"].type_as(values).reshape(values.shape)
+        average.mul_(group["beta"]).add_(1 - group["beta"], grad)
+        rates = torch.full_like(average, group["lr"]).div_(average.abs().clamp_min(0.1)).clip(0.01, 0.5)
+        rates = torch.min(rates, torch.ones_like(rates).mul_(0.3)) * torch.full((), 0.5, dtype=rates.dtype)
+        values.addcmul_(-1, torch.tensor(0.1, dtype=rates.dtype) / (1 / rates), average)
+        p.data.copy_(values)
+        grad.zero_()
+
+
 class Decaying(Each):
     """Moves the rate itself, as pyro's ClippedAdam does."""
 

@@ -16,13 +16,13 @@ from planned_twins import direct_plans  # noqa: F401 (pytest finds the fixture h
 
 lib = ctypes_api.load()
 SHAPES = (50,), (7, 9), (3,)
-RECORDED = ["Lion", "Counting", "OfItsOwn", "Asking"]
+RECORDED = ["Lion", "Counting", "Listed", "OfOldCode", "OfItsOwn", "Asking"]
 NOT_RECORDED = {
     "ByShape": "torch.sum is not understood",
     "Hidden": "a step changes what the optimizer holds",
     "Rolling": "",
     "Remembering": "",
-    "Thresholds": "torch.flatten is not understood",
+    "Thresholds": "torch.__getitem__ is not understood",
     "ByPlace": "its steps go by a parameter's place in its group",
     "ByLength": "its steps go by a parameter's place in its group",
     "ByGradients": "its steps go by a parameter's place in its group",

@@ -115,6 +115,7 @@ OPERATIONS = {
     "gt": Operation(lambda a, v: a.gt(v).to(a.dtype), ["GREATER"], 1, 1, rounds=True),
     "lt": Operation(lambda a, v: a.lt(v).to(a.dtype), ["LESS"], 1, 1, rounds=True),
     "eq": Operation(lambda a, v: a.eq(v).to(a.dtype), ["EQUAL"], 1, 1, rounds=True),
+    "fill": Operation(lambda a, v: torch.full_like(a, v), ["FILL"], 1, 1, rounds=True),
     "fill where": Operation(lambda a, b, v: _filled(a, b, v), ["FILL_WHERE"], 2, 1),
 }
 

@@ -18,6 +18,7 @@ HARMLESS = frozenset(
         "_set_grad_enabled",
         "dim",
         "element_size",
+        "empty_like",
         "is_complex",
         "is_contiguous",
         "is_floating_point",
@@ -27,6 +28,29 @@ HARMLESS = frozenset(
         "stride",
     }
 )
+
+#: Functions of torch's that return a tensor itself, or its memory in its shape, where nothing is to be done.
+CONVERSIONS = frozenset(
+    {
+        "bfloat16",
+        "contiguous",
+        "double",
+        "expand",
+        "expand_as",
+        "flatten",
+        "float",
+        "half",
+        "reshape",
+        "to",
+        "type",
+        "type_as",
+        "view",
+        "view_as",
+    }
+)
+
+#: Functions of torch's that make a tensor of one value: which, None if they are told.
+FILLED = {"full": None, "full_like": None, "ones": 1.0, "ones_like": 1.0, "zeros": 0.0, "zeros_like": 0.0}
 
 _Read = Callable[..., tuple[str, list[Tensor], list[Any]]]
 
@@ -49,7 +73,9 @@ def _commuting(kind: str) -> _Read:
     return lambda a, b, **kwargs: read(a, b, **kwargs) if isinstance(a, Tensor) else read(b, a, **kwargs)
 
 
-def _add(a: Any, b: Any, *, alpha: Any = 1) -> tuple[str, list[Tensor], list[Any]]:
+def _add(a: Any, b: Any, c: Any = None, *, alpha: Any = 1) -> tuple[str, list[Tensor], list[Any]]:
+    if c is not None:  # the factor stands before what it is of, as torch once had it
+        b, alpha = c, b
     if not isinstance(a, Tensor):
         a, b = b, a
     if isinstance(b, Tensor):
@@ -64,7 +90,10 @@ def _sub(a: Any, b: Any, *, alpha: Any = 1) -> tuple[str, list[Tensor], list[Any
 
 
 def _three(kind: str) -> _Read:
-    return lambda a, b, c, *, value=1: (kind, [a, b, c], [value])
+    def read(a: Any, b: Any, c: Any, d: Any = None, *, value: Any = 1) -> tuple[str, list[Tensor], list[Any]]:
+        return (kind, [a, b, c], [value]) if d is None else (kind, [a, c, d], [b])
+
+    return read
 
 
 def _clamp(a: Tensor, min: Any = None, max: Any = None) -> tuple[str, list[Tensor], list[Any]]:  # noqa: A002
@@ -89,16 +118,22 @@ READ: dict[str, _Read] = {
     "addcdiv": _three("addcdiv"),
     "addcmul": _three("addcmul"),
     "clamp": _clamp,
+    "clamp_max": lambda a, max: ("clamp max", [a], [max]),  # noqa: A006
+    "clamp_min": lambda a, min: ("clamp min", [a], [min]),  # noqa: A006
+    "clip": _clamp,
     "clone": lambda a, **_: ("copy", [a], []),
     "copy": lambda _to, a: ("copy", [a], []),
     "div": _binary("div"),
     "true_divide": _binary("div"),
     "__truediv__": _binary("div"),
     "eq": lambda a, v: ("eq", [a], [v]),
+    "fill": lambda a, v: ("fill", [a], [v]),
     "gt": lambda a, v: ("gt", [a], [v]),
     "lerp": lambda a, end, weight: ("lerp", [a, end], [weight]),
     "lt": lambda a, v: ("lt", [a], [v]),
+    "max": lambda a, b: ("maximum", [a, b], []),
     "maximum": lambda a, b: ("maximum", [a, b], []),
+    "min": lambda a, b: ("minimum", [a, b], []),
     "minimum": lambda a, b: ("minimum", [a, b], []),
     "mul": _commuting("mul"),
     "__mul__": _commuting("mul"),
@@ -114,4 +149,5 @@ READ: dict[str, _Read] = {
     "square": _unary("square"),
     "sub": _sub,
     "__sub__": _sub,
+    "zero": lambda a: ("fill", [a], [0.0]),
 }

@@ -21,7 +21,7 @@ from optplug.buffers import real
 from optplug.lean import bare_step
 from optplug.merging import Instruction, merged, packed
 from optplug.number import Computation, Number, Scalar, is_number, plain, understood
-from optplug.readings import HARMLESS, READ
+from optplug.readings import CONVERSIONS, FILLED, HARMLESS, READ
 from optplug.torch_private import grad_mode
 
 #: What torch does to complex numbers as to their real and imaginary parts.
@@ -94,6 +94,7 @@ class Recording(TorchFunctionMode, Computation):
         self._arrays = {id(t): i for i, t in arrays.items()}
         self._has_gaps = not all(t.is_contiguous() for t in arrays.values())
         self._items: dict[int, int] = {}
+        self._filled: dict[int, Any] = {}  # arrays of one value that nothing has been done to yet
         self._first: dict[int, int] = {}
         for i, t in enumerate(self.lists):
             if t.dim() == 0:
@@ -110,7 +111,7 @@ class Recording(TorchFunctionMode, Computation):
 
     def __torch_function__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
-        result = function(*plain(args), **plain(kwargs))
+        whole = result = function(*plain(args), **plain(kwargs))
         self._alive.append((args, kwargs, result))
         name = getattr(function, "__name__", "")
         if self._others and (those := self._others.intersection(map(id, _tensors_in((args, kwargs))))):
@@ -126,8 +127,9 @@ class Recording(TorchFunctionMode, Computation):
                     self.refuse(f"torch.{name} brings parameters together")
                 self._others |= set(map(id, _tensors_in(result)))
                 return result
-        if name in HARMLESS:
-            if isinstance(result, Tensor) and args and result is not args[0] and result.is_set_to(args[0]):
+        is_itself = bool(args) and _is_itself(result, args[0])
+        if name in HARMLESS or (name in CONVERSIONS and is_itself):
+            if is_itself and result is not args[0]:
                 self._alias(result, args[0])  # p.data
             return result
         if name == "item" and id(args[0]) in self._items:
@@ -137,7 +139,7 @@ class Recording(TorchFunctionMode, Computation):
                 self._note(name, result, *args, **kwargs)
             except (KeyError, TypeError, ValueError, IndexError, StopIteration) as error:
                 self.refuse(f"torch.{name} is not understood ({error})")
-        return result
+        return whole
 
     def _note(self, name: str, result: Any, *args: Any, **kwargs: Any) -> None:
         if name.startswith("_foreach_"):  # of one parameter
@@ -148,6 +150,17 @@ class Recording(TorchFunctionMode, Computation):
             if name.strip("_") in ("addcdiv", "addcmul") and len(args) == 4:
                 args, kwargs = args[:3], {"value": args[-1]}
             result = args[0] if name.endswith("_") else _alone((result,))[0]
+        if name in FILLED:
+            value = FILLED[name]
+            if value is None:
+                value = kwargs["fill_value"] if "fill_value" in kwargs else args[1]
+            if result.dim() == 0:
+                self._items[id(result)] = self._rounded(self.index(value), result.dtype)
+            elif self.others and real(result).shape != self._shape:
+                self._others.add(id(result))
+            else:
+                self._filled[id(result)] = value
+            return
         if name in ("as_tensor", "tensor", "scalar_tensor"):
             (number,) = args
             if not is_number(number) or result.dtype not in elementwise.RECORDED:
@@ -206,6 +219,17 @@ class Recording(TorchFunctionMode, Computation):
 
     def _apply(self, kind: str, to: Tensor, arrays: list[Tensor], numbers: list[Any]) -> None:
         """Note an operation of C's."""
+        for t in arrays:
+            if id(t) in self._filled and id(t) not in self._arrays:
+                self._fill(t, self._filled[id(t)])
+        if kind in ("mul", "div") and id(arrays[0]) in self._items and id(arrays[1]) in self._arrays:
+            if kind == "div":
+                filled = torch.empty_like(to)
+                self._alive.append(filled)
+                self._fill(filled, arrays[0])
+                arrays = [filled, arrays[1]]
+            else:
+                arrays = arrays[::-1]
         dtype = arrays[0].dtype
         if kind in ("mul", "div") and id(arrays[0]) in self._arrays and id(arrays[1]) in self._items:
             kind, arrays, numbers = f"{kind} scalar", arrays[:1], [arrays[1]]
@@ -257,6 +281,11 @@ class Recording(TorchFunctionMode, Computation):
             self._lanes = lanes
         self._instructions.append(Instruction(chosen, end, self._arrays[id(to)], a, b, c, v, u))
 
+    def _fill(self, to: Tensor, value: Any) -> None:
+        if not self._has_gaps and to.stride() != self.lists[0].stride():
+            raise TypeError("arrays are laid out differently")  # over which torch loops otherwise
+        self._apply("fill", to, [self.lists[0]], [value])
+
     def item(self, index: int, value: float) -> Number:
         """Return the number that stands for the value of a list."""
         return Number(self, value, self._first[index])
@@ -291,6 +320,16 @@ class Recording(TorchFunctionMode, Computation):
             temporaries,
             self._lanes,
         )
+
+
+def _is_itself(result: Any, tensor: Any) -> bool:
+    """Tell whether a function has returned the tensor, or another one of its memory, shape and dtype."""
+    return (
+        isinstance(result, Tensor)
+        and isinstance(tensor, Tensor)
+        and result.dtype == tensor.dtype
+        and result.is_set_to(tensor)
+    )
 
 
 def _alone(arguments: Any) -> Any:

@@ -71,6 +71,8 @@ class Rehearsal:
     places: tuple[Place, ...]
     #: The hyperparameters that are its scalars.
     options: tuple[str, ...]
+    #: Whether it was recorded with foreach=False; the group's own implementation has the same bits.
+    is_loop: bool
 
     @property
     def lists(self) -> object:
@@ -189,7 +191,7 @@ class Case:
     def _check_place(self, made: Rehearsal, have_grads: bool) -> None:
         for p in self.others:
             p.grad = torch.ones_like(p) if have_grads else None
-        group = {**self.group, "foreach": False} if "foreach" in self.group else self.group
+        group = {**self.group, "foreach": False} if made.is_loop else self.group
         recording, names = self._record(group, made.places)
         record = recording.record()
         if record is None or names != made.state or not recorder.is_same_step(record, made.record):
@@ -203,14 +205,14 @@ class Case:
         if foreach and self.dtype in elementwise.HALVES:
             raise NotRecordedError("foreach=True in half precision")
         try:
-            return self._made(self.group)
+            return self._made(self.group, is_loop=False)
         except NotRecordedError:
             if not foreach:
                 raise
         # The loop over parameters may be understood, and the group's own implementation give its bits.
-        return self._made({**self.group, "foreach": False})
+        return self._made({**self.group, "foreach": False}, is_loop=True)
 
-    def _made(self, group: Group) -> Rehearsal:
+    def _made(self, group: Group, is_loop: bool) -> Rehearsal:
         places = tuple(Place(False, k, type(v)) for k, v in self.items.items() if not is_item(v))
         recording, names = self._record(group, places)
         if recording.moved:  # of which is known only now that they are no hyperparameters
@@ -219,7 +221,7 @@ class Case:
         record = recording.record()
         if record is None:
             raise NotRecordedError(recording.reason)
-        made = Rehearsal(record, names, places, tuple(_options(self.group, places)))
+        made = Rehearsal(record, names, places, tuple(_options(self.group, places)), is_loop)
         self._prove(made)
         return made
 
