@@ -211,3 +211,32 @@ def test_functions_of_math_that_a_host_has_put_there_stay(monkeypatch):
     assert math.sqrt is halved
     monkeypatch.undo()
     assert math.sqrt(16) == 4
+
+
+def said_of_steps(spec: str, closure: bool = False, sparse: bool = False, scale: float = 0) -> str:
+    """Step twice, and return what opt_describe says of the steps."""
+    value, rows = np.ones((10, 5), dtype="float32"), np.ones((1, 5), dtype="float32")
+    opt = Optimizer(spec)
+    if sparse:
+        opt.bind_sparse("w", value, np.array([1]), np.array([3]), rows)
+    else:
+        opt.bind("w", value, np.ones_like(value))
+    if scale:
+        opt.grad_scale(np.array([scale], dtype="float32"))
+    for _ in range(2):
+        if closure:
+            opt.step_closure(lambda: 1.0)
+        else:
+            opt.step()
+    [said] = [line for line in opt.describe().splitlines() if line.startswith("step:")]
+    opt.free()
+    return said
+
+
+def test_steps_of_which_there_are_no_records_say_why():
+    assert said_of_steps("RMSprop()", scale=2).endswith("by Python, since gradients are scaled")
+    assert said_of_steps("SGD(momentum=0.9)", sparse=True).endswith("by Python, since a gradient is sparse")
+    own = "by Python, since the class steps arrays of its own instead of yours"
+    assert said_of_steps("somebodys:Replacing()").endswith(own)
+    closure = "by Python, since each calls your function"
+    assert said_of_steps("wrappers:Sharp(base_optimizer=SGD, lr=0.1)", closure=True).endswith(closure)

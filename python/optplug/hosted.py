@@ -100,7 +100,7 @@ class Hosted:
         self._undo = Undo(self.recipe, self.parameters, self.draws, undo)
         self._resumption = Resumption(self.recipe, self._trials, self.parameters, self.attributes, self.draws)
         self._build = functools.partial(building.build, self.recipe, self.parameters, self.draws)
-        self._scale = Scale()
+        self.scale = Scale()
         self._iteration: Iteration | None = None
         self._timeout = timeout
         #: Those that step it together, where there are several.
@@ -170,7 +170,7 @@ class Hosted:
                 self.recipe,
                 self.parameters,
                 self._groups,
-                lambda: bool(self._scale),
+                lambda: bool(self.scale),
                 self.error_if_nonfinite,
                 self._check_ranks,
             )
@@ -317,7 +317,7 @@ class Hosted:
             raise StateError(f"{what} after opt_distribute is not supported: {remedy}")
 
     def _check_unscaled(self, what: str) -> None:
-        if self._scale:
+        if self.scale:
             raise StateError(
                 f"{what} after opt_grad_scale: call opt_grad_scale with NULL, and scale in the closure"
             )

@@ -53,8 +53,8 @@ class HostedOptimizer(Hosted):
             self._step_over_ranks(self.ranks)
         else:
             self._step_alone()
-        self.planner.state(self.run, self.parameters, self._scale)
-        self.planner.settle(self.run, self.parameters, self._scale)
+        self.planner.state(self.run, self.parameters, self.scale)
+        self.planner.settle(self.run, self.parameters, self.scale)
 
     def step_steadily(self) -> bool:
         """Make a step that comes down to one of a class outside torch, as `planning` has noted it.
@@ -76,15 +76,15 @@ class HostedOptimizer(Hosted):
         if self.run.stepped and self.run.built:
             if not self.recipe.is_torchs:
                 self._undo.step(self.run.built, self._step_again)
-            elif not self._scale and self._undo.is_needless(self.run.built):
+            elif not self.scale and self._undo.is_needless(self.run.built):
                 self._step_again(self.run.built)  # without a context, which takes microseconds
             else:
                 self._gather()
-                divided = self._scale.divided(self.run.built, self.parameters)
+                divided = self.scale.divided(self.run.built, self.parameters)
                 with self._undo.on_error(self.run.built, False, False, False, self._build, divided):
                     self._step_gathered(self.run.built)
             self.planner.conclude(self.run.built)
-        elif self.recipe.is_torchs and not self._scale:  # the same without contexts
+        elif self.recipe.is_torchs and not self.scale:  # the same without contexts
             self._check_bound("opt_step")
             optimizer = self.run.built or self._build()
             self._gather()
@@ -95,9 +95,9 @@ class HostedOptimizer(Hosted):
             with self._ready("opt_step") as optimizer, self._undo.of_others(optimizer, is_first=True):
                 self._gather()
                 self.planner.check_state(optimizer)
-                divided = self._scale.divided(optimizer, self.parameters)
+                divided = self.scale.divided(optimizer, self.parameters)
                 with self._undo.on_error(optimizer, True, False, False, self._build, divided):
-                    is_made = self._scale.apply(optimizer, self.parameters, False)
+                    is_made = self.scale.apply(optimizer, self.parameters, False)
                     if is_made:
                         optimizer.step()
                 self.run.stepped = self.run.stepped or is_made
@@ -115,7 +115,7 @@ class HostedOptimizer(Hosted):
 
             if ranks.sliced():
                 all_of = self._all_that_steps_change(optimizer)
-            if (divided := self._scale.divided(optimizer, self.parameters)) is not None:
+            if (divided := self.scale.divided(optimizer, self.parameters)) is not None:
                 all_of = [*(all_of or ()), *divided]
             with contextlib.ExitStack() as undo, ranks.publishing(all_of is not None):
                 ranks.gather(look)
@@ -124,12 +124,12 @@ class HostedOptimizer(Hosted):
                     self._undo.on_error(optimizer, is_first, False, False, self._build, all_of)
                 )
                 undo.enter_context(self.planner.forgetting())
-                scale = ranks.scale(self._scale) if self._scale else self._scale
+                scale = ranks.scale(self.scale) if self.scale else self.scale
                 is_made = scale.apply(optimizer, self.parameters, self.planner.has_recorded)
                 if is_made and is_first:
                     optimizer.step()
                 elif is_made:
-                    self.planner.step(optimizer, self.parameters, self._scale)
+                    self.planner.step(optimizer, self.parameters, self.scale)
                 if self.run.average:
                     self.run.average.update(self.parameters.module)
             self.parameters.publish(but=Sliced)
@@ -153,7 +153,7 @@ class HostedOptimizer(Hosted):
         self._step_gathered(optimizer)
 
     def _step_gathered(self, optimizer: torch.optim.Optimizer) -> None:
-        scale = self._scale
+        scale = self.scale
         if not scale or scale.apply(optimizer, self.parameters, self.planner.has_recorded):
             self.planner.step(optimizer, self.parameters, scale)
 
@@ -330,11 +330,11 @@ class HostedOptimizer(Hosted):
         Both are read when a step runs: ``torch.amp.GradScaler`` does the same.
         """
         self._check_idle("opt_grad_scale")
-        self._scale = Scale(scale, found_inf)
+        self.scale = Scale(scale, found_inf)
         if self.run.built:
             take_away(self.run.built)
         self.planner.forget()
-        if self.ranks and self._scale:
+        if self.ranks and self.scale:
             self.planner.refuse("ranks agree on their scales")
 
     # ---- schedules ----

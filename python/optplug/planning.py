@@ -183,14 +183,17 @@ class Planner:
 
     def _may_record(self, parameters: Parameters, scale: Scale) -> bool:
         """Tell whether steps may run as records of what Python does."""
-        return (
-            bool(self.makes_plans)
-            and self.records.may_begin
-            and not self._recipe.needs_closure
-            and not (parameters.loans and parameters.loans.have_own())
-            and not scale
-            and not parameters.has_sparse()
-        )
+        return bool(self.makes_plans) and self.records.may_begin and not self.unrecorded(parameters, scale)
+
+    def unrecorded(self, parameters: Parameters, scale: Scale) -> str:
+        """Say why steps are none of which there are records; "" if they may be."""
+        if self._recipe.needs_closure:
+            return "each calls your function"
+        if parameters.loans and parameters.loans.have_own():
+            return "the class steps arrays of its own instead of yours"
+        if scale:
+            return "gradients are scaled"
+        return "a gradient is sparse" if parameters.has_sparse() else ""
 
     def _step(self, optimizer: torch.optim.Optimizer, parameters: Parameters) -> None:
         if parameters.loans:
