@@ -10,6 +10,7 @@
 #include "error.h"
 #include "gradients.h"
 #include "handle.h"
+#include "loans.h"
 #include "log.h"
 #include "lying.h"
 #include "openmp.h"
@@ -89,9 +90,10 @@ __attribute__((visibility("default"))) const optplug_host *optplug_attach(const 
         .take = rows_take,
         .put = rows_put,
         .move = rows_move,
-        .copy = rows_copy,
         .note = contents_note,
         .look = lying_look,
+        .lend = loans_lend,
+        .take_back = loans_take_back,
         .multiply = rows_multiply,
         .clip_grad_norm = clip_grad_norm,
         .take_steps = take_steps,

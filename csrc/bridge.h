@@ -300,6 +300,26 @@ typedef struct optplug_lying {
 
 enum { LYING_DIMENSIONS = 5, LYING_NUMBERS = 4 + 2 * LYING_DIMENSIONS };
 
+/* An attribute of some of Python's objects: lists of them, and of what it is. */
+typedef struct optplug_attributes {
+    void *name, *objects, *values;
+} optplug_attributes;
+
+/* Gradients that are lent. */
+typedef struct optplug_loans {
+    void *use_count, *owners; /* functions of torch's: how many own a tensor, or a memory */
+    void *lent, *memories;    /* lists: what is lent, and for `owners` what its memory is */
+    int64_t *counts;          /* LOANS_COUNTS of each: references, and what those functions say */
+    const optplug_lying *lying, *lying_lent; /* all parameters, and what is lent */
+    optplug_attributes hosts, gradients; /* the parameters' gradients: the host's, and those that are lent */
+    const optplug_parts *from, *to;      /* what is copied of the former to the latter */
+} optplug_loans;
+
+enum { LOANS_COUNTS = 3 };
+
+/* Where a tensor is besides: among all, among the class's own, and its attributes among those that have none. */
+enum { AMONG_TENSORS, AMONG_OWN, AMONG_BARE, CONTENTS_PLACES };
+
 /* What dicts and lists of Python's held, and some tensors. */
 typedef struct optplug_contents {
     int count;
@@ -308,10 +328,15 @@ typedef struct optplug_contents {
     void *bare;             /* a list of dicts that had none */
     void *keys, *values;    /* lists: the keys of the dicts, and all values */
     const char *leads_on;   /* of each value: whether it is no mere number or word */
-    int64_t *others;        /* room for the places of those that do */
+    const int64_t *places;  /* of each value that is a tensor of the class's own: CONTENTS_PLACES, else -1 */
+    int64_t *others;        /* room for those that are others now */
+    int attribute_count;
+    const optplug_attributes *attributes;
     const optplug_lying *tensors;
-    const optplug_parts *parts; /* of those, or NULL, ... */
-    void *row;                  /* ... and a copy */
+    void *own, *memory;              /* lists: tensors of the class's own, and what is the memory of all */
+    void *attributes_of, *memory_of; /* names: of a tensor's dict of attributes, and of its memory */
+    const optplug_parts *parts;      /* of those, or NULL, ... */
+    void *row;                       /* ... and a copy */
 } optplug_contents;
 
 /* An inverse Hessian, known by pairs of rows of n values in float32 (4 bytes) or float64 (8), oldest first:
@@ -413,15 +438,18 @@ typedef struct optplug_host {
     void (*put)(const optplug_parts *parts, const void *row);
     int (*move)(const optplug_parts *parts, int add, const void *row, double factor);
     int (*multiply)(const optplug_inverse *by, void *row);
-    /* Copy arrays to others of the same lengths. */
-    void (*copy)(const optplug_parts *from, const optplug_parts *to);
-    /* Note the values that containers have now, and return how many of those that lead on are others than noted
-     * before, after their places; if none is, copy the tensors' values.  -1 where there is another number of values,
-     * another key or type, or a tensor lies elsewhere. */
+    /* Note the values that containers have now, and copy the tensors' values.  Return how many tensors are others
+     * of the same form in the place of some that nobody else has; -1 where there is another number of values,
+     * another key or type, an attribute is another, or a tensor lies elsewhere. */
     int64_t (*note)(const optplug_contents *noted);
     /* Note where tensors lie, or compare that, and note where those lie that have come into the place of others of
      * their form.  Return how many there are before one that lies elsewhere, or of which DLPack cannot tell. */
     int (*look)(const optplug_lying *lying, int is_first);
+    /* Copy the host's gradients to those that are lent, and let the parameters have these; 0 if somebody else has
+     * one of these, the host's are others or one lies elsewhere.  Let the parameters have the host's gradients; 0
+     * if one lies elsewhere. */
+    int (*lend)(const optplug_loans *loans, int is_first);
+    int (*take_back)(const optplug_loans *loans);
     /* Clip gradients by their norm, and return 1; 0 if they are not clipped. */
     int (*clip_grad_norm)(const optplug_gradients *gradients, double max_norm, double *total_norm);
     /* Return how many steps plans have made since this was last asked. */

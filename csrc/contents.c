@@ -1,5 +1,6 @@
 #include "contents.h"
 
+#include "attributes.h"
 #include "lying.h"
 #include "pyapi.h"
 #include "rows.h"
@@ -45,7 +46,35 @@ static int compare_list(struct comparison *c, PyObject *list)
     return 1;
 }
 
-/* Nothing here runs code of Python's: what is let go of is a number, or is kept by whoever asks. */
+/* Let a tensor be the one that has come into the place of another; 0 if somebody else has that still. */
+static int replace(const optplug_contents *noted, int64_t value)
+{
+    const int64_t *places = noted->places + value * CONTENTS_PLACES;
+    if (places[AMONG_TENSORS] < 0)
+        return 0;
+    PyObject *tensors = noted->tensors->tensors, *now = PyList_GET_ITEM((PyObject *)noted->values, value);
+    if (Py_REFCNT(PyList_GET_ITEM(tensors, places[AMONG_TENSORS])) > 2) /* besides this list and `own` */
+        return 0;
+    PyObject *attributes = py.PyObject_GetAttr_(now, noted->attributes_of);
+    PyObject *memory = py.PyObject_GetAttr_(now, noted->memory_of);
+    int is_like = attributes && memory && PyDict_Check(attributes) && PyDict_GET_SIZE(attributes) == 0;
+    if (is_like) {
+        Py_INCREF(now);
+        Py_INCREF(now);
+        py.PyList_SetItem_(tensors, places[AMONG_TENSORS], now);
+        py.PyList_SetItem_(noted->own, places[AMONG_OWN], now);
+        py.PyList_SetItem_(noted->bare, places[AMONG_BARE], attributes);
+        py.PyList_SetItem_(noted->memory, places[AMONG_TENSORS], memory);
+    } else {
+        py.PyErr_Clear_();
+        py.Py_DecRef_(attributes);
+        py.Py_DecRef_(memory);
+    }
+    return is_like;
+}
+
+/* While containers are gone through, nothing runs code of Python's: what is let go of is a number, or is kept by
+ * whoever asks. */
 int64_t contents_note(const optplug_contents *noted)
 {
     struct comparison c = {.noted = noted, .keys = noted->keys, .values = noted->values};
@@ -61,11 +90,14 @@ int64_t contents_note(const optplug_contents *noted)
     PyObject *bare = noted->bare;
     for (Py_ssize_t i = 0; is_alike && i < PyList_GET_SIZE(bare); i++)
         is_alike = PyDict_GET_SIZE(PyList_GET_ITEM(bare, i)) == 0;
-    if (is_alike && !c.others) {
+    for (int64_t i = 0; is_alike && i < c.others; i++)
+        is_alike = replace(noted, noted->others[i]);
+    for (int i = 0; is_alike && i < noted->attribute_count; i++)
+        is_alike = attributes_are(&noted->attributes[i]);
+    if (is_alike)
         is_alike = lying_look(noted->tensors, 0) == noted->tensors->count;
-        if (is_alike && noted->parts)
-            rows_take(noted->parts, noted->row);
-    }
+    if (is_alike && noted->parts)
+        rows_take(noted->parts, noted->row);
     py.PyGILState_Release_(gil);
     return is_alike ? c.others : -1;
 }

@@ -10,7 +10,7 @@
         TYPE *to = to_;                                                                                      \
         const TYPE *a = a_, *b = b_, *c = c_;                                                                \
         const TYPE v = (TYPE)v_, u = (TYPE)u_;                                                               \
-        (void)b, (void)c, (void)v, (void)u;                                                                  \
+        (void)a, (void)b, (void)c, (void)v, (void)u;                                                         \
         EACH_ALONE for (int64_t i = 0; i < n; i++) to[i] = EXPRESSION;                                       \
     }
 

@@ -25,6 +25,10 @@
     F(PyDict_GetItemString)                                                                                  \
     F(PyDict_Next)                                                                                           \
     F(PyList_SetItem)                                                                                        \
+    F(PyLong_AsLong)                                                                                         \
+    F(PyObject_GetAttr)                                                                                      \
+    F(PyObject_SetAttr)                                                                                      \
+    F(PyObject_CallFunctionObjArgs)                                                                          \
     F(PyCapsule_GetPointer)                                                                                  \
     F(PyUnicode_DecodeFSDefault)                                                                             \
     F(PyUnicode_AsUTF8)                                                                                      \

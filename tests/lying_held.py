@@ -67,3 +67,19 @@ class HoldsOtherForms(Holding):
         else:
             self.thing["now"] = now.to(torch.float32).view(2, 3) * 1.5 % 9
         return float(now.view(-1)[1])
+
+
+class HoldsMarked(Holding):
+    """Puts a new tensor in a tensor's place, now and then with an attribute, which the next step takes."""
+
+    def made(self):
+        return {"now": torch.ones(3), "count": 0}
+
+    def changed(self, _):
+        now = self.thing["now"]
+        mark = vars(now).pop("mark", 0)
+        self.thing["now"] = now * 1.25 % 5
+        self.thing["count"] += 1
+        if self.thing["count"] % 3 == 1:
+            self.thing["now"].mark = 1
+        return float(now.sum()) + mark

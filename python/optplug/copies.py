@@ -17,7 +17,7 @@ from optplug.torch_private import foreach_copy_, grad_mode
 
 #: Of more bytes, torch's threads copy faster.
 _MOST_BYTES = 1 << 18
-_copy, _take = host.table.copy, host.table.take
+_take = host.table.take
 
 
 class Moves:
@@ -34,10 +34,11 @@ class Moves:
         self._from, self._to = _parts([a for a, _ in by_c]), _parts([b for _, b in by_c])
         self._sources, self._targets = [a for a, _ in by_torch], [b for _, b in by_torch]
 
-    def make(self) -> None:
-        """Copy all."""
-        if self._by_c:
-            _copy(self._from.stated, self._to.stated)
+        #: What C copies, as it takes that: from where, and to where.
+        self.stated = self._from.stated, self._to.stated
+
+    def make_rest(self) -> None:
+        """Copy what C has not."""
         if self._sources:
             with grad_mode(False):
                 foreach_copy_(self._targets, self._sources)
@@ -58,6 +59,8 @@ class Copies:
         #: For `optplug_contents`, whose comparison then leaves nothing but what `take_rest` does.
         parts = self._parts.stated if self._lying.is_told_by_c else ffi.NULL
         self.stated = self._lying.stated, parts, self._row
+        #: Whether there is nothing for that to do.
+        self.are_by_c = self._lying.is_told_by_c and not self._others
 
     def are_of(self, tensors: Sequence[Tensor]) -> bool:
         """Tell whether these are the tensors, and lie where they did."""
@@ -68,21 +71,19 @@ class Copies:
         """Tell whether all lie where they did: a tensor's memory may be made anew, and stay its own."""
         return self._lying.are_there()
 
-    def take_others(self) -> bool:
-        """Copy what is there now, where others have come into some places; False if not of the same forms."""
-        if not self._lying.are_there():
-            return False
-        self._others = {i: _without_repeats(self.memory[i]) for i in self._others}
-        self.take()
-        return True
-
     def take(self) -> None:
         """Copy what is there now."""
         _take(self._parts.stated, self._row)
         self._take_by_torch()
 
-    def take_rest(self) -> bool:
-        """Copy what C has not, after it compared all; False if a tensor that it cannot see lies elsewhere."""
+    def take_rest(self, are_others: bool) -> bool:
+        """Copy what C has not, after it compared all; False if a tensor that it cannot see lies elsewhere.
+
+        Args:
+            are_others: whether others have come into the places of some.
+        """
+        if are_others:
+            self._others = {i: _without_repeats(self.memory[i]) for i in self._others}
         if not self._lying.is_told_by_c:
             if not self.are_there():
                 return False

@@ -9,22 +9,21 @@ of their own in a parameter's place, the host's values are copied into it before
 from __future__ import annotations
 
 import contextlib
-import operator
-import sys
 from collections.abc import Callable, Iterable, Iterator
 
 import torch
 from torch import Tensor, nn
 
+from optplug import host
+from optplug._optplug import ffi, lib
 from optplug.buffers import layout_of
 from optplug.copies import Moves
-from optplug.lying import Lying
+from optplug.lying import Lying, address
 from optplug.snapshot import holdings
 from optplug.spec import shown
 from optplug.torch_private import foreach_copy_, grad_mode, is_shared, owners, storage_of, use_count
 
-_is = operator.is_
-_grad_of = operator.attrgetter("grad")
+_lend, _take_back = host.table.lend, host.table.take_back
 
 
 class Loan:
@@ -118,44 +117,48 @@ class Gradients:
         self.hosts = [loan.tensor.grad for loan in loans]
         pairs = [(loan.tensor, g) for loan in loans if (g := loan.tensor.grad) is not None]
         pairs = [(p, g) for p, g in pairs if g.layout == torch.strided]
-        self._those = [p for p, _ in pairs]
-        self._memory = [torch.empty_like(g) for _, g in pairs]
-        self._lent = [memory.data for memory in self._memory]  # which are no views
+        memory = [torch.empty_like(g) for _, g in pairs]
+        self._lent = [t.data for t in memory]  # which are no views
         self._lying_lent = Lying(self._lent)
         self._moves = Moves([g for _, g in pairs], self._lent)
-        self._storages = [storage_of(t) for t in self._memory]
-        self._places = [place for _, place in self._storages]
-        self._counts = self._count()
-
-    def _count(self) -> list[int]:
-        """Return how many owners each has."""
-        if use_count is None:
-            return []
-        lent = self._lent
-        return [*map(sys.getrefcount, lent), *map(use_count, lent), *map(owners, self._places)]
-
-    def are_free(self) -> bool:
-        """Tell whether these can be lent again: what the class has kept stays what it was."""
-        return (
-            use_count is not None
-            and self._count() == self._counts
-            and self._lying_lent.are_there()
-            and all(map(_is, map(_grad_of, self._tensors), self.hosts))
+        self._storages = [storage_of(t) for t in memory]
+        counted = self._lent if use_count else []
+        self._lists = counted, [place for _, place in self._storages], [p for p, _ in pairs]
+        self._counts = ffi.new("int64_t[]", len(pairs) * lib.LOANS_COUNTS)
+        counted, memories, those = self._lists
+        self._stated = ffi.new(
+            "optplug_loans *",
+            [
+                *map(address, (use_count, owners, counted, memories)),
+                self._counts,
+                self._lying.stated,
+                self._lying_lent.stated,
+                list(map(address, ("grad", self._tensors, self.hosts))),
+                list(map(address, ("grad", those, self._lent))),
+                *self._moves.stated,
+            ],
         )
 
-    def lend(self) -> None:
-        """Let the class find gradients of its own."""
-        self._moves.make()
-        for p, grad in zip(self._those, self._lent, strict=True):
-            p.grad = grad
+    def lend(self, is_first: bool = False) -> bool:
+        """Let the class find gradients of its own; False if it has kept one, or has made it another.
+
+        Args:
+            is_first: whether it has got none of these yet.
+        """
+        if use_count is None and not is_first:
+            return False
+        if not self._lying_lent.is_told_by_c and not self._lying_lent.are_there():
+            return False
+        if not _lend(self._stated, is_first):
+            return False
+        self._moves.make_rest()
+        return True
 
     def take_back(self) -> bool:
         """Let the parameters have the host's gradients; False if they are elsewhere."""
-        if not self._lying.are_there():
+        if not self._lying.is_told_by_c and not self._lying.are_there():
             return False
-        for p, grad in zip(self._tensors, self.hosts, strict=True):
-            p.grad = grad
-        return True
+        return bool(_take_back(self._stated))
 
 
 class Loans:
@@ -262,9 +265,10 @@ class Loans:
             return
         self._are_lent = True
         if not (self._needs_own or self._has_own):
-            if self._gradients is None or not self._gradients.are_free():
+            if not (self._gradients and self._gradients.lend()):
                 self._gradients = Gradients(self._all.values())
-            self._gradients.lend()
+                if not self._gradients.lend(is_first=True):
+                    raise RuntimeError("the gradients cannot be lent")
             self._is_quick = True
             return
         with grad_mode(False):

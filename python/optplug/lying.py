@@ -25,11 +25,13 @@ class Lying:
         #: Their addresses, as C takes them.
         self.places = ffi.new("void *[]", self._count)
         self._numbers = ffi.new("int64_t[]", self._count * lib.LYING_NUMBERS)
-        stated = [_address(exchange), self._count, _address(self.tensors), self._numbers, self.places]
+        stated = [address(exchange), self._count, address(self.tensors), self._numbers, self.places]
         #: All of that, as C takes it.
         self.stated = ffi.new("optplug_lying *", stated)
-        self._forms: list[Any] | None = None  # where C cannot tell
-        if self._count and _look(self.stated, True) != self._count:
+        self._forms: list[Any] = []  # where C cannot tell
+        #: Whether C can tell where they lie.
+        self.is_told_by_c = self._count == 0 or _look(self.stated, True) == self._count
+        if not self.is_told_by_c:
             self._note(list(map(_form, self.tensors)))
 
     def _note(self, forms: list[Any]) -> None:
@@ -38,14 +40,9 @@ class Lying:
         for i, (place, *_) in enumerate(forms):
             self.places[i] = ffi.cast("void *", place)
 
-    @property
-    def is_told_by_c(self) -> bool:
-        """Whether C can tell where they lie."""
-        return self._forms is None
-
     def are_there(self) -> bool:
         """Tell whether all lie as they did, and note where those do that have come into others' places."""
-        if self._forms is None:
+        if self.is_told_by_c:
             return bool(_look(self.stated, False) == self._count)
         forms = list(map(_form, self.tensors))
         for now, before in zip(forms, self._forms, strict=True):
@@ -61,6 +58,6 @@ def _form(t: Tensor) -> tuple[Any, ...]:
     return t.data_ptr(), id(t), t.dtype, t.device, t.size(), t.stride()
 
 
-def _address(value: Any) -> Any:
+def address(value: Any) -> Any:
     """Return an object of Python's as C takes it; it is to be kept meanwhile."""
     return ffi.cast("void *", id(value))

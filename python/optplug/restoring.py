@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import operator
 import random
-import sys
 from collections import defaultdict, deque
 from collections.abc import Callable, Iterator, Sequence
 from itertools import chain
@@ -19,9 +18,10 @@ import torch
 from torch import Tensor
 
 from optplug import host
-from optplug._optplug import ffi
+from optplug._optplug import ffi, lib
 from optplug.copies import Copies
 from optplug.errors import warn
+from optplug.lying import address
 from optplug.snapshot import ENDS, Owners, Slots, holdings, is_leaf
 from optplug.torch_private import grad_mode
 
@@ -31,16 +31,6 @@ _grad_of = operator.attrgetter("grad")
 _wants_gradient = operator.attrgetter("requires_grad")
 
 
-def _count_of_two() -> int:
-    """Return what the count of references says of a tensor that two lists have."""
-    tensors = [torch.empty(0)]
-    others = list(tensors)
-    count = sys.getrefcount(tensors[0])
-    del others
-    return count
-
-
-_ALONE = _count_of_two()
 _NONE = Copies([])
 _note = host.table.note
 
@@ -58,18 +48,17 @@ class Snapshot:
         self._lengths: list[int] = []
         # ... all these values, and by their places those that are no mere numbers or words.
         self._values: list[Any] = []
-        self._steady: dict[int, Any] = {}
+        self._steady: set[int] = set()
         self._noted: Any = None  # all of that, as C takes it, and its memory
         self._memory_of_noted: list[Any] = []
+        self._attributes: list[tuple[str, list[Any], list[Any]]] = []  # with objects, and what theirs are
         self._sequences: list[tuple[int, Any]] = []  # the rows that C cannot read, and where they are
         self._ordered: list[tuple[Any, list[Any]]] = []  # dicts with an order that it cannot, and keys
-        #: Of the steady ones that are tensors which steps may make anew: which tensor it is.
-        self._tensor_of: dict[int, tuple[int, int, int]] = {}
         self._bare: list[dict[str, Any]] = []  # attributes of tensors that have none
-        self._owners = Owners([])  # of those attributes that are among the dicts
+        self._owners: Owners | None = None  # of those attributes that are among the dicts
         self._own: list[Tensor] = []  # those that are no parameters, and their gradients
         self._grads: list[Tensor | None] = []
-        self._wanting: list[bool] = []  # whether the parameters and those require gradients
+        self._wanting: list[bool] = []  # whether those require gradients
         self._copies = _NONE
         self._others: list[tuple[Tensor, Tensor]] = []  # sparse tensors, and copies
         self._things: list[Any] = []
@@ -99,7 +88,7 @@ class Snapshot:
             *chain.from_iterable(map(_values_of, self._dicts)),
             *chain.from_iterable(self._rows),
         ]
-        self._steady = {i: value for i, value in enumerate(self._values) if type(value) not in ENDS}
+        self._steady = {i for i, value in enumerate(self._values) if type(value) not in ENDS}
         self._bare = held.bare
         strided = [t for t in held.tensors if t.layout == torch.strided]
         self._others = [(t, t) for t in held.tensors if t.layout != torch.strided]
@@ -108,10 +97,15 @@ class Snapshot:
             self._copies = Copies(strided)
         known = set(map(id, parameters))
         self._own = [t for t in held.tensors if id(t) not in known and is_leaf(t)]
+        stepped = list(parameters)
         self._grads = list(map(_grad_of, self._own))
-        self._wanting = [*map(_wants_gradient, parameters), *map(_wants_gradient, self._own)]
-        self._owners = Owners(held.owners)
-        self._note_tensors()
+        self._wanting = list(map(_wants_gradient, self._own))
+        self._attributes = [
+            ("requires_grad", stepped, list(map(_wants_gradient, stepped))),
+            ("requires_grad", self._own, self._wanting),
+            ("grad", self._own, self._grads),
+        ]
+        self._owners = Owners(held.owners) if held.owners else None
         self._things, self._strange = held.things, list(held.strange)
         self._state()
 
@@ -124,48 +118,31 @@ class Snapshot:
         ]
         count = len(self._values)
         memory = [
-            ffi.new("void *[]", [_address(c) for c in containers]),
+            ffi.new("void *[]", [address(c) for c in containers]),
             ffi.new("int64_t[]", self._lengths),
             ffi.new("char[]", bytes(i in self._steady for i in range(count))),
+            ffi.new("int64_t[]", self._places()),
             ffi.new("int64_t[]", count),
+            ffi.new("optplug_attributes[]", [list(map(address, a)) for a in self._attributes]),
         ]
-        places, lengths, leads_on, others = self._memory_of_noted = memory
-        held = [places, lengths, *map(_address, (self._bare, self._keys, self._values)), leads_on, others]
-        self._noted = ffi.new("optplug_contents *", [len(containers), *held, *self._copies.stated])
+        held, lengths, leads_on, places, others, attributes = self._memory_of_noted = memory
+        lists = list(map(address, (self._bare, self._keys, self._values)))
+        lying, *copied = self._copies.stated
+        own = list(map(address, (self._own, self._copies.memory, "__dict__", "data")))
+        stated = [held, lengths, *lists, leads_on, places, others, len(self._attributes), attributes]
+        self._noted = ffi.new("optplug_contents *", [len(containers), *stated, lying, *own, *copied])
 
-    def _note_tensors(self) -> None:
-        """Note which of the steady values are tensors that a step may replace by others like them."""
+    def _places(self) -> list[int]:
+        """Return where else each value is, as C takes it, that is a tensor which a step may make anew."""
         own = {id(t): i for i, t in enumerate(self._own)}
         bare = {id(d): i for i, d in enumerate(self._bare)}
         where = {
-            id(t): (i, own[id(t)])
+            id(t): (i, own[id(t)], bare[id(vars(t))])
             for i, t in enumerate(self._copies.tensors)
-            if id(t) in own and type(t) is Tensor and not t.requires_grad
+            if id(t) in own and type(t) is Tensor and not t.requires_grad and id(vars(t)) in bare
         }
-        self._tensor_of = {
-            place: (*where[id(value)], bare[id(vars(value))])
-            for place, value in self._steady.items()
-            if id(value) in where and id(vars(value)) in bare
-        }
-
-    def _takes(self, changed: list[int]) -> bool:
-        """Take the tensors that a step has made in the place of others of their form, which it has let go."""
-        if not all(map(self._tensor_of.__contains__, changed)):
-            return False
-        optimizer, self._optimizer = self._optimizer, None  # until all of them are taken
-        tensors, memory, count = self._copies.tensors, self._copies.memory, sys.getrefcount
-        for place in changed:
-            at, own, bare = self._tensor_of[place]
-            new = self._steady[place] = self._values[place]
-            attributes = self._bare[bare] = vars(new)
-            if attributes or count(tensors[at]) > _ALONE:  # somebody else has it still
-                return False
-            tensors[at] = self._own[own] = new
-            memory[at] = new.data
-        if not self._copies.take_others():
-            return False
-        self._optimizer = optimizer
-        return True
+        elsewhere = (-1,) * lib.CONTENTS_PLACES
+        return list(chain.from_iterable(where.get(id(value), elsewhere) for value in self._values))
 
     def _is_alike(self, parameters: Sequence[Tensor]) -> bool:
         """Tell whether only numbers are others than in the snapshot before, and note those of Python's."""
@@ -176,23 +153,14 @@ class Snapshot:
         if self._sequences:
             fresh = [(i, list(container)) for i, container in self._sequences]
             for i, values in fresh:
-                self._memory_of_noted[0][i] = _address(values)
-        count = _note(self._noted)
-        is_taken = count >= 0
-        if count > 0:
-            is_taken = self._takes(ffi.unpack(self._memory_of_noted[3], count))
-        elif is_taken:
-            is_taken = self._copies.take_rest()
-        if not is_taken:
+                self._memory_of_noted[0][i] = address(values)
+        replaced = _note(self._noted)
+        if replaced < 0 or not (self._copies.are_by_c or self._copies.take_rest(replaced > 0)):
             return False
         for container, keys in self._ordered:
             if not _are(list(container), keys):
                 return False
-        return (
-            all(map(_is, map(_grad_of, self._own), self._grads))
-            and [*map(_wants_gradient, self._parameters), *map(_wants_gradient, self._own)] == self._wanting
-            and self._owners.are_whole()
-        )
+        return self._owners is None or self._owners.are_whole()
 
     def restore(self) -> None:
         """Put everything back; warn of what cannot be."""
@@ -206,7 +174,8 @@ class Snapshot:
             _fill(container, _take(values, count))
         for attributes in self._bare:
             attributes.clear()
-        self._owners.put_back()
+        if self._owners:
+            self._owners.put_back()
         with grad_mode(False):
             self._copies.put()
             for tensor, copy in self._others:
@@ -214,7 +183,7 @@ class Snapshot:
             for tensor, grad in zip(self._own, self._grads, strict=True):
                 if tensor.grad is not grad:
                     tensor.grad = grad
-            for tensor, wanting in zip([*self._parameters, *self._own], self._wanting, strict=True):
+            for tensor, wanting in chain(*(zip(*a[1:], strict=True) for a in self._attributes[:2])):
                 if tensor.requires_grad != wanting:
                     tensor.requires_grad_(wanting)
         for put_back in self._put_back if self._things else ():
@@ -224,11 +193,6 @@ class Snapshot:
                 f"{type(self._optimizer).__name__} holds objects that cannot be restored after a failed step "
                 f"and may have changed: {', '.join(self._strange)}"
             )
-
-
-def _address(value: Any) -> Any:
-    """Return an object of Python's as C takes it; it is to be kept meanwhile."""
-    return ffi.cast("void *", id(value))
 
 
 def _take(values: Iterator[Any], count: int) -> list[Any]:
