@@ -50,11 +50,15 @@ def bare(tmp_path) -> pathlib.Path:
 
 @pytest.fixture(scope="module")
 def sdist(tmp_path_factory) -> pathlib.Path:
-    """The source as it is published."""
+    """The source as it is published; of a copy, since scikit-build-core looks at each file in `build`."""
     place = tmp_path_factory.mktemp("sdist")
-    program = "import sys; from scikit_build_core.build import build_sdist; build_sdist(sys.argv[1])"
     project = pathlib.Path(__file__).resolve().parent.parent
-    subprocess.run([sys.executable, "-c", program, place], cwd=project, check=True)
+    copy = shutil.copytree(project, place / "copy", ignore=shutil.ignore_patterns("build", ".git"))
+    (copy / "build").mkdir()
+    (copy / "build/stray").touch()
+    program = "import sys; from scikit_build_core.build import build_sdist; build_sdist(sys.argv[1])"
+    subprocess.run([sys.executable, "-c", program, place], cwd=copy, check=True)
+    shutil.rmtree(copy)
     [archive] = place.glob("optplug-*.tar.gz")
     return archive
 

@@ -7,6 +7,7 @@ import pathlib
 import re
 import subprocess
 import sys
+import tarfile
 import zipfile
 
 import pytest
@@ -34,6 +35,13 @@ def wheel(sdist, tmp_path_factory) -> pathlib.Path:
     subprocess.run([*pip, *settings, "--wheel-dir", place, sdist], check=True)
     [found] = place.glob("optplug-*.whl")
     return found
+
+
+def test_the_published_source_leaves_out_what_is_built(sdist):
+    with tarfile.open(sdist) as archive:
+        names = {pathlib.PurePath(name).parts[1] for name in archive.getnames()}
+    assert {"CMakeLists.txt", "README.md", "csrc", "python", "tests"} <= names
+    assert names.isdisjoint({"build", ".ci", ".github"})
 
 
 def test_a_wheel_holds_everything_and_no_path_of_the_build(wheel):
