@@ -79,6 +79,8 @@ def _are_same_things(value: Any, other: Any) -> bool:
         return repr(value.bit_generator.state) == repr(other.bit_generator.state)
     if isinstance(value, random.Random):
         return value.getstate() == other.getstate()
+    if isinstance(value, torch.Generator):
+        return torch.equal(value.get_state(), other.get_state())
     return repr(list(value.get_state())) == repr(list(other.get_state()))
 
 
