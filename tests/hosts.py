@@ -81,6 +81,14 @@ def run(
     return done
 
 
+def asks_for_python(program: str | pathlib.Path) -> bool:
+    """Say whether a program finds the library and that begins its start, most of which is torch's import."""
+    python = "/nowhere/bin/python3"
+    env = {**os.environ, "OPTPLUG_PYTHON": python}
+    done = subprocess.run([program], env=env, capture_output=True, text=True, timeout=PATIENCE, check=False)
+    return f"OPTPLUG_PYTHON: '{python}' is neither" in done.stdout + done.stderr
+
+
 CALL_MAIN = """
 import ctypes, sys
 words = [word.encode() for word in sys.argv[1:]]

@@ -27,14 +27,6 @@ def test_doctor_reports_what_a_host_gets():
         assert name in done.stdout
 
 
-@pytest.mark.skipif(not (hosts.PROGRAMS / "allocator.so").exists(), reason="glibc alone")
-def test_doctor_knows_other_allocators():
-    library = hosts.PROGRAMS / "allocator.so"
-    done = command("doctor", LD_PRELOAD=str(library))
-    assert done.returncode == 0
-    assert f"NOTE: malloc comes from {library}, so a program with its own BLAS" in done.stdout
-
-
 def test_doctor_says_what_to_do():
     done = command("doctor", OPTPLUG_PYTHON="/nowhere/python3", OPTPLUG_LIBPYTHON="/nowhere/libpython.so")
     assert done.returncode == 1
@@ -48,15 +40,28 @@ def test_doctor_says_what_to_do():
     assert f"\n   DO: export OPTPLUG_PYTHON={sys.executable}\n" in done.stdout
 
 
-def test_doctor_notes_what_may_become_wrong(tmp_path):
+def test_doctor_notes_what_may_become_wrong(tmp_path, bare):
+    """All that may, in one start."""
     (tmp_path / "libiomp5.so").touch()
+    allocator = hosts.PROGRAMS / "allocator.so"
+    preload = {"LD_PRELOAD": str(allocator)} if allocator.exists() else {}  # with glibc alone
+    (bare / "more.pth").write_text(f"{SITE}\n")
+    another = bare.parents[2] / "bin/python"
+    limit = max(2_000_000, int(1.1 * surroundings.memory(os.cpu_count() or 1)[0]) >> 10)
+    limits = "" if sys.platform == "darwin" else f"ulimit -s 128; ulimit -v {limit}; "
+    limited = tmp_path / "limited"
+    limited.write_text(f'#!/bin/sh\n{limits}exec {sys.executable} "$@"\n')
+    limited.chmod(0o755)
     done = command(
         "doctor",
         "--json",
+        python=limited,
+        OPTPLUG_PYTHON=str(another),
         PYTHONPATH="/nowhere",
         LD_LIBRARY_PATH=str(tmp_path),
         SLURM_NTASKS="4",
         OMP_NUM_THREADS="x",
+        **preload,
     )
     found = json.loads(done.stdout)
     assert (done.returncode, found["ok"], found["host"]["optplug"]) == (0, True, optplug.__version__)
@@ -67,28 +72,17 @@ def test_doctor_notes_what_may_become_wrong(tmp_path):
         "OMP_NUM_THREADS": "OMP_ variables",
         f"LD_LIBRARY_PATH puts {tmp_path}/libiomp5.so ahead of": "without LD_LIBRARY_PATH",
     }
+    expected[f"OPTPLUG_PYTHON makes programs use {another}, but this is {sys.executable}"] = "unset OPTPLUG_"
+    if limits:
+        expected["the stack is limited to 128 KB, and torch may need 256 KB"] = "ulimit -s 256"
+        expected[f"memory is limited to {limit} KB"] = "ulimit -v"
+    if preload:
+        expected[f"malloc comes from {allocator}, so a program with its own BLAS"] = "without it if LBFGS"
     if int(found["host"]["threads"]) > 1:
         expected["one of 4 processes (SLURM_NTASKS)"] = 'opt_init("num_threads=1")'
     for what, do in expected.items():
         assert any(what in said and do in remedy for said, remedy in notes.items()), (what, notes)
     assert len(notes) == len(expected)
-
-
-@pytest.mark.skipif(sys.platform == "darwin", reason="limits of Linux")
-def test_doctor_notes_narrow_limits():
-    limit = max(2_000_000, int(1.1 * surroundings.memory(os.cpu_count() or 1)[0]) >> 10)
-    script = f"ulimit -s 128; ulimit -v {limit}; exec {sys.executable} -m optplug doctor"
-    done = subprocess.run(
-        ["sh", "-c", script],  # noqa: S607
-        capture_output=True,
-        text=True,
-        check=True,
-    )
-    assert (
-        "NOTE: the stack is limited to 128 KB, and torch may need 256 KB\n   DO: ulimit -s 256" in done.stdout
-    )
-    assert f"NOTE: memory is limited to {limit} KB" in done.stdout
-    assert "All is well." in done.stdout
 
 
 @pytest.mark.skipif(sys.platform == "darwin", reason="limits of Linux")
@@ -178,14 +172,6 @@ def test_doctor_sees_what_prints_and_another_optplug(bare):
     done = command("doctor", python=bare.parents[2] / "bin/python")
     assert "into the host's output: 'hello: I am here" in done.stdout
     assert f"NOTE: there is another optplug in {SITE}, and this one is in {bare}\n" in done.stdout
-
-
-def test_doctor_sees_a_variable_that_names_another_environment(bare):
-    (bare / "more.pth").write_text(f"{SITE}\n")
-    python = bare.parents[2] / "bin/python"
-    done = command("doctor", OPTPLUG_PYTHON=str(python))
-    assert done.returncode == 0, done.stdout
-    assert f"NOTE: OPTPLUG_PYTHON makes programs use {python}, but this is {sys.executable}" in done.stdout
 
 
 def test_doctor_knows_a_package_that_was_copied_out_of_its_environment(tmp_path):

@@ -65,15 +65,6 @@ def installed(request) -> pathlib.Path:
     return PACKAGE if request.param == "the package" else request.getfixturevalue("prefix")
 
 
-def asks_for_python(program: str | pathlib.Path, cwd: pathlib.Path) -> bool:
-    """Say whether a program finds the library and that begins its start, most of which is torch's import."""
-    python = "/nowhere/bin/python3"
-    done = subprocess.run(
-        [program], cwd=cwd, env={**os.environ, "OPTPLUG_PYTHON": python}, capture_output=True, check=False
-    )
-    return f"OPTPLUG_PYTHON: '{python}' is neither".encode() in done.stderr
-
-
 @pytest.fixture
 def scratch(tmp_path) -> Iterator[pathlib.Path]:
     """A project with the README's program in each language; what is built in it names no source of ours."""
@@ -135,7 +126,7 @@ def test_cmake_with_find_package(scratch, installed):
     mains = mains[:1] if installed == PACKAGE else mains[1:] or mains
     run("cmake", "--build", "build", "--target", *(main.name for main in mains), cwd=scratch)
     for main in mains:
-        assert asks_for_python(main, scratch)
+        assert hosts.asks_for_python(main)
     for name in ("cxx", "fortran"):  # the pages show the same lines
         text = (hosts.PROJECT / f"docs/first-steps/{name}.md").read_text()
         lines = "find_package(optplug CONFIG REQUIRED)\ntarget_link_libraries(main PRIVATE optplug::"

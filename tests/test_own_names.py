@@ -44,30 +44,6 @@ int main(void)
 }
 """
 
-#: Of this one only opt_bind_nd is the host's, which the library's opt_bind calls.
-WITH_SHORT_NAMES = """
-#include <optplug.h>
-#include <stdio.h>
-#include <stdlib.h>
-
-int opt_bind_nd(int a, const char *b, const char *c, const char *d, int e, const int64_t *f, void *g,
-                const int64_t *h, void *i, const int64_t *j)
-{
-    (void)a, (void)b, (void)c, (void)d, (void)e, (void)f, (void)g, (void)h, (void)i, (void)j;
-    abort();
-}
-
-int main(void)
-{
-    double w[2] = {1, 2}, dw[2] = {2, 4};
-    int opt = opt_create("SGD(lr=0.25)");
-    if (opt < 0 || opt_bind(opt, "w", "float64", 2, w, dw) < 0 || opt_step(opt) < 0 || opt_step(opt) < 0)
-        fprintf(stderr, "%s\\n", opt_error());
-    printf("%.2f %.2f %.2f %d\\n", w[0], w[1], 0.25, opt_free(opt));
-    return 0;
-}
-"""
-
 IN_CXX = """
 #define OPTPLUG_NO_SHORT_NAMES
 #include <cstdio>
@@ -118,9 +94,9 @@ def flags() -> list[str]:
     return subprocess.run(command, capture_output=True, text=True, check=True).stdout.split()
 
 
-def trains(folder, program: str, *compiler: str, own: str = OWN) -> None:
+def trains(folder, program: str, *compiler: str) -> None:
     """Build a host, with functions of its own, and see that it makes two steps of 0.25."""
-    (folder / "own.c").write_text(own)
+    (folder / "own.c").write_text(OWN)
     subprocess.run([hosts.CC, "-c", "own.c"], cwd=folder, check=True)
     command = [*compiler, program, "own.o", "-o", "host", *flags()]
     subprocess.run(command, cwd=folder, check=True)
@@ -128,13 +104,9 @@ def trains(folder, program: str, *compiler: str, own: str = OWN) -> None:
 
 
 def test_a_host_in_c_calls_by_the_longer_names(tmp_path):
+    """And the library's own calls, opt_bind's of opt_bind_nd for one, stay in the library."""
     (tmp_path / "host.c").write_text(IN_C)
     trains(tmp_path, "host.c", hosts.CC, "-std=c99", "-Wall", "-Wextra", "-Wpedantic", "-Werror")
-
-
-def test_the_librarys_own_calls_stay_in_the_library(tmp_path):
-    (tmp_path / "host.c").write_text(WITH_SHORT_NAMES)
-    trains(tmp_path, "host.c", hosts.CC, own="")
 
 
 @pytest.mark.skipif(not hosts.CXX, reason="no C++ compiler (Debian, Ubuntu: apt-get install g++)")

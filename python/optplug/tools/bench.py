@@ -24,6 +24,8 @@ from optplug.tools.report import Told
 SPECS = ("Adam()", "SGD(momentum=0.9)")
 SIZES = (10, 100, 1_000, 10_000, 100_000, 1_000_000)
 TABLE = "microseconds of a step"
+#: The command that starts the C host.
+PROBE = (str(pathlib.Path(optplug.__file__).with_name("bin") / "optplug-probe"),)
 _ROUNDS, _SECONDS = 7, 0.02  # of each measurement
 _WARM_UP = 8
 
@@ -77,9 +79,8 @@ class _Host:
     """The C host, which steps what it is told to."""
 
     def __init__(self, options: str) -> None:
-        program = pathlib.Path(optplug.__file__).with_name("bin") / "optplug-probe"
         pipe = subprocess.PIPE
-        self._process = subprocess.Popen([program, options], stdin=pipe, stdout=pipe, text=True)
+        self._process = subprocess.Popen([*PROBE, options], stdin=pipe, stdout=pipe, text=True)
         assert self._process.stdin
         assert self._process.stdout
         self._stdin, self._stdout = self._process.stdin, self._process.stdout
