@@ -89,16 +89,9 @@ def asks_for_python(program: str | pathlib.Path) -> bool:
     return f"OPTPLUG_PYTHON: '{python}' is neither" in done.stdout + done.stderr
 
 
-CALL_MAIN = """
-import ctypes, sys
-words = [word.encode() for word in sys.argv[1:]]
-sys.exit(ctypes.CDLL(sys.argv[1]).main(len(words), (ctypes.c_char_p * (len(words) + 1))(*words)))
-"""
-
-
 def main_of(library: str | pathlib.Path) -> tuple[str, ...]:
     """Return the command that runs a program, linked as a library, where Python is there already."""
-    return *PYTHON, "-c", CALL_MAIN, str(library)
+    return *PYTHON, str(PROJECT / "tests" / "call_main.py"), str(library)
 
 
 def run_main(library: str | pathlib.Path, *arguments: str) -> subprocess.CompletedProcess[str]:
