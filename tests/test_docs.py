@@ -150,6 +150,11 @@ def changed(tmp_path_factory) -> tuple[subprocess.CompletedProcess[str], pathlib
     for page, line in MISTAKES:
         with (source / page).open("a") as file:
             file.write(f"\n{line}\n")
+    plain = "plugins: []\n", "  - pymdownx.highlight: {use_pygments: false}\n"  # which have no part in links
+    text = (source / "mkdocs.yml").read_text()
+    assert (text.count("plugins: [search]\n"), text.count("  - pymdownx.highlight\n")) == (1, 1)
+    text = text.replace("plugins: [search]\n", plain[0]).replace("  - pymdownx.highlight\n", plain[1])
+    (source / "mkdocs.yml").write_text(text)
     settings = source / "pyproject.toml"
     place = r"# (\[project.urls\]\n)# (Repository = ).*"
     settings.write_text(re.sub(place, rf'\1\2"{ADDRESS}/"', settings.read_text()))
@@ -192,7 +197,7 @@ def test_the_finished_pages_need_neither_hooks_nor_theme(tmp_path):
     pages = {path.relative_to(tmp_path / "docs") for path in (tmp_path / "docs").rglob("*.md")}
     assert {path.relative_to(DOCS) for path in DOCS.rglob("*.md")} < pages
     assert '"included"' not in (tmp_path / "docs/index.md").read_text()
-    (tmp_path / "mkdocs.yml").write_text("site_name: optplug\nuse_directory_urls: false\n")
+    (tmp_path / "mkdocs.yml").write_text("site_name: optplug\nuse_directory_urls: false\nplugins: []\n")
     done = mkdocs(tmp_path, tmp_path / "site")
     assert done.returncode == 0, done.stderr
 
