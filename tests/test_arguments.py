@@ -94,14 +94,14 @@ def test_a_wrong_argument_of_an_optimizer_is_named_with_its_value(name):
 @pytest.mark.parametrize("name", SCHEDULERS)
 def test_a_wrong_argument_of_a_scheduler_is_named_with_its_value(name):
     refused, metric = 0, ctypes.c_double(0.5)
+    bound = Bound()  # until something is taken, as it is before anything is
+    before = bound.describe()
     for argument in inspect.signature(SCHEDULERS[name]).parameters:
         if argument == "optimizer" or (argument == "last_epoch" and name in ("LambdaLR", "MultiplicativeLR")):
             continue
         for text in VALUES:
             given = {**NEEDED.get(name, {}), argument: text}
-            bound = Bound()
             call = f"{name}({', '.join(f'{key}={value}' for key, value in given.items())})"
-            before = bound.describe()
             if lib.opt_schedule(bound.opt, call.encode()) == 0:
                 for _ in range(4):
                     assert lib.opt_step(bound.opt) == 0
@@ -109,12 +109,15 @@ def test_a_wrong_argument_of_a_scheduler_is_named_with_its_value(name):
                         assert lib.opt_schedule_step_metric(bound.opt, metric) == 0, lib.opt_error()
                     else:
                         assert lib.opt_schedule_step(bound.opt) == 0, (call, lib.opt_error())
+                bound.close()
+                bound = Bound()
+                assert bound.describe() == before
             else:
                 refused += 1
                 assert bound.describe() == before
                 if argument != "lr_lambda" or text != "None":
                     check_names(argument, text)
-            bound.close()
+    bound.close()
     assert refused > len(VALUES) / 2
 
 
