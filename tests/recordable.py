@@ -167,6 +167,14 @@ class Thresholds(Each):
         p.sub_(grad, alpha=group["lr"] * (2 if grad.flatten()[0] > 1 else 1))
 
 
+class Bounded(Each):
+    """Has a bound that is a tensor: of two zeros, it is what is left of a gradient of -0."""
+
+    def move(self, p, grad, state, group):
+        state["average"].copy_(grad.clamp_min(torch.tensor(0.0, dtype=p.dtype)))
+        p.add_(state["average"], alpha=-group["lr"])
+
+
 class BothBetas(Each):
     """Has options that are called what torch's operators call parts of another."""
 

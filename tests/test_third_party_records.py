@@ -23,6 +23,7 @@ NOT_RECORDED = {
     "Rolling": "",
     "Remembering": "",
     "Thresholds": "torch.__getitem__ is not understood",
+    "Bounded": "torch.clamp_min is not understood (a bound is a tensor)",
     "ByPlace": "its steps go by a parameter's place in its group",
     "ByLength": "its steps go by a parameter's place in its group",
     "ByGradients": "its steps go by a parameter's place in its group",

@@ -97,6 +97,8 @@ def _three(kind: str) -> _Read:
 
 
 def _clamp(a: Tensor, min: Any = None, max: Any = None) -> tuple[str, list[Tensor], list[Any]]:  # noqa: A002
+    if isinstance(min, Tensor) or isinstance(max, Tensor):
+        raise TypeError("a bound is a tensor")  # of two zeros, torch returns the other one then
     if max is None:
         return "clamp min", [a], [min]
     return ("clamp max", [a], [max]) if min is None else ("clamp", [a], [min, max])
@@ -118,8 +120,8 @@ READ: dict[str, _Read] = {
     "addcdiv": _three("addcdiv"),
     "addcmul": _three("addcmul"),
     "clamp": _clamp,
-    "clamp_max": lambda a, max: ("clamp max", [a], [max]),  # noqa: A006
-    "clamp_min": lambda a, min: ("clamp min", [a], [min]),  # noqa: A006
+    "clamp_max": lambda a, max: _clamp(a, max=max),  # noqa: A006
+    "clamp_min": lambda a, min: _clamp(a, min),  # noqa: A006
     "clip": _clamp,
     "clone": lambda a, **_: ("copy", [a], []),
     "copy": lambda _to, a: ("copy", [a], []),
