@@ -167,6 +167,24 @@ class Thresholds(Each):
         p.sub_(grad, alpha=group["lr"] * (2 if grad.flatten()[0] > 1 else 1))
 
 
+class Emptying(Each):
+    """Fills an array that is there already."""
+
+    def move(self, p, grad, state, group):
+        p.sub_(state["average"].add_(grad), alpha=group["lr"])
+        torch.zeros(p.shape, dtype=p.dtype, out=state["average"])
+
+
+class Filling(Each):
+    """Makes an array of one value, which lies otherwise than a parameter of four dimensions."""
+
+    def move(self, p, grad, state, group):
+        state["average"].add_(grad)
+        form = torch.channels_last if p.dim() == 4 else torch.preserve_format
+        least = torch.full_like(p, group["lr"], memory_format=form)
+        p.sub_(torch.max(state["average"], least), alpha=0.1)
+
+
 class Bounded(Each):
     """Has a bound that is a tensor: of two zeros, it is what is left of a gradient of -0."""
 

@@ -23,6 +23,7 @@ NOT_RECORDED = {
     "Rolling": "",
     "Remembering": "",
     "Thresholds": "torch.__getitem__ is not understood",
+    "Emptying": "torch.zeros is not understood (into an array that was there before)",
     "Bounded": "torch.clamp_min is not understood (a bound is a tensor)",
     "ByPlace": "its steps go by a parameter's place in its group",
     "ByLength": "its steps go by a parameter's place in its group",
@@ -241,3 +242,15 @@ def test_steps_of_which_there_are_no_records_say_why():
     assert said_of_steps("somebodys:Replacing()").endswith(own)
     closure = "by Python, since each calls your function"
     assert said_of_steps("wrappers:Sharp(base_optimizer=SGD, lr=0.1)", closure=True).endswith(closure)
+
+
+@pytest.mark.parametrize("shape", [(7, 9), (2, 3, 4, 5)])
+def test_a_filled_array_that_lies_otherwise_than_its_parameter_is_not_recorded(shape):
+    value = np.ones(shape, dtype="float32")
+    opt = Optimizer("recordable:Filling()")
+    opt.bind("w", value, np.ones_like(value))
+    for _ in range(8):
+        opt.step()
+    said = "recorded Filling without Python" if len(shape) == 2 else "(arrays are laid out differently)"
+    assert said in opt.describe()
+    opt.free()

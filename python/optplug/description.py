@@ -69,7 +69,6 @@ def way(hosted: HostedOptimizer) -> str:
     if not hosted.ranks and hosted.planner.is_on_rows(optimizer):
         return f"{path}, by Python on rows of numbers by C"
     of_ranks = hosted.ranks.reason if hosted.ranks else ""
-    unrecorded = hosted.planner.unrecorded(hosted.parameters, hosted.scale)
     reasons = {
         of_ranks: bool(of_ranks),
         "plans=False": not (hosted.planner.makes_plans or hosted.planner.proofs.reason or of_ranks),
@@ -78,9 +77,9 @@ def way(hosted: HostedOptimizer) -> str:
         f"they cannot be recorded: {hosted.planner.records.reason}": bool(hosted.planner.records.reason)
         and not hosted.planner.proofs.reason,
     }
-    if not any(reasons.values()):
-        reasons[unrecorded] = bool(unrecorded)
-    return ", ".join([f"{path}, by Python", *(f"since {why}" for why, holds in reasons.items() if holds)])
+    found = [why for why, holds in reasons.items() if holds]
+    found = found or [hosted.planner.unrecorded(hosted.parameters, hosted.scale)]
+    return ", ".join([f"{path}, by Python", *(f"since {why}" for why in found if why)])
 
 
 def _gradients(hosted: HostedOptimizer) -> str:

@@ -123,9 +123,9 @@ class Gradients:
         self._moves = Moves([g for _, g in pairs], self._lent)
         self._storages = [storage_of(t) for t in memory]
         counted = self._lent if use_count else []
-        self._lists = counted, [place for _, place in self._storages], [p for p, _ in pairs]
+        memories, those = [place for _, place in self._storages], [p for p, _ in pairs]
+        self._lists = counted, memories, those  # which C has by their addresses
         self._counts = ffi.new("int64_t[]", len(pairs) * lib.LOANS_COUNTS)
-        counted, memories, those = self._lists
         self._stated = ffi.new(
             "optplug_loans *",
             [

@@ -151,6 +151,8 @@ class Recording(TorchFunctionMode, Computation):
                 args, kwargs = args[:3], {"value": args[-1]}
             result = args[0] if name.endswith("_") else _alone((result,))[0]
         if name in FILLED:
+            if "out" in kwargs:
+                raise TypeError("into an array that was there before")
             value = FILLED[name]
             if value is None:
                 value = kwargs["fill_value"] if "fill_value" in kwargs else args[1]
@@ -282,7 +284,7 @@ class Recording(TorchFunctionMode, Computation):
         self._instructions.append(Instruction(chosen, end, self._arrays[id(to)], a, b, c, v, u))
 
     def _fill(self, to: Tensor, value: Any) -> None:
-        if not self._has_gaps and to.stride() != self.lists[0].stride():
+        if not self._has_gaps and not to.is_contiguous():
             raise TypeError("arrays are laid out differently")  # over which torch loops otherwise
         self._apply("fill", to, [self.lists[0]], [value])
 

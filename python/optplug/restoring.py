@@ -46,9 +46,7 @@ class Snapshot:
         self._keys: list[Any] = []
         self._rows: list[Any] = []
         self._lengths: list[int] = []
-        # ... all these values, and by their places those that are no mere numbers or words.
-        self._values: list[Any] = []
-        self._steady: set[int] = set()
+        self._values: list[Any] = []  # ... and all these values
         self._noted: Any = None  # all of that, as C takes it, and its memory
         self._memory_of_noted: list[Any] = []
         self._attributes: list[tuple[str, list[Any], list[Any]]] = []  # with objects, and what theirs are
@@ -58,7 +56,6 @@ class Snapshot:
         self._owners: Owners | None = None  # of those attributes that are among the dicts
         self._own: list[Tensor] = []  # those that are no parameters, and their gradients
         self._grads: list[Tensor | None] = []
-        self._wanting: list[bool] = []  # whether those require gradients
         self._copies = _NONE
         self._others: list[tuple[Tensor, Tensor]] = []  # sparse tensors, and copies
         self._things: list[Any] = []
@@ -88,7 +85,6 @@ class Snapshot:
             *chain.from_iterable(map(_values_of, self._dicts)),
             *chain.from_iterable(self._rows),
         ]
-        self._steady = {i for i, value in enumerate(self._values) if type(value) not in ENDS}
         self._bare = held.bare
         strided = [t for t in held.tensors if t.layout == torch.strided]
         self._others = [(t, t) for t in held.tensors if t.layout != torch.strided]
@@ -99,10 +95,9 @@ class Snapshot:
         self._own = [t for t in held.tensors if id(t) not in known and is_leaf(t)]
         stepped = list(parameters)
         self._grads = list(map(_grad_of, self._own))
-        self._wanting = list(map(_wants_gradient, self._own))
         self._attributes = [
             ("requires_grad", stepped, list(map(_wants_gradient, stepped))),
-            ("requires_grad", self._own, self._wanting),
+            ("requires_grad", self._own, list(map(_wants_gradient, self._own))),
             ("grad", self._own, self._grads),
         ]
         self._owners = Owners(held.owners) if held.owners else None
@@ -120,7 +115,7 @@ class Snapshot:
         memory = [
             ffi.new("void *[]", [address(c) for c in containers]),
             ffi.new("int64_t[]", self._lengths),
-            ffi.new("char[]", bytes(i in self._steady for i in range(count))),
+            ffi.new("char[]", bytes(type(value) not in ENDS for value in self._values)),
             ffi.new("int64_t[]", self._places()),
             ffi.new("int64_t[]", count),
             ffi.new("optplug_attributes[]", [list(map(address, a)) for a in self._attributes]),
