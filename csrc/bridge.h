@@ -317,18 +317,18 @@ typedef struct optplug_loans {
 
 enum { LOANS_COUNTS = 3 };
 
-/* Where a tensor is besides: among all, among the class's own, and its attributes among those that have none. */
-enum { AMONG_TENSORS, AMONG_OWN, AMONG_BARE, CONTENTS_PLACES };
+/* Where a value is besides.  A tensor of the class's own: among all, among those, and its attributes among those
+ * that have none; a list: among the containers. */
+enum { AMONG_TENSORS, AMONG_OWN, AMONG_BARE, AMONG_CONTAINERS, CONTENTS_PLACES };
 
-/* What dicts and lists of Python's held, and some tensors. */
+/* What dicts and other containers of Python's held, and some tensors. */
 typedef struct optplug_contents {
-    int count;
-    void *const *containers;
+    void *containers;       /* a list */
     const int64_t *lengths; /* how many values each had */
     void *bare;             /* a list of dicts that had none */
     void *keys, *values;    /* lists: the keys of the dicts, and all values */
     const char *leads_on;   /* of each value: whether it is no mere number or word */
-    const int64_t *places;  /* of each value that is a tensor of the class's own: CONTENTS_PLACES, else -1 */
+    const int64_t *places;  /* CONTENTS_PLACES of each value, -1 where it is in no such place */
     int64_t *others;        /* room for those that are others now */
     int attribute_count;
     const optplug_attributes *attributes;

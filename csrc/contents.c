@@ -8,10 +8,22 @@
 /* Where the comparison is. */
 struct comparison {
     const optplug_contents *noted;
-    PyObject *keys, *values; /* lists */
-    Py_ssize_t key, value;   /* how many are compared */
-    int64_t others;          /* values that are others, and whose places are noted */
+    PyObject *keys, *values;          /* lists */
+    Py_ssize_t container, key, value; /* how many are compared */
+    int64_t others;                   /* values that are others, and whose places are noted */
 };
+
+/* Let a list that has come into the place of another be the one that is compared; 0 if somebody else has the
+ * other still, as another place that it was in. */
+static int exchange(struct comparison *c, PyObject *list, int64_t place)
+{
+    PyObject *containers = c->noted->containers;
+    if (Py_REFCNT(PyList_GET_ITEM(containers, place)) > 1)
+        return 0;
+    Py_INCREF(list);
+    py.PyList_SetItem_(containers, place, list);
+    return 1;
+}
 
 /* Compare a value with the one that was in its place, and note it; 0 if it is of another type. */
 static int compare(struct comparison *c, PyObject *value)
@@ -20,10 +32,13 @@ static int compare(struct comparison *c, PyObject *value)
     if (value != before) {
         if (Py_TYPE(value) != Py_TYPE(before))
             return 0;
-        if (c->noted->leads_on[c->value])
+        int64_t place = c->noted->places[c->value * CONTENTS_PLACES + AMONG_CONTAINERS];
+        if (c->noted->leads_on[c->value] && place < 0)
             c->noted->others[c->others++] = c->value;
         Py_INCREF(value);
         py.PyList_SetItem_(c->values, c->value, value);
+        if (place >= 0 && !exchange(c, value, place))
+            return 0;
     }
     c->value++;
     return 1;
@@ -44,6 +59,29 @@ static int compare_list(struct comparison *c, PyObject *list)
         if (!compare(c, PyList_GET_ITEM(list, i)))
             return 0;
     return 1;
+}
+
+/* The same of a set or a deque. */
+static int compare_iterable(struct comparison *c, PyObject *iterable)
+{
+    PyObject *iterator = py.PyObject_GetIter_(iterable), *value = NULL;
+    int is_alike = iterator != NULL;
+    while (is_alike && (value = py.PyIter_Next_(iterator))) {
+        is_alike = compare(c, value);
+        py.Py_DecRef_(value);
+    }
+    py.Py_DecRef_(iterator);
+    return is_alike;
+}
+
+static int compare_container(struct comparison *c, PyObject *container)
+{
+    int64_t length = c->noted->lengths[c->container];
+    if (PyDict_Check(container))
+        return PyDict_GET_SIZE(container) == length && compare_dict(c, container);
+    if (PyList_Check(container))
+        return PyList_GET_SIZE(container) == length && compare_list(c, container);
+    return py.PyObject_Size_(container) == length && (length == 0 || compare_iterable(c, container));
 }
 
 /* Let a tensor be the one that has come into the place of another; 0 if somebody else has that still. */
@@ -79,14 +117,10 @@ int64_t contents_note(const optplug_contents *noted)
 {
     struct comparison c = {.noted = noted, .keys = noted->keys, .values = noted->values};
     PyGILState_STATE gil = py.PyGILState_Ensure_();
+    PyObject *containers = noted->containers;
     int is_alike = 1;
-    for (int i = 0; is_alike && i < noted->count; i++) {
-        PyObject *container = noted->containers[i];
-        if (PyDict_Check(container))
-            is_alike = PyDict_GET_SIZE(container) == noted->lengths[i] && compare_dict(&c, container);
-        else
-            is_alike = PyList_GET_SIZE(container) == noted->lengths[i] && compare_list(&c, container);
-    }
+    for (; is_alike && c.container < PyList_GET_SIZE(containers); c.container++)
+        is_alike = compare_container(&c, PyList_GET_ITEM(containers, c.container));
     PyObject *bare = noted->bare;
     for (Py_ssize_t i = 0; is_alike && i < PyList_GET_SIZE(bare); i++)
         is_alike = PyDict_GET_SIZE(PyList_GET_ITEM(bare, i)) == 0;
@@ -98,6 +132,7 @@ int64_t contents_note(const optplug_contents *noted)
         is_alike = lying_look(noted->tensors, 0) == noted->tensors->count;
     if (is_alike && noted->parts)
         rows_take(noted->parts, noted->row);
+    py.PyErr_Clear_();
     py.PyGILState_Release_(gil);
     return is_alike ? c.others : -1;
 }

@@ -28,6 +28,9 @@
     F(PyLong_AsLong)                                                                                         \
     F(PyObject_GetAttr)                                                                                      \
     F(PyObject_SetAttr)                                                                                      \
+    F(PyObject_GetIter)                                                                                      \
+    F(PyObject_Size)                                                                                         \
+    F(PyIter_Next)                                                                                           \
     F(PyObject_CallFunctionObjArgs)                                                                          \
     F(PyCapsule_GetPointer)                                                                                  \
     F(PyUnicode_DecodeFSDefault)                                                                             \

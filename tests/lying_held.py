@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections import deque
+
 import torch
 
 from holders import Holding
@@ -83,3 +85,78 @@ class HoldsMarked(Holding):
         if self.thing["count"] % 3 == 1:
             self.thing["now"].mark = 1
         return float(now.sum()) + mark
+
+
+class HoldsLists(Holding):
+    """Puts a list of new tensors into the place of one in each step, or another list, or two that are one."""
+
+    def made(self):
+        return {
+            "now": [torch.ones(3), torch.ones(2, 2)],
+            "before": [torch.zeros(3), torch.zeros(2, 2)],
+            "count": 0,
+        }
+
+    def changed(self, _):
+        thing = self.thing
+        thing["count"] += 1
+        now = [t * 1.5 % 7 + 1 for t in thing["now"][:2]]
+        if thing["count"] % 5 == 3:
+            thing["before"] = thing["now"][:2]
+        elif thing["count"] % 5 == 0:
+            thing["before"] = now
+        if thing["count"] % 7 == 4:
+            now.append(torch.ones(1))
+        elif thing["count"] % 7 == 6:
+            now[1] = now[1].double()
+        thing["now"] = now
+        now[0].add_(1)
+        return float(sum((i + 1) * t.sum() for i, t in enumerate(now + thing["before"])))
+
+
+class HoldsListTwice(Holding):
+    """Puts lists into the places of others, of which one is still in another place."""
+
+    def made(self):
+        kept = [1.0]
+        return {"early": [kept], "kept": kept, "inner": [[torch.ones(2)]], "count": 0}
+
+    def changed(self, _):
+        thing = self.thing
+        thing["count"] += 1
+        if thing["count"] > 4:
+            thing["kept"] = [thing["kept"][0] + 1]
+        if thing["count"] % 4 == 1:
+            thing["inner"] = [[thing["inner"][0][0] + 1]]
+        else:
+            thing["inner"][0] = [thing["inner"][0][0] * 2]
+        thing["early"][0][0] *= 1.5
+        return thing["early"][0][0] + 3 * thing["kept"][0] + float(thing["inner"][0][0].sum())
+
+
+class HoldsSet(Holding):
+    """Counts by a set and a deque."""
+
+    def made(self):
+        return {1}, deque([torch.ones(1), torch.zeros(1)], maxlen=2), deque()
+
+    def changed(self, _):
+        numbers, pair, empty = self.thing
+        numbers.symmetric_difference_update({len(numbers) + max(numbers), max(numbers)})
+        pair.append(pair[0] * 1.5 if len(empty) % 2 else pair[0].mul_(3).clone())
+        if max(numbers) % 3 == 0:
+            empty.append(max(numbers))
+        return float(sum(numbers) + sum(empty) + sum(map(float, pair)))
+
+
+class HoldsGaps(Holding):
+    """Has a tensor with gaps, which belong to nobody, and two that share memory."""
+
+    def made(self):
+        crossed = torch.zeros(6, 4)
+        return torch.zeros(6, 4)[::2, 1:3], crossed[::2], crossed[:, 1:3]
+
+    def changed(self, _):
+        alone, rows, columns = self.thing
+        alone.add_(1), rows.add_(2), columns.mul_(1.5)
+        return float(alone.sum() + rows.sum() - columns.sum())

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+import torch
 
 import holders
 import lying_held
 import third_party_twins
 from optplug import ctypes_api
+from optplug.copies import Copies
 from optplug.ctypes_api import Error
 from third_party_twins import Hosted, Plain, same
 
@@ -67,6 +69,25 @@ def test_twenty_parameters_are_put_back(name, monkeypatch):
             ours.fill(i)
         ours.opt.step(), theirs.opt.step()
         assert same(ours.values, theirs.values), i
+
+
+@pytest.mark.parametrize("dtype", ["float32", "complex64", "bool", "bfloat16"])
+def test_what_lies_in_the_gaps_of_a_tensor_is_not_put_back(dtype):
+    whole = torch.arange(24).view(4, 6).to(getattr(torch, dtype))
+    gappy, repeated = whole[::2, 1:5:2], whole[3:, :1].expand(3, 2)
+    copies, before = Copies([gappy, repeated, whole.mH, whole.mH[::2, ::2]]), whole.clone()
+    copies.take()
+    whole.zero_()
+    copies.put()
+    assert whole.equal(before)
+    copies = Copies([gappy, repeated])
+    copies.take()
+    whole.zero_()
+    copies.put()
+    assert gappy.equal(before[::2, 1:5:2])
+    assert repeated.equal(before[3:, :1].expand(3, 2))
+    gappy.zero_(), repeated[:1, :1].zero_()
+    assert not whole.any()
 
 
 @pytest.mark.parametrize("name", HOLDERS)

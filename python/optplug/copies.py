@@ -36,12 +36,13 @@ class Moves:
 
         #: What C copies, as it takes that: from where, and to where.
         self.stated = self._from.stated, self._to.stated
+        #: Whether there is more to copy.
+        self.has_rest = bool(by_torch)
 
     def make_rest(self) -> None:
         """Copy what C has not."""
-        if self._sources:
-            with grad_mode(False):
-                foreach_copy_(self._targets, self._sources)
+        with grad_mode(False):
+            foreach_copy_(self._targets, self._sources)
 
 
 class Copies:
@@ -51,11 +52,12 @@ class Copies:
         self._lying = Lying(tensors)
         #: The tensors, and what is their memory, whatever a step makes of them.  Others may replace them.
         self.tensors, self.memory = self._lying.tensors, [t.detach() for t in tensors]
-        # C copies the plain ones, and of the others nothing.
-        self._others = {i: _without_repeats(t) for i, t in enumerate(self.memory) if not _is_plain(t)}
+        # C copies short ones, with what lies in their gaps, and of the others nothing.
+        self._others = {i: _without_repeats(t) for i, t in enumerate(self.memory) if not _is_short(t)}
         self._copies = list(map(torch.empty_like, self._others.values()))
-        lengths = [0 if i in self._others else _bytes(t) for i, t in enumerate(self.memory)]
-        self._parts, self._row = _Parts(self._lying.places, lengths), ffi.new("char[]", max(sum(lengths), 1))
+        self._lengths = [0 if i in self._others else _span(t) for i, t in enumerate(self.memory)]
+        self._parts = _Parts(self._lying.places, self._lengths)
+        self._row = ffi.new("char[]", max(sum(self._lengths), 1))
         #: For `optplug_contents`, whose comparison then leaves nothing but what `take_rest` does.
         parts = self._parts.stated if self._lying.is_told_by_c else ffi.NULL
         self.stated = self._lying.stated, parts, self._row
@@ -98,15 +100,18 @@ class Copies:
 
     def put(self) -> None:
         """Put the tensors into their memory, which may have become too small, and the values into that."""
+        row = self._row
         with grad_mode(False):
             for i, (tensor, memory) in enumerate(zip(self.tensors, self.memory, strict=True)):
-                size = int(memory.storage_offset()) * memory.itemsize + _bytes(memory)
+                size = int(memory.storage_offset()) * memory.itemsize + self._lengths[i]
                 if i not in self._others and memory.untyped_storage().nbytes() < size:
                     memory.untyped_storage().resize_(size)
                 self._lying.places[i] = ffi.cast("void *", memory.data_ptr())
                 if tensor.dtype != memory.dtype or not tensor.is_set_to(memory):
                     tensor.data = memory
-            host.table.put(self._parts.stated, self._row)
+                if i not in self._others:
+                    _put(memory, ffi.buffer(row, self._lengths[i]))
+                row += self._lengths[i]
             if self._others:
                 foreach_copy_(list(self._others.values()), self._copies)
 
@@ -121,25 +126,38 @@ class _Parts:
 
 def _parts(tensors: Sequence[Tensor]) -> _Parts:
     places = [ffi.cast("void *", t.data_ptr()) for t in tensors]
-    return _Parts(ffi.new("void *[]", places), list(map(_bytes, tensors)))
+    return _Parts(ffi.new("void *[]", places), [t.nbytes for t in tensors])
 
 
-def _bytes(t: Tensor) -> int:
-    return t.nbytes
+def _span(t: Tensor) -> int:
+    """Return how many bytes there are from a tensor's first value to its last."""
+    if t.numel() == 0:
+        return 0
+    return (1 + sum((n - 1) * s for n, s in zip(t.shape, t.stride(), strict=True))) * t.itemsize
 
 
-def _is_plain(t: Tensor) -> bool:
-    """Tell whether C can copy a tensor's values as they lie."""
-    return (
-        type(t) is Tensor
-        and t.is_cpu
-        and _bytes(t) <= _MOST_BYTES
-        and (t.is_contiguous() or is_dense(t.shape, t.stride()))
-    )
+def _is_short(t: Tensor) -> bool:
+    """Tell whether C can copy a tensor's values as they lie, and does so faster than torch's threads."""
+    return type(t) is Tensor and t.is_cpu and _span(t) <= _MOST_BYTES
+
+
+def _has_no_gaps(t: Tensor) -> bool:
+    return t.is_contiguous() or is_dense(t.shape, t.stride())
 
 
 def _lie_alike(a: Tensor, b: Tensor) -> bool:
-    return _is_plain(a) and _is_plain(b) and a.stride() == b.stride()
+    return _is_short(a) and _is_short(b) and _has_no_gaps(a) and a.stride() == b.stride()
+
+
+def _put(t: Tensor, span: Any) -> None:
+    """Put a tensor's values back from a copy of its memory, and leave what lies in its gaps."""
+    if not span:
+        return
+    if _has_no_gaps(t):
+        ffi.memmove(ffi.cast("void *", t.data_ptr()), span, len(span))
+        return
+    memory = torch.frombuffer(bytearray(span), dtype=torch.uint8).untyped_storage()
+    _as_it_lies(t, t.untyped_storage(), int(t.storage_offset())).copy_(_as_it_lies(t, memory, 0))
 
 
 def _without_repeats(t: Tensor) -> Tensor:
@@ -147,3 +165,8 @@ def _without_repeats(t: Tensor) -> Tensor:
     if 0 not in t.stride():
         return t
     return t.as_strided([1 if s == 0 else n for n, s in zip(t.shape, t.stride(), strict=True)], t.stride())
+
+
+def _as_it_lies(t: Tensor, memory: torch.UntypedStorage, offset: int) -> Tensor:
+    """Return a tensor that lies as another does in other memory, without what it says of conjugates."""
+    return _without_repeats(torch.empty(0, dtype=t.dtype).set_(memory, offset, t.shape, t.stride()))

@@ -151,7 +151,8 @@ class Gradients:
             return False
         if not _lend(self._stated, is_first):
             return False
-        self._moves.make_rest()
+        if self._moves.has_rest:
+            self._moves.make_rest()
         return True
 
     def take_back(self) -> bool:

@@ -41,19 +41,19 @@ class Snapshot:
     def __init__(self) -> None:
         self._optimizer: torch.optim.Optimizer | None = None
         self._parameters: Sequence[Tensor] = ()
-        # What it holds: dicts with their keys, other containers, and how many values are in each, ...
-        self._dicts: list[dict[Any, Any]] = []
-        self._keys: list[Any] = []
-        self._rows: list[Any] = []
+        # What it holds: dicts first, then other containers; how many values are in each, and all of these.
+        # A step may put another list into the place of one.
+        self._containers: list[Any] = []
+        self._keys: list[Any] = []  # of the dicts
         self._lengths: list[int] = []
-        self._values: list[Any] = []  # ... and all these values
+        self._values: list[Any] = []
         self._noted: Any = None  # all of that, as C takes it, and its memory
         self._memory_of_noted: list[Any] = []
         self._attributes: list[tuple[str, list[Any], list[Any]]] = []  # with objects, and what theirs are
-        self._sequences: list[tuple[int, Any]] = []  # the rows that C cannot read, and where they are
+        self._unreadable: list[tuple[int, Any]] = []  # the containers that C cannot read, and where they are
         self._ordered: list[tuple[Any, list[Any]]] = []  # dicts with an order that it cannot, and keys
         self._bare: list[dict[str, Any]] = []  # attributes of tensors that have none
-        self._owners: Owners | None = None  # of those attributes that are among the dicts
+        self._owners = Owners([])  # of those attributes that are among the dicts
         self._own: list[Tensor] = []  # those that are no parameters, and their gradients
         self._grads: list[Tensor | None] = []
         self._copies = _NONE
@@ -77,14 +77,12 @@ class Snapshot:
     def _look(self, optimizer: torch.optim.Optimizer, parameters: Sequence[Tensor]) -> None:
         held = holdings(optimizer, parameters)
         self._parameters = parameters
-        self._dicts = [c for c in held.containers if isinstance(c, dict)]
-        self._rows = [c for c in held.containers if not isinstance(c, dict)]
-        self._keys = list(chain.from_iterable(self._dicts))
-        self._lengths = list(map(len, [*self._dicts, *self._rows]))
-        self._values = [
-            *chain.from_iterable(map(_values_of, self._dicts)),
-            *chain.from_iterable(self._rows),
-        ]
+        dicts = [c for c in held.containers if isinstance(c, dict)]
+        rows = [c for c in held.containers if not isinstance(c, dict)]
+        self._containers = [*dicts, *rows]
+        self._keys = list(chain.from_iterable(dicts))
+        self._lengths = list(map(len, self._containers))
+        self._values = [*chain.from_iterable(map(_values_of, dicts)), *chain.from_iterable(rows)]
         self._bare = held.bare
         strided = [t for t in held.tensors if t.layout == torch.strided]
         self._others = [(t, t) for t in held.tensors if t.layout != torch.strided]
@@ -95,44 +93,52 @@ class Snapshot:
         self._own = [t for t in held.tensors if id(t) not in known and is_leaf(t)]
         stepped = list(parameters)
         self._grads = list(map(_grad_of, self._own))
+        self._owners = Owners(held.owners)
         self._attributes = [
             ("requires_grad", stepped, list(map(_wants_gradient, stepped))),
             ("requires_grad", self._own, list(map(_wants_gradient, self._own))),
             ("grad", self._own, self._grads),
+            *self._owners.attributes,
         ]
-        self._owners = Owners(held.owners) if held.owners else None
         self._things, self._strange = held.things, list(held.strange)
         self._state()
 
     def _state(self) -> None:
         """State for C what is noted."""
-        containers = [*self._dicts, *self._rows]
-        self._sequences = [(i, c) for i, c in enumerate(containers) if not isinstance(c, dict | list)]
+        containers = self._containers
+        self._unreadable = [
+            (i, c)
+            for i, c in enumerate(containers)
+            if not (isinstance(c, dict | list) or type(c) in (set, deque))
+        ]
         self._ordered = [
-            (c, list(c)) for c in self._dicts if len(c) > 1 and type(c) not in (dict, defaultdict)
+            (c, list(c))
+            for c in containers
+            if isinstance(c, dict) and len(c) > 1 and type(c) not in (dict, defaultdict)
         ]
         count = len(self._values)
         memory = [
-            ffi.new("void *[]", [address(c) for c in containers]),
             ffi.new("int64_t[]", self._lengths),
             ffi.new("char[]", bytes(type(value) not in ENDS for value in self._values)),
             ffi.new("int64_t[]", self._places()),
             ffi.new("int64_t[]", count),
             ffi.new("optplug_attributes[]", [list(map(address, a)) for a in self._attributes]),
         ]
-        held, lengths, leads_on, places, others, attributes = self._memory_of_noted = memory
+        lengths, leads_on, places, others, attributes = self._memory_of_noted = memory
         lists = list(map(address, (self._bare, self._keys, self._values)))
+        held = address(self._containers)
         lying, *copied = self._copies.stated
         own = list(map(address, (self._own, self._copies.memory, "__dict__", "data")))
         stated = [held, lengths, *lists, leads_on, places, others, len(self._attributes), attributes]
-        self._noted = ffi.new("optplug_contents *", [len(containers), *stated, lying, *own, *copied])
+        self._noted = ffi.new("optplug_contents *", [*stated, lying, *own, *copied])
 
     def _places(self) -> list[int]:
-        """Return where else each value is, as C takes it, that is a tensor which a step may make anew."""
+        """Return where else each value is, as C takes it, that a step may make anew: a tensor, or a list."""
         own = {id(t): i for i, t in enumerate(self._own)}
         bare = {id(d): i for i, d in enumerate(self._bare)}
-        where = {
-            id(t): (i, own[id(t)], bare[id(vars(t))])
+        where = {id(c): (-1, -1, -1, i) for i, c in enumerate(self._containers) if type(c) is list}
+        where |= {
+            id(t): (i, own[id(t)], bare[id(vars(t))], -1)
             for i, t in enumerate(self._copies.tensors)
             if id(t) in own and type(t) is Tensor and not t.requires_grad and id(vars(t)) in bare
         }
@@ -145,32 +151,28 @@ class Snapshot:
             if not _are(parameters, self._parameters):
                 return False
             self._parameters = parameters
-        if self._sequences:
-            fresh = [(i, list(container)) for i, container in self._sequences]
-            for i, values in fresh:
-                self._memory_of_noted[0][i] = address(values)
+        for i, container in self._unreadable:
+            self._containers[i] = list(container)
         replaced = _note(self._noted)
         if replaced < 0 or not (self._copies.are_by_c or self._copies.take_rest(replaced > 0)):
             return False
-        for container, keys in self._ordered:
-            if not _are(list(container), keys):
-                return False
-        return self._owners is None or self._owners.are_whole()
+        return not self._ordered or all(_are(list(container), keys) for container, keys in self._ordered)
 
     def restore(self) -> None:
         """Put everything back; warn of what cannot be."""
         values, keys = iter(self._values), iter(self._keys)
-        counts = iter(self._lengths)
-        for container, count in zip(self._dicts, counts, strict=False):
-            pairs = list(zip(_take(keys, count), _take(values, count), strict=True))
-            container.clear()
-            container.update(pairs)
-        for container, count in zip(self._rows, counts, strict=True):
-            _fill(container, _take(values, count))
+        for i, container in self._unreadable:
+            self._containers[i] = container
+        for container, count in zip(self._containers, self._lengths, strict=True):
+            if isinstance(container, dict):
+                pairs = list(zip(_take(keys, count), _take(values, count), strict=True))
+                container.clear()
+                container.update(pairs)
+            else:
+                _fill(container, _take(values, count))
         for attributes in self._bare:
             attributes.clear()
-        if self._owners:
-            self._owners.put_back()
+        self._owners.put_back()
         with grad_mode(False):
             self._copies.put()
             for tensor, copy in self._others:

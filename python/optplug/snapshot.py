@@ -55,7 +55,6 @@ _NOBODYS = frozenset({"torch", "builtins", "abc", "typing", "collections", "obje
 #: What is in a slot that is empty.
 NOTHING = object()
 _DEPTH = 10  # of functions that wrap others
-_dict_of = operator.attrgetter("__dict__")
 #: What torch's own attributes for hooks begin with.
 HOOKS = "_optimizer_"
 
@@ -224,17 +223,24 @@ class Owners:
     """Objects, with what a step may replace in each as a whole: its class and its dict."""
 
     def __init__(self, objects: list[Any]) -> None:
-        self._objects = objects
-        self._classes, self._dicts = list(map(type, objects)), list(map(_dict_of, objects))
+        classes, dicts = list(map(type, objects)), list(map(vars, objects))
+        #: Names of attributes, the objects, and what each has.
+        self.attributes: list[tuple[str, list[Any], list[Any]]] = [
+            ("__class__", objects, classes),
+            ("__dict__", objects, dicts),
+        ]
 
     def are_whole(self) -> bool:
         """Tell whether nothing of that is replaced."""
-        dicts = map(_dict_of, self._objects)
-        return list(map(type, self._objects)) == self._classes and all(map(operator.is_, dicts, self._dicts))
+        return all(
+            all(map(operator.is_, map(operator.attrgetter(name), objects), values))
+            for name, objects, values in self.attributes
+        )
 
     def put_back(self) -> None:
         """Put back what is."""
-        for value, class_, attributes in zip(self._objects, self._classes, self._dicts, strict=True):
+        (_, objects, classes), (_, _, dicts) = self.attributes
+        for value, class_, attributes in zip(objects, classes, dicts, strict=True):
             if type(value) is not class_:
                 object.__setattr__(value, "__class__", class_)
             if vars(value) is not attributes:
