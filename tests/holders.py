@@ -39,11 +39,11 @@ def rolled() -> float:
 
 
 class Unsaid(Somebodys):
-    """Draws by a name that its code does not have."""
+    """Draws from Python's generator, and from torch's by a name that its code does not have."""
 
     def direction(self, p, group):
         draw = getattr(torch, "_".join(("ran", "like")).replace("_", "dn_"))
-        return super().direction(p, group) + draw(p) * 0.01
+        return super().direction(p, group) + draw(p) * 0.01 * random.random()  # noqa: S311
 
 
 class Tossing(Somebodys):

@@ -96,7 +96,7 @@ class Hosted:
         self._binder = Binder(self.recipe, self._trials, self.parameters, master_weights, self.planner.forget)
         self._changes = hyperparameters.Changes(self._trials, self.parameters, self.planner)
         #: The random numbers of a class outside torch.
-        self.draws = Stream(self.recipe.all_classes(), seed, self.parameters.gpus)
+        self.draws = Stream(self.recipe.all_classes(), seed, self.parameters.all_tensors)
         self._undo = Undo(self.recipe, self.parameters, self.draws, undo)
         self._resumption = Resumption(self.recipe, self._trials, self.parameters, self.attributes, self.draws)
         self._build = functools.partial(building.build, self.recipe, self.parameters, self.draws)

@@ -14,7 +14,7 @@ import random
 import re
 import sys
 import threading
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from types import CodeType, FunctionType, ModuleType
 from typing import Any, NamedTuple
 
@@ -50,10 +50,7 @@ _SHARED = {
 }
 
 
-def _generator(name: str) -> _Generator:
-    if name in _SHARED:
-        return _SHARED[name]
-    device = torch.device(name)
+def _of_gpu(device: torch.device) -> _Generator:
     return _Generator(
         functools.partial(torch.cuda.get_rng_state, device),
         functools.partial(torch.cuda.set_rng_state, device=device),
@@ -201,22 +198,48 @@ class _Turns:
 _turns = _Turns()
 
 
+def _exchanged(generators: dict[str, _Generator], states: dict[str, Any]) -> dict[str, Any]:
+    """Let generators have other states, and return those that they had."""
+    had = {}
+    for name, generator in generators.items():
+        had[name] = generator.get()
+        generator.put(states[name])
+    return had
+
+
+class _Turn:
+    """A block that draws from a stream: no generator's context, which takes longer."""
+
+    def __init__(self, stream: Stream) -> None:
+        self._stream, self._before = stream, dict(stream.own)
+
+    def __enter__(self) -> None:
+        self._stream.enter()
+
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        self._stream.leave()
+        if kind is not None:
+            self._stream.own = self._before
+
+
 class Stream:
     """The random numbers of one optimizer of a class outside torch.
 
     Args:
         classes: the optimizer's, and those of the ones that it wraps.
         seed: what torch's, Python's and numpy's generators begin with.
-        gpus: returns those that its parameters are on.
+        parameters: returns its parameters, another list whenever one is bound.
     """
 
-    def __init__(self, classes: list[type], seed: int, gpus: Callable[[], Iterable[int]]) -> None:
-        self._classes, self._gpus = classes, gpus
+    def __init__(self, classes: list[type], seed: int, parameters: Callable[[], Sequence[Tensor]]) -> None:
+        self._classes, self._parameters = classes, parameters
         #: What it began with.
         self.seed = seed
-        self._own: dict[str, Any] = {}  # where its generators are, as far as it has drawn
+        #: Where its generators are, as far as it has drawn.
+        self.own: dict[str, Any] = {}
         self._hosts: dict[str, Any] | None = None  # the same of the host's, while this one has its turn
         self._sees_all = False
+        self._known: tuple[Sequence[Tensor], int, dict[str, _Generator]] = (), -1, {}
 
     @property
     def is_drawn_from(self) -> bool:
@@ -228,71 +251,62 @@ class Stream:
         return list(map(drawn_by, self._classes))  # the sets themselves, which grow by what is seen
 
     @property
-    def sources(self) -> list[str]:
+    def sources(self) -> dict[str, _Generator]:
         """The generators that it draws from."""
-        return self._names(set().union(*map(drawn_by, self._classes)))
+        parameters, count = self._parameters(), sum(map(len, self._drawn))
+        if self._known[0] is not parameters or self._known[1] != count:
+            self._known = parameters, count, self._generators(set().union(*self._drawn))
+        return self._known[2]
 
-    def _names(self, shared: Iterable[str]) -> list[str]:
-        names = [name for name in _SHARED if name in shared]
-        return names + [f"cuda:{i}" for i in sorted(self._gpus())] if "torch" in names else names
+    def _generators(self, shared: Iterable[str]) -> dict[str, _Generator]:
+        found = {name: generator for name, generator in _SHARED.items() if name in shared}
+        if "torch" in found:
+            gpus = sorted({p.device.index for p in self._parameters() if p.is_cuda})
+            found |= {f"cuda:{i}": _of_gpu(torch.device("cuda", i)) for i in gpus}
+        return found
 
     def restart(self) -> None:
         """Begin with the seed again, for another optimizer."""
-        self._own = {}
+        self.own = {}
 
-    @contextlib.contextmanager
-    def current(self, sees_all: bool = False) -> Iterator[None]:
+    def current(self, sees_all: bool = False) -> contextlib.AbstractContextManager[None]:
         """Let a block draw from this stream; if it fails, it has drawn nothing.
 
         Args:
             sees_all: whether to see what the block draws from, which its code may not say.
         """
         if self._hosts is not None or not (sees_all or self.is_drawn_from):
-            yield
-            return
-        before = dict(self._own)
+            return contextlib.nullcontext()
         self._sees_all = sees_all
-        self.enter()
-        try:
-            yield
-        except BaseException:
-            self.leave()
-            self._own = before
-            raise
-        self.leave()
+        return _Turn(self)
 
     @contextlib.contextmanager
     def kept_on_error(self) -> Iterator[None]:
         """Let a block that fails leave the stream where it is."""
-        before, seed = dict(self._own), self.seed
+        before, seed = dict(self.own), self.seed
         try:
             yield
         except BaseException:
-            self._own, self.seed = before, seed
+            self.own, self.seed = before, seed
             raise
 
     def enter(self) -> None:
         """Take the generators from the host."""
-        names = self._names(_SHARED) if self._sees_all else self.sources
+        generators = self._generators(_SHARED) if self._sees_all else self.sources
         _turns.take()
-        generators = {name: _generator(name) for name in names}
-        self._hosts = {name: generator.get() for name, generator in generators.items()}
-        for name, generator in generators.items():
-            if name not in self._own:
-                self._own[name] = generator.seeded(self.seed)
-            generator.put(self._own[name])
+        for name in generators.keys() - self.own.keys():
+            self.own[name] = generators[name].seeded(self.seed)
+        self._hosts, self._taken = _exchanged(generators, self.own), generators
 
     def leave(self) -> None:
         """Give them back."""
         assert self._hosts is not None
         hosts, self._hosts = self._hosts, None
-        for name, state in hosts.items():
-            generator = _generator(name)
-            now = generator.get()
-            if self._sees_all and name in _SHARED and _plain(now) != _plain(self._own[name]):
-                drawn_by(self._classes[0]).add(name)
-            self._own[name] = now
-            generator.put(state)
+        now = _exchanged(self._taken, hosts)
+        if self._sees_all:
+            is_new = {name for name in now if name in _SHARED and _plain(now[name]) != _plain(self.own[name])}
+            drawn_by(self._classes[0]).update(is_new)
+        self.own.update(now)
         _turns.give()
 
     def aside(self, function: Callable[[], float]) -> float:
@@ -309,10 +323,10 @@ class Stream:
 
     def state_dict(self) -> dict[str, Any] | None:
         """Return where it is, as plain values and tensors; None if the class draws nothing."""
-        names = self.sources
-        if not names:
+        sources = self.sources
+        if not sources:
             return None
-        found = {name: self._own.get(name, _generator(name).seeded(self.seed)) for name in names}
+        found = {name: self.own.get(name, g.seeded(self.seed)) for name, g in sources.items()}
         return {"seed": self.seed, **{name: _written(state) for name, state in found.items()}}
 
     def read(self, saved: Any) -> Callable[[], None]:
@@ -324,7 +338,7 @@ class Stream:
         if type(saved) is not dict or not all(type(name) is str for name in saved):
             raise ValueError("not a checkpoint: its random numbers are malformed")
         seed = check_count("the seed of its random numbers", saved["seed"])
-        known = {*_SHARED, *self._names(_SHARED)}
+        known = self._generators(_SHARED)
         names = [name for name in saved if name != "seed" and not name.startswith("cuda:")]
         for name in names:
             if name not in known:
@@ -335,7 +349,7 @@ class Stream:
 
         def go_on() -> None:
             drawn_by(self._classes[0]).update(names)
-            self.seed, self._own = seed, found
+            self.seed, self.own = seed, found
 
         return go_on
 
