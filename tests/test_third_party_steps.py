@@ -25,7 +25,7 @@ def _allowed():
 
 @pytest.mark.parametrize("order", "CF")
 @pytest.mark.parametrize("group", [None, {"lr": 0.02}])
-@pytest.mark.parametrize("name", TAKE_ARRAYS)
+@pytest.mark.parametrize("name", [*TAKE_ARRAYS, "Differentiating", "DifferentiatingInContext"])
 def test_every_step_is_the_classs_own(name, group, order):
     ours, theirs = (kind(name, order, "float32", group) for kind in (Hosted, Plain))
     scheduler = torch.optim.lr_scheduler.ExponentialLR(theirs.opt, gamma=0.9)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 import torch
 
+import autograd_held
 import holders
 import lying_held
 import somebodys
@@ -17,7 +18,9 @@ SHAPES = (5, 3), (4,)
 
 def module_of(name: str):
     return next(
-        module for module in (holders, lying_held, tools_held, views_held, somebodys) if hasattr(module, name)
+        module
+        for module in (holders, lying_held, tools_held, views_held, autograd_held, somebodys)
+        if hasattr(module, name)
     )
 
 

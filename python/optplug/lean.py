@@ -100,18 +100,33 @@ def bare_step(full: type[torch.optim.Optimizer]) -> Any:
     return step
 
 
-def unhooked_step(instance: torch.optim.Optimizer) -> Callable[..., Any]:
-    """Return an optimizer's step as its class has it, without what torch puts around it for hooks.
+@functools.cache
+def _without_no_grad(step: Callable[..., Any]) -> Callable[..., Any] | None:
+    """Return what a function runs in ``torch.no_grad()``; None if that is not what it does."""
+    is_no_grad = getattr(step, "__code__", None) == _IN_CONTEXT and _is_around(step)
+    return step.__wrapped__ if is_no_grad else None  # type: ignore[attr-defined]
 
-    That is a record for profilers, which takes longer than some steps; hooks that are there are called.
+
+def step_unhooked(instance: torch.optim.Optimizer) -> None:
+    """Let an optimizer step as its class does, without what torch puts around that for hooks.
+
+    That is a record for profilers, which takes longer than some steps, as does torch's own way of calling a
+    function in ``torch.no_grad()``; hooks that are there are called.
     """
     around, step = vars(instance).get("step"), type(instance).step
     is_plain = getattr(step, "__code__", None) in _HOOKED and not has_hooks(instance)
     if not is_plain or not (around is None or is_wrapped_by_scheduler(around)):
-        return instance.step
+        instance.step()
+        return
     if around is not None:
         note_step(instance)
-    return step.__wrapped__.__get__(instance)  # type: ignore[attr-defined]
+    step = step.__wrapped__  # type: ignore[attr-defined]
+    bare = _without_no_grad(step)
+    if bare is None:
+        step(instance)
+        return
+    with grad_mode(False):
+        bare(instance)
 
 
 def _is_lean(step: Any) -> bool:

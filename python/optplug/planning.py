@@ -11,7 +11,7 @@ import torch
 
 from optplug import followers, lbfgs, plans
 from optplug.digest import Stated
-from optplug.lean import unhooked_step
+from optplug.lean import step_unhooked
 from optplug.parameters import Parameters
 from optplug.proof import Proofs
 from optplug.recipe import Recipe
@@ -197,7 +197,7 @@ class Planner:
 
     def _step(self, optimizer: torch.optim.Optimizer, parameters: Parameters) -> None:
         if parameters.loans:
-            unhooked_step(optimizer)()
+            step_unhooked(optimizer)
         elif parameters.has_sparse():  # their gradients are new tensors each time
             optimizer.step()
         else:

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from optplug import methods
 from optplug.kinds import values
-from optplug.lean import unhooked_step
+from optplug.lean import step_unhooked
 from optplug.parameters import Parameters
 from optplug.randomness import Stream
 from optplug.recipe import Recipe
@@ -127,7 +127,7 @@ class Undo:
         """Let a class outside torch step what is lent to it, and nothing besides."""
         assert self._loans
         self._loans.lend()
-        unhooked_step(optimizer)()
+        step_unhooked(optimizer)
 
     def _begin(self, optimizer: torch.optim.Optimizer, has_closure: bool) -> None:
         assert self._loans
