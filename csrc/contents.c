@@ -91,6 +91,8 @@ static int replace(const optplug_contents *noted, int64_t value)
     if (places[AMONG_TENSORS] < 0)
         return 0;
     PyObject *tensors = noted->tensors->tensors, *now = PyList_GET_ITEM((PyObject *)noted->values, value);
+    if (PyList_GET_ITEM(tensors, places[AMONG_TENSORS]) == now) /* it has come into another place, too */
+        return 1;
     if (Py_REFCNT(PyList_GET_ITEM(tensors, places[AMONG_TENSORS])) > 2) /* besides this list and `own` */
         return 0;
     PyObject *attributes = py.PyObject_GetAttr_(now, noted->attributes_of);

@@ -114,6 +114,23 @@ class HoldsLists(Holding):
         return float(sum((i + 1) * t.sum() for i, t in enumerate(now + thing["before"])))
 
 
+class HoldsTwice(Holding):
+    """Has one tensor in two places, and puts a new one into both, and now and then into one."""
+
+    def made(self):
+        one = torch.ones(2)
+        return {"first": one, "second": one, "count": 0}
+
+    def changed(self, _):
+        thing = self.thing
+        thing["count"] += 1
+        thing["first"] = thing["first"] * 1.25 % 9
+        if thing["count"] % 7 != 5:
+            thing["second"] = thing["first"]
+        thing["second"].add_(1)
+        return float(thing["first"].sum() + 3 * thing["second"].sum())
+
+
 class HoldsListTwice(Holding):
     """Puts lists into the places of others, of which one is still in another place."""
 

@@ -32,6 +32,7 @@ _wants_gradient = operator.attrgetter("requires_grad")
 
 
 _NONE = Copies([])
+_LONGEST_PAUSE = 16  # steps
 _note = host.table.note
 
 
@@ -61,12 +62,21 @@ class Snapshot:
         self._things: list[Any] = []
         self._put_back: list[Callable[[], object]] = []  # the things as they were
         self._strange: list[str] = []
+        self._in_vain = 0  # how often it was not alike in a row, and
+        self._pause = 0  # in how many it is not to be compared, which takes as long as to look
 
     def take(self, optimizer: torch.optim.Optimizer, parameters: Sequence[Tensor]) -> None:
         """Note all that an optimizer holds, and these tensors."""
-        if self._optimizer is not optimizer or not self._is_alike(parameters):
+        is_another = self._optimizer is not optimizer
+        if not is_another and not self._pause and self._is_alike(parameters):
+            self._in_vain = 0
+        else:
             self._optimizer = None  # until all of it is noted
             self._look(optimizer, parameters)
+            self._in_vain = 0 if is_another else self._in_vain + 1
+            self._pause = self._pause - 1 if self._pause else min(self._in_vain // 4, _LONGEST_PAUSE)
+            if not self._pause:
+                self._state()
             self._copies.take()
             self._optimizer = optimizer
         if self._things:
@@ -101,7 +111,7 @@ class Snapshot:
             *self._owners.attributes,
         ]
         self._things, self._strange = held.things, list(held.strange)
-        self._state()
+        self._unreadable = []
 
     def _state(self) -> None:
         """State for C what is noted."""
