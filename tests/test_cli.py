@@ -237,7 +237,7 @@ def test_config_says_what_to_do_where_a_path_has_blanks(tmp_path):
     line = advice.replace("python", sys.executable).replace("cc main.c", f"{hosts.CC} main.c -o main")
     command_line = ["sh", "-c", line]
     subprocess.run(command_line, cwd=tmp_path, env=os.environ | env, check=True, capture_output=True)
-    assert hosts.run(tmp_path / "main", env=env).stdout == hosts.program("text")
+    assert hosts.asks_for_python(tmp_path / "main")
     assert command("config", "--cflags", "--libs").stderr == ""
 
 

@@ -20,7 +20,7 @@ LEAST = "cmake ctest cc gcc as ld ar nm ranlib readelf objcopy objdump strip mak
 MORE = {
     "Fortran": ("gfortran", "gfortran", {"test_fortran", "test_heat"}),
     "C++": ("c++ g++", "g++", {"test_cxx"}),
-    "MPI": ("mpicc mpiexec", "libopenmpi-dev openmpi-bin", {"test_mpi", "test_mpi_ranks"}),
+    "MPI": ("mpicc mpiexec", "libopenmpi-dev openmpi-bin", {"test_mpi"}),
     "Octave": ("octave-cli mkoctfile", "octave octave-dev", set()),
     "LLVM's OpenMP": ("clang", "clang libomp-dev", {"test_guest_libomp"}),
     "valgrind": ("valgrind", "valgrind", set()),

@@ -1,7 +1,7 @@
 """The examples over ranks, digits_ranks.c and heat_inverse_ranks.f90, drawn as for their pages.
 
-Their ranks wait for each other by spinning, so ctest runs nothing beside them; only those of the pictures
-start as a user's do.
+Their ranks wait for each other by spinning, so ctest runs nothing beside them; only those of the plate's
+picture start as a user's do.
 """
 
 from __future__ import annotations
@@ -48,9 +48,14 @@ def read_right(line: str) -> float:
     return float(re.search(r": ([\d.]+) % of 359", line)[1])
 
 
-def test_any_number_of_ranks_learns_what_one_process_does(tmp_path, capfd):
+def test_any_number_of_ranks_learns_what_one_process_does(tmp_path, capfd, monkeypatch):
     """Their sums are in other orders, and rounding errors grow from step to step."""
     spec = "AdamW(lr=2e-3)"
+    start = pictures.run
+    monkeypatch.setattr(pictures, "LIBS", [*pictures.LIBS, "-shared", "-fPIC"])
+    monkeypatch.setattr(
+        pictures, "run", lambda command, *given: start([*command[:-1], *hosts.main_of(command[-1])], *given)
+    )
     pictures.digits_ranks(most=2).savefig(tmp_path / "picture.png")
     drawn = capfd.readouterr().out.splitlines()
     runs = {ranks: drawn[32 * ranks - 32 : 32 * ranks] for ranks in (1, 2)}

@@ -141,13 +141,13 @@ end program
         hosts.FC,
         f"{optplug.fortrandir()}/optplug.f90",
         *sources,
-        "-o",
-        "main",
+        *["-shared", "-fPIC", "-o", "main"],
         f"-L{optplug.libdir()}",
     ]
     libraries = ["-loptplug", f"-Wl,-rpath,{optplug.libdir()}"]
     subprocess.run([*command, *libraries], cwd=tmp_path, check=True)
-    done = subprocess.run([tmp_path / "main"], capture_output=True, text=True, check=False)
+    command = hosts.main_of(tmp_path / "main")
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert [float(x) for x in done.stdout.split()] == [0.5, 0]
     assert done.returncode != 0
     assert "learning_rate has no effect: the spec has lr" in done.stderr

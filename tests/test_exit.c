@@ -11,7 +11,8 @@ static int opt[THREADS];
 static void *step_for_ever(void *of)
 {
     for (;;)
-        opt_step(*(int *)of);
+        if (opt_step(*(int *)of) != OPT_OK) /* at the end, which waits for the thread that is stuck */
+            usleep(1000);
     return NULL;
 }
 
@@ -48,6 +49,6 @@ int main(void)
         CHECK(pthread_create(&thread, NULL, step_for_ever, &opt[i]) == 0);
     }
     CHECK(pthread_create(&thread, NULL, wait_for_ever, NULL) == 0);
-    sleep(1);
+    usleep(300000);
     return 0;
 }

@@ -8,7 +8,7 @@
 
 #include "check.h"
 
-enum { MANY = 1 << 20, FORKS = 20, BUSY = 4, LOST = 77 };
+enum { MANY = 1 << 20, FORKS = 8, BUSY = 4, LOST = 77 };
 
 static float w[MANY], dw[MANY];
 

@@ -43,14 +43,14 @@ def build(tmp_path_factory):
     """Compile the module once; return what compiles a program of one bind, given its arguments."""
     place = tmp_path_factory.mktemp("fortran")
     strict = ["-std=f2018", "-Wall", "-Wextra", "-Wpedantic", "-Werror"]
-    subprocess.run([hosts.FC, *strict, "-c", MODULE], cwd=place, check=True)
+    subprocess.run([hosts.FC, *strict, "-fPIC", "-c", MODULE], cwd=place, check=True)
     flags = subprocess.run(
         [sys.executable, "-m", "optplug", "config", "--libs"], capture_output=True, text=True, check=True
     ).stdout.split()
 
     def compile_(arguments: str) -> subprocess.CompletedProcess[str]:
         (place / "host.f90").write_text(PROGRAM.format(arguments))
-        command = [hosts.FC, "host.f90", "optplug.o", "-o", "host", *flags]
+        command = [hosts.FC, "-shared", "-fPIC", "host.f90", "optplug.o", "-o", "host", *flags]
         return subprocess.run(command, cwd=place, capture_output=True, text=True, check=False)
 
     compile_.place = place
@@ -60,7 +60,7 @@ def build(tmp_path_factory):
 def test_a_program_of_one_bind_runs(build):
     done = build('"w", w, dw')
     assert done.returncode == 0, done.stderr
-    assert hosts.run(build.place / "host").stdout == " -1.0 -1.0 -1.0 -1.0\n"
+    assert hosts.run_main(build.place / "host").stdout == " -1.0 -1.0 -1.0 -1.0\n"
 
 
 @pytest.mark.parametrize(
@@ -90,9 +90,8 @@ def test_the_compiler_refuses_what_it_would_copy_or_is_of_another_kind(build, ar
     ],
 )
 def test_without_stat_an_error_stops_the_program(mistake, words):
-    done = subprocess.run(
-        [hosts.PROGRAMS / "test_fortran", mistake], capture_output=True, text=True, check=False
-    )
+    command = [*hosts.main_of(hosts.PROGRAMS / "test_fortran.so"), mistake]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert done.returncode == 1
     assert re.search(f"ERROR STOP.*{words}", done.stderr)
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+import pathlib
 import re
 import subprocess
 import sys
@@ -14,33 +15,33 @@ import pytest
 
 import hosts
 from optplug import ctypes_api
-from test_readme import build
+from test_readme import build_library
 
 
-def stderr(**variables: str) -> str:
-    """Return what a host in C has on stderr."""
-    done = subprocess.run(
-        [hosts.PROGRAMS / "host"], env=os.environ | variables, capture_output=True, text=True, check=True
-    )
-    assert done.stdout.startswith("stepped\n")
-    return done.stderr
+def told(*command: str | pathlib.Path, **variables: str) -> list[str]:
+    """Return the lines that a host has on stderr."""
+    done = subprocess.run(command, env=os.environ | variables, capture_output=True, text=True, check=True)
+    return done.stderr.splitlines()
 
 
 def test_the_variable_lets_it_tell():
-    lines = stderr(OPTPLUG_LOG="info").splitlines()
+    host = hosts.PROGRAMS / "host"
+    lines = told(host, OPTPLUG_LOG="info")
     assert all(re.match(r"optplug\[\d+\] \d+\.\d{3}: \S", line) for line in lines)
     assert [line for line in lines if "(the environment of liboptplug)" in line]
     assert [line for line in lines if ": steps by " in line]
     assert not [line for line in lines if ": bound " in line]
-    more = stderr(OPTPLUG_LOG="debug", OPTPLUG_PYTHON=sys.executable).splitlines()
-    assert [line for line in more if ": bound " in line]
+    code = "import numpy as np; from optplug.ctypes_api import Optimizer; "
+    code += "Optimizer('SGD()').bind('w', np.ones(1), np.ones(1))"
+    assert [line for line in told(*hosts.PYTHON, "-c", code, OPTPLUG_LOG="debug") if ": bound " in line]
+    more = told(host, OPTPLUG_LOG="debug", OPTPLUG_PYTHON=sys.executable, OPTPLUG_LIBPYTHON="/nowhere")
     assert [line for line in more if f": Python: '{sys.executable}' (OPTPLUG_PYTHON)" in line]
 
 
 def test_the_program_of_the_page_on_it_runs(tmp_path):
     page = (hosts.PROJECT / "docs" / "seeing.md").read_text()
-    build(re.search(r"```c\n(.*?)```", page, re.S)[1], tmp_path)
-    lines = hosts.run(tmp_path / "main").stdout.splitlines()
+    build_library(re.search(r"```c\n(.*?)```", page, re.S)[1], tmp_path)
+    lines = hosts.run_main(tmp_path / "main").stdout.splitlines()
     assert all(line.startswith("INFO optplug: ") for line in lines)
     assert [line for line in lines if line.endswith(": SGD(lr=0.5)")]
 

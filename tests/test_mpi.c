@@ -1,5 +1,5 @@
 /* Two ranks under mpirun that add up their gradients and step the same optimizer; MPI starts after our Python,
- * and before it in test_mpi_ranks.c. */
+ * and before it in test_mpi_ranks.f90. */
 #include <math.h>
 #include <mpi.h>
 

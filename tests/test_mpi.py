@@ -27,8 +27,9 @@ def run_mpich(*command: str | pathlib.Path) -> None:
 
 
 @hosts.needs_mpi
-def test_messages_that_are_longer_than_mpi_takes_go_piece_by_piece(tmp_path):
-    compiler = ("mpicc", f"-I{TESTS}", "-Wno-sign-compare", "-DOPTPLUG_MPI_MOST=16")
+@pytest.mark.parametrize("most", ["INT_MAX", "16"])
+def test_messages_go_whole_and_longer_ones_than_mpi_takes_piece_by_piece(tmp_path, most):
+    compiler = ("mpicc", f"-I{TESTS}", "-Wno-sign-compare", f"-DOPTPLUG_MPI_MOST={most}")
     build_library((TESTS / "test_mpi_ranks.c").read_text(), tmp_path, compiler=compiler)
     hosts.run("mpiexec", "-n", "3", *hosts.main_of(tmp_path / "main"), env=hosts.MPI_ENVIRONMENT)
 

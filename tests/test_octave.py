@@ -42,12 +42,25 @@ def octave(code: str, *path: object, **env: str) -> str:
     return done.stdout
 
 
+#: What names Python to a package that is in no environment.
+PYTHON = {"OPTPLUG_PYTHON": sys.executable}
+
+
 @pytest.fixture(scope="module")
-def mex(tmp_path_factory):
-    """Build the MEX file as a user does."""
-    folder = tmp_path_factory.mktemp("mex")
-    octave(f"setenv('CFLAGS', '-Wall -Wextra -Werror'); optplug.build('{folder}')")
-    return folder
+def first_session(tmp_path_factory):
+    """Build the MEX file as users do, in a folder with blanks; return that and what Octave says."""
+    package = tmp_path_factory.mktemp("mex") / "two words"
+    for name in ("include", "lib", "matlab"):
+        shutil.copytree(pathlib.Path(optplug.matlabdir()).parent / name, package / name)
+    code = f"addpath('{package / 'matlab'}'); setenv('CFLAGS', '-Wall -Wextra -Werror'); "
+    code += "try, optplug.Optimizer('Adam()'); catch e, disp(e.identifier), disp(e.message), end, "
+    code += "optplug.build(); disp(optplug.version()); opt = optplug.Optimizer('Adam()'); disp(class(opt))"
+    return package / "matlab", octave(code, **PYTHON).splitlines()
+
+
+@pytest.fixture(scope="module")
+def mex(first_session):
+    return first_session[0]
 
 
 @pytest.fixture(scope="module")
@@ -66,7 +79,8 @@ def printed(mex, stand_in, tmp_path_factory):
 
     def run(programs: dict[str, str], *folders: pathlib.Path) -> dict[str, str]:
         code = "clear\nprintf('\\f')\n".join(f"{code}\n" for code in programs.values())
-        return dict(zip(programs, octave(f"cd '{place}'\n{code}", *folders).split("\f"), strict=True))
+        said = octave(f"cd '{place}'\n{code}", *folders, **PYTHON).split("\f")
+        return dict(zip(programs, said, strict=True))
 
     tests = {"the tests": "run_tests"}
     of_readmes = {name: code for name, (code, _) in shown().items()}
@@ -151,21 +165,15 @@ def test_a_run_is_pytorchs_to_the_last_bit(lines, run):
     assert lines[f"run_{run.__name__}"].split()[1:] == [f"{x & (2**64 - 1):016x}" for x in expected]
 
 
-def test_octave_without_the_mex_file_is_told_to_build_it_and_uses_it_in_the_same_session(tmp_path):
-    """In folders that have blanks."""
-    package = tmp_path / "two words"
-    for name in ("include", "lib", "matlab"):
-        shutil.copytree(pathlib.Path(optplug.matlabdir()).parent / name, package / name)
-    code = f"addpath('{package / 'matlab'}'); "
-    code += "try, optplug.Optimizer('Adam()'); catch e, disp(e.identifier), disp(e.message), end, "
-    code += "optplug.build(); disp(optplug.version()); opt = optplug.Optimizer('Adam()'); disp(class(opt))"
-    assert octave(code, OPTPLUG_PYTHON=sys.executable).splitlines() == [
+def test_octave_without_the_mex_file_is_told_to_build_it_and_uses_it_in_the_same_session(first_session):
+    folder, said = first_session
+    assert said == [
         "optplug:start",
         "Octave calls optplug through a MEX file: run optplug.build once to make it",
         optplug.__version__,
         "optplug.Optimizer",
     ]
-    assert list((package / "matlab").glob("optplug_mex.*mex*"))
+    assert list(folder.glob("optplug_mex.*mex*"))
 
 
 def test_a_python_that_is_not_there_is_a_start_error(mex):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pathlib
 import subprocess
 import sys
 
@@ -94,29 +95,37 @@ def flags() -> list[str]:
     return subprocess.run(command, capture_output=True, text=True, check=True).stdout.split()
 
 
-def trains(folder, program: str, *compiler: str) -> None:
-    """Build a host, with functions of its own, and see that it makes two steps of 0.25."""
+def build(folder, program: str, *compiler: str) -> pathlib.Path:
+    """Build a host with functions of its own."""
     (folder / "own.c").write_text(OWN)
-    subprocess.run([hosts.CC, "-c", "own.c"], cwd=folder, check=True)
+    subprocess.run([hosts.CC, "-fPIC", "-c", "own.c"], cwd=folder, check=True)
     command = [*compiler, program, "own.o", "-o", "host", *flags()]
     subprocess.run(command, cwd=folder, check=True)
-    assert hosts.run(folder / "host").stdout == "0.00 0.00 0.25 0\n"
+    return folder / "host"
+
+
+#: What a host prints that makes two steps of 0.25.
+TRAINED = "0.00 0.00 0.25 0\n"
+#: Options of a host that is a library, whose own functions come before what it is linked to as well.
+AS_LIBRARY = "-shared", "-fPIC"
 
 
 def test_a_host_in_c_calls_by_the_longer_names(tmp_path):
     """And the library's own calls, opt_bind's of opt_bind_nd for one, stay in the library."""
     (tmp_path / "host.c").write_text(IN_C)
-    trains(tmp_path, "host.c", hosts.CC, "-std=c99", "-Wall", "-Wextra", "-Wpedantic", "-Werror")
+    host = build(tmp_path, "host.c", hosts.CC, "-std=c99", "-Wall", "-Wextra", "-Wpedantic", "-Werror")
+    assert hosts.run(host).stdout == TRAINED
 
 
 @pytest.mark.skipif(not hosts.CXX, reason="no C++ compiler (Debian, Ubuntu: apt-get install g++)")
 def test_the_cxx_header_calls_the_library(tmp_path):
     (tmp_path / "host.cpp").write_text(IN_CXX)
-    trains(tmp_path, "host.cpp", hosts.CXX, "-std=c++17", "-Wall", "-Wextra", "-Wpedantic", "-Werror")
+    options = "-std=c++17", "-Wall", "-Wextra", "-Wpedantic", "-Werror", *AS_LIBRARY
+    assert hosts.run_main(build(tmp_path, "host.cpp", hosts.CXX, *options)).stdout == TRAINED
 
 
 @pytest.mark.skipif(not hosts.FC, reason="no Fortran compiler (Debian, Ubuntu: apt-get install gfortran)")
 def test_the_fortran_module_calls_the_library(tmp_path):
     (tmp_path / "host.f90").write_text(IN_FORTRAN)
     module = hosts.PROJECT / "bindings" / "fortran" / "optplug.f90"
-    trains(tmp_path, "host.f90", hosts.FC, str(module))
+    assert hosts.run_main(build(tmp_path, "host.f90", hosts.FC, *AS_LIBRARY, str(module))).stdout == TRAINED

@@ -7,7 +7,7 @@
 
 #include "check.h"
 
-enum { SIZE = 1000, STEPS = 300 };
+enum { SIZE = 1000, STEPS = 100 };
 
 static volatile sig_atomic_t interrupts, ticks;
 

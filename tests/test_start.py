@@ -31,12 +31,12 @@ def say(program: pathlib.Path, *arguments: str, **env: str) -> str:
     return hosts.run(program, *arguments, env=env).stdout
 
 
-def test_a_host_gets_the_environment_that_the_library_lies_in(host, tmp_path):
+def test_a_host_gets_the_environment_that_the_library_lies_in(tmp_path):
     """Whatever variables and PATH say of Python."""
     (tmp_path / "numpy.py").write_text("raise SystemExit('a foreign numpy')")
     (tmp_path / "optplug.py").write_text("raise SystemExit('a foreign optplug')")
     said = say(
-        host,
+        hosts.PROGRAMS / "host",
         PATH=str(tmp_path),
         PYTHONHOME="/nowhere",
         PYTHONPATH=str(tmp_path),
@@ -46,13 +46,6 @@ def test_a_host_gets_the_environment_that_the_library_lies_in(host, tmp_path):
     assert said.startswith(STEPPED)
     assert f"({sys.prefix}/bin/python" in said
     assert f"library: {optplug.library()}\n" in said
-
-
-def test_options_name_the_python_and_reach_torch():
-    said = say(DLOPENED, f'num_threads=1, python="{sys.executable}"')
-    assert said.startswith(STEPPED)
-    assert "threads: 1\n" in said
-    assert f"({sys.executable})" in said
 
 
 def test_python_can_be_named_by_the_folder_of_its_environment(bare, tmp_path):
@@ -68,13 +61,14 @@ def test_python_can_be_named_by_the_folder_of_its_environment(bare, tmp_path):
 
 
 def test_an_environment_may_be_made_by_another_ones_python(tmp_path):
-    """And a variable may name it by its folder."""
+    """And a variable may name it by its folder, where the library lies in none."""
     inner = tmp_path / "inner"
     (inner / "bin").mkdir(parents=True)
     (inner / "bin/python3").symlink_to(pathlib.Path(sys.executable).resolve())
     (inner / "lib").symlink_to(f"{sys.prefix}/lib")
     (inner / "pyvenv.cfg").write_text(f"home = {sys.prefix}/bin\nversion = {VERSION}.0\n")  # as with 3.10
-    said = say(DLOPENED, OPTPLUG_PYTHON=str(inner))
+    copy = shutil.copy(optplug.library(), tmp_path)
+    said = say(DLOPENED, OPTPLUG_PYTHON=str(inner), OPTPLUG_TEST_LIBRARY=str(copy))
     assert said.startswith(STEPPED)
     assert f"({inner}/bin/python" in said
 
@@ -114,11 +108,13 @@ def test_a_named_libpython_that_is_missing_is_an_error(host):
     assert "/nowhere/libpython.so" in said
 
 
-def test_a_copy_of_the_library_outside_of_any_environment_asks_for_one_which_a_variable_can_name(tmp_path):
+def test_a_copy_of_the_library_outside_of_any_environment_asks_for_one_which_an_option_can_name(tmp_path):
+    """Options reach torch."""
     copy = shutil.copy(optplug.library(), tmp_path)
     assert say(DLOPENED, OPTPLUG_TEST_LIBRARY=str(copy)).startswith(f"-4 '{copy}' is not in an environment")
-    said = say(DLOPENED, OPTPLUG_TEST_LIBRARY=str(copy), OPTPLUG_PYTHON=sys.executable)
+    said = say(DLOPENED, f'num_threads=1, python="{sys.executable}"', OPTPLUG_TEST_LIBRARY=str(copy))
     assert said.startswith(STEPPED)
+    assert "threads: 1\n" in said
     assert f"({sys.executable})" in said
 
 
