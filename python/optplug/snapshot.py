@@ -101,7 +101,17 @@ def holdings(optimizer: torch.optim.Optimizer, more: Iterable[Any] = ()) -> Hold
             continue
         seen.add(id(value))
         inside: Iterable[Any] = ()
-        if kind is Tensor or kind is nn.Parameter or (isinstance(value, Tensor) and not _is_wrapper(value)):
+        if isinstance(value, dict):
+            containers.append(value)
+            inside = [*value.values(), *(k for k in value if type(k) is not str and isinstance(k, Tensor))]
+            if hasattr(value, "__dict__"):
+                inside += _attributes(value, result)
+        elif isinstance(value, tuple):
+            inside = value
+        elif isinstance(value, (list, set, deque)):
+            containers.append(value)
+            inside = value
+        elif kind is Tensor or kind is nn.Parameter or (isinstance(value, Tensor) and not _is_wrapper(value)):
             tensors.append(value)
             attributes = vars(value)
             if attributes:
@@ -111,16 +121,6 @@ def holdings(optimizer: torch.optim.Optimizer, more: Iterable[Any] = ()) -> Hold
                 result.bare.append(attributes)
             if id(value) not in parameters and is_leaf(value) and value.grad is not None:
                 found.append(value.grad)
-        elif isinstance(value, dict):
-            containers.append(value)
-            inside = [*value.values(), *(k for k in value if isinstance(k, Tensor))]
-            if hasattr(value, "__dict__"):
-                inside += _attributes(value, result)
-        elif isinstance(value, list | set | deque):
-            containers.append(value)
-            inside = value
-        elif isinstance(value, tuple):
-            inside = value
         elif isinstance(value, Tensor):
             containers.append(vars(value))  # where a step may put another tensor
             inside = [getattr(value, name) for name in value.__tensor_flatten__()[0]]  # type: ignore[attr-defined]
