@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import hashlib
 import io
 import zipfile
@@ -79,7 +80,9 @@ class Victim:
         assert "\n" not in message
         assert len(message) < 1000
         assert self.run.bits() == before
-        assert in_memory(self.run) == self.saved
+        buffer = ctypes.create_string_buffer(len(self.saved))
+        assert lib.opt_save_memory(self.run.opt, buffer, len(buffer)) == len(buffer)
+        assert buffer.raw == self.saved
 
     def refuses_change(self, change: Callable[[dict], object], words: str = "") -> None:
         content = read(self.saved)

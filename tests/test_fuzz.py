@@ -278,7 +278,7 @@ class Interleaving(stateful.RuleBasedStateMachine):
 
 TestInterleaving = Interleaving.TestCase
 
-TestInterleaving.settings = examples(150)
+TestInterleaving.settings = examples(100)
 
 
 # ---- checkpoints ----

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from hypothesis import strategies as st
 
-from chance import call, calls, create, examples, lib, literals, pytestmark, quiet, written  # noqa: F401 (pytest finds them here)
+from chance import call, calls, characters, create, examples, lib, literals, pytestmark, quiet, written  # noqa: F401 (pytest finds them here)
 from words import INSIDES
 
 arguments = st.dictionaries(
@@ -19,7 +19,9 @@ arguments = st.dictionaries(
     max_size=3,
 ).map(lambda pairs: ", ".join(f"{k}={v}" for k, v in pairs.items()))
 
-hyperparameters = st.from_regex(r"(lr|betas|eps|fused|params)(\[[0-9-]*\]?)?", fullmatch=True)
+hyperparameters = st.from_regex(
+    r"(lr|betas|eps|fused|params)(\[[0-9-]*\]?)?", fullmatch=True, alphabet=characters
+)
 
 
 @st.composite
@@ -75,7 +77,7 @@ pieces = st.lists(
     max_size=16,
 ).map("".join)
 names = st.builds(str.format, st.sampled_from(["wrappers:Slow({})", "Adam({})", "lr={}", "{}"]), pieces)
-texts = st.one_of(st.text(), calls(), arguments, hyperparameters, nested, names)
+texts = st.one_of(st.text(characters), calls(), arguments, hyperparameters, nested, names)
 
 
 @pytest.fixture(scope="module", params=["Adam()", "SGD(lr=0.1, momentum=0.9)", "Rprop()"])

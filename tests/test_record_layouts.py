@@ -144,9 +144,11 @@ def test_complex_numbers_have_records(text, layout):
     twins.end()
 
 
-@pytest.mark.parametrize("dtype", elementwise.RECORDED)
+@pytest.mark.parametrize("turn", [0, 1])
 @pytest.mark.parametrize("text", OPTIMIZERS)
-def test_parameters_without_a_dimension_have_records(text, dtype):
+def test_parameters_without_a_dimension_have_records(text, turn):
+    """In two of the dtypes with each optimizer, in turn."""
+    dtype = elementwise.RECORDED[2 * turn + OPTIMIZERS.index(text) % 2]
     if text.startswith(("Adagrad", "Adam(", "AdamW", "SGD")):
         text = text.replace(")", ", fused=False)")
     twins = Strided(text, [(), (), (3,)], (row_major, row_major), dtype)

@@ -15,7 +15,8 @@ from optplug.ctypes_api import Optimizer
 from planned_twins import direct_plans  # noqa: F401 (pytest finds the fixture here)
 
 lib = ctypes_api.load()
-SHAPES = (50,), (7, 9), (3,)
+#: The last is so small that many throw-away parameters prove its steps.
+SHAPES = (1500,), (37, 41), (3,)
 RECORDED = ["Lion", "Counting", "Listed", "OfOldCode", "OfItsOwn", "Asking"]
 NOT_RECORDED = {
     "ByShape": "torch.sum is not understood",
@@ -103,10 +104,11 @@ def numbers_of(optimizer: torch.optim.Optimizer) -> list[dict]:
     return [{k: v for k, v in d.items() if type(v) in (int, float)} for d in dictionaries]
 
 
-@pytest.mark.parametrize("dtype", ["float32", "float64"])
 @pytest.mark.parametrize("order", "CF")
 @pytest.mark.parametrize("name", RECORDED)
-def test_element_wise_steps_have_records(name, order, dtype):
+def test_element_wise_steps_have_records(name, order):
+    """In both dtypes, which take turns."""
+    dtype = ("float32", "float64")[(RECORDED.index(name) + (order == "F")) % 2]
     twins = Twins(name, order, dtype)
     twins.step(12)
     assert twins.is_recorded(), twins.described()
