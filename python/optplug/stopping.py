@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
+from torch import Tensor
 
 #: What torch's LBFGS counts in its state.
 _COUNTS = ("n_iter", "func_evals")
@@ -18,6 +19,15 @@ class Stop:
     iterations: int
     evaluations: int
     loss: float
+    #: The gradient that it ended with, where another step has begun, which changes the state's.
+    gradient: Tensor | None = None
+
+    def kept(self, optimizer: torch.optim.Optimizer) -> Stop:
+        """Return the same, to be described in the middle of the next step as well."""
+        gradient = _state(optimizer).get("prev_flat_grad")
+        if gradient is None or self.gradient is not None:
+            return self
+        return replace(self, gradient=gradient.clone())
 
     def describe(self, optimizer: torch.optim.Optimizer) -> str:
         """Say so in words, by the state that the step has left."""
@@ -34,7 +44,8 @@ class Stop:
         if self.evaluations >= group["max_eval"]:
             return f"max_eval={group['max_eval']}"
         d, tolerance = state["d"], group["tolerance_change"]
-        slope = float(state["prev_flat_grad"].dot(d))
+        gradient = state["prev_flat_grad"] if self.gradient is None else self.gradient
+        slope = float(gradient.dot(d))
         if slope > -tolerance or float(d.mul(state["t"]).abs().max()) <= tolerance:
             return f"tolerance_change={tolerance:g}"
         return f"tolerance_grad={group['tolerance_grad']:g} or tolerance_change={tolerance:g}"
