@@ -113,8 +113,8 @@ static int replace(const optplug_contents *noted, int64_t value)
     return is_like;
 }
 
-/* While containers are gone through, nothing runs code of Python's: what is let go of is a number, or is kept by
- * whoever asks. */
+/* While containers are gone through, nothing runs code of Python's: what is let go of is a number, a list whose
+ * values are noted, or is kept by whoever asks. */
 int64_t contents_note(const optplug_contents *noted)
 {
     struct comparison c = {.noted = noted, .keys = noted->keys, .values = noted->values};

@@ -1,4 +1,4 @@
-/* What dicts and lists of Python's hold, compared with what they held before. */
+/* What containers of Python's hold, compared with what they held before. */
 #ifndef OPTPLUG_CONTENTS_H
 #define OPTPLUG_CONTENTS_H
 

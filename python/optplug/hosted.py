@@ -96,7 +96,8 @@ class Hosted:
         self._binder = Binder(self.recipe, self._trials, self.parameters, master_weights, self.planner.forget)
         self._changes = hyperparameters.Changes(self._trials, self.parameters, self.planner)
         #: The random numbers of a class outside torch.
-        self.draws = Stream(self.recipe.all_classes(), seed, self.parameters.all_tensors)
+        parameters = self.parameters.all_tensors, self.parameters.gpus
+        self.draws = Stream(self.recipe.all_classes(), seed, *parameters)
         self._undo = Undo(self.recipe, self.parameters, self.draws, undo)
         self._resumption = Resumption(self.recipe, self._trials, self.parameters, self.attributes, self.draws)
         self._build = functools.partial(building.build, self.recipe, self.parameters, self.draws)

@@ -254,7 +254,8 @@ class HostedOptimizer(Hosted):
             self.planner.check_state(optimizer)
             self.parameters.read(not self.run.stepped)
             before = stopping.counts(optimizer)
-            self.run.stop = self.run.stop and self.run.stop.kept(optimizer)
+            if self.run.stop and not on_rows:  # which leave the state alone until the end
+                self.run.stop = self.run.stop.kept(optimizer)
             of_closures.enter_context(
                 self._undo.of_closures(optimizer, not self.run.stepped, on_rows, self._build, all_of)
             )

@@ -229,15 +229,23 @@ class Stream:
         classes: the optimizer's, and those of the ones that it wraps.
         seed: what torch's, Python's and numpy's generators begin with.
         parameters: returns its parameters, another list whenever one is bound.
+        gpus: returns those that they are on.
     """
 
-    def __init__(self, classes: list[type], seed: int, parameters: Callable[[], Sequence[Tensor]]) -> None:
-        self._classes, self._parameters = classes, parameters
+    def __init__(
+        self,
+        classes: list[type],
+        seed: int,
+        parameters: Callable[[], Sequence[Tensor]],
+        gpus: Callable[[], Iterable[int]],
+    ) -> None:
+        self._classes, self._parameters, self._gpus = classes, parameters, gpus
         #: What it began with.
         self.seed = seed
         #: Where its generators are, as far as it has drawn.
         self.own: dict[str, Any] = {}
         self._hosts: dict[str, Any] | None = None  # the same of the host's, while this one has its turn
+        self._taken: dict[str, _Generator] = {}  # whose that is
         self._sees_all = False
         self._known: tuple[Sequence[Tensor], int, dict[str, _Generator]] = (), -1, {}
 
@@ -261,8 +269,7 @@ class Stream:
     def _generators(self, shared: Iterable[str]) -> dict[str, _Generator]:
         found = {name: generator for name, generator in _SHARED.items() if name in shared}
         if "torch" in found:
-            gpus = sorted({p.device.index for p in self._parameters() if p.is_cuda})
-            found |= {f"cuda:{i}": _of_gpu(torch.device("cuda", i)) for i in gpus}
+            found |= {f"cuda:{i}": _of_gpu(torch.device("cuda", i)) for i in sorted(self._gpus())}
         return found
 
     def restart(self) -> None:
