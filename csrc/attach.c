@@ -4,12 +4,12 @@
 #include <string.h>
 
 #include "callback.h"
-#include "contents.h"
 #include "elementwise.h"
 #include "end.h"
 #include "error.h"
 #include "gradients.h"
 #include "handle.h"
+#include "holdings.h"
 #include "loans.h"
 #include "log.h"
 #include "lying.h"
@@ -90,7 +90,8 @@ __attribute__((visibility("default"))) const optplug_host *optplug_attach(const 
         .take = rows_take,
         .put = rows_put,
         .move = rows_move,
-        .note = contents_note,
+        .note = holdings_note,
+        .forget = holdings_forget,
         .look = lying_look,
         .lend = loans_lend,
         .take_back = loans_take_back,

@@ -317,27 +317,50 @@ typedef struct optplug_loans {
 
 enum { LOANS_COUNTS = 3 };
 
-/* Where a value is besides.  A tensor of the class's own: among all, among those, and its attributes among those
- * that have none; a list: among the containers. */
-enum { AMONG_TENSORS, AMONG_OWN, AMONG_BARE, AMONG_CONTAINERS, CONTENTS_PLACES };
+/* What an object that Python holds is: nobody has said yet; what does not change itself; what has attributes in a
+ * dict; a tensor; what has another content, which Python copies; what nobody can see through. */
+enum { HELD_UNKNOWN, HELD_OTHER, HELD_OBJECT, HELD_TENSOR, HELD_THING, HELD_STRANGE };
 
-/* What dicts and other containers of Python's held, and some tensors. */
-typedef struct optplug_contents {
-    void *containers;       /* a list */
-    const int64_t *lengths; /* how many values each had */
-    void *bare;             /* a list of dicts that had none */
-    void *keys, *values;    /* lists: the keys of the dicts, and all values */
-    const char *leads_on;   /* of each value: whether it is no mere number or word */
-    const int64_t *places;  /* CONTENTS_PLACES of each value, -1 where it is in no such place */
-    int64_t *others;        /* room for those that are others now */
-    int attribute_count;
-    const optplug_attributes *attributes;
-    const optplug_lying *tensors;
-    void *own, *memory;              /* lists: tensors of the class's own, and what is the memory of all */
-    void *attributes_of, *memory_of; /* names: of a tensor's dict of attributes, and of its memory */
-    const optplug_parts *parts;      /* of those, or NULL, ... */
-    void *row;                       /* ... and a copy */
-} optplug_contents;
+/* The same of what has values: a dict, which C or Python goes through; a list; a tuple; a set or a deque; a
+ * function's variable; what else Python reads as a list. */
+enum { HELD_DICT = 8, HELD_DICT_READ, HELD_LIST, HELD_TUPLE, HELD_ITERABLE, HELD_CELL, HELD_READ };
+
+enum { HELD_MOST_BYTES = 1 << 18 }; /* of tensors that C copies: of more, torch's threads copy faster */
+
+typedef struct optplug_held {
+    int kind;       /* one of these */
+    int wants;      /* whether a tensor requires a gradient; -1: it was computed, and is left as it is */
+    int64_t length; /* how many values it has: a tensor one, its gradient, unless it is a parameter */
+    int64_t span;   /* how many bytes are copied; -1: Python copies them */
+    void *place;
+    int64_t numbers[LYING_NUMBERS];
+} optplug_held;
+
+/* All that some objects lead to.  Python's objects are given by their addresses. */
+typedef struct optplug_holdings {
+    void *roots;         /* a list: an optimizer, parameters, and others */
+    int parameter_count; /* whose gradients are not the optimizer's */
+    void *tell; /* a function: returns which of these an object is, and a list of what it leads to besides its
+                  * values, or None; of one with attributes its class and its dict come first */
+    void *read; /* another: returns the values in what it reads, in a dict with a key before each */
+    void *ends; /* a list of types that lead nowhere */
+    void *types;              /* another, of those that C knows, ... */
+    const char *kinds;        /* ... and which of these they are */
+    void *tensor, *parameter; /* torch's types */
+    void *nothing, *none, *yes,
+        *exchange; /* what an empty variable is, None, True, and as in optplug_lying */
+    void *dict_name, *data_name, *grad_name, *requires_grad_name, *is_leaf_name;
+    /* Lists, which become what there is: the objects, what they lead to, of tensors their memory, and the keys and
+     * values of all in turn.  In `raised` is an exception that the functions have raised. */
+    void *objects, *leads, *keys, *values, *dropped, *raised;
+    /* C's, NULL and 0 at first. */
+    int64_t count, key_count, value_count, marked_count;
+    optplug_held *held;
+    int64_t *marked; /* objects that Python is to copy, by their places among all */
+    char *row;       /* the copies, one after the other */
+    int64_t capacity, row_size, seen_size, walk;
+    void *seen;
+} optplug_holdings;
 
 /* An inverse Hessian, known by pairs of rows of n values in float32 (4 bytes) or float64 (8), oldest first:
  * steps, and the differences of gradients along them. */
@@ -438,10 +461,10 @@ typedef struct optplug_host {
     void (*put)(const optplug_parts *parts, const void *row);
     int (*move)(const optplug_parts *parts, int add, const void *row, double factor);
     int (*multiply)(const optplug_inverse *by, void *row);
-    /* Note the values that containers have now, and copy the tensors' values.  Return how many tensors are others
-     * of the same form in the place of some that nobody else has; -1 where there is another number of values,
-     * another key or type, an attribute is another, or a tensor lies elsewhere. */
-    int64_t (*note)(const optplug_contents *noted);
+    /* Note all that there is, and copy the values of tensors where `takes`.  Return how many objects Python is to
+     * copy; -1 if that fails.  Forget it. */
+    int64_t (*note)(optplug_holdings *holdings, int takes);
+    void (*forget)(optplug_holdings *holdings);
     /* Note where tensors lie, or compare that, and note where those lie that have come into the place of others of
      * their form.  Return how many there are before one that lies elsewhere, or of which DLPack cannot tell. */
     int (*look)(const optplug_lying *lying, int is_first);

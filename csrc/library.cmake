@@ -8,7 +8,7 @@ check_ipo_supported(RESULT links_across_files OUTPUT reason LANGUAGES C)
 
 function(add_optplug_library name)
   add_library(${name} SHARED)
-  foreach(source api apart arithmetic attach attributes call callback checkpoint contents early_end elementwise end error find fork gradients handle import library
+  foreach(source api apart arithmetic attach attributes call callback checkpoint early_end elementwise end error find fork gradients handle holdings import library
       list loans log lying mkl openmp operation plan pyapi ranks rates record room root rows runtime scalars schedule shield signals staging
       start strided torch variable)
     target_sources(${name} PRIVATE ${CMAKE_CURRENT_FUNCTION_LIST_DIR}/${source}.c)

@@ -17,6 +17,8 @@ struct tensor {
     uint64_t offset;
 };
 
+enum { CPU = 1 }; /* kDLCPU */
+
 /* Its functions: the fourth says that of a Python object. */
 struct exchange {
     uint32_t major, minor;
@@ -26,10 +28,11 @@ struct exchange {
 };
 
 /* Write which tensor it is and what is said of it, but for its address; 0 if that is too much. */
-static int describe(int64_t *numbers, PyObject *object, const struct tensor *t)
+static int describe(int64_t *numbers, const void *object, const struct tensor *t)
 {
     if (t->dimensions > LYING_DIMENSIONS)
         return 0;
+    memset(numbers, 0, LYING_NUMBERS * sizeof *numbers);
     *numbers++ = (int64_t)(intptr_t)object;
     *numbers++ = (int64_t)t->device_type << 32 | t->device;
     *numbers++ = (int64_t)t->dtype.code << 24 | t->dtype.bits << 16 | t->dtype.lanes;
@@ -41,18 +44,39 @@ static int describe(int64_t *numbers, PyObject *object, const struct tensor *t)
     return 1;
 }
 
+int lying_tell(const void *exchange, void *tensor, int64_t numbers[LYING_NUMBERS], void **place)
+{
+    const struct exchange *functions = py.PyCapsule_GetPointer_((PyObject *)exchange, "dlpack_exchange_api");
+    struct tensor t;
+    int is_told = functions && functions->major == 1 && functions->tell && functions->tell(tensor, &t) == 0 &&
+                  describe(numbers, tensor, &t);
+    if (is_told)
+        *place = (char *)t.data + t.offset;
+    else
+        py.PyErr_Clear_();
+    return is_told;
+}
+
+int64_t lying_span(const int64_t numbers[LYING_NUMBERS])
+{
+    int64_t last = 0, bits = numbers[2] >> 16 & 0xFF;
+    for (int i = 0; i < numbers[3]; i++) {
+        if (numbers[4 + 2 * i] == 0)
+            return 0;
+        last += (numbers[4 + 2 * i] - 1) * numbers[5 + 2 * i];
+    }
+    return numbers[1] >> 32 == CPU ? (1 + last) * (bits / 8) : -1;
+}
+
 int lying_look(const optplug_lying *lying, int is_first)
 {
     PyGILState_STATE gil = py.PyGILState_Ensure_();
-    const struct exchange *exchange = py.PyCapsule_GetPointer_(lying->exchange, "dlpack_exchange_api");
-    int i = 0, is_known = exchange && exchange->major == 1 && exchange->tell;
-    for (; is_known && i < lying->count; i++) {
-        struct tensor t;
-        int64_t *before = lying->numbers + (int64_t)i * LYING_NUMBERS, now[LYING_NUMBERS] = {0};
-        PyObject *object = PyList_GET_ITEM((PyObject *)lying->tensors, i);
-        if (exchange->tell(object, &t) != 0 || !describe(now, object, &t))
+    int i = 0;
+    for (; i < lying->count; i++) {
+        int64_t *before = lying->numbers + (int64_t)i * LYING_NUMBERS, now[LYING_NUMBERS];
+        void *place;
+        if (!lying_tell(lying->exchange, PyList_GET_ITEM((PyObject *)lying->tensors, i), now, &place))
             break;
-        void *place = (char *)t.data + t.offset;
         if (!is_first && memcmp(before + 1, now + 1, sizeof now - sizeof *now) != 0)
             break;
         if (!is_first && before[0] == now[0] && lying->places[i] != place)
@@ -60,7 +84,6 @@ int lying_look(const optplug_lying *lying, int is_first)
         memcpy(before, now, sizeof now);
         lying->places[i] = place;
     }
-    py.PyErr_Clear_();
     py.PyGILState_Release_(gil);
     return i;
 }

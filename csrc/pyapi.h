@@ -25,11 +25,13 @@
     F(PyDict_GetItemString)                                                                                  \
     F(PyDict_Next)                                                                                           \
     F(PyList_SetItem)                                                                                        \
+    F(PyList_Append)                                                                                         \
+    F(PyList_SetSlice)                                                                                       \
     F(PyLong_AsLong)                                                                                         \
     F(PyObject_GetAttr)                                                                                      \
     F(PyObject_SetAttr)                                                                                      \
     F(PyObject_GetIter)                                                                                      \
-    F(PyObject_Size)                                                                                         \
+    F(PyType_IsSubtype)                                                                                      \
     F(PyIter_Next)                                                                                           \
     F(PyObject_CallFunctionObjArgs)                                                                          \
     F(PyCapsule_GetPointer)                                                                                  \
@@ -38,6 +40,8 @@
     F(PyCFunction_NewEx)                                                                                     \
     F(PyRun_String)                                                                                          \
     F(PyErr_Clear)                                                                                           \
+    F(PyErr_Fetch)                                                                                           \
+    F(PyErr_NormalizeException)                                                                              \
     F(PyOS_BeforeFork)                                                                                       \
     F(PyOS_AfterFork_Parent)                                                                                 \
     F(PyOS_AfterFork_Child)                                                                                  \

@@ -10,8 +10,8 @@ import holders
 import lying_held
 import third_party_twins
 from optplug import ctypes_api
-from optplug.copies import Copies
 from optplug.ctypes_api import Error
+from optplug.restoring import Snapshot
 from third_party_twins import Hosted, Plain, same
 
 lib = ctypes_api.load()
@@ -52,7 +52,7 @@ def test_all_that_it_holds_is_put_back(name, first, by):
 
 @pytest.mark.parametrize("name", HOLDERS)
 def test_all_of_it_is_put_back_where_torch_cannot_tell_c(name, monkeypatch):
-    monkeypatch.setattr("optplug.lying.exchange", None)
+    monkeypatch.setattr("optplug.holdings.exchange", None)
     test_all_that_it_holds_is_put_back(name, 1, "step")
 
 
@@ -75,15 +75,14 @@ def test_twenty_parameters_are_put_back(name, monkeypatch):
 def test_what_lies_in_the_gaps_of_a_tensor_is_not_put_back(dtype):
     whole = torch.arange(24).view(4, 6).to(getattr(torch, dtype))
     gappy, repeated = whole[::2, 1:5:2], whole[3:, :1].expand(3, 2)
-    copies, before = Copies([gappy, repeated, whole.mH, whole.mH[::2, ::2]]), whole.clone()
-    copies.take()
+    optimizer, snapshot, before = torch.optim.SGD([torch.ones(1)]), Snapshot(), whole.clone()
+    snapshot.take(optimizer, [gappy, repeated, whole.mH, whole.mH[::2, ::2]])
     whole.zero_()
-    copies.put()
+    snapshot.restore()
     assert whole.equal(before)
-    copies = Copies([gappy, repeated])
-    copies.take()
+    snapshot.take(optimizer, [gappy, repeated])
     whole.zero_()
-    copies.put()
+    snapshot.restore()
     assert gappy.equal(before[::2, 1:5:2])
     assert repeated.equal(before[3:, :1].expand(3, 2))
     gappy.zero_(), repeated[:1, :1].zero_()

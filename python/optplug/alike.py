@@ -13,9 +13,10 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from optplug.snapshot import HOOKS, Slots, has_graph, is_its_own, is_leaf, is_thing, slots_of, wants_gradient
+from optplug.holdings import HOOKS, Slots, has_graph, is_leaf, is_thing, slots_of, wants_gradient
 from optplug.spec import shown
 from optplug.unpickle import is_key
+from optplug.watch import is_its_own
 
 #: What is not there.
 MISSING = object()

@@ -18,8 +18,8 @@ from optplug import host
 from optplug._optplug import ffi, lib
 from optplug.buffers import layout_of
 from optplug.copies import Moves
+from optplug.holdings import holdings
 from optplug.lying import Lying, address
-from optplug.snapshot import holdings
 from optplug.spec import shown
 from optplug.torch_private import foreach_copy_, grad_mode, is_shared, owners, storage_of, use_count
 

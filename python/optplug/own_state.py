@@ -34,10 +34,11 @@ from optplug.alike import (
 from optplug.arguments import said
 from optplug.checks import is_number
 from optplug.errors import StateError
+from optplug.holdings import holdings, is_leaf
 from optplug.kinds import some_gradient
 from optplug.randomness import random_numbers_kept
-from optplug.snapshot import holdings, is_leaf, opaque
 from optplug.spec import shown
+from optplug.watch import opaque
 from optplug.written import (
     Known,
     NoPlaceError,

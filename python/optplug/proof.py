@@ -13,12 +13,13 @@ from torch.overrides import TorchFunctionMode
 from optplug import plans, transfer
 from optplug.buffers import flat
 from optplug.elementwise import is_same
+from optplug.holdings import ENDS
 from optplug.plans import Operation, Plan
 from optplug.readings import HARMLESS
 from optplug.recorder import plain_step
 from optplug.scaling import Scale
-from optplug.snapshot import ENDS, Watch
 from optplug.torch_private import grad_mode
+from optplug.watch import Watch
 
 #: What is compared of an array: all of it, or so many values at both ends and in the middle.
 BLOCK = 4096

@@ -20,8 +20,8 @@ from optplug.number import is_double
 from optplug.plans import Operation, Plan
 from optplug.recorder import Record, memory_of
 from optplug.rehearsal import OTHER_BITS, Case, Layout, NotRecordedError, Rehearsal, is_item
-from optplug.snapshot import Watch, opaque
 from optplug.torch_private import has_hooks
+from optplug.watch import Watch, opaque
 
 #: How many records one group may have; how often a step is looked at in all, times that it has to be proven.
 _MOST_RECORDS, _MOST_LOOKS = 6, 8

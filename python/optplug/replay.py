@@ -17,8 +17,8 @@ from torch.overrides import TorchFunctionMode
 from optplug import plans
 from optplug.lean import Calls, Noted, step_again
 from optplug.readings import HARMLESS
-from optplug.snapshot import Watch
 from optplug.torch_private import has_hooks
+from optplug.watch import Watch
 
 #: How many steps are watched at the most.
 _MOST_LOOKS = 8

@@ -19,13 +19,14 @@ from torch.optim.lr_scheduler import LRScheduler, ReduceLROnPlateau
 
 from optplug import plans, transfer
 from optplug._optplug import lib
+from optplug.holdings import ENDS
 from optplug.number import Computation, Number, Scalar, is_double, plain, understood
 from optplug.operators import Form
 from optplug.plans import Group, Operation, Plan, Schedulers
 from optplug.recorder import Record
 from optplug.run import Run
 from optplug.schedules import GROUP_KEYS
-from optplug.snapshot import ENDS, is_constant
+from optplug.watch import is_constant
 
 #: How many records there may be, how often a step is looked at in all, and how many numbers are copied.
 _MOST_RECORDS, _MOST_LOOKS, _MOST_NUMBERS = 6, 12, 512

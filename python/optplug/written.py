@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from optplug.alike import MISSING, is_the_same, parts_of
 from optplug.buffers import is_dense, name_of
-from optplug.snapshot import has_graph, is_leaf, package_of, slots_of, wants_gradient
+from optplug.holdings import has_graph, is_leaf, package_of, slots_of, wants_gradient
 from optplug.spec import shown
 from optplug.stored import DamagedError, Foreign, Stored
 from optplug.unpickle import STORAGES, is_key
