@@ -344,22 +344,22 @@ typedef struct optplug_holdings {
                   * values, or None; of one with attributes its class and its dict come first */
     void *read; /* another: returns the values in what it reads, in a dict with a key before each */
     void *ends; /* a list of types that lead nowhere */
-    void *types;              /* another, of those that C knows, ... */
-    const char *kinds;        /* ... and which of these they are */
-    void *tensor, *parameter; /* torch's types */
-    void *nothing, *none, *yes,
-        *exchange; /* what an empty variable is, None, True, and as in optplug_lying */
+    void *types;                           /* another, of those that C knows, ... */
+    const char *kinds;                     /* ... and which of these they are */
+    void *tensor, *parameter;              /* torch's types */
+    void *nothing, *none, *yes, *exchange; /* an empty variable's value, None, True; see optplug_lying */
     void *dict_name, *data_name, *grad_name, *requires_grad_name, *is_leaf_name;
     /* Lists, which become what there is: the objects, what they lead to, of tensors their memory, and the keys and
      * values of all in turn.  In `raised` is an exception that the functions have raised. */
     void *objects, *leads, *keys, *values, *dropped, *raised;
     /* C's, NULL and 0 at first. */
-    int64_t count, key_count, value_count, marked_count;
+    int64_t count, key_count, value_count, marked_count, capacity, value_capacity, row_size, seen_size;
     optplug_held *held;
-    int64_t *marked; /* objects that Python is to copy, by their places among all */
-    char *row;       /* the copies, one after the other */
-    int64_t capacity, row_size, seen_size, walk;
+    int64_t *marked;      /* objects that Python is to copy, by their places among all */
+    char *row, *are_ends; /* the copies, one after the other; and of each value whether it leads nowhere */
     void *seen;
+    const void *functions;
+    int64_t seen_count, walk;
 } optplug_holdings;
 
 /* An inverse Hessian, known by pairs of rows of n values in float32 (4 bytes) or float64 (8), oldest first:
@@ -447,7 +447,8 @@ typedef struct optplug_host {
     /* Find torch's C functions in its library, and those for GPUs in another one; 0 where there are no plans.
      */
     int (*open_torch)(const char *library, const char *gpu_library);
-    /* Do an operation to n values of a format, as records do it; 0 if this machine has none such.  Make the step of a plan once; 0 if that fails. */
+    /* Do an operation to n values of a format, as records do it; 0 if this machine has none such.  Make the step
+     * of a plan once; 0 if that fails. */
     int (*elementwise)(int operation, int format, int64_t n, void *to, const void *a, const void *b,
                        const void *c, double v, double u);
     int (*run_plan)(const optplug_plan *stated);
@@ -461,8 +462,7 @@ typedef struct optplug_host {
     void (*put)(const optplug_parts *parts, const void *row);
     int (*move)(const optplug_parts *parts, int add, const void *row, double factor);
     int (*multiply)(const optplug_inverse *by, void *row);
-    /* Note all that there is, and copy the values of tensors where `takes`.  Return how many objects Python is to
-     * copy; -1 if that fails.  Forget it. */
+    /* Note all, with tensors' values where `takes`; return how many objects are left to copy, -1 if that fails. */
     int64_t (*note)(optplug_holdings *holdings, int takes);
     void (*forget)(optplug_holdings *holdings);
     /* Note where tensors lie, or compare that, and note where those lie that have come into the place of others of

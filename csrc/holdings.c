@@ -6,13 +6,13 @@
 #include "lying.h"
 #include "pyapi.h"
 
-/* Each note is written over the one before.  Of most steps all of it is there already, but for numbers; and
- * what Python has said of an object holds for as long as that is in the same place. */
+/* Each note is written over the one before, and most of it is there already, but for numbers.  What is known of an
+ * object stays with it where it comes into another place. */
 
-/* An object that a walk has come to: in a table by its address. */
+/* An object that a walk has come to: in a table by its address, and where it is among all. */
 struct seen {
     const void *object;
-    int64_t walk;
+    int64_t walk, place;
 };
 
 /* Let an array have room for so many; 0 if there is no memory. */
@@ -24,36 +24,37 @@ static int reserve(void *array, int64_t count, size_t bytes)
     return grown != NULL;
 }
 
+/* Where an object is in the table, or comes into it. */
 static struct seen *find(const optplug_holdings *h, const void *object)
 {
     struct seen *table = h->seen;
     uint64_t place = ((uintptr_t)object >> 4) * UINT64_C(0x9E3779B97F4A7C15) >> 32;
-    while (table[place &= (uint64_t)h->seen_size - 1].walk == h->walk && table[place].object != object)
+    while (table[place &= (uint64_t)h->seen_size - 1].object && table[place].object != object)
         place++;
     return &table[place];
 }
 
-static void note_seen(optplug_holdings *h, const void *object)
-{
-    *find(h, object) = (struct seen){object, h->walk};
-}
-
-/* Make room for one object more. */
+/* Make room for one object more, and of the table let only those be in it that there are. */
 static int make_room(optplug_holdings *h)
 {
-    if (h->count < h->capacity)
+    PyObject *objects = h->objects;
+    int64_t count = PyList_GET_SIZE(objects);
+    if (count < h->capacity && h->seen_count * 2 < h->seen_size)
         return 1;
-    int64_t more = h->capacity ? h->capacity * 2 : 64;
-    struct seen *table = calloc((size_t)more * 4, sizeof *table);
+    int64_t more = count < h->capacity ? h->capacity : count * 2 + 64;
+    struct seen *table = calloc((size_t)more * 8, sizeof *table), *before = h->seen;
     if (!table || !reserve(&h->held, more, sizeof *h->held) ||
         !reserve(&h->marked, more, sizeof *h->marked)) {
         free(table);
         return 0;
     }
-    free(h->seen);
-    h->seen = table, h->seen_size = more * 4, h->capacity = more;
-    for (int64_t i = 0; i < h->count; i++)
-        note_seen(h, PyList_GET_ITEM((PyObject *)h->objects, i));
+    optplug_holdings old = *h;
+    h->seen = table, h->seen_size = more * 8, h->seen_count = count, h->capacity = more;
+    for (int64_t i = 0; i < count; i++) {
+        PyObject *object = PyList_GET_ITEM(objects, i);
+        *find(h, object) = *find(&old, object);
+    }
+    free(before);
     return 1;
 }
 
@@ -89,38 +90,71 @@ static int kind_of(const optplug_holdings *h, PyObject *value)
     return HELD_UNKNOWN;
 }
 
-/* Come to an object, to go on from there later; 0 if there is no memory. */
-static int visit(optplug_holdings *h, PyObject *value)
+/* Let two objects change places. */
+static void exchange(optplug_holdings *h, int64_t i, int64_t k)
 {
-    if (is_end(h, value))
-        return 1;
+    PyObject **objects = ((PyListObject *)h->objects)->ob_item, **leads = ((PyListObject *)h->leads)->ob_item;
+    PyObject *object = objects[i], *lead = leads[i];
+    optplug_held held = h->held[i];
+    objects[i] = objects[k], leads[i] = leads[k], h->held[i] = h->held[k];
+    objects[k] = object, leads[k] = lead, h->held[k] = held;
+    find(h, objects[i])->place = i;
+    find(h, objects[k])->place = k;
+}
+
+/* Come to an object that leads on, to go on from there later; 0 if there is no memory. */
+static int come_to(optplug_holdings *h, PyObject *value)
+{
     if (!make_room(h))
         return 0;
     struct seen *seen = find(h, value);
-    if (seen->walk == h->walk)
-        return 1;
-    *seen = (struct seen){value, h->walk};
-    int64_t i = h->count++;
     PyObject *objects = h->objects;
-    if (i < PyList_GET_SIZE(objects) && PyList_GET_ITEM(objects, i) == value)
+    int64_t i = h->count, k = seen->object ? seen->place : -1, last = PyList_GET_SIZE(objects);
+    if (seen->object && seen->walk == h->walk)
         return 1;
-    h->held[i] = (optplug_held){.kind = kind_of(h, value)};
-    return keep(h, objects, i, value) == 0 && keep(h, h->leads, i, h->none) == 0;
+    if (k < 0 || k >= last || PyList_GET_ITEM(objects, k) != value) { /* or another one had its address */
+        if (py.PyList_Append_(objects, value) < 0 || py.PyList_Append_(h->leads, h->none) < 0)
+            return 0;
+        h->held[last] = (optplug_held){.kind = kind_of(h, value)};
+        h->seen_count += !seen->object;
+        *seen = (struct seen){value, h->walk, last};
+        k = last;
+    }
+    seen->walk = h->walk;
+    h->count++;
+    if (k != i)
+        exchange(h, i, k);
+    return 1;
 }
+
+static int visit(optplug_holdings *h, PyObject *value) { return is_end(h, value) || come_to(h, value); }
 
 /* ---- what containers hold ---- */
 
 static int note_value(optplug_holdings *h, int64_t i, PyObject *value)
 {
+    Py_ssize_t place = h->value_count++, known = PyList_GET_SIZE((PyObject *)h->values);
     h->held[i].length++;
-    return keep(h, h->values, h->value_count++, value) == 0 && visit(h, value);
+    if (place >= known || PyList_GET_ITEM((PyObject *)h->values, place) != value) {
+        if (place >= h->value_capacity) {
+            int64_t more = place * 2 + 64;
+            if (!reserve(&h->are_ends, more, 1))
+                return 0;
+            h->value_capacity = more;
+        }
+        if (keep(h, h->values, place, value) < 0)
+            return 0;
+        h->are_ends[place] = (char)is_end(h, value);
+    }
+    return h->are_ends[place] || come_to(h, value);
 }
 
 static int note_key(optplug_holdings *h, PyObject *key)
 {
     if (keep(h, h->keys, h->key_count++, key) < 0)
         return 0;
-    return is_end(h, key) || !py.PyType_IsSubtype_(Py_TYPE(key), h->tensor) || visit(h, key);
+    return PyUnicode_Check(key) || is_end(h, key) || !py.PyType_IsSubtype_(Py_TYPE(key), h->tensor) ||
+           visit(h, key);
 }
 
 static int go_through_dict(optplug_holdings *h, int64_t i, PyObject *dict)
@@ -199,7 +233,7 @@ static int note_memory(optplug_holdings *h, int64_t i, PyObject *tensor)
     int64_t numbers[LYING_NUMBERS] = {0};
     void *place = NULL;
     PyObject *before = PyList_GET_ITEM((PyObject *)h->leads, i);
-    int is_told = lying_tell(h->exchange, tensor, numbers, &place), is_kept = 0;
+    int is_told = lying_tell(h->functions, tensor, numbers, &place), is_kept = 0;
     if (!is_told) {
         is_kept = keep(h, h->leads, i, h->none) == 0;
     } else if (before != h->none && held->place == place && !memcmp(held->numbers, numbers, sizeof numbers)) {
@@ -222,8 +256,8 @@ static int note_memory(optplug_holdings *h, int64_t i, PyObject *tensor)
 
 static int note_tensor(optplug_holdings *h, int64_t i, PyObject *tensor)
 {
-    PyObject *attributes = py.PyObject_GetAttr_(tensor, h->dict_name);
-    int is_done = attributes && visit(h, attributes);
+    PyObject *attributes = py.PyObject_GenericGetDict_(tensor, NULL);
+    int is_done = attributes && (PyDict_GET_SIZE(attributes) == 0 || visit(h, attributes));
     py.Py_DecRef_(attributes);
     int wants = is_true(h, tensor, h->requires_grad_name), is_own = i > h->parameter_count;
     h->held[i].wants = is_own && wants != 0 && is_true(h, tensor, h->is_leaf_name) != 1 ? -1 : wants;
@@ -277,7 +311,10 @@ static int go_through(optplug_holdings *h, int64_t i, PyObject *object)
         return go_through_iterable(h, i, object);
     case HELD_CELL:
         return note_value(h, i, PyCell_GET(object) ? PyCell_GET(object) : h->nothing);
-    case HELD_DICT_READ:
+    case HELD_DICT_READ: /* which may have an order of its own */
+        if (PyDict_GET_SIZE(object) < 2)
+            return go_through_dict(h, i, object);
+        return go_through_read(h, i, object);
     case HELD_READ:
         return go_through_read(h, i, object);
     case HELD_TENSOR:
@@ -347,6 +384,7 @@ int64_t holdings_note(optplug_holdings *h, int takes)
 {
     PyGILState_STATE gil = py.PyGILState_Ensure_();
     h->walk++;
+    h->functions = lying_functions(h->exchange);
     h->count = h->key_count = h->value_count = h->marked_count = 0;
     int is_done = 1;
     for (Py_ssize_t i = 0; is_done && i < PyList_GET_SIZE((PyObject *)h->roots); i++)
@@ -371,4 +409,5 @@ void holdings_forget(optplug_holdings *h)
     free(h->held);
     free(h->marked);
     free(h->row);
+    free(h->are_ends);
 }

@@ -44,17 +44,24 @@ static int describe(int64_t *numbers, const void *object, const struct tensor *t
     return 1;
 }
 
-int lying_tell(const void *exchange, void *tensor, int64_t numbers[LYING_NUMBERS], void **place)
+const void *lying_functions(void *exchange)
 {
-    const struct exchange *functions = py.PyCapsule_GetPointer_((PyObject *)exchange, "dlpack_exchange_api");
+    const struct exchange *functions = py.PyCapsule_GetPointer_(exchange, "dlpack_exchange_api");
+    py.PyErr_Clear_();
+    return functions && functions->major == 1 && functions->tell ? functions : NULL;
+}
+
+int lying_tell(const void *functions, void *tensor, int64_t numbers[LYING_NUMBERS], void **place)
+{
     struct tensor t;
-    int is_told = functions && functions->major == 1 && functions->tell && functions->tell(tensor, &t) == 0 &&
-                  describe(numbers, tensor, &t);
-    if (is_told)
-        *place = (char *)t.data + t.offset;
-    else
+    if (!functions)
+        return 0;
+    if (((const struct exchange *)functions)->tell(tensor, &t) != 0) {
         py.PyErr_Clear_();
-    return is_told;
+        return 0;
+    }
+    *place = (char *)t.data + t.offset;
+    return describe(numbers, tensor, &t);
 }
 
 int64_t lying_span(const int64_t numbers[LYING_NUMBERS])
@@ -71,11 +78,12 @@ int64_t lying_span(const int64_t numbers[LYING_NUMBERS])
 int lying_look(const optplug_lying *lying, int is_first)
 {
     PyGILState_STATE gil = py.PyGILState_Ensure_();
+    const void *functions = lying_functions(lying->exchange);
     int i = 0;
     for (; i < lying->count; i++) {
         int64_t *before = lying->numbers + (int64_t)i * LYING_NUMBERS, now[LYING_NUMBERS];
         void *place;
-        if (!lying_tell(lying->exchange, PyList_GET_ITEM((PyObject *)lying->tensors, i), now, &place))
+        if (!lying_tell(functions, PyList_GET_ITEM((PyObject *)lying->tensors, i), now, &place))
             break;
         if (!is_first && memcmp(before + 1, now + 1, sizeof now - sizeof *now) != 0)
             break;

@@ -31,6 +31,7 @@
     F(PyObject_GetAttr)                                                                                      \
     F(PyObject_SetAttr)                                                                                      \
     F(PyObject_GetIter)                                                                                      \
+    F(PyObject_GenericGetDict)                                                                               \
     F(PyType_IsSubtype)                                                                                      \
     F(PyIter_Next)                                                                                           \
     F(PyObject_CallFunctionObjArgs)                                                                          \

@@ -213,9 +213,8 @@ class Holdings:
 
     @property
     def containers(self) -> list[Any]:
-        """What has values, but for the attributes of tensors that have none."""
-        empty = {id(vars(t)) for t in self.tensors if not vars(t)}
-        return [as_container(value) for _, value in self.of(*CONTAINERS) if id(value) not in empty]
+        """What has values; of a tensor no dict of attributes while that is empty."""
+        return [as_container(value) for _, value in self.of(*CONTAINERS)]
 
     @property
     def owners(self) -> list[tuple[Any, type, dict[str, Any]]]:

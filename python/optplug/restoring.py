@@ -69,10 +69,12 @@ class Snapshot:
             )
 
     def _put_tensors(self, held: Holdings) -> None:
-        row, others = held.stated.row, iter(self._tensors)
+        row, others, known = held.stated.row, iter(self._tensors), set(map(id, held.objects))
         for tensor, memory, each in zip(held.objects, held.leads, held.each(), strict=True):
             if each.kind != lib.HELD_TENSOR:
                 continue
+            if id(vars(tensor)) not in known:  # since it was empty
+                vars(tensor).clear()
             if each.span < 0:
                 next(others).put()
             else:
