@@ -10,7 +10,7 @@ import torch
 
 import forgery
 import holders
-from optplug import ctypes_api, randomness
+from optplug import ctypes_api, generators, randomness
 from optplug.ctypes_api import Error
 from third_party_twins import Hosted, Plain, same
 
@@ -24,6 +24,18 @@ def _allowed():
     assert lib.opt_init(b"third_party=True, seed=0") == 0
     yield
     assert lib.opt_init(b"third_party=False, seed=0") == 0
+
+
+@pytest.fixture(params=["in place", "by states"])
+def _by(request, monkeypatch):
+    assert generators._has_place()
+    assert generators._memory_tells()
+    assert generators._has_memory()
+    if request.param != "in place":
+        monkeypatch.setattr(generators, "_memory_tells", lambda: False)
+    if request.param == "by states":
+        monkeypatch.setattr(generators, "_has_place", lambda: False)
+        monkeypatch.setattr(generators, "_has_memory", lambda: False)
 
 
 def states() -> tuple[object, ...]:
@@ -52,6 +64,7 @@ def plain_values(name: str, number: int, last: int = LAST) -> list[list[np.ndarr
     return values
 
 
+@pytest.mark.usefixtures("_by")
 @pytest.mark.parametrize("name", NAMES)
 @pytest.mark.parametrize("number", [0, 2**32 - 1])
 def test_an_optimizer_draws_from_its_own_stream_whatever_the_host_draws(name, number):
@@ -70,6 +83,7 @@ def test_an_optimizer_draws_from_its_own_stream_whatever_the_host_draws(name, nu
         before = states()
 
 
+@pytest.mark.usefixtures("_by")
 @pytest.mark.parametrize("name", NAMES)
 def test_two_optimizers_at_once_draw_as_if_alone(name):
     expected = plain_values(name, 0)
@@ -81,6 +95,7 @@ def test_two_optimizers_at_once_draw_as_if_alone(name):
             assert same(ours.values, values), i
 
 
+@pytest.mark.usefixtures("_by")
 @pytest.mark.parametrize("name", NAMES)
 def test_a_run_that_is_resumed_draws_on(name):
     expected = plain_values(name, 5)
@@ -105,6 +120,8 @@ def test_a_run_that_is_resumed_draws_on(name):
             assert same(host.values, expected[i]), i
 
 
+@pytest.mark.parametrize("_by", ["in place", "by marks that are states", "by states"], indirect=True)
+@pytest.mark.usefixtures("_by")
 def test_a_step_that_fails_has_drawn_nothing():
     expected = plain_values("Noisy", 0)
     ours = Hosted("Noisy")
@@ -121,6 +138,7 @@ def test_a_step_that_fails_has_drawn_nothing():
         assert same(ours.values, values), i
 
 
+@pytest.mark.usefixtures("_by")
 @pytest.mark.parametrize("by", ["closure", "iterate"])
 def test_a_closure_draws_the_hosts_numbers(by):
     seed(0)
@@ -149,6 +167,7 @@ def test_a_closure_draws_the_hosts_numbers(by):
     assert heard == numbers
 
 
+@pytest.mark.usefixtures("_by")
 def test_a_closure_may_step_another_optimizer_that_draws():
     expected = plain_values("Noisy", 0)
     outer, inner = Hosted("Tossing"), Hosted("Noisy")
@@ -163,6 +182,7 @@ def test_a_closure_may_step_another_optimizer_that_draws():
         assert same(inner.values, values), i
 
 
+@pytest.mark.usefixtures("_by")
 def test_a_load_that_fails_leaves_the_stream_where_it_is():
     expected = plain_values("Noisy", 0)
     ours = Hosted("Noisy")

@@ -34,9 +34,9 @@ from optplug.alike import (
 from optplug.arguments import said
 from optplug.checks import is_number
 from optplug.errors import StateError
+from optplug.generators import random_numbers_kept
 from optplug.holdings import holdings, is_leaf
 from optplug.kinds import some_gradient
-from optplug.randomness import random_numbers_kept
 from optplug.spec import shown
 from optplug.watch import opaque
 from optplug.written import (

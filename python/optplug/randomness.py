@@ -16,72 +16,15 @@ import sys
 import threading
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from types import CodeType, FunctionType, ModuleType
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from optplug.checks import check_count, check_tensor, is_number
+from optplug.generators import SHARED, Generator, Own, of_gpu, plain
 from optplug.spec import shown
-
-
-class _Generator(NamedTuple):
-    """One that the process shares."""
-
-    get: Callable[[], Any]
-    put: Callable[[Any], object]
-    #: Returns the state that it has after a seed.
-    seeded: Callable[[int], Any]
-
-
-_SHARED = {
-    "torch": _Generator(
-        torch.default_generator.get_state,
-        torch.default_generator.set_state,
-        lambda seed: torch.Generator().manual_seed(seed).get_state(),
-    ),
-    "python": _Generator(random.getstate, random.setstate, lambda seed: random.Random(seed).getstate()),  # noqa: S311 - the host's kind
-    "numpy": _Generator(
-        lambda: np.random.get_state(),  # which loads numpy's generators, when somebody draws
-        lambda state: np.random.set_state(state),
-        lambda seed: np.random.RandomState(seed).get_state(),
-    ),
-}
-
-
-def _of_gpu(device: torch.device) -> _Generator:
-    return _Generator(
-        functools.partial(torch.cuda.get_rng_state, device),
-        functools.partial(torch.cuda.set_rng_state, device=device),
-        lambda seed: torch.Generator(device).manual_seed(seed).get_state(),
-    )
-
-
-def states() -> dict[str, Any]:
-    """Return the states of the generators that the process shares, to be compared."""
-    return {name: _plain(generator.get()) for name, generator in _SHARED.items()}
-
-
-def _plain(state: Any) -> Any:
-    """Return a state that can be compared."""
-    if isinstance(state, Tensor):
-        return state.numpy().tobytes()
-    if state[0] == "MT19937":
-        return (state[1].tobytes(), *state[2:])
-    return state
-
-
-@contextlib.contextmanager
-def random_numbers_kept() -> Iterator[None]:
-    """Let what draws random numbers of torch's, Python's or numpy's leave the next ones as they would be."""
-    before = {name: generator.get() for name, generator in _SHARED.items()}
-    try:
-        yield
-    finally:
-        for name, state in before.items():
-            _SHARED[name].put(state)
-
 
 # ---- which classes draw ----
 
@@ -198,20 +141,11 @@ class _Turns:
 _turns = _Turns()
 
 
-def _exchanged(generators: dict[str, _Generator], states: dict[str, Any]) -> dict[str, Any]:
-    """Let generators have other states, and return those that they had."""
-    had = {}
-    for name, generator in generators.items():
-        had[name] = generator.get()
-        generator.put(states[name])
-    return had
-
-
 class _Turn:
     """A block that draws from a stream: no generator's context, which takes longer."""
 
     def __init__(self, stream: Stream) -> None:
-        self._stream, self._before = stream, dict(stream.own)
+        self._stream, self._before = stream, stream.marks()
 
     def __enter__(self) -> None:
         self._stream.enter()
@@ -219,7 +153,7 @@ class _Turn:
     def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
         self._stream.leave()
         if kind is not None:
-            self._stream.own = self._before
+            self._stream.go_back(self._before)
 
 
 class Stream:
@@ -242,12 +176,11 @@ class Stream:
         self._classes, self._parameters, self._gpus = classes, parameters, gpus
         #: What it began with.
         self.seed = seed
-        #: Where its generators are, as far as it has drawn.
-        self.own: dict[str, Any] = {}
-        self._hosts: dict[str, Any] | None = None  # the same of the host's, while this one has its turn
-        self._taken: dict[str, _Generator] = {}  # whose that is
+        self._own: dict[str, Own] = {}  # where its generators are, as far as it has drawn
+        self._taken: list[Own] | None = None  # those that are in place, while this one has its turn
         self._sees_all = False
-        self._known: tuple[Sequence[Tensor], int, dict[str, _Generator]] = (), -1, {}
+        self._before: dict[str, Any] = {}  # where they were, then
+        self._known: tuple[Sequence[Tensor], int, dict[str, Generator]] = (), -1, {}
 
     @property
     def is_drawn_from(self) -> bool:
@@ -259,22 +192,22 @@ class Stream:
         return list(map(drawn_by, self._classes))  # the sets themselves, which grow by what is seen
 
     @property
-    def sources(self) -> dict[str, _Generator]:
+    def sources(self) -> dict[str, Generator]:
         """The generators that it draws from."""
         parameters, count = self._parameters(), sum(map(len, self._drawn))
         if self._known[0] is not parameters or self._known[1] != count:
             self._known = parameters, count, self._generators(set().union(*self._drawn))
         return self._known[2]
 
-    def _generators(self, shared: Iterable[str]) -> dict[str, _Generator]:
-        found = {name: generator for name, generator in _SHARED.items() if name in shared}
+    def _generators(self, shared: Iterable[str]) -> dict[str, Generator]:
+        found = {name: generator for name, generator in SHARED.items() if name in shared}
         if "torch" in found:
-            found |= {f"cuda:{i}": _of_gpu(torch.device("cuda", i)) for i in sorted(self._gpus())}
+            found |= {f"cuda:{i}": of_gpu(torch.device("cuda", i)) for i in sorted(self._gpus())}
         return found
 
     def restart(self) -> None:
         """Begin with the seed again, for another optimizer."""
-        self.own = {}
+        self._own = {}
 
     def current(self, sees_all: bool = False) -> contextlib.AbstractContextManager[None]:
         """Let a block draw from this stream; if it fails, it has drawn nothing.
@@ -282,7 +215,7 @@ class Stream:
         Args:
             sees_all: whether to see what the block draws from, which its code may not say.
         """
-        if self._hosts is not None or not (sees_all or self.is_drawn_from):
+        if self._taken is not None or not (sees_all or self.is_drawn_from):
             return contextlib.nullcontext()
         self._sees_all = sees_all
         return _Turn(self)
@@ -290,35 +223,51 @@ class Stream:
     @contextlib.contextmanager
     def kept_on_error(self) -> Iterator[None]:
         """Let a block that fails leave the stream where it is."""
-        before, seed = dict(self.own), self.seed
+        before, seed = self.marks(), self.seed
         try:
             yield
         except BaseException:
-            self.own, self.seed = before, seed
+            self.go_back(before)
+            self.seed = seed
             raise
+
+    def marks(self) -> dict[str, tuple[Own, Any]]:
+        """Return what tells where it is."""
+        return {name: (own, own.mark()) for name, own in self._own.items()}
+
+    def go_back(self, marks: dict[str, tuple[Own, Any]]) -> None:
+        """Return to where it was."""
+        self._own = {name: own for name, (own, _) in marks.items()}
+        for own, mark in marks.values():
+            own.go_back(mark)
 
     def enter(self) -> None:
         """Take the generators from the host."""
-        generators = self._generators(_SHARED) if self._sees_all else self.sources
+        generators = self._generators(SHARED) if self._sees_all else self.sources
         _turns.take()
-        for name in generators.keys() - self.own.keys():
-            self.own[name] = generators[name].seeded(self.seed)
-        self._hosts, self._taken = _exchanged(generators, self.own), generators
+        for name in generators.keys() - self._own.keys():
+            self._own[name] = generators[name].own(generators[name].seeded(self.seed))
+        taken = {name: self._own[name] for name in generators}
+        if self._sees_all:
+            self._before = {name: plain(own.state()) for name, own in taken.items()}
+        self._taken = list(taken.values())
+        for own in self._taken:
+            own.enter()
 
     def leave(self) -> None:
         """Give them back."""
-        assert self._hosts is not None
-        hosts, self._hosts = self._hosts, None
-        now = _exchanged(self._taken, hosts)
+        assert self._taken is not None
+        taken, self._taken = self._taken, None
+        for own in taken:
+            own.leave()
         if self._sees_all:
-            is_new = {name for name in now if name in _SHARED and _plain(now[name]) != _plain(self.own[name])}
-            drawn_by(self._classes[0]).update(is_new)
-        self.own.update(now)
+            now = {name: plain(own.state()) for name, own in self._own.items() if name in SHARED}
+            drawn_by(self._classes[0]).update({name for name in now if now[name] != self._before[name]})
         _turns.give()
 
     def aside(self, function: Callable[[], float]) -> float:
         """Call a function of the host's, which draws from the host's generators."""
-        if self._hosts is None:
+        if self._taken is None:
             return function()
         self.leave()
         try:
@@ -333,7 +282,8 @@ class Stream:
         sources = self.sources
         if not sources:
             return None
-        found = {name: self.own.get(name, g.seeded(self.seed)) for name, g in sources.items()}
+        own = self._own
+        found = {n: own[n].state() if n in own else g.seeded(self.seed) for n, g in sources.items()}
         return {"seed": self.seed, **{name: _written(state) for name, state in found.items()}}
 
     def read(self, saved: Any) -> Callable[[], None]:
@@ -345,7 +295,7 @@ class Stream:
         if type(saved) is not dict or not all(type(name) is str for name in saved):
             raise ValueError("not a checkpoint: its random numbers are malformed")
         seed = check_count("the seed of its random numbers", saved["seed"])
-        known = self._generators(_SHARED)
+        known = self._generators(SHARED)
         names = [name for name in saved if name != "seed" and not name.startswith("cuda:")]
         for name in names:
             if name not in known:
@@ -356,7 +306,8 @@ class Stream:
 
         def go_on() -> None:
             drawn_by(self._classes[0]).update(names)
-            self.seed, self.own = seed, found
+            self.seed = seed
+            self._own = {name: known[name].own(state) for name, state in found.items()}
 
         return go_on
 

@@ -18,10 +18,10 @@ from torch import Tensor, nn
 
 from optplug import elementwise, plans, recorder, transfer
 from optplug.buffers import real
+from optplug.generators import random_numbers_kept
 from optplug.number import is_double
 from optplug.operators import Form
 from optplug.plans import Group, Operation, Plan
-from optplug.randomness import random_numbers_kept
 from optplug.recorder import Record, memory_of
 from optplug.torch_private import grad_mode
 

@@ -17,10 +17,11 @@ from optplug.averages import Average
 from optplug.buffers import name_of
 from optplug.checks import check_count, check_tensor, is_number, of_checkpoint, word
 from optplug.errors import StateError
+from optplug.generators import random_numbers_kept
 from optplug.kinds import Parameter, Sparse
 from optplug.options import CheckpointOptions
 from optplug.parameters import Group, Parameters
-from optplug.randomness import Stream, random_numbers_kept
+from optplug.randomness import Stream
 from optplug.recipe import Recipe
 from optplug.run import Run
 from optplug.spec import shown

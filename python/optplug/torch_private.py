@@ -7,6 +7,7 @@ a public way that is slower, that is taken instead.
 
 from __future__ import annotations
 
+import pathlib
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
@@ -14,6 +15,8 @@ import torch
 from torch import Tensor, _compile, nn
 from torch.optim import optimizer as _optimizer
 from torch.utils import _python_dispatch
+
+from optplug._optplug import ffi
 
 # ---- functions on lists of tensors, which torch's own optimizers are made of ----
 
@@ -93,6 +96,41 @@ def module_of(parameters: Iterable[tuple[str, nn.Parameter]]) -> nn.Module:
     module = nn.Module()
     module._parameters.update(parameters)
     return module
+
+
+# ---- generators ----
+
+
+def cell_of(generator: torch.Generator) -> Any:
+    """Return where a generator of Python's has the address of C++'s, as a pointer: after Python's header."""
+    return ffi.cast("void **", id(generator) + object.__basicsize__)
+
+
+def default_cell() -> Any:
+    """Return the same of the one that all draw from; OSError or AttributeError where nobody can say."""
+    import ctypes  # which few need
+
+    library = ctypes.CDLL(str(pathlib.Path(torch.__file__).parent / "lib" / "libtorch_cpu.so"))
+    function = library._ZN2at6detail22getDefaultCPUGeneratorEv
+    function.restype = ctypes.c_void_p
+    return ffi.cast("void **", function())
+
+
+def words_of(generator: torch.Generator) -> int:
+    """Return where C++ has the 624 numbers of a Mersenne twister; 0 if that is not to be seen.
+
+    A state of torch's, as bytes, has 24 before these, and each in 8.  The process reads its own memory as a
+    file: so what is not there to be read is an error, and no end.
+    """
+    words = generator.get_state()[24 : 24 + 624 * 8].view(torch.int64).numpy().astype("uint32").tobytes()
+    address = int(ffi.cast("intptr_t", cell_of(generator)[0]))
+    try:
+        with pathlib.Path("/proc/self/mem").open("rb", buffering=0) as memory:
+            memory.seek(address)
+            place = memory.read(len(words) + 512).find(words)
+    except (OSError, ValueError, OverflowError):
+        return 0
+    return address + place if place >= 0 else 0
 
 
 # ---- tensors and operators ----

@@ -20,8 +20,8 @@ from torch import Tensor, nn
 from optplug import spec
 from optplug.arguments import blame, check_kinds, is_count, said
 from optplug.devices import CPU
+from optplug.generators import random_numbers_kept
 from optplug.kinds import Grad, SparseGrad, layout, some_gradient
-from optplug.randomness import random_numbers_kept
 from optplug.ranges import Range, Ranges, broken
 from optplug.recipe import IMPLEMENTATIONS, Recipe, argument, fuses_rightly
 from optplug.spec import SpecError, shown

@@ -11,8 +11,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from optplug.generators import states
 from optplug.holdings import CONSTANT, ENDS, HOOKS, Slots, holdings, package_of
-from optplug.randomness import states
 from optplug.torch_private import is_wrapped_by_scheduler, note_step
 
 _DEPTH = 10  # of functions that wrap others
