@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import functools
+import weakref
 from collections import deque
+from typing import ClassVar
 
+import numpy as np
 import torch
 
 from holders import Holding
@@ -177,3 +181,96 @@ class HoldsGaps(Holding):
         alone, rows, columns = self.thing
         alone.add_(1), rows.add_(2), columns.mul_(1.5)
         return float(alone.sum() + rows.sum() - columns.sum())
+
+
+class HoldsLong(Holding):
+    """Has a tensor that is too long for C, changes it, and puts a new one in its place."""
+
+    def made(self):
+        return {"now": torch.zeros(70_000), "count": 0}
+
+    def changed(self, _):
+        self.thing["count"] += 1
+        if self.thing["count"] % 3 == 0:
+            self.thing["now"] = self.thing["now"].clone()
+        elif self.thing["count"] % 3 == 2:
+            self.thing["now"].data = self.thing["now"].data * 1.5 % 7
+        return float(self.thing["now"].add_(1)[69_999])
+
+
+class HoldsSparse(Holding):
+    """Has a sparse tensor, and one of numbers that two others make."""
+
+    def made(self):
+        return torch.eye(2).to_sparse(), torch.ones(2, dtype=torch.complex64).conj()
+
+    def changed(self, _):
+        sparse, conjugate = self.thing
+        sparse.mul_(1.5)
+        conjugate.add_(1j).mul_(0.5)
+        return float(sparse.to_dense().sum() + conjugate.abs().sum())
+
+
+class HoldsObjects(Holding):
+    """Has an array of lists, and puts another one in the place of one."""
+
+    def made(self):
+        lists = np.empty(2, dtype=object)
+        lists[:] = [[1.0], [2.0]]
+        return lists
+
+    def changed(self, _):
+        first, second = self.thing
+        first[0] *= 1.5
+        self.thing[1] = [*second, first[0] % 3]
+        return first[0] % 7 + sum(self.thing[1])
+
+
+class HoldsMoving(Holding):
+    """Lets objects go up and down by one among others, and be gone and new."""
+
+    def made(self):
+        return [[torch.ones(2)], {"a": torch.zeros(3)}, functools.partial(float, 0), Counted()]
+
+    def changed(self, _):
+        counted = next(thing for thing in self.thing if isinstance(thing, Counted))
+        counted.count += 1
+        if counted.count % 3 == 0:
+            self.thing.insert(1, [torch.full((2,), float(counted.count))])
+        elif counted.count % 5 == 4:
+            del self.thing[0]
+        else:
+            self.thing.append(self.thing.pop(0))
+        found = [thing[0] for thing in self.thing if isinstance(thing, list)]
+        return float(sum((i + 1) * t.add_(1).sum() for i, t in enumerate(found))) + counted.count
+
+
+class Counted:
+    """Counts."""
+
+    def __init__(self):
+        self.count = 0
+
+
+class Telling(Holding):
+    """Is known, so that a test may put something into it."""
+
+    every: ClassVar[weakref.WeakSet[Telling]] = weakref.WeakSet()
+
+    def made(self):
+        self.every.add(self)
+        return [1.0]
+
+    def changed(self, _):
+        self.thing[0] *= 1.5
+        return self.thing[0] % 5
+
+
+class Silent:
+    """Does not say what it has."""
+
+    __slots__ = ()
+
+    @property
+    def __dict__(self):
+        raise RuntimeError("it does not say")

@@ -106,6 +106,24 @@ def test_each_of_these_changes_what_it_goes_by(name):
     assert not same(once.values, twice.values)
 
 
+def test_what_does_not_say_what_it_has_is_an_error_until_it_is_gone():
+    ours, theirs = Hosted("Telling"), Plain("Telling")
+    for i in range(LAST):
+        ours.fill(i), theirs.fill(i)
+        if i == LAST // 2:
+            before = [v.copy() for v in ours.values]
+            for optimizer in lying_held.Telling.every:
+                optimizer.thing.insert(0, lying_held.Silent())
+            for _ in range(2):
+                with pytest.raises(Error, match="it does not say"):
+                    ours.opt.step()
+                assert same(ours.values, before)
+            for optimizer in lying_held.Telling.every:
+                del optimizer.thing[0]
+        ours.opt.step(), theirs.opt.step()
+        assert same(ours.values, theirs.values), i
+
+
 def test_what_cannot_be_put_back_is_said():
     ours = Hosted("HoldsIterator")
     for i in range(3):
