@@ -245,14 +245,17 @@ class Stream:
         """Take the generators from the host."""
         generators = self._generators(SHARED) if self._sees_all else self.sources
         _turns.take()
-        for name in generators.keys() - self._own.keys():
-            self._own[name] = generators[name].own(generators[name].seeded(self.seed))
-        taken = {name: self._own[name] for name in generators}
-        if self._sees_all:
-            self._before = {name: plain(own.state()) for name, own in taken.items()}
-        self._taken = list(taken.values())
-        for own in self._taken:
+        taken = []
+        for name, generator in generators.items():
+            own = self._own.get(name)
+            if own is None:
+                own = self._own[name] = generator.own(generator.seeded(self.seed))
+            if self._sees_all:
+                self._before[name] = plain(own.state())
+            taken.append(own)
+        for own in taken:
             own.enter()
+        self._taken = taken
 
     def leave(self) -> None:
         """Give them back."""
