@@ -22,7 +22,8 @@ from optplug._optplug import ffi
 from optplug.torch_private import cell_of, default_cell, words_of
 
 _WORDS = 624 * 4  # bytes of a Mersenne twister's numbers
-_BEFORE, _AFTER = 20, 32  # what torch has around them, where it is among them and what it has in store
+# What torch has around them: where it is among them, and a float and a double in store.
+_BEFORE, _AFTER = 20, 28
 
 
 class Own(ABC):
