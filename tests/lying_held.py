@@ -222,8 +222,26 @@ class HoldsObjects(Holding):
     def changed(self, _):
         first, second = self.thing
         first[0] *= 1.5
-        self.thing[1] = [*second, first[0] % 3]
-        return first[0] % 7 + sum(self.thing[1])
+        if len(second) < 3:
+            self.thing[1] = [*second, first[0] % 3]
+        else:
+            second[0] *= 1.5
+        return first[0] % 7 + sum(self.thing[1]) % 5
+
+
+class HoldsMark(Holding):
+    """Counts by an attribute of a tensor, which has none now and then."""
+
+    def made(self):
+        return torch.ones(2)
+
+    def changed(self, _):
+        count = getattr(self.thing, "mark", 0) + 1
+        if count > 2:
+            del self.thing.mark
+        else:
+            self.thing.mark = count
+        return float(count)
 
 
 class HoldsMoving(Holding):
@@ -274,3 +292,15 @@ class Silent:
     @property
     def __dict__(self):
         raise RuntimeError("it does not say")
+
+
+class Viewing(Holding):
+    """Keeps views of its parameters, and goes by them."""
+
+    def made(self):
+        return {}
+
+    def changed(self, p):
+        seen = float(self.thing[id(p)].sum()) if id(p) in self.thing else 1.0
+        self.thing[id(p)] = p.detach()[1:]
+        return seen

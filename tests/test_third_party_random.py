@@ -49,7 +49,7 @@ def seed(number: int) -> None:
 
 
 def draw() -> tuple[float, ...]:
-    return float(torch.rand(())), random.random(), float(np.random.random())  # noqa: S311
+    return float(torch.rand(())), random.gauss(0, 1), float(np.random.random())
 
 
 def plain_values(name: str, number: int, last: int = LAST) -> list[list[np.ndarray]]:

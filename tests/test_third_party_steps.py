@@ -329,3 +329,20 @@ def test_an_option_that_nothing_mentions_is_warned_of():
     Hosted("Choosing", groups=[{"use_sign": True}, {"use_sign": False, "rank": 2}])
     with pytest.warns(UserWarning, match="option 'rnak': nothing in somebodys mentions it"):
         Hosted("Choosing", groups=[{"use_sign": True}, {"use_sign": False, "rnak": 2}])
+
+
+def test_views_that_a_class_keeps_are_of_the_array_that_is_bound_again():
+    ours, theirs = Hosted("Viewing"), Plain("Viewing")
+    for i in range(LAST):
+        ours.fill(i), theirs.fill(i)
+        if i == LAST // 2:
+            [matrix] = [k for k, value in enumerate(ours.values) if value.ndim > 1]
+            other = np.asfortranarray(ours.values[matrix])
+            with pytest.raises(ctypes_api.Error, match="Viewing keeps views of the array that was bound"):
+                ours.opt.bind(f"w{matrix}", other, ours.grads[matrix])
+            for k, value in enumerate(ours.values):
+                ours.values[k] = value.copy()
+                value.fill(np.nan)  # as memory that is free may become
+                ours.opt.bind(f"w{k}", ours.values[k], ours.grads[k])
+        ours.opt.step(), theirs.opt.step()
+        assert same(ours.values, theirs.values), i

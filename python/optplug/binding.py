@@ -9,6 +9,7 @@ from torch import Tensor
 from optplug.claims import Claims
 from optplug.errors import StateError
 from optplug.kinds import HALF, Grad, Mastered, Parameter, SparseGrad, layout
+from optplug.loans import follow
 from optplug.parameters import Group, Parameters, again, make
 from optplug.recipe import Recipe
 from optplug.run import Run
@@ -127,6 +128,8 @@ class Binder:
             self._forget()
             return
         self._trials.check_flat(name, grad)
+        if built and self._parameters.loans:
+            follow(built, known.tensor, before, data)
         # The fused kernels take the state to lie as the parameter does.
         state = built.state.get(known.tensor, {}) if built else {}
         moved = {key: lie_as(value, data) for key, value in state.items()}

@@ -325,3 +325,25 @@ class Loans:
                 continue
             if tensor.untyped_storage().data_ptr() in arrays:
                 tensor.data = tensor.detach().clone()
+
+
+def follow(optimizer: torch.optim.Optimizer, parameter: Tensor, before: Tensor, data: Tensor) -> None:
+    """Let what an optimizer keeps of an array be of another one, since the host may have freed the array.
+
+    Raises:
+        ValueError: it cannot be, for the other one lies in another way.
+    """
+    begin, size = before.data_ptr(), before.itemsize
+    end = begin + before.untyped_storage().nbytes()
+    kept = [t for t in holdings(optimizer).tensors if t is not parameter and t.layout == torch.strided]
+    kept = [t for t in kept if begin <= t.data_ptr() < end and t.dtype == data.dtype]
+    if kept and before.stride() != data.stride() and any(t.shape != data.shape for t in kept):
+        raise ValueError(
+            f"{type(optimizer).__name__} keeps views of the array that was bound: bind one of the same layout"
+        )
+    for t in kept:
+        if before.stride() == data.stride():
+            place = data.storage_offset() + (t.data_ptr() - begin) // size
+            t.data = data.as_strided(t.shape, t.stride(), place)
+        else:
+            t.data = data
