@@ -41,7 +41,7 @@ static int make_room(optplug_holdings *h)
     int64_t count = PyList_GET_SIZE(objects);
     if (count < h->capacity && h->seen_count * 2 < h->seen_size)
         return 1;
-    int64_t more = count < h->capacity ? h->capacity : count * 2 + 64;
+    int64_t more = count < h->capacity ? h->capacity : h->capacity ? h->capacity * 2 : 64; /* a power of 2 */
     struct seen *table = calloc((size_t)more * 8, sizeof *table), *before = h->seen;
     if (!table || !reserve(&h->held, more, sizeof *h->held) ||
         !reserve(&h->marked, more, sizeof *h->marked)) {
@@ -76,7 +76,7 @@ static int keep(const optplug_holdings *h, void *list, Py_ssize_t place, PyObjec
     PyObject *before = PyList_GET_ITEM((PyObject *)list, place);
     if (before == value)
         return 0;
-    if (!is_end(h, before) && py.PyList_Append_(h->dropped, before) < 0)
+    if (Py_REFCNT(before) == 1 && py.PyList_Append_(h->dropped, before) < 0)
         return -1;
     Py_INCREF(value);
     return py.PyList_SetItem_(list, place, value);

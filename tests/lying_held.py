@@ -229,6 +229,22 @@ class HoldsObjects(Holding):
         return first[0] % 7 + sum(self.thing[1]) % 5
 
 
+class HoldsMany(Holding):
+    """Has more objects from step to step, and then fewer."""
+
+    def made(self):
+        return [[1.0]]
+
+    def changed(self, _):
+        last = self.thing[-1][0]
+        if len(self.thing) < 500:
+            self.thing.extend([last % 7 + i] for i in range(1, 2 * len(self.thing)))
+        else:
+            del self.thing[3:]
+        self.thing[len(self.thing) // 2][0] *= 1.5
+        return sum(number for (number,) in self.thing) % 11
+
+
 class HoldsMark(Holding):
     """Counts by an attribute of a tensor, which has none now and then."""
 
