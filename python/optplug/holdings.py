@@ -59,16 +59,8 @@ NOTHING = object()
 #: What torch's own attributes for hooks begin with.
 HOOKS = "_optimizer_"
 #: The same as C looks for it, the most frequent first, with more that may be said of a type.
-_ENDS = (
-    bool,
-    float,
-    int,
-    NoneType,
-    str,
-    type,
-    *ENDS - {bool, float, int, NoneType, str},
-    BuiltinFunctionType,
-)
+_FREQUENT = bool, float, int, NoneType, str
+_ENDS = (*_FREQUENT, type, *ENDS - {*_FREQUENT}, BuiltinFunctionType)
 _KINDS = {
     dict: lib.HELD_DICT,
     Tensor: lib.HELD_TENSOR,
@@ -121,10 +113,9 @@ class _Teller:
         if isinstance(value, CONSTANT):
             return self._note_end(kind)
         if isinstance(value, FunctionType):
-            is_own = value.__module__.partition(".")[0] in self._packages
-            return lib.HELD_OTHER, _of_function(value) if is_own and not is_wrapped_by_scheduler(
-                value
-            ) else None
+            package = (value.__module__ or "").partition(".")[0]
+            is_own = package in self._packages and not is_wrapped_by_scheduler(value)
+            return lib.HELD_OTHER, _of_function(value) if is_own else None
         if isinstance(value, MethodType):
             return lib.HELD_OTHER, [value.__self__]
         if isinstance(value, partial):
