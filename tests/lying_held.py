@@ -286,10 +286,10 @@ class Counted:
         self.count = 0
 
 
-class Telling(Holding):
+class Registered(Holding):
     """Is known, so that a test may put something into it."""
 
-    every: ClassVar[weakref.WeakSet[Telling]] = weakref.WeakSet()
+    every: ClassVar[weakref.WeakSet[Registered]] = weakref.WeakSet()
 
     def made(self):
         self.every.add(self)

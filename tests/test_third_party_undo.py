@@ -107,18 +107,18 @@ def test_each_of_these_changes_what_it_goes_by(name):
 
 
 def test_what_does_not_say_what_it_has_is_an_error_until_it_is_gone():
-    ours, theirs = Hosted("Telling"), Plain("Telling")
+    ours, theirs = Hosted("Registered"), Plain("Registered")
     for i in range(LAST):
         ours.fill(i), theirs.fill(i)
         if i == LAST // 2:
             before = [v.copy() for v in ours.values]
-            for optimizer in lying_held.Telling.every:
+            for optimizer in lying_held.Registered.every:
                 optimizer.thing.insert(0, lying_held.Silent())
             for _ in range(2):
                 with pytest.raises(Error, match="it does not say"):
                     ours.opt.step()
                 assert same(ours.values, before)
-            for optimizer in lying_held.Telling.every:
+            for optimizer in lying_held.Registered.every:
                 del optimizer.thing[0]
         ours.opt.step(), theirs.opt.step()
         assert same(ours.values, theirs.values), i
