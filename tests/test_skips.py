@@ -5,9 +5,10 @@ from __future__ import annotations
 import os
 import pathlib
 import subprocess
-import sys
 
 import pytest
+
+import hosts
 
 CONFTEST = pathlib.Path(__file__).parent / "conftest.py"
 ONE = 'import pytest\n\n\n@pytest.mark.skip(reason="no GPU here")\ndef test_one():\n    pass\n'
@@ -23,7 +24,7 @@ def test_a_skipped_test_fails_where_it_may_not_be(may_skip, counted, tmp_path):
     if may_skip:
         environment["OPTPLUG_TEST_MAY_SKIP"] = may_skip
     done = subprocess.run(
-        [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", tmp_path],
+        [*hosts.PYTHON, "-m", "pytest", "-q", "-p", "no:cacheprovider", tmp_path],
         env=environment,
         capture_output=True,
         text=True,
